@@ -1,0 +1,125 @@
+# The commands of the project. `make help` lists them.
+#
+# Needs Python >= 3.11, git and make. The first command makes a virtual environment in $(VENV);
+# it is installed again only when pyproject.toml or the version changed.
+#
+#   make test PYTHON=python3.13 VENV=.venv-3.13     another interpreter, another environment
+#   make test TESTS=tests/unit PYTEST_ARGS=-x       a part of the suite
+
+PYTHON      ?= python3
+VENV        ?= .venv
+TESTS       ?= tests
+PYTEST_ARGS ?=
+SOAK_TESTS  ?= $(wildcard tests/property tests/model tests/faults tests/integration)
+WHEEL_TESTS ?= $(wildcard tests/unit tests/contract)
+VERSIONS    ?= 3.11 3.12 3.13 3.14
+DEMO        ?= $(BIN)/aiotimer run -- $(BIN)/python docs/examples/train.py
+
+BIN     := $(VENV)/bin
+PACKAGE := $(VENV)/.stamp-package
+DEV     := $(VENV)/.stamp-dev
+INPUTS  := pyproject.toml aiotimer/_version.py
+PIP     := -m pip --disable-pip-version-check --no-input
+WHEEL   := build/wheel
+
+# What is tested is what is installed, whatever the caller's shell says.
+unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-all soak coverage check lint types docs wheel bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' Makefile
+
+# --- environment
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"{sys.executable} is older than 3.11: set PYTHON=")'
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+
+$(PACKAGE): $(INPUTS) | $(BIN)/python
+	$(BIN)/python $(PIP) install --quiet --editable .
+	@touch $@
+
+$(DEV): $(INPUTS) | $(BIN)/python
+	$(BIN)/python $(PIP) install --quiet --editable '.[dev]'
+	@touch $@ $(PACKAGE)
+
+# --- use
+
+demo: $(PACKAGE) ## watch a hung worker being reaped (needs only the package)
+	$(DEMO)
+
+bench: $(DEV) ## run the benchmarks
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+# --- test
+
+test: $(DEV) ## run the tests
+	$(BIN)/python -m pytest $(TESTS) $(PYTEST_ARGS)
+
+soak: $(DEV) ## run the slow tests, and the property tests with many more examples
+	$(BIN)/python -m pytest -m 'soak or not soak' --hypothesis-profile=soak --timeout=7200 \
+	    -o faulthandler_timeout=7500 $(SOAK_TESTS) $(PYTEST_ARGS)
+
+coverage: $(DEV) ## run the tests and report the lines they miss
+	rm -rf build/coverage && mkdir -p build/coverage
+	$(BIN)/python -m coverage run -m pytest $(TESTS) $(PYTEST_ARGS)
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report
+
+# An interpreter counts as found only if it starts, is that version and can make an environment:
+# version managers leave shims on PATH that fail.
+PROBE := import ensurepip, sys; print(sys.executable); \
+         sys.exit("%d.%d" % sys.version_info[:2] != sys.argv[1])
+
+test-all: ## run the tests with every Python of $(VERSIONS) that is installed
+	@passed= failed= missing=; \
+	for version in $(VERSIONS); do \
+	    python=; \
+	    for candidate in $$(command -v python$$version) $(PYTHON) \
+	            "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/$$version.*/bin/python; do \
+	        if found=$$("$$candidate" -c '$(PROBE)' $$version 2>/dev/null </dev/null); then \
+	            python=$$found; break; \
+	        fi; \
+	    done; \
+	    if [ -z "$$python" ]; then missing="$$missing $$version"; continue; fi; \
+	    echo "--- Python $$version: $$python"; \
+	    if $(MAKE) --no-print-directory test PYTHON="$$python" VENV=.venv-$$version; \
+	    then passed="$$passed $$version"; else failed="$$failed $$version"; fi; \
+	done; \
+	echo "passed:$${passed:- none}; failed:$${failed:- none}; not installed:$${missing:- none}"; \
+	[ -z "$$failed" ] && [ -n "$$passed" ]
+
+# --- check
+
+check: lint types docs wheel ## everything but the tests: lint, types, docs, and the wheel as installed
+
+lint: $(DEV) ## ruff, both of its halves
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(DEV) ## mypy --strict
+	$(BIN)/mypy
+
+docs: $(DEV) ## build the documentation; a warning is an error
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --fresh-env docs build/docs
+
+# The wheel is built from the sdist, installed alone in a new environment (so that a missing dependency
+# shows), and tested from a directory that holds the tests but not the package.
+wheel: $(DEV) ## build the wheel, install it in a fresh environment, and test that
+	rm -rf $(WHEEL) && mkdir -p $(WHEEL)
+	$(BIN)/python -m build --outdir $(WHEEL)/dist .
+	$(BIN)/python -m venv $(WHEEL)/venv
+	$(WHEEL)/venv/bin/python $(PIP) install --quiet $(WHEEL)/dist/*.whl
+	cp -R tests pyproject.toml $(WHEEL)/
+	cd $(WHEEL) && venv/bin/aiotimer --version
+	cd $(WHEEL) && venv/bin/python -c \
+	    'import aiotimer, sys; assert aiotimer.__file__.startswith(sys.prefix), aiotimer.__file__'
+	wheel=$$(echo $(WHEEL)/dist/*.whl) && $(WHEEL)/venv/bin/python $(PIP) install --quiet "$$wheel[test]"
+	cd $(WHEEL) && venv/bin/python -m pytest $(WHEEL_TESTS)
+
+clean: ## remove environments, builds and caches
+	rm -rf .venv .venv-* build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,57 @@
+"""What ``expires`` makes of its arguments: seconds, and the pool of a scope.
+
+The default scope is the caller's ``file:line``. It is found once per call site: by the id of the code object
+and the instruction, since hashing a code object costs more than entering the block.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from ._core.layout import SCOPE_BYTES, encode_scope
+from ._scratch import scratch
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from ._client import BaseClient
+    from ._core.table import Pool
+
+MOST = 1e308
+"""The largest ``after``: what is added to a clock reading must stay finite."""
+
+
+def seconds(value: Any, name: str) -> float:
+    """Return ``value`` as seconds.
+
+    Raises:
+        TypeError: it is not a number.
+        ValueError: it is not finite, or not greater than 0.
+    """
+    if isinstance(value, bool) or not hasattr(type(value), "__float__"):
+        raise TypeError(f"{name} must be a number of seconds, not {value!r}")
+    if not 0 < value <= MOST:
+        raise ValueError(f"{name} must be a finite number of seconds greater than 0, not {value!r}")
+    return float(value)
+
+
+def first_pool(scope: str | None, client: BaseClient | None, frame: FrameType) -> Pool:
+    """Return the pool of a scope that is new, or whose client is not connected."""
+    if scope is not None:
+        encode_scope(scope)
+    name = _site_name(frame) if scope is None else scope
+    if client is None:
+        return scratch().pool(name)
+    client.check_open()
+    pool = client.link.pool(name)
+    if scope is None and client.link.table is pool.table:
+        client.link.remember_site(frame.f_code, frame.f_lasti, pool)
+    return pool
+
+
+def _site_name(frame: FrameType) -> str:
+    """Return ``file:line`` of a frame, shortened from the left if need be."""
+    file = os.path.basename(frame.f_code.co_filename) or "?"
+    name = f"{file}:{frame.f_lineno}".encode(errors="backslashreplace").replace(b"\0", b"?")
+    return name[-SCOPE_BYTES:].decode(errors="replace")

@@ -1,0 +1,172 @@
+"""One accepted connection: bytes in, messages handled, answers out.
+
+The laws of this file:
+
+* Sockets are raw and non-blocking on both loops, because descriptors travel on them (``SCM_RIGHTS``), which
+  no asyncio transport carries.
+* A connection's state is the connection's. Its end says nothing about the worker: EOF releases nothing.
+* What a peer can make us hold is bounded: one frame in, a reply out, two seconds of silence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from typing import TYPE_CHECKING
+
+from ._core import wire
+from ._watched import WatchedTable
+from ._worker import Worker
+from .errors import AiotimerError, ProtocolError
+from .queue import SocketQueue
+
+if TYPE_CHECKING:
+    from .server import TimerServer
+
+SILENCE = 2.0
+"""Seconds that a peer may take over its first message, or over the rest of one it has begun."""
+
+_CHUNK = 65_536
+
+
+class Connection:
+    """A client of the server.
+
+    Args:
+        server: whose client it is.
+        sock: accepted, non-blocking; owned from here on.
+        loop: where to wait.
+    """
+
+    def __init__(self, server: TimerServer, sock: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
+        self._server = server
+        self._loop = loop
+        self.socket = sock
+        self._decoder = wire.server_decoder()
+        self._unsent = b""
+        self._descriptors: list[int] = []
+        self._silence: asyncio.TimerHandle | None = loop.call_later(SILENCE, self._too_silent)
+        self.worker: Worker | None = None
+        self.table: WatchedTable | None = None
+        self.inbox: SocketQueue | None = None  # of a peer without a shared table
+        self.offset = 0.0  # what to add to that peer's clock
+        loop.add_reader(sock, self._readable)
+
+    @property
+    def closed(self) -> bool:
+        """Whether this end is closed."""
+        return self.socket.fileno() < 0
+
+    def send(self, message: wire.ToClient, descriptor: int = -1) -> None:
+        """Send a message, with a descriptor if one is given; what does not fit waits for the peer."""
+        data = self._unsent + wire.encode(message)
+        if self._unsent and len(data) > wire.MAX_REPLY:
+            self.close()
+            return
+        try:
+            if self._unsent:
+                sent = 0
+            elif descriptor >= 0:
+                sent = socket.send_fds(self.socket, [data], [descriptor])
+            else:
+                sent = self.socket.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self.close()
+            return
+        self._unsent = data[sent:]
+        if self._unsent:
+            self._loop.add_writer(self.socket, self._writable)
+
+    def refuse(self, reason: str) -> None:
+        """Say why not, and close."""
+        self.send(wire.Refused(reason))
+        self.close()
+
+    def close(self) -> None:
+        """Close this end and tell the server."""
+        if self.closed:
+            return
+        if self._silence is not None:
+            self._silence.cancel()
+            self._silence = None
+        self._loop.remove_reader(self.socket)
+        self._loop.remove_writer(self.socket)
+        self.socket.close()
+        self._drop_descriptors()
+        self._server.connection_closed(self)
+
+    def take_descriptor(self) -> int:
+        """Return the descriptor that came with the last message, -1 if there was none."""
+        return self._descriptors.pop() if self._descriptors else -1
+
+    def _readable(self) -> None:
+        try:
+            data, descriptors, _flags, _address = socket.recv_fds(
+                self.socket, _CHUNK, 1, socket.MSG_CMSG_CLOEXEC
+            )
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self.close()
+            return
+        self._descriptors += descriptors
+        try:
+            if not data:
+                self.close()
+                return
+            if len(self._descriptors) > (self.worker is None):
+                raise ProtocolError("descriptors that nobody asked for")
+            self._handle(data)
+        except AiotimerError as error:
+            self._server.refused(self, str(error))
+            self.close()
+
+    def _handle(self, data: bytes) -> None:
+        rung = None
+        for message in self._decoder.feed(data):
+            if isinstance(message, wire.Ring):
+                rung = message.deadline if rung is None else min(rung, message.deadline)
+            elif isinstance(message, wire.Acquire) and self.inbox is not None:
+                self.inbox.deliver(message)
+            else:
+                self._server.handle(self, message)
+            if self.closed:
+                return
+        self._drop_descriptors()
+        if rung is not None:
+            if self.table is None:
+                raise ProtocolError("a ring before HELLO")
+            self.table.rung(rung)
+        if self.inbox is not None and self.inbox.size():
+            self.send(self.inbox.acknowledgement(self._server.apply(self)))
+        self._watch_for_silence()
+
+    def _watch_for_silence(self) -> None:
+        waiting = self._decoder.pending or self.worker is None
+        if waiting and self._silence is None:
+            self._silence = self._loop.call_later(SILENCE, self._too_silent)
+        elif not waiting and self._silence is not None:
+            self._silence.cancel()
+            self._silence = None
+
+    def _too_silent(self) -> None:
+        self._silence = None
+        self.close()
+
+    def _writable(self) -> None:
+        try:
+            self._unsent = self._unsent[self.socket.send(self._unsent) :]
+        except BlockingIOError:
+            return
+        except OSError:
+            self.close()
+            return
+        if not self._unsent:
+            self._loop.remove_writer(self.socket)
+
+    def _drop_descriptors(self) -> None:
+        while self._descriptors:
+            os.close(self._descriptors.pop())

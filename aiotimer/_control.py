@@ -1,0 +1,55 @@
+"""Questions to a running server: is it there, what does it watch. For the command line and ``configure``."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from typing import Any, TypeVar
+
+from ._core import wire
+from .errors import AiotimerError, ProtocolError, ServerUnavailable
+
+ANSWER_WITHIN = 2.0
+"""Seconds for which an answer is waited for."""
+
+A = TypeVar("A", bound=wire.ToClient)
+
+
+def ping(path: str) -> wire.Pong:
+    """Return the server's answer to a ping; raises as :func:`status`."""
+    return _ask(path, wire.Ping(), wire.Pong)
+
+
+def status(path: str) -> dict[str, Any]:
+    """Return what a server reports of itself and its workers.
+
+    Raises:
+        ServerUnavailable: nobody answers there.
+        ProtocolError: whoever does is no timer server of this protocol.
+    """
+    return _ask(path, wire.StatusRequest(), wire.Status).report
+
+
+def disown(path: str) -> None:
+    """Tell a private watchdog that its founder does not need it any more; if it is gone, so be it."""
+    with contextlib.suppress(AiotimerError):
+        _ask(path, wire.Disown(), wire.Pong)
+
+
+def _ask(path: str, question: wire.ToServer, kind: type[A]) -> A:
+    decoder = wire.client_decoder()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(ANSWER_WITHIN)
+        try:
+            connection.connect(path)
+            connection.sendall(wire.encode(question))
+            while data := connection.recv(65_536):
+                for answer in decoder.feed(data):
+                    if isinstance(answer, kind):
+                        return answer
+                    raise ProtocolError(f"{type(answer).__name__} in answer to {type(question).__name__}")
+        except TimeoutError:
+            raise ServerUnavailable(path, f"no answer within {ANSWER_WITHIN:g} s") from None
+        except OSError as error:
+            raise ServerUnavailable(path, error.strerror or str(error)) from None
+    raise ServerUnavailable(path, "it closed the connection without an answer")

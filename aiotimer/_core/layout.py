@@ -1,0 +1,220 @@
+"""The bytes of a timer table, and how the server reads them.
+
+One layout serves both sides: the worker stores through a ``memoryview`` of the mapped file, the server
+reads with ``pread`` and never maps it. ``docs/reference/protocol.md`` documents every byte; the
+constants here are the normative ones. All numbers are in the machine's byte order: a table never
+leaves its machine. Every word that both sides touch is 8 bytes, 8-byte aligned.
+
+====================  =========  ==========================================================
+offset                written by  what
+====================  =========  ==========================================================
+0                     server     magic, layout version, number of slots (once, at creation)
+64  ``PROMISE``       server     float64: when the server looks next
+72  ``LOOKS``         server     float64: how many looks there have been
+80  ``REAPED_AT``     server     float64: when the server began to reap the worker, or 0.0
+192 ``HIGH_WATER``    worker     float64: slots below this are allocated and initialised
+200 ``RETIRED``       worker     float64: acquisitions counted in slots that were relabelled since
+256 deadlines         worker     65,536 x float64; ``inf`` or 0.0 = not armed
+528,384 counts        worker     65,536 x float64: acquisitions through this slot, under this label
+1,052,672 labels      worker     65,536 x 256 bytes: length, ordinal, UTF-8 text
+====================  =========  ==========================================================
+
+What stands in the worker's part is untrusted: any double may be a deadline (NaN, -inf, denormal), any
+bytes a label. Everything here accepts every bit pattern. It can harm only its writer.
+"""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from math import inf, isfinite
+from sys import float_info
+
+LAYOUT_VERSION = 1
+MAGIC = b"aiotimer"
+SLOTS = 65_536
+
+# Indices of float64 words, for a memoryview cast to "d".
+PROMISE = 8
+LOOKS = 9
+REAPED_AT = 10
+HIGH_WATER = 24
+RETIRED = 25
+FIRST_DEADLINE = 32
+FIRST_COUNT = 528_384 // 8
+COUNT_OF = FIRST_COUNT - FIRST_DEADLINE
+"""A deadline's word index plus this is the word index of its slot's count."""
+
+LABELS_OFFSET = 1_052_672
+LABEL_SIZE = 256
+TABLE_SIZE = LABELS_OFFSET + SLOTS * LABEL_SIZE
+
+SCOPE_BYTES = 240
+"""The longest scope, in bytes of UTF-8: what a label cell holds beside its 8-byte head, rounded down."""
+
+PAGE = 4096
+SNAPSHOT_OFFSET = HIGH_WATER * 8
+"""A snapshot starts at the worker's own line, so that two snapshots of an idle table are equal bytes."""
+
+DEADLINES_IN_SNAPSHOT = FIRST_DEADLINE * 8 - SNAPSHOT_OFFSET
+FIRST_SLOTS = 480
+"""As many slots as share the first page with the header: one page is read for nearly every worker."""
+
+EXPIRED_AT_ONCE = 5e-324
+"""What a deadline of exactly 0 is stored as: a zero in the table means *not armed*."""
+
+_LARGEST = float_info.max  # an int may be finite and yet too large
+
+_HEAD = struct.Struct("=8sII")
+_LABEL = struct.Struct("=HHI")
+_WORD = struct.Struct("=d")
+_SERVER_LINE = struct.Struct("=dd")
+
+
+def header() -> bytes:
+    """Return the first bytes of a new table: magic, version, capacity."""
+    return _HEAD.pack(MAGIC, LAYOUT_VERSION, SLOTS)
+
+
+def layout_version(head: bytes) -> int | None:
+    """Return the layout version that ``head`` (at least 16 bytes) declares, None if it is no table."""
+    if len(head) < _HEAD.size:
+        return None
+    magic, version, _slots = _HEAD.unpack_from(head)
+    return int(version) if magic == MAGIC else None
+
+
+def server_line(promise: float, looks: float) -> bytes:
+    """Return the two words at ``PROMISE``, to be written with one ``pwrite``: promise, then looks."""
+    return _SERVER_LINE.pack(promise, looks)
+
+
+def word(value: float) -> bytes:
+    """Return one float64 as it stands in a table."""
+    return _WORD.pack(value)
+
+
+def read_word(data: bytes, offset: int = 0) -> float:
+    """Return the float64 at a byte offset of ``data``."""
+    return float(_WORD.unpack_from(data, offset)[0])
+
+
+def snapshot_size(high_water: int) -> int:
+    """Return how many bytes from ``SNAPSHOT_OFFSET`` hold the worker's line and ``high_water`` deadlines."""
+    return DEADLINES_IN_SNAPSHOT + 8 * high_water
+
+
+def high_water(snapshot: bytes) -> int:
+    """Return the number of slots a snapshot says are in use, clamped to what a table can have."""
+    if len(snapshot) < DEADLINES_IN_SNAPSHOT:
+        return 0
+    mark = read_word(snapshot)
+    return int(min(max(mark, 0.0), SLOTS)) if isfinite(mark) else 0
+
+
+def deadlines(snapshot: bytes) -> array[float]:
+    """Return the deadlines in a snapshot, index = slot. Truncated input gives the slots that are there."""
+    there = max(0, len(snapshot) - DEADLINES_IN_SNAPSHOT) // 8
+    n = min(high_water(snapshot), there)
+    return array("d", snapshot[DEADLINES_IN_SNAPSHOT : DEADLINES_IN_SNAPSHOT + 8 * n])
+
+
+def is_armed(deadline: float) -> bool:
+    """Whether a slot with this value holds a timer (NaN, infinities, zero and below do not)."""
+    return 0.0 < deadline < inf
+
+
+def deadline_offset(slot: int) -> int:
+    """Return the byte offset of a slot's deadline."""
+    return 8 * (FIRST_DEADLINE + slot)
+
+
+def count_offset(slot: int) -> int:
+    """Return the byte offset of a slot's count of acquisitions."""
+    return 8 * (FIRST_COUNT + slot)
+
+
+def label_offset(slot: int) -> int:
+    """Return the byte offset of a slot's label."""
+    return LABELS_OFFSET + LABEL_SIZE * slot
+
+
+def encode_scope(scope: str) -> bytes:
+    """Check a scope and return its UTF-8 bytes.
+
+    Raises:
+        TypeError: it is not a str.
+        ValueError: it is empty, longer than ``SCOPE_BYTES``, contains a NUL, or is not encodable (lone
+            surrogates).
+    """
+    if not isinstance(scope, str):
+        raise TypeError(f"scope must be a str, not {type(scope).__name__}")
+    try:
+        text = scope.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"scope is not valid Unicode ({error.reason} at {error.start})") from None
+    if not text:
+        raise ValueError("scope must not be empty")
+    if b"\0" in text:
+        raise ValueError("scope must not contain a NUL character")
+    if len(text) > SCOPE_BYTES:
+        raise ValueError(f"scope is {len(text)} bytes long; at most {SCOPE_BYTES} fit")
+    return text
+
+
+def encode_label(text: bytes, ordinal: int) -> bytes:
+    """Return a label cell: ordinal 0 for a keyed timer, n >= 1 for the n-th of a scope's entries."""
+    return _LABEL.pack(len(text), 0, ordinal & 0xFFFF_FFFF) + text
+
+
+def decode_label(cell: bytes) -> tuple[str, int]:
+    """Return ``(scope, ordinal)`` of a label cell; undecodable bytes become backslash escapes."""
+    if len(cell) < _LABEL.size:
+        return "?", 0
+    length, _flags, ordinal = _LABEL.unpack_from(cell)
+    text = cell[_LABEL.size : _LABEL.size + min(length, SCOPE_BYTES)]
+    return text.decode(errors="backslashreplace") or "?", int(ordinal)
+
+
+def timer_name(scope: str, ordinal: int) -> str:
+    """Return the name of one timer: the scope, and ``#n`` from a scope's second concurrent entry on."""
+    return scope if ordinal <= 1 else f"{scope}#{ordinal}"
+
+
+def timer_key(scope: str, ordinal: int) -> str:
+    """Return the name of a timer in messages: the scope; for an entry, a NUL and its ordinal follow."""
+    return f"{scope}\0{ordinal}" if ordinal else scope
+
+
+def split_key(key: str) -> tuple[str, int]:
+    """Return the scope and the ordinal of a :func:`timer_key`.
+
+    Raises:
+        ValueError: what follows the NUL is not a small number.
+    """
+    scope, separator, ordinal = key.partition("\0")
+    if not separator:
+        return scope, 0
+    if not (ordinal.isascii() and ordinal.isdigit() and len(ordinal) <= 9):
+        raise ValueError("a timer key whose ordinal is not a small number")
+    return scope, int(ordinal)
+
+
+def as_stored(expiration_time: float) -> float:
+    """Return how a request's ``expiration_time`` stands in a slot.
+
+    Raises:
+        ValueError: NaN or infinite.
+    """
+    if expiration_time < 0:
+        return inf
+    if not expiration_time <= _LARGEST:
+        raise ValueError(f"expiration_time must be finite, not {expiration_time}")
+    return expiration_time or EXPIRED_AT_ONCE
+
+
+def as_requested(stored: float) -> float:
+    """Return the ``expiration_time`` that a slot's value stands for (the inverse of ``as_stored``)."""
+    if not is_armed(stored):
+        return -1.0
+    return 0.0 if stored == EXPIRED_AT_ONCE else stored

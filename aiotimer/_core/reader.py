@@ -1,0 +1,98 @@
+"""Reading a table from outside: what the server, and a queue's consumer, see of it.
+
+The laws of this file: it reads through a function it was given (``pread`` on the file, never a mapping, so
+that a worker that truncates its table costs its reader nothing); a label counts only if its slot held
+the same deadline before and after it was read; what is read is untrusted.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable
+from typing import NamedTuple
+
+from . import layout
+
+Read = Callable[[int, int], bytes]
+"""``read(size, offset)``: at most ``size`` bytes of the table, fewer at its end."""
+
+
+class Timer(NamedTuple):
+    """One armed timer as found in a table.
+
+    Attributes:
+        slot: where.
+        scope: the label's text.
+        ordinal: 0 for a keyed timer, n for the n-th concurrent entry of its scope.
+        deadline: the stored value.
+    """
+
+    slot: int
+    scope: str
+    ordinal: int
+    deadline: float
+
+    @property
+    def name(self) -> str:
+        """The scope, with ``#n`` from a scope's second concurrent entry on."""
+        return layout.timer_name(self.scope, self.ordinal)
+
+
+class TableReader:
+    """Reads one table.
+
+    Args:
+        read: see :data:`Read`.
+    """
+
+    __slots__ = ("_expected", "_read")
+
+    def __init__(self, read: Read) -> None:
+        self._read = read
+        self._expected = layout.FIRST_SLOTS
+
+    def snapshot(self) -> bytes:
+        """Return the worker's line and every deadline below the high-water mark: usually one read."""
+        size = layout.snapshot_size(self._expected)
+        data = self._read(size, layout.SNAPSHOT_OFFSET)
+        slots = layout.high_water(data)
+        if slots > self._expected and len(data) == size:
+            self._expected = slots
+            data = self._read(layout.snapshot_size(slots), layout.SNAPSHOT_OFFSET)
+        return data
+
+    def deadlines(self) -> array[float]:
+        """Return every deadline, index = slot."""
+        return layout.deadlines(self.snapshot())
+
+    def deadline(self, slot: int) -> float:
+        """Return what a slot holds now (-1.0 if the table is too short to have it)."""
+        data = self._read(8, layout.deadline_offset(slot))
+        return layout.read_word(data) if len(data) == 8 else -1.0
+
+    def counts(self, slots: int) -> array[float]:
+        """Return how often each of the first ``slots`` slots was armed under its present label."""
+        data = self._read(8 * slots, layout.count_offset(0))
+        return array("d", data[: len(data) // 8 * 8])
+
+    def label(self, slot: int) -> tuple[str, int]:
+        """Return the scope and the ordinal on a slot's label, whatever the slot holds."""
+        return layout.decode_label(self._read(layout.LABEL_SIZE, layout.label_offset(slot)))
+
+    def timer(self, slot: int, deadline: float) -> Timer | None:
+        """Return the timer in a slot, None if it does not hold ``deadline`` any more."""
+        if self.deadline(slot) != deadline:
+            return None
+        scope, ordinal = self.label(slot)
+        if self.deadline(slot) != deadline:
+            return None
+        return Timer(slot, scope, ordinal, deadline)
+
+    def timers(self) -> list[Timer]:
+        """Return every armed timer, soonest first."""
+        armed = [
+            timer
+            for slot, deadline in enumerate(self.deadlines())
+            if layout.is_armed(deadline) and (timer := self.timer(slot, deadline))
+        ]
+        return sorted(armed, key=lambda timer: timer.deadline)

@@ -1,0 +1,360 @@
+"""The worker's side of a timer table: cells, and the pools that entries take them from.
+
+The laws of this file:
+
+* Arming is one 8-byte store, releasing is another. Whatever else happens (labels, counts, growth)
+  happens while the slot is not armed, so a reader never meets a half-made timer.
+* A slot has one owner at a time: the pool it lies idle in, the entry that popped it, or the keyed cell
+  it belongs to. ``list.pop`` and ``list.append`` hand it over; each is atomic, so entries take no lock.
+* Everything slower (a new slot, a new label, a keyed timer) holds the table's lock.
+* The table does no I/O. Memory for more slots is made by the ``grow`` it was given; a ring is rung by
+  whoever called, when :meth:`TimerTable.must_ring` says so.
+
+*Entries and cells.* ``expires`` takes a :class:`Pool`'s idle slot per entry and stores into it directly:
+that code is :meth:`Cell.set` written out where it runs, because a call costs as much as the stores
+do. ``put`` and ``acquire`` go through :class:`Cell` objects, one per name. The two kinds share slots of
+one table but never a timer. ``tests/property/test_cells.py`` holds them to the same meaning.
+
+*Labels.* A slot keeps its label while it lies idle in its pool, so a known call site writes none. When
+more than half the slots in use lie idle, new labels reuse them instead of growing the table, oldest
+pools first: a program that names its scopes ``rollout-{i}`` for ever stays small.
+"""
+
+from __future__ import annotations
+
+from _thread import allocate_lock
+from collections.abc import Callable, Iterable
+from math import inf, nan
+from typing import TYPE_CHECKING, TypeAlias
+
+from ..errors import TableFull
+from . import layout
+from .layout import COUNT_OF, FIRST_DEADLINE, HIGH_WATER, LOOKS, PROMISE, RETIRED, SLOTS
+
+if TYPE_CHECKING:
+    from mmap import mmap
+
+LATE = 1.0
+"""Seconds after a broken promise, or an unanswered ring, at which a server counts as late."""
+
+FIRST_CHUNK = 16
+"""Slots of a new table: their labels are one page. Each growth doubles the table."""
+
+Buffer: TypeAlias = "bytearray | memoryview | mmap"
+
+_SMALL = 64
+"""Tables up to this many slots grow rather than take labels away from idle call sites."""
+
+
+class Pool(list[int]):
+    """The idle slots of one scope, as word indices of their deadlines; entries pop and append.
+
+    ``cells`` is the table's buffer and ``now`` its clock, kept here to save entries an attribute look-up.
+    ``cells`` is swapped for private scratch in a forked child, where entries of the parent's are still
+    to be left.
+    """
+
+    __slots__ = ("cells", "next_ordinal", "now", "scope", "size", "table", "text")
+
+    def __init__(self, table: TimerTable, scope: str) -> None:
+        self.text = layout.encode_scope(scope)
+        self.scope = scope
+        self.table = table
+        self.cells = table.cells
+        self.now = table.now
+        self.size = 0  # slots that belong to this scope, idle or not
+        self.next_ordinal = 1
+
+
+class Cell:
+    """One keyed timer: what ``put``, ``acquire`` and ``release`` store into."""
+
+    __slots__ = ("_table", "key", "word")
+
+    def __init__(self, table: TimerTable, key: tuple[str, int], word: int) -> None:
+        self._table = table
+        self.key = key
+        self.word: int | None = word  # None once the slot was given to another name
+
+    def set(self, expiration_time: float, now: float) -> bool:
+        """Arm, move or (strictly negative) release this timer.
+
+        Args:
+            expiration_time: ``CLOCK_MONOTONIC`` seconds.
+            now: the present on the same clock.
+
+        Returns:
+            True when the server must be rung, with this deadline.
+
+        Raises:
+            ValueError: ``expiration_time`` is not finite.
+            TableFull: the timer is new and there is no slot left.
+        """
+        return self._table.set(self.key, expiration_time, now)
+
+
+class TimerTable:
+    """A timer table over any writable buffer of ``layout.TABLE_SIZE`` bytes.
+
+    Args:
+        buffer: a mapping of a table file, or anonymous memory.
+        grow: called with a number of slots before the table uses so many of them; it makes the
+            memory behind them usable, or raises OSError.
+        pools: the dict to keep the pools in, so that its owner can look there without asking.
+        now: the clock of the deadlines, in seconds: the server's ``CLOCK_MONOTONIC``.
+        offset: what ``now`` adds to this process's own ``CLOCK_MONOTONIC`` (0.0 outside time namespaces).
+    """
+
+    def __init__(
+        self,
+        buffer: Buffer,
+        grow: Callable[[int], None] = lambda _slots: None,
+        pools: dict[str, Pool] | None = None,
+        *,
+        now: Callable[[], float],
+        offset: float = 0.0,
+    ) -> None:
+        self.now = now
+        self.offset = offset
+        self.raw = memoryview(buffer).cast("B")
+        self.cells: memoryview[float] = self.raw.cast("d")
+        self.pools = {} if pools is None else pools
+        self.lock = allocate_lock()
+        self.rung_at = -inf
+        self._rung = nan  # the look count read before the last ring that was sent; NaN equals none
+        self._grow = grow
+        self._fresh: list[int] = []
+        self._cells_of: dict[tuple[str, int], Cell] = {}
+
+    # -- entries ---------------------------------------------------------------------------------
+
+    def pool(self, scope: str) -> Pool:
+        """Return the pool of a scope, a new one if need be.
+
+        Raises:
+            TypeError, ValueError: the scope cannot be a label.
+        """
+        pool = self.pools.get(scope)
+        return pool if pool is not None else self.pools.setdefault(scope, Pool(self, scope))
+
+    def take(self, pool: Pool) -> tuple[Pool, int]:
+        """Return a slot (the word index of its deadline) labelled with ``pool``'s scope, not armed.
+
+        Returns:
+            The pool that the slot must be given back to (another one, if this one was retired), and
+            the slot.
+
+        Raises:
+            TableFull: every slot is in use, or there is no memory for more.
+        """
+        with self.lock:
+            pool = self.pools.setdefault(pool.scope, pool)
+            try:
+                return pool, pool.pop()
+            except IndexError:
+                pass
+            word = self._new_slot()
+            self._label(word, pool.text, pool.next_ordinal)
+            pool.next_ordinal += 1
+            pool.size += 1
+            return pool, word
+
+    # -- keyed timers ----------------------------------------------------------------------------
+
+    def cell(self, scope: str, ordinal: int = 0) -> Cell:
+        """Return the keyed timer of this name.
+
+        Args:
+            scope: its scope.
+            ordinal: 0, or n for the n-th concurrent entry of a peer that has no table of its own.
+
+        Raises:
+            TypeError, ValueError: the scope cannot be a label.
+            TableFull: there is no slot left for a new name.
+        """
+        key = (scope, ordinal)
+        with self.lock:
+            return self._cells_of.get(key) or self._new_cell(key)
+
+    def set(self, key: tuple[str, int], expiration_time: float, now: float) -> bool:
+        """Do what :meth:`Cell.set` does, for the timer of that key; an unknown release is a no-op."""
+        stored = layout.as_stored(expiration_time)
+        with self.lock:
+            cell = self._cells_of.get(key)
+            if cell is None:
+                if stored == inf:
+                    layout.encode_scope(key[0])
+                    return False
+                cell = self._new_cell(key)
+            assert cell.word is not None
+            self.cells[cell.word] = stored
+            if stored == inf:
+                return False
+            self.cells[cell.word + COUNT_OF] += 1.0
+        return self.must_ring(stored, now)
+
+    def adopt_cells(self, timers: Iterable[tuple[int, str, int]]) -> None:
+        """Take over a table that an earlier process kept: its armed timers as (slot, scope, ordinal)."""
+        with self.lock:
+            for slot, scope, ordinal in timers:
+                key = (scope, ordinal)
+                self._cells_of[key] = Cell(self, key, FIRST_DEADLINE + slot)
+            taken = {cell.word for cell in self._cells_of.values()}
+            mark = FIRST_DEADLINE + self.high_water
+            self._fresh = [word for word in range(FIRST_DEADLINE, mark) if word not in taken]
+
+    def clear_cells(self) -> None:
+        """Release every keyed timer."""
+        with self.lock:
+            for cell in self._cells_of.values():
+                assert cell.word is not None
+                self.cells[cell.word] = inf
+
+    def armed_cells(self) -> dict[tuple[str, int], float]:
+        """Return the keyed timers that are armed: ``{(scope, ordinal): deadline}``."""
+        with self.lock:
+            return {
+                key: self.cells[cell.word]
+                for key, cell in self._cells_of.items()
+                if cell.word is not None and layout.is_armed(self.cells[cell.word])
+            }
+
+    # -- the doorbell ----------------------------------------------------------------------------
+
+    def must_ring(self, deadline: float, now: float) -> bool:
+        """Whether the server must be told of a deadline that has just been stored.
+
+        It must if it promised to look later than that and has not been rung since its last look;
+        and, at most once a second, if its promise passed or a ring has gone unanswered for more than a
+        second: then it is late, stuck or gone.
+        """
+        cells = self.cells
+        looks = cells[LOOKS]  # before the promise: see tests/model
+        promise = cells[PROMISE]
+        if promise <= deadline and not promise < now - LATE:
+            return False
+        return looks != self._rung or now - self.rung_at >= LATE
+
+    def is_late(self, now: float) -> bool:
+        """Whether the server broke its promise, or left a ring unanswered, for more than a second."""
+        cells = self.cells
+        unanswered = cells[LOOKS] == self._rung and now - self.rung_at > LATE
+        return cells[PROMISE] < now - LATE or unanswered
+
+    def looks(self) -> float:
+        """Return the count of looks; read it before a ring is sent and give it to :meth:`rang`."""
+        return self.cells[LOOKS]
+
+    def rang(self, looks: float, now: float) -> None:
+        """Remember a ring. Call it after ``send`` returned, never before.
+
+        Remembered earlier, this thread could be preempted between the two, and another one would
+        leave out its own ring for the sake of one that was not sent.
+        """
+        self._rung = looks
+        self.rung_at = now
+
+    def forget_rings(self) -> None:
+        """A new connection: no ring sent on an older one counts."""
+        self._rung = nan
+
+    def abandon(self, scratch: Buffer) -> None:
+        """Turn every reference to this table to ``scratch``: what a forked child does.
+
+        Entries that are active keep their slots and release them there, which is to say nowhere.
+        ``scratch`` is of a table's size. Its promise is NaN, so that every later entry notices and asks
+        for a table of its own.
+        """
+        self._grow = lambda _slots: None
+        self._fresh = []
+        self.lock = allocate_lock()  # another thread of the parent's may have held the old one
+        self.raw = memoryview(scratch).cast("B")
+        self.cells = self.raw.cast("d")
+        self.cells[PROMISE] = nan
+        self.cells[HIGH_WATER] = 0.0
+        for pool in self.pools.values():
+            pool.cells = self.cells
+        self.pools = {}
+
+    def key_of(self, word: int) -> str:
+        """Return the key (``layout.timer_key``) of the timer whose deadline is at a word index."""
+        start = layout.label_offset(word - FIRST_DEADLINE)
+        scope, ordinal = layout.decode_label(bytes(self.raw[start : start + layout.LABEL_SIZE]))
+        return layout.timer_key(scope, ordinal)
+
+    # -- slots -----------------------------------------------------------------------------------
+
+    @property
+    def high_water(self) -> int:
+        """The number of slots in use or lying idle."""
+        return int(self.cells[HIGH_WATER])
+
+    @property
+    def acquisitions(self) -> int:
+        """How many timers have been armed in this table since it was made."""
+        counts = self.cells[layout.FIRST_COUNT : layout.FIRST_COUNT + self.high_water]
+        return int(self.cells[RETIRED] + sum(counts))
+
+    def _new_cell(self, key: tuple[str, int]) -> Cell:
+        text = layout.encode_scope(key[0])
+        word = self._new_slot()
+        self._label(word, text, key[1])
+        cell = self._cells_of[key] = Cell(self, key, word)
+        return cell
+
+    def _label(self, word: int, text: bytes, ordinal: int) -> None:
+        cells = self.cells
+        cells[RETIRED] += cells[word + COUNT_OF]
+        cells[word + COUNT_OF] = 0.0
+        label = layout.encode_label(text, ordinal)
+        start = layout.label_offset(word - FIRST_DEADLINE)
+        self.raw[start : start + len(label)] = label
+
+    def _new_slot(self) -> int:
+        if not self._fresh:
+            mark = self.high_water
+            idle = self._idle()
+            if mark >= SLOTS or (mark > _SMALL and idle > mark // 2):
+                self._reclaim(max(1, idle // 2))
+            if not self._fresh:
+                self._extend(mark)
+        return self._fresh.pop()
+
+    def _idle(self) -> int:
+        keyed = sum(self.cells[cell.word] == inf for cell in self._cells_of.values() if cell.word)
+        return keyed + sum(map(len, self.pools.values()))
+
+    def _reclaim(self, wanted: int) -> None:
+        """Take idle slots from their names, oldest names first."""
+        for key, cell in list(self._cells_of.items()):
+            if len(self._fresh) >= wanted:
+                return
+            if cell.word is not None and self.cells[cell.word] == inf:
+                self._fresh.append(cell.word)
+                cell.word = None
+                del self._cells_of[key]
+        for scope, pool in list(self.pools.items()):
+            while pool and len(self._fresh) < wanted:
+                try:
+                    self._fresh.append(pool.pop())  # an entry may pop the last one first
+                except IndexError:
+                    break
+                pool.size -= 1
+            if not pool.size:
+                del self.pools[scope]  # an entry that still holds it comes back through take()
+
+    def _extend(self, mark: int) -> None:
+        """Make more slots: memory first, then ``inf``, and only then the high-water mark."""
+        if mark >= SLOTS:
+            raise TableFull(mark, f"a worker has {SLOTS:,} slots and all of them are armed")
+        target = min(SLOTS, max(FIRST_CHUNK, 2 * mark))
+        try:
+            self._grow(target)
+        except OSError as error:
+            raise TableFull(mark, f"the table cannot grow: {error}") from error
+        first = FIRST_DEADLINE + mark
+        last = FIRST_DEADLINE + target
+        for word in range(first, last):
+            self.cells[word] = inf
+        self.cells[HIGH_WATER] = float(target)
+        self._fresh.extend(range(last - 1, first - 1, -1))

@@ -1,0 +1,214 @@
+"""Messages on the socket, and their incremental codec.
+
+A frame is a 4-byte big-endian length and a MessagePack array whose first element names the message. The
+socket carries little: a worker that shares its table sends HELLO once, a RING when it arms a timer
+earlier than the server's promise, and BYE. ``docs/reference/protocol.md`` describes each message.
+
+The laws of this file: a decoder never holds more than one frame's limit of undecoded bytes beyond what it
+was fed at once; whatever a peer sends ends in messages or in :class:`ProtocolError`, nothing else. Fields
+may be added at the end of a message with a default; anything else needs a new ``PROTOCOL_VERSION``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, TypeAlias, TypeVar
+
+import msgspec
+
+from ..errors import ProtocolError
+
+PROTOCOL_VERSION = 1
+
+MAX_FRAME = 64 * 1024
+"""The longest frame a server accepts. The longest a client needs is a HELLO that lists its armed timers in
+socket-only mode; it lists at most as many as fit and sends the others as requests."""
+
+MAX_REPLY = 64 * 1024 * 1024
+"""The longest frame a client accepts: a status of thousands of workers is long."""
+
+_LENGTH_BYTES = 4
+
+
+class Hello(msgspec.Struct, tag="hello", array_like=True, frozen=True):
+    """Client to server, first and once per connection.
+
+    Attributes:
+        version: the client's ``PROTOCOL_VERSION``.
+        release: the client's package version, for messages about a mismatch.
+        pid: the client's pid as it sees it. Shown, never acted upon.
+        shared: True to share a table; False to send each request as a message.
+        time_namespace: inode of the client's time namespace, 0 if unknown.
+        clock: the client's ``CLOCK_MONOTONIC`` at sending, seconds.
+        offers_table: the descriptor of a table that the client has already comes with this message.
+        armed: socket-only: every timer now armed, as (key, deadline); see :class:`Acquire`. Timers that
+            an older connection of this client armed and that are not in this list are released.
+    """
+
+    version: int
+    release: str
+    pid: int
+    shared: bool
+    time_namespace: int
+    clock: float
+    offers_table: bool = False
+    armed: tuple[tuple[str, float], ...] = ()
+
+
+class Welcome(msgspec.Struct, tag="welcome", array_like=True, frozen=True):
+    """Server to client: the connection stands. Only this means *connected*.
+
+    Attributes:
+        version: the server's ``PROTOCOL_VERSION``.
+        release: the server's package version.
+        pid: the server's pid.
+        offset: seconds to add to the client's clock (0.0 in the same time namespace).
+        has_table: a new table's descriptor comes with this message.
+    """
+
+    version: int
+    release: str
+    pid: int
+    offset: float
+    has_table: bool
+
+
+class Refused(msgspec.Struct, tag="refused", array_like=True, frozen=True):
+    """Server to client: no. The connection is closed after it."""
+
+    reason: str
+
+
+class Ring(msgspec.Struct, tag="ring", array_like=True, frozen=True):
+    """Client to server: a deadline earlier than your promise has been stored. Look."""
+
+    deadline: float
+
+
+class Bye(msgspec.Struct, tag="bye", array_like=True, frozen=True):
+    """Client to server: this process's last client is leaving; forget its timers."""
+
+
+class Acquire(msgspec.Struct, tag="acquire", array_like=True, frozen=True):
+    """Client to server, socket-only: arm, move or (negative ``expiration_time``) release a timer.
+
+    Attributes:
+        number: 1 for the first request of a client, then one more each.
+        key: the scope; for the n-th concurrent entry of a scope, the scope, a NUL and n.
+        expiration_time: ``CLOCK_MONOTONIC`` seconds, in the server's time namespace.
+    """
+
+    number: int
+    key: str
+    expiration_time: float
+
+
+class Ack(msgspec.Struct, tag="ack", array_like=True, frozen=True):
+    """Server to client: all requests up to ``number`` are applied; ``error`` says why the last was not."""
+
+    number: int
+    error: str = ""
+
+
+class Ping(msgspec.Struct, tag="ping", array_like=True, frozen=True):
+    """Anyone to server: are you there?"""
+
+
+class Pong(msgspec.Struct, tag="pong", array_like=True, frozen=True):
+    """Server: yes.
+
+    Attributes:
+        pid: the server's pid.
+        lag_s: how late, at worst, the server's own heartbeat has been in the last minute, seconds.
+    """
+
+    pid: int
+    lag_s: float
+
+
+class StatusRequest(msgspec.Struct, tag="status?", array_like=True, frozen=True):
+    """Anyone to server: who is connected, and what is armed?"""
+
+
+class Status(msgspec.Struct, tag="status", array_like=True, frozen=True):
+    """Server: the object that ``aiotimer status --json`` prints."""
+
+    report: dict[str, Any]
+
+
+class Disown(msgspec.Struct, tag="disown", array_like=True, frozen=True):
+    """Founder to its private watchdog: end as if I had gone."""
+
+
+ToServer: TypeAlias = Hello | Ring | Bye | Acquire | Ping | StatusRequest | Disown
+ToClient: TypeAlias = Welcome | Refused | Ack | Pong | Status
+
+M = TypeVar("M")
+
+_encoder = msgspec.msgpack.Encoder()
+_to_server = msgspec.msgpack.Decoder(ToServer)
+_to_client = msgspec.msgpack.Decoder(ToClient)
+
+
+def encode(message: ToServer | ToClient) -> bytes:
+    """Return the frame of a message."""
+    body = _encoder.encode(message)
+    return len(body).to_bytes(_LENGTH_BYTES, "big") + body
+
+
+def with_armed(hello: Hello, armed: tuple[tuple[str, float], ...]) -> Hello:
+    """Return a HELLO that lists armed timers."""
+    return msgspec.structs.replace(hello, armed=armed)
+
+
+class Decoder(Generic[M]):
+    """Turns a stream of bytes into messages; see :func:`server_decoder` and :func:`client_decoder`."""
+
+    __slots__ = ("_buffer", "_decode", "_limit")
+
+    def __init__(self, decode: Callable[[bytes], M], limit: int) -> None:
+        self._buffer = bytearray()
+        self._decode = decode
+        self._limit = limit
+
+    def feed(self, data: bytes) -> Iterator[M]:
+        """Yield the messages that ``data`` completes; keep what is left for the next call.
+
+        Raises:
+            ProtocolError: the bytes are not the protocol's; the connection is of no more use.
+        """
+        buffer = self._buffer
+        buffer += data
+        start = 0
+        try:
+            while (body := start + _LENGTH_BYTES) <= len(buffer):
+                length = int.from_bytes(buffer[start:body], "big")
+                if not 0 < length <= self._limit:
+                    raise ProtocolError(f"a frame of {length} bytes (1 to {self._limit} are allowed)")
+                if body + length > len(buffer):
+                    break
+                start = body + length
+                yield self._message(bytes(buffer[body:start]))
+        finally:
+            del buffer[:start]
+
+    @property
+    def pending(self) -> bool:
+        """Whether a part of a frame is waiting for the rest."""
+        return bool(self._buffer)
+
+    def _message(self, frame: bytes) -> M:
+        try:
+            return self._decode(frame)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise ProtocolError(f"not a message: {error}") from error
+
+
+def server_decoder() -> Decoder[ToServer]:
+    """Return a decoder of what clients send."""
+    return Decoder(_to_server.decode, MAX_FRAME)
+
+
+def client_decoder() -> Decoder[ToClient]:
+    """Return a decoder of what a server sends."""
+    return Decoder(_to_client.decode, MAX_REPLY)

@@ -1,0 +1,152 @@
+"""What a server answers: HELLO and all that follows, and the requests of peers without a shared table.
+
+The laws of this file: WELCOME is sent last, when the worker is pinned, its table watched and looked at; what
+a client says of itself decides nothing but how to talk to it.
+"""
+
+from __future__ import annotations
+
+import os
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from . import runtime
+from ._core import layout, wire
+from ._version import __version__
+from .errors import AiotimerError, ProtocolError, ServerError, TableFull
+from .process import maps_file, pin_peer, time_namespace
+from .queue import SocketQueue
+
+if TYPE_CHECKING:
+    from ._connection import Connection
+    from ._roster import Roster
+    from ._watched import WatchedTable
+    from ._worker import Worker
+    from .server import TimerServer
+
+
+def handle(server: TimerServer, roster: Roster, connection: Connection, message: wire.ToServer) -> None:
+    """Answer one message.
+
+    Raises:
+        ProtocolError: it has no place here.
+    """
+    if isinstance(message, wire.Ping):
+        connection.send(wire.Pong(os.getpid(), server.lag_s))
+    elif isinstance(message, wire.StatusRequest):
+        connection.send(wire.Status(server.status()))
+    elif isinstance(message, wire.Disown):
+        server.founder_gone()
+        connection.send(wire.Pong(os.getpid(), server.lag_s))
+    elif isinstance(message, wire.Hello):
+        if connection.worker is not None:
+            raise ProtocolError("a second HELLO")
+        try:
+            _greet(roster, connection, message)
+        except (AiotimerError, OSError, ValueError) as error:
+            server.refused(connection, str(error))
+            connection.refuse(str(error))
+    elif isinstance(message, wire.Bye) and connection.worker is not None:
+        if connection.table is not None:
+            forget(connection.worker, connection.table)
+        connection.close()
+    else:
+        raise ProtocolError(f"{type(message).__name__} before HELLO")
+
+
+def forget(worker: Worker, table: WatchedTable) -> None:
+    """Drop a table of a worker, and all that is armed in it."""
+    if table in worker.tables:
+        worker.drop(table)
+
+
+def apply(roster: Roster, connection: Connection) -> str:
+    """Apply the pending requests of a peer without a table to the one the server keeps for it.
+
+    Returns:
+        Why the last one that failed did; "" if all were applied.
+    """
+    worker, inbox = connection.worker, connection.inbox
+    assert worker is not None
+    assert inbox is not None
+    failure = ""
+    table, cells = roster.own_table(worker, "socket")
+    earliest = None
+    for request in inbox.get(inbox.size()):
+        until = request.expiration_time
+        if not request.is_release:
+            until += connection.offset
+        try:
+            key = layout.split_key(request.scope_id)
+            if cells.set(key, until, monotonic()):
+                earliest = until if earliest is None else min(earliest, until)
+        except (TableFull, ValueError) as error:
+            failure = str(error)
+    if earliest is not None:
+        table.rung(earliest)
+    return failure
+
+
+def _greet(roster: Roster, connection: Connection, hello: wire.Hello) -> None:
+    if hello.version != wire.PROTOCOL_VERSION:
+        raise ServerError(
+            f"it speaks protocol {hello.version} (aiotimer {hello.release}), and this server "
+            f"{wire.PROTOCOL_VERSION} (aiotimer {__version__})"
+        )
+    worker_id, pidfd, uid = pin_peer(connection.socket)
+    if uid != os.geteuid():
+        os.close(pidfd)
+        raise ServerError(f"process {worker_id.pid} belongs to uid {uid}, and this server to {os.geteuid()}")
+    worker = roster.admit(worker_id, pidfd)
+    same_clock = hello.time_namespace == time_namespace()
+    offset = 0.0 if same_clock else monotonic() - hello.clock
+    if hello.shared:
+        table, is_new = _shared_table(roster, worker, connection.take_descriptor())
+    else:
+        table, is_new = _socket_table(roster, worker, connection, hello, offset), False
+    connection.worker, connection.table, connection.offset = worker, table, offset
+    worker.connections += 1
+    table.watch.connected = True
+    table.look()
+    if connection.closed or table.closed:
+        return  # something had expired already
+    descriptor = table.file.descriptor if is_new else -1
+    welcome = wire.Welcome(wire.PROTOCOL_VERSION, __version__, os.getpid(), offset, is_new)
+    connection.send(welcome, descriptor)
+
+
+def _shared_table(roster: Roster, worker: Worker, offered: int) -> tuple[WatchedTable, bool]:
+    """Return the worker's table, and whether it is a new one whose descriptor it needs."""
+    if offered >= 0:
+        known = worker.table_of(os.fstat(offered).st_ino)
+        if known is not None:
+            os.close(offered)
+            return known, False
+        try:
+            file = runtime.check_offered(offered)
+        except BaseException:
+            os.close(offered)
+            raise
+        return roster.watch(worker, file, connected=True), False
+    for table in list(worker.tables):
+        unconnected = not table.watch.connected and table.file.kind == "shared"
+        if unconnected and maps_file(worker.id.pid, table.file.inode) is False:
+            forget(worker, table)  # of the program that this process ran before an exec
+    return roster.new_table(worker, "shared"), True
+
+
+def _socket_table(
+    roster: Roster, worker: Worker, connection: Connection, hello: wire.Hello, offset: float
+) -> WatchedTable:
+    """Return the table kept for a peer without one, holding just what it says is armed."""
+    table, cells = roster.own_table(worker, "socket")
+    if table.fence is not None:
+        table.fence()  # an older connection's requests, still on their way, are void
+    table.fence = connection.close
+    armed = {layout.split_key(key): deadline + offset for key, deadline in hello.armed}
+    for key in cells.armed_cells().keys() - armed.keys():
+        cells.set(key, -1.0, monotonic())
+    for key, deadline in armed.items():
+        cells.set(key, deadline, monotonic())
+    connection.inbox = SocketQueue(connection.socket, worker.id)
+    return table

@@ -1,0 +1,34 @@
+"""What leaving a block may need besides a store."""
+
+from __future__ import annotations
+
+from _thread import allocate_lock
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ._link import Link
+
+
+class Slow:
+    """What leaving a block must mind besides a store.
+
+    Attributes:
+        lock: held by ``renew`` while it stores.
+        link: the link to tell of the release, if it has no shared table.
+    """
+
+    __slots__ = ("link", "lock")
+
+    def __init__(self, link: Link | None) -> None:
+        self.lock = allocate_lock()
+        self.link = link
+
+
+async def nothing() -> None:
+    """What ``__aexit__`` returns when there is nothing to wait for."""
+
+
+async def untell(told: tuple[Link, str] | None, budget: float) -> None:
+    if told is not None:
+        link, key = told
+        await link.untell_async(key, budget)

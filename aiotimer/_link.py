@@ -1,0 +1,402 @@
+"""One process's connection to one server, and the table they share.
+
+The laws of this file:
+
+* A process has one :class:`Link` per server and kind, shared by all its clients, threads and event loops.
+* Only WELCOME means connected. The table outlives connections: a link that reconnects brings its table.
+* The socket is used raw, from any thread: a ring is one ``send``. Before every use its inode is compared,
+  because a program may close descriptors it does not own and the number may by now be somebody else's.
+* Nothing here holds the caller longer than the budget it gave.
+* After a fork the child starts afresh: links are reset, tables turn to private scratch.
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import os
+import random
+import socket
+import struct
+import weakref
+from _thread import allocate_lock
+from math import inf
+from time import monotonic
+from types import CodeType
+
+from . import _waiting
+from ._core import layout, wire
+from ._core.table import LATE, Pool, TimerTable
+from ._descriptors import close, immortal, is_open
+from ._scratch import scratch
+from ._version import __version__
+from ._waiting import Steps, Wait
+from .errors import AiotimerError, ProtocolError, Refused, ServerUnavailable
+from .process import time_namespace
+from .queue import RequestQueue, TableQueue
+from .runtime import allocate
+
+log = logging.getLogger("aiotimer")
+
+RETRY_EVERY = 1.0
+"""Seconds between attempts to reach a server that did not answer."""
+
+_MOST_CODES = 4096
+"""Code objects whose call sites are remembered."""
+
+_UCRED = struct.Struct("=iII")
+
+
+class Link:
+    """A connection with a shared table. See :class:`SocketLink` for the kind without.
+
+    Attributes:
+        path: the server's socket, absolute.
+        table: the shared table, None before the first WELCOME.
+        watched: the same, while the server is known to be connected.
+        pools: the pools of ``table``; empty while there is none. The dict is the same for ever.
+        sites: the same pools by (code object's id, instruction) of the calls that use them.
+        starting_until: when (``CLOCK_MONOTONIC``) a server that has just been started should be there;
+            until then a missing socket is waited for.
+    """
+
+    shared = True
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.pools: dict[str, Pool] = {}
+        self.sites: dict[tuple[int, int], Pool] = {}
+        self._codes: dict[int, CodeType] = {}
+        self.starting_until = -inf
+        self.users = 0
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything: a new link, or the child after a fork."""
+        self.table: TimerTable | None = None
+        self.watched: TimerTable | None = None
+        self.pools.clear()
+        self.sites.clear()
+        self._codes.clear()
+        self.connected = False
+        self._table_descriptor = -1
+        self._table_inode = 0
+        self._socket: socket.socket | None = None
+        self._socket_inode = 0
+        self._gate = allocate_lock()  # held by whoever is connecting
+        self._next_attempt = -inf
+        self._complained = False
+
+    # -- connecting ------------------------------------------------------------------------------
+
+    def connect(self, budget: float) -> None:
+        """Connect, blocking this thread for at most ``budget`` seconds.
+
+        Raises:
+            ServerUnavailable: nobody answered.
+            Refused: the server does not want this client.
+        """
+        try:
+            _waiting.run(self._connect(), budget)
+        except TimeoutError as error:
+            raise ServerUnavailable(self.path, str(error)) from None
+
+    async def connect_async(self, budget: float) -> None:
+        """Connect, suspending this task for at most ``budget`` seconds; raises as :meth:`connect`.
+
+        A server that is just being started is waited for longer.
+        """
+        budget = max(budget, self.starting_until - monotonic())
+        try:
+            await _waiting.run_async(self._connect(), budget)
+        except TimeoutError as error:
+            raise ServerUnavailable(self.path, str(error)) from None
+
+    def _connect(self) -> Steps[None]:
+        gate = self._gate
+        while not gate.acquire(blocking=False):  # another thread or task of this process is at it
+            yield Wait(seconds=0.001)
+        try:
+            if not self.connected:
+                self._next_attempt = monotonic() + RETRY_EVERY
+                yield from self._connect_now()
+        finally:
+            gate.release()
+
+    def _connect_now(self) -> Steps[None]:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        descriptor = -1
+        try:
+            yield from self._reach(connection)
+            welcome, descriptor = yield from self._greet(connection)
+            self._settle(connection, welcome, descriptor)
+        except BaseException:
+            connection.close()
+            if descriptor >= 0:
+                os.close(descriptor)
+            raise
+
+    def _reach(self, connection: socket.socket) -> Steps[None]:
+        while True:
+            try:
+                connection.connect(self.path)
+                break
+            except BlockingIOError:  # the listen backlog is full: the server is busy
+                yield Wait(seconds=random.uniform(0.001, 0.01))  # jitter
+            except (FileNotFoundError, ConnectionRefusedError) as error:
+                if monotonic() >= self.starting_until:
+                    raise ServerUnavailable(self.path, error.strerror or str(error)) from None
+                yield Wait(seconds=0.005)
+            except OSError as error:
+                raise ServerUnavailable(self.path, error.strerror or str(error)) from None
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        uid = _UCRED.unpack(credentials)[1]
+        if uid not in (os.geteuid(), 0):
+            raise Refused(self.path, f"it belongs to uid {uid}; that server is not trusted")
+
+    def _greet(self, connection: socket.socket) -> Steps[tuple[wire.Welcome, int]]:
+        """Say HELLO and wait for WELCOME; return it with the descriptor of a new table, or -1."""
+        offered = self._offer()
+        hello = wire.encode(self._hello(offers_table=bool(offered)))
+        while hello:
+            try:
+                hello = hello[socket.send_fds(connection, [hello], offered) :]
+                offered = []
+            except BlockingIOError:
+                yield Wait(connection.fileno(), write=True)
+            except OSError as error:
+                raise ServerUnavailable(self.path, error.strerror or str(error)) from None
+        return (yield from self._hear(connection))
+
+    def _hear(self, connection: socket.socket) -> Steps[tuple[wire.Welcome, int]]:
+        decoder = wire.client_decoder()
+        received: list[int] = []
+        try:
+            while True:
+                yield Wait(connection.fileno())
+                try:
+                    data, descriptors, _flags, _address = socket.recv_fds(
+                        connection, 65_536, 1, socket.MSG_CMSG_CLOEXEC
+                    )
+                except BlockingIOError:
+                    continue
+                except OSError as error:
+                    raise ServerUnavailable(self.path, error.strerror or str(error)) from None
+                received += descriptors
+                if not data:
+                    raise ServerUnavailable(self.path, "it closed the connection")
+                for message in decoder.feed(data):
+                    if isinstance(message, wire.Welcome):
+                        return message, received.pop() if received else -1
+                    reason = message.reason if isinstance(message, wire.Refused) else "it sent nonsense"
+                    raise Refused(self.path, reason)
+        finally:
+            for descriptor in received:
+                os.close(descriptor)
+
+    def _hello(self, *, offers_table: bool) -> wire.Hello:
+        return wire.Hello(
+            version=wire.PROTOCOL_VERSION,
+            release=__version__,
+            pid=os.getpid(),
+            shared=self.shared,
+            time_namespace=time_namespace(),
+            clock=monotonic(),
+            offers_table=offers_table,
+        )
+
+    def _offer(self) -> list[int]:
+        """Return the descriptor of the table this process has already."""
+        if self.table is None or not is_open(self._table_descriptor, self._table_inode):
+            return []
+        return [self._table_descriptor]
+
+    def _settle(self, connection: socket.socket, welcome: wire.Welcome, descriptor: int) -> None:
+        if welcome.has_table and self.table is None:
+            if descriptor < 0:
+                raise ProtocolError("a welcome without its table")
+            self._map(descriptor, welcome.offset)
+        elif descriptor >= 0:
+            # The server does not know our table and could not take it over: it cannot protect us.
+            os.close(descriptor)
+            raise Refused(self.path, "it does not accept the table this process has already")
+        assert self.table is not None
+        self._use(connection)
+        self.table.forget_rings()
+
+    def _use(self, connection: socket.socket) -> None:
+        old, old_inode = self._socket, self._socket_inode
+        self._socket = connection
+        self._socket_inode = os.fstat(connection.fileno()).st_ino
+        self.connected = True
+        self.starting_until = -inf
+        self.watched = self.table if self.shared else None
+        if old is not None:
+            close(old, old_inode)
+
+    def _map(self, descriptor: int, offset: float) -> None:
+        mapping = mmap.mmap(descriptor, layout.TABLE_SIZE)
+        mapping.madvise(mmap.MADV_DONTFORK)
+        self._table_descriptor = descriptor
+        self._table_inode = os.fstat(descriptor).st_ino
+        now = monotonic if offset == 0.0 else lambda: monotonic() + offset
+        self.table = TimerTable(mapping, self._grow, self.pools, now=now, offset=offset)
+        _mapped.add(self.table)
+
+    def _grow(self, slots: int) -> None:
+        if not is_open(self._table_descriptor, self._table_inode):
+            raise OSError("the program closed the table's descriptor")
+        allocate(self._table_descriptor, slots)
+
+    def pool(self, scope: str) -> Pool:
+        """Return the pool of a scope: in the table, or in scratch while there is no table."""
+        return (self.table or scratch()).pool(scope)
+
+    def remember_site(self, code: CodeType, instruction: int, pool: Pool) -> None:
+        """Remember which pool a call without a scope uses. The code object is kept, so its id is its own."""
+        if len(self._codes) >= _MOST_CODES:
+            self.sites.clear()  # a program that makes code for ever; it starts over
+            self._codes.clear()
+        self._codes[id(code)] = code
+        self.sites[id(code), instruction] = pool
+
+    def requests(self) -> RequestQueue:
+        """Return this process's end of the request queue.
+
+        Raises:
+            ServerUnavailable: it was never connected.
+        """
+        if self.table is None:
+            raise ServerUnavailable(self.path, "never connected")
+        return TableQueue(self.table, os.getpid(), self.ring)
+
+    # -- ringing ---------------------------------------------------------------------------------
+
+    def ring(self, deadline: float) -> bool:
+        """Tell the server of a deadline. Returns False if it is gone."""
+        table = self.table
+        if table is None or not self.connected:
+            return False
+        looks = table.looks()  # before the send: a look counted after it has seen our store
+        if not self._send(wire.encode(wire.Ring(deadline))):
+            return False
+        table.rang(looks, table.now())
+        return True
+
+    def tell(self, key: str, deadline: float, budget: float) -> None:
+        """Tell the server of a timer that has been stored and for which the table says so.
+
+        If the server is gone, try to reconnect, at most once a second. Never raises: the timer is in the
+        table, and the next server adopts it.
+
+        Args:
+            key: the timer's name (``layout.timer_key``); of no use here, see :class:`SocketLink`.
+            deadline: the stored deadline.
+            budget: seconds this may take.
+        """
+        if not self.ring(deadline) and self.may_attempt():
+            try:
+                self.connect(budget)
+            except (AiotimerError, OSError) as error:
+                self.complain(str(error))
+                return
+        self.note_lateness()
+
+    async def tell_async(self, key: str, deadline: float, budget: float) -> None:
+        """Do what :meth:`tell` does, suspending the task instead of blocking its thread."""
+        if not self.ring(deadline) and self.may_attempt():
+            try:
+                await self.connect_async(budget)
+            except (AiotimerError, OSError) as error:
+                self.complain(str(error))
+                return
+        self.note_lateness()
+
+    def untell(self, key: str, budget: float) -> None:
+        """Tell the server that a timer was released: with a table, the store has said it all."""
+
+    async def untell_async(self, key: str, budget: float) -> None:
+        """Do what :meth:`untell` does, suspending the task."""
+
+    def retract(self, key: str) -> None:
+        """Tell the server of a release without waiting for an answer, as far as that can be done."""
+
+    def may_attempt(self) -> bool:
+        """Whether a second has passed since the last attempt to connect."""
+        return monotonic() >= self._next_attempt
+
+    def note_lateness(self) -> None:
+        """Say once that the server is late, and once that it is back."""
+        table = self.table
+        if table is not None and table.is_late(table.now()):
+            self.complain(f"the timer server at {self.path!r} has not looked for over {LATE:g} s")
+        elif self._complained and self.connected:
+            self._complained = False
+            log.warning("the timer server at %r looks again", self.path)
+
+    def complain(self, reason: str) -> None:
+        """Say once that timers are not being watched."""
+        if not self._complained:
+            self._complained = True
+            log.warning("timers are not being watched: %s", reason)
+
+    def _send(self, frame: bytes) -> bool:
+        connection = self._socket
+        if connection is None:
+            return False
+        try:
+            if not is_open(connection.fileno(), self._socket_inode):
+                raise ConnectionError("the program closed the connection's descriptor")
+            connection.send(frame, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            return True  # what the server has not read yet will make it look
+        except OSError:
+            self.connected, self.watched = False, None
+            return False
+        return True
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    def enter(self) -> None:
+        """One more client uses this link."""
+        self.users += 1
+
+    def leave(self) -> None:
+        """A client is done; the last one says BYE, and the server forgets this process's timers."""
+        self.users -= 1
+        if self.users > 0:
+            return
+        if self.connected:
+            self._send(wire.encode(wire.Bye()))
+        self._let_go()
+
+    def hang_up(self) -> None:
+        """Close the connection and nothing else: the timers stay armed."""
+        connection, self._socket = self._socket, None
+        self.connected, self.watched = False, None
+        if connection is not None:
+            close(connection, self._socket_inode)
+
+    def fork(self) -> None:
+        """In a forked child: let go of what is the parent's, and start afresh."""
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Close what is open. Entries that are active keep their table, and release in it."""
+        self.hang_up()
+        if is_open(self._table_descriptor, self._table_inode):
+            os.close(self._table_descriptor)
+        if self.table is not None:
+            self.table.pools = {}  # the link's dict goes on with the link
+        self.reset()
+
+
+_mapped: weakref.WeakSet[TimerTable] = weakref.WeakSet()
+
+
+def abandon_tables() -> None:
+    """In a forked child, before links are reset: no table that was mapped is there any more."""
+    for table in list(_mapped):
+        immortal(table.raw.obj)
+        table.abandon(mmap.mmap(-1, layout.TABLE_SIZE))
+    _mapped.clear()

@@ -1,0 +1,107 @@
+"""The link of a process that cannot map memory: each request is a message, and acknowledged.
+
+The law of this file: the link keeps a table all the same, in its own memory. The names and the numbers in it
+are what it tells the server, request by request, and all at once when it reconnects.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from time import monotonic
+
+from ._core import layout, wire
+from ._core.reader import TableReader
+from ._core.requests import RELEASE
+from ._link import Link
+from ._scratch import scratch_table
+from .errors import AiotimerError, ProtocolError, ServerUnavailable
+from .queue import RequestQueue, SocketQueue
+
+
+class SocketLink(Link):
+    """A connection without a shared table. ``tell`` raises here: what is not acknowledged nobody watches."""
+
+    shared = False
+
+    def reset(self) -> None:
+        """Forget everything, and start with an empty table of our own."""
+        super().reset()
+        self.queue: SocketQueue | None = None
+        self.table = scratch_table(self.pools)
+
+    def tell(self, key: str, deadline: float, budget: float) -> None:
+        """Send a request and wait for its acknowledgement; reconnect if need be.
+
+        Raises:
+            AiotimerError, OSError: the server did not acknowledge it within the budget.
+        """
+        until = monotonic() + budget
+        if self.queue is not None and self.connected:
+            try:
+                self.queue.wait(self.queue.send(key, deadline), budget)
+                return
+            except (ConnectionError, OSError):
+                self.hang_up()
+        self.connect(max(0.0, until - monotonic()))  # HELLO lists every armed timer, this one too
+
+    async def tell_async(self, key: str, deadline: float, budget: float) -> None:
+        """Do what :meth:`tell` does; the request is sent at once, only waiting is left to a thread."""
+        import asyncio
+
+        until = monotonic() + budget
+        queue = self.queue
+        if queue is not None and self.connected:
+            try:
+                number = queue.send(key, deadline)
+                await asyncio.get_running_loop().run_in_executor(None, queue.wait, number, budget)
+                return
+            except (ConnectionError, OSError):
+                self.hang_up()
+        await self.connect_async(max(0.0, until - monotonic()))
+
+    def untell(self, key: str, budget: float) -> None:
+        """Send a release and wait for its acknowledgement. Never raises.
+
+        If it cannot be sent, nothing is left to tell: the next HELLO lists what is armed then.
+        """
+        with contextlib.suppress(AiotimerError, OSError):
+            self.tell(key, RELEASE, budget)
+
+    async def untell_async(self, key: str, budget: float) -> None:
+        """Do what :meth:`untell` does, suspending the task."""
+        with contextlib.suppress(AiotimerError, OSError):
+            await self.tell_async(key, RELEASE, budget)
+
+    def retract(self, key: str) -> None:
+        """Send a release and do not wait. If it cannot be sent, the next HELLO will not list the timer."""
+        if self.queue is not None and self.connected:
+            with contextlib.suppress(OSError):
+                self.queue.send(key, RELEASE)
+
+    def requests(self) -> RequestQueue:
+        """Return the worker's end of the socket queue.
+
+        Raises:
+            ServerUnavailable: it is not connected.
+        """
+        if self.queue is None:
+            raise ServerUnavailable(self.path, "not connected")
+        return self.queue
+
+    def _hello(self, *, offers_table: bool) -> wire.Hello:
+        assert self.table is not None
+        raw = self.table.raw
+        timers = TableReader(lambda size, offset: bytes(raw[offset : offset + size])).timers()
+        armed = tuple((layout.timer_key(t.scope, t.ordinal), t.deadline) for t in timers)
+        return wire.with_armed(super()._hello(offers_table=False), armed)
+
+    def _offer(self) -> list[int]:
+        return []
+
+    def _settle(self, connection: socket.socket, welcome: wire.Welcome, descriptor: int) -> None:
+        if welcome.has_table or descriptor >= 0:
+            raise ProtocolError("a table for a client that did not ask for one")
+        self._use(connection)
+        self.queue = SocketQueue(connection, os.getpid())

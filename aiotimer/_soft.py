@@ -1,0 +1,75 @@
+"""The soft limit of a block with grace: the task is cancelled some time before the process is reaped.
+
+It behaves as ``asyncio.timeout`` does (``asyncio/timeouts.py`` of CPython 3.12): the cancellation is ours if
+the task's count of cancellations, less ours, is what it was on entering. The hard limit is the timer in the
+table: a task that swallows its cancellation is reaped. This file imports asyncio, so it is imported late.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+
+class SoftLimit:
+    """When to cancel the block's task, and what became of it.
+
+    Attributes:
+        after: seconds from entering to the cancellation.
+        grace: seconds from there to being reaped.
+    """
+
+    def __init__(self, after: float, grace: float) -> None:
+        self.after = after
+        self.grace = grace
+        self.fired = False
+        self._task: asyncio.Task[object] | None = None
+        self._cancelling = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._handle: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Begin to count, in the current task."""
+        self._loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
+        if self._task is None:
+            raise RuntimeError("expires() with grace must be used inside a task")
+        self.fired = False
+        self._cancelling = self._task.cancelling()
+        self._handle = self._loop.call_later(self.after, self._fire)
+
+    def restart(self, after: float) -> None:
+        """Count again from now; callable from any thread."""
+        if self.fired:
+            raise RuntimeError("the block has been cancelled already")
+        self.after = after
+        assert self._loop is not None
+        if asyncio._get_running_loop() is self._loop:
+            self._schedule()
+        else:
+            self._loop.call_soon_threadsafe(self._schedule)
+
+    def stop(self) -> None:
+        """Do not cancel any more."""
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            handle.cancel()
+
+    def was_the_cause(self, kind: type[BaseException] | None) -> bool:
+        """Whether the block leaves with a cancellation, and nobody but us had asked for one."""
+        if not self.fired:
+            return False
+        assert self._task is not None
+        count = self._task.uncancel()
+        return count <= self._cancelling and kind is not None and issubclass(kind, asyncio.CancelledError)
+
+    def _schedule(self) -> None:
+        if self._handle is not None and not self.fired:
+            assert self._loop is not None
+            self._handle.cancel()
+            self._handle = self._loop.call_later(self.after, self._fire)
+
+    def _fire(self) -> None:
+        assert self._task is not None
+        self.fired = True
+        self._handle = None
+        self._task.cancel()

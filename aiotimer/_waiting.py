@@ -1,0 +1,108 @@
+"""One conversation, two ways to wait.
+
+Connecting is written once, as a generator that yields what it waits for (:class:`Wait`) and never waits
+itself. :func:`run` drives it by blocking the thread in ``poll``; :func:`run_async` by suspending the task on
+the running loop, whichever loop that is. Both stop it when the time is over, and closing the generator
+undoes what it had begun. The idea is psycopg's (``psycopg/generators.py``, ``waiting.py``).
+"""
+
+from __future__ import annotations
+
+import select
+import sys
+from collections.abc import Generator
+from time import monotonic, sleep
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
+
+if TYPE_CHECKING:
+    from asyncio import Future
+
+
+class Wait(NamedTuple):
+    """Wait until a descriptor is ready, or for a while.
+
+    Attributes:
+        descriptor: -1 for none.
+        write: wait until it can be written (else: read).
+        seconds: with no descriptor: how long.
+    """
+
+    descriptor: int = -1
+    write: bool = False
+    seconds: float = 0.0
+
+
+T = TypeVar("T")
+Steps: TypeAlias = Generator[Wait, None, T]
+
+
+def run(steps: Steps[T], budget: float) -> T:
+    """Drive ``steps`` to the end by blocking this thread.
+
+    Raises:
+        TimeoutError: it took longer than ``budget`` seconds.
+    """
+    until = monotonic() + budget
+    try:
+        while True:
+            wait = next(steps)
+            left = until - monotonic()
+            if left <= 0:
+                raise TimeoutError(f"no answer within {budget:g} s")
+            if wait.descriptor < 0:
+                sleep(min(wait.seconds, left))
+                continue
+            poll = select.poll()
+            poll.register(wait.descriptor, select.POLLOUT if wait.write else select.POLLIN)
+            poll.poll(left * 1000)
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]  # a generator's return value is untyped here
+    finally:
+        steps.close()
+
+
+async def run_async(steps: Steps[T], budget: float) -> T:
+    """Drive ``steps`` to the end by suspending this task.
+
+    Raises:
+        TimeoutError: it took longer than ``budget`` seconds.
+    """
+    import asyncio
+
+    loop = asyncio.get_running_loop()
+    until = monotonic() + budget
+    try:
+        while True:
+            wait = next(steps)
+            left = until - monotonic()
+            if left <= 0:
+                raise TimeoutError(f"no answer within {budget:g} s")
+            if wait.descriptor < 0:
+                await asyncio.sleep(min(wait.seconds, left))
+                continue
+            ready: asyncio.Future[None] = loop.create_future()
+            add, remove = (
+                (loop.add_writer, loop.remove_writer) if wait.write else (loop.add_reader, loop.remove_reader)
+            )
+            timer = loop.call_later(left, _set, ready)
+            add(wait.descriptor, _set, ready)
+            try:
+                await ready
+            finally:
+                timer.cancel()
+                remove(wait.descriptor)
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]  # as above
+    finally:
+        steps.close()
+
+
+def _set(future: Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def loop_is_running() -> bool:
+    """Whether this thread is inside a running event loop (without importing asyncio to find out)."""
+    events = sys.modules.get("asyncio.events")
+    return events is not None and events._get_running_loop() is not None

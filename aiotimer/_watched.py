@@ -1,0 +1,173 @@
+"""A table under watch: the look of ``_core.watch``, carried out with ``pread``, ``pwrite`` and ``call_at``.
+
+The laws of this file:
+
+* One handle per table wakes the server at its promise, another reads once more after every look.
+* A loop that wakes early (uvloop rounds to whole milliseconds) re-arms, for no less than a millisecond.
+* Nothing here knows what a worker is: what is due is handed to the owner.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import os
+from collections.abc import Callable
+from math import ceil, inf
+from pathlib import Path
+from time import monotonic
+
+from ._core import layout
+from ._core.reader import TableReader, Timer
+from ._core.watch import LATER_READ, RESTARTS, Due, Watch
+from .runtime import TableFile
+
+
+class WatchedTable:
+    """One table file that this server looks at.
+
+    Args:
+        file: the table; owned from here on.
+        watch: what is known of it.
+        loop: where to schedule.
+        on_due: called with this table and the timers that have expired.
+    """
+
+    __slots__ = (
+        "_later",
+        "_looks",
+        "_loop",
+        "_on_due",
+        "_wake",
+        "_wake_at",
+        "fence",
+        "file",
+        "reader",
+        "watch",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        file: TableFile,
+        watch: Watch,
+        loop: asyncio.AbstractEventLoop,
+        on_due: Callable[[WatchedTable, tuple[Due, ...]], None],
+    ) -> None:
+        self.file = file
+        self.watch = watch
+        self.reader = TableReader(functools.partial(os.pread, file.descriptor))
+        self._loop = loop
+        self._on_due = on_due
+        self._wake: asyncio.TimerHandle | None = None
+        self._later: asyncio.TimerHandle | None = None
+        self._wake_at = inf
+        self.fence: Callable[[], None] | None = None  # closes the connection whose requests it holds
+        # Go on counting where an earlier server stopped: a worker may remember its last ring by that.
+        stored = os.pread(file.descriptor, 8, 8 * layout.LOOKS)
+        count = layout.read_word(stored) if len(stored) == 8 else 0.0
+        self._looks = count if 0.0 <= count < 2.0**52 else 0.0
+
+    def look(self) -> None:
+        """Look now: report what is due, promise, and schedule the next look."""
+        watch = self.watch
+        for _ in range(RESTARTS):
+            snapshot = self.reader.snapshot()
+            decision = watch.look(layout.deadlines(snapshot), monotonic())
+            if decision.due:
+                self._on_due(self, decision.due)
+                if self.closed:
+                    return
+            self._write(decision.promise)
+            again = self.reader.snapshot()
+            if again == snapshot or not watch.overlooked(layout.deadlines(again), decision.wake_at):
+                break
+        else:
+            decision = decision._replace(wake_at=0.0)  # let others have a turn, then go on
+        self._schedule(decision.wake_at)
+        if self._later is not None:
+            self._later.cancel()
+        self._later = self._loop.call_later(LATER_READ, self._read_later)
+
+    def rung(self, deadline: float) -> None:
+        """The owner rang."""
+        self.watch.ring(deadline)
+        self.look()
+
+    def wake_by(self, when: float) -> None:
+        """Look at ``when`` at the latest, besides what has been promised."""
+        if when < self._wake_at:
+            self._schedule(when)
+
+    def timer(self, due: Due) -> Timer | None:
+        """Return the timer that is due, None if it has been released or re-armed since."""
+        return self.reader.timer(due.slot, due.deadline)
+
+    def timers(self) -> list[Timer]:
+        """Return the timers armed and not dealt with, soonest first."""
+        return [t for t in self.reader.timers() if not self.watch.cleared(t.slot, t.deadline)]
+
+    def mark_reaped(self, now: float) -> None:
+        """Write into the header that the worker is about to be signalled, for the next server to know."""
+        with contextlib.suppress(OSError):
+            os.pwrite(self.file.descriptor, layout.word(now), 8 * layout.REAPED_AT)
+
+    def connection_lost(self) -> None:
+        """The owner cannot ring any more: promise nothing, so that its next acquire finds out."""
+        self.watch.connected = False
+        self.look()
+
+    def suspend(self) -> None:
+        """The server stops: promise nothing, keep the file for the next one."""
+        self._write(inf)
+        self.close()
+
+    def remove(self) -> None:
+        """Stop watching, and delete the file."""
+        self.close()
+        if self.file.path is not None:
+            Path(self.file.path).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Stop watching. The file stays."""
+        if self.closed:
+            return
+        for handle in (self._wake, self._later):
+            if handle is not None:
+                handle.cancel()
+        self._wake = self._later = None
+        os.close(self.file.descriptor)
+        self.file = self.file._replace(descriptor=-1)
+        self.reader = TableReader(lambda _size, _offset: b"")  # that number may soon be another file
+
+    @property
+    def closed(self) -> bool:
+        """Whether the table is not watched any more."""
+        return self.file.descriptor < 0
+
+    def _write(self, promise: float) -> None:
+        self._looks += 1.0
+        os.pwrite(self.file.descriptor, layout.server_line(promise, self._looks), 8 * layout.PROMISE)
+
+    def _schedule(self, wake_at: float) -> None:
+        self._wake_at = wake_at
+        if self._wake is not None:
+            self._wake.cancel()
+            self._wake = None
+        if wake_at < inf:
+            # Whole milliseconds, rounded up: uvloop knows no finer ones, and rounds to the nearest.
+            delay = max(0, ceil((wake_at - monotonic()) * 1000)) / 1000
+            self._wake = self._loop.call_at(self._loop.time() + delay, self._woken)
+
+    def _woken(self) -> None:
+        self._wake = None
+        left = self._wake_at - monotonic()
+        if left > 0:  # early; rounding up makes this at least a millisecond, so it cannot spin
+            self._schedule(self._wake_at)
+        else:
+            self.look()
+
+    def _read_later(self) -> None:
+        self._later = None
+        if self.watch.overlooked(self.reader.deadlines(), self._wake_at):
+            self.look()

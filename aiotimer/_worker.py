@@ -1,0 +1,132 @@
+"""A worker as the server knows it: a pinned process, the tables it has timers in, and its reaping.
+
+The laws of this file: signals go through the pidfd and nowhere else; one SIGKILL is sent, not a stream of
+them; only a readable pidfd means dead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from time import monotonic
+from typing import Any, NamedTuple
+
+from ._core.reader import Timer
+from ._core.requests import TimerRequest, WorkerId
+from ._core.table import TimerTable
+from ._watched import WatchedTable
+from .process import name_of, send_signal
+
+UNKILLABLE_AFTER = 10.0
+"""Seconds after SIGKILL at which a process that is still there is reported as unkillable."""
+
+_FIRST_RETRY, _LAST_RETRY = 0.1, 5.0
+"""Seconds before a reap that failed is tried again: doubled each time, up to the second."""
+
+
+class Reaping(NamedTuple):
+    """Why and when a worker is being reaped.
+
+    Attributes:
+        timer: the timer that expired first.
+        late_s: seconds between its deadline and the first action on the worker.
+    """
+
+    timer: Timer
+    late_s: float
+
+
+class Worker:
+    """One worker process.
+
+    Attributes:
+        id: who it is.
+        pidfd: the process, pinned.
+        pidfd_inode: unique to the process where the kernel makes it so.
+        name: its command name.
+        tables: every table it has timers in.
+        own_tables: by kind, the tables that the server itself stores into on its behalf.
+        connections: how many are open.
+        reaping: set from its first signal on.
+    """
+
+    def __init__(self, worker_id: WorkerId, pidfd: int, loop: asyncio.AbstractEventLoop) -> None:
+        self.id = worker_id
+        self.pidfd = pidfd
+        self.pidfd_inode = os.fstat(pidfd).st_ino
+        self.name = name_of(worker_id.pid)
+        self.tables: list[WatchedTable] = []
+        self.own_tables: dict[str, tuple[WatchedTable, TimerTable]] = {}
+        self.connections = 0
+        self.reaping: Reaping | None = None
+        self.killed = False
+        self.retry_at = 0.0
+        self._backoff = _FIRST_RETRY
+        self._loop = loop
+        self._unkillable: asyncio.TimerHandle | None = None
+
+    def kill(self, on_unkillable: Any) -> bool:
+        """Send SIGKILL, once. Returns True: it is dead or dying; False: it is not ours to signal.
+
+        Args:
+            on_unkillable: called with this worker if it is still there ``UNKILLABLE_AFTER`` seconds later.
+        """
+        if self.killed:
+            return True
+        try:
+            send_signal(self.pidfd, signal.SIGKILL)
+        except ProcessLookupError:
+            return True  # it died by itself just before
+        except PermissionError:
+            return False
+        self.killed = True
+        self._unkillable = self._loop.call_later(UNKILLABLE_AFTER, on_unkillable, self)
+        return True
+
+    def back_off(self) -> float:
+        """A reap failed: return when to try again (``CLOCK_MONOTONIC``)."""
+        self.retry_at = monotonic() + self._backoff
+        self._backoff = min(2 * self._backoff, _LAST_RETRY)
+        return self.retry_at
+
+    def table_of(self, inode: int) -> WatchedTable | None:
+        """Return its table with that inode."""
+        return next((t for t in self.tables if t.file.inode == inode), None)
+
+    def timers(self) -> Iterator[Timer]:
+        """Yield its armed timers, soonest first within each table."""
+        for table in self.tables:
+            yield from table.timers()
+
+    def clear(self) -> None:
+        """Deal with everything that is armed now."""
+        for table in self.tables:
+            table.watch.clear(table.reader.deadlines())
+
+    def expired(self, deadline: float) -> list[TimerRequest]:
+        """Return what has expired by ``deadline`` and has not been cleared."""
+        return [
+            TimerRequest(self.id, timer.name, due.deadline)
+            for table in self.tables
+            for due in table.watch.expired(table.reader.deadlines(), deadline)
+            if not table.watch.cleared(due.slot, due.deadline) and (timer := table.timer(due))
+        ]
+
+    def drop(self, table: WatchedTable) -> None:
+        """Forget a table and delete its file."""
+        self.tables.remove(table)
+        for kind, (own, _cells) in list(self.own_tables.items()):
+            if own is table:
+                del self.own_tables[kind]
+        table.remove()
+
+    def close(self) -> None:
+        """Let go of the process. Its tables are the caller's to remove or to keep."""
+        if self._unkillable is not None:
+            self._unkillable.cancel()
+            self._unkillable = None
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1

@@ -1,0 +1,116 @@
+"""``aiotimer run``: a server for one command and all that it starts.
+
+The laws of this file: it is to the command what timeout(1) is, exit statuses included; the server is
+restarted while the command runs, without the command noticing; nothing is left behind.
+
+It waits in ``sigwaitinfo`` with all signals of interest blocked: none is lost between two waits, and the
+kernel's word on where a signal came from tells a Ctrl-C, which the command got from the terminal as well,
+from a signal that somebody sent to us for it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import click
+
+from ..errors import AiotimerError
+from ..runtime import SOCKET_VARIABLE, base, check_socket_path, discard
+from ..supervise import SupervisedServer, founder_argument
+from . import cli
+
+REAPED, FAILED, NOT_EXECUTABLE, NOT_FOUND = 124, 125, 126, 127
+"""Exit statuses, as in timeout(1)."""
+
+FORWARDED = (
+    signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2,
+    signal.SIGWINCH, signal.SIGALRM,
+)  # fmt: skip
+
+_SI_KERNEL = 0x80
+"""``si_code`` of a signal that the kernel itself sent, to a whole process group (sigaction(2))."""
+
+
+@cli.command(
+    short_help="Run a command, protected by a server of its own.",
+    context_settings={"allow_interspersed_args": False},
+)
+@click.option("--socket", "socket_path", metavar="PATH", help="Where its server listens [default: private].")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND...")
+@click.pass_context
+def run(context: click.Context, socket_path: str | None, command: tuple[str, ...]) -> None:
+    """Run COMMAND with a timer server of its own, found by it and its children in $AIOTIMER_SOCKET.
+
+    The server is restarted if it dies. Signals are forwarded. The exit status is the command's own (128+N if
+    signal N ended it); 124 if the command itself was reaped, 125 if aiotimer failed, 126 if the command
+    cannot be run, 127 if it is not found.
+    """
+    try:
+        code = _run(socket_path, command)
+    except (AiotimerError, OSError) as error:
+        click.echo(f"aiotimer: {error}", err=True)
+        code = FAILED
+    context.exit(code)
+
+
+def _run(socket_path: str | None, command: tuple[str, ...]) -> int:
+    private = socket_path is None
+    path = check_socket_path(socket_path or str(base() / f"run-{os.getpid()}.sock"))
+    events, server_end = os.pipe()
+    os.set_blocking(events, False)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, *FORWARDED})
+    arguments = ("--founder", founder_argument(), "--events-fd", str(server_end))
+    server = SupervisedServer(path, arguments, (server_end,))
+    try:
+        server.start()
+        pid = _spawn(command, {**os.environ, SOCKET_VARIABLE: path})
+        if pid < 0:
+            return -pid
+        status = _wait(pid, server)
+    finally:
+        server.stop()
+        if private:
+            discard(path)
+    os.close(server_end)
+    with os.fdopen(events, "rb") as lines:
+        was_reaped = pid in _reaped_pids(lines.read() or b"")
+    return REAPED if was_reaped and status < 0 else status if status >= 0 else 128 - status
+
+
+def _spawn(command: tuple[str, ...], environment: dict[str, str]) -> int:
+    """Start the command; return its pid, or minus the exit status that says why it cannot be."""
+    restored = (signal.SIGPIPE, signal.SIGXFSZ)  # Python ignores them
+    try:
+        return os.posix_spawnp(command[0], command, environment, setsigmask=(), setsigdef=restored)
+    except FileNotFoundError:
+        click.echo(f"aiotimer: {command[0]}: command not found", err=True)
+        return -NOT_FOUND
+    except OSError as error:
+        click.echo(f"aiotimer: {command[0]}: {error.strerror}", err=True)
+        return -NOT_EXECUTABLE
+
+
+def _wait(pid: int, server: SupervisedServer) -> int:
+    """Wait for the command, forwarding signals and restarting the server; return its exit code."""
+    while True:
+        while (child := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
+            code = os.waitstatus_to_exitcode(os.waitpid(child.si_pid, 0)[1])
+            if child.si_pid == pid:
+                return code
+            if child.si_pid == server.pid and not server.reaped(code):
+                click.echo("aiotimer: the timer server cannot be restarted", err=True)
+        caught = signal.sigwaitinfo({signal.SIGCHLD, *FORWARDED})
+        if caught.si_signo != signal.SIGCHLD and caught.si_code != _SI_KERNEL:
+            os.kill(pid, caught.si_signo)  # noqa: TID251 - our own child, not waited for yet
+
+
+def _reaped_pids(lines: bytes) -> set[int]:
+    """Return the pids that the server says it reaped."""
+    pids = set()
+    for line in lines.splitlines():
+        event = json.loads(line)
+        if event["event"] == "reaped":
+            pids.add(event["pid"])
+    return pids

@@ -1,0 +1,98 @@
+"""``aiotimer serve``: the daemon; and ``watchdog``, the hidden command that supervises a private one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import click
+
+from . import cli, resolve_socket, socket_option
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..events import Event
+    from ..server import TimerServer
+
+
+@cli.command(short_help="Run the timer server.")
+@socket_option
+@click.option(
+    "--loop", "loop_name", type=click.Choice(["uvloop", "asyncio"]), default="uvloop", show_default=True,
+    help="The event loop to run on.",
+)  # fmt: skip
+@click.option("--founder", metavar="PID:START", hidden=True)
+@click.option("--ready-fd", type=int, hidden=True)
+@click.option("--events-fd", type=int, hidden=True)
+def serve(
+    socket_path: str | None,
+    loop_name: str,
+    founder: str | None,
+    ready_fd: int | None,
+    events_fd: int | None,
+) -> None:
+    """Run the timer server until SIGTERM or SIGINT.
+
+    Prints one line when it is ready; everything that happens afterwards is a line on standard error.
+    Stopping or killing it loses nothing: timers stay armed, the next server on the same socket goes on.
+    """
+    from ..server import TimerServer
+    from ..watchdog import FoundedServer
+
+    logging.basicConfig(format="aiotimer: %(message)s", level=logging.INFO)
+    path = resolve_socket(socket_path)
+    on_event = None if events_fd is None else _writer(events_fd)
+    if founder is None:
+        server = TimerServer(path, on_event=on_event)
+    else:
+        server = FoundedServer(path, founder, on_event=on_event)
+    factory = asyncio.new_event_loop
+    if loop_name == "uvloop":
+        import uvloop
+
+        factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(_serve(server, loop_name, ready_fd, quiet=founder is not None))
+
+
+async def _serve(server: TimerServer, loop_name: str, ready_fd: int | None, *, quiet: bool) -> None:
+    loop = asyncio.get_running_loop()
+    await server.start()
+    stopping: list[asyncio.Task[None]] = []
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, lambda: stopping.append(loop.create_task(server.stop())))
+    if ready_fd is not None:
+        os.write(ready_fd, b"\n")
+        os.close(ready_fd)
+    if not quiet:  # standard output is the command's, not ours, when a supervisor started us
+        click.echo(f"aiotimer: serving on {server.socket_path} (pid {os.getpid()}, {loop_name})")
+    await server.serve_forever()
+
+
+def _writer(descriptor: int) -> Callable[[Event], object]:
+    """Return a function that writes events as JSON lines, and drops what a full pipe does not take."""
+    os.set_blocking(descriptor, False)
+
+    def write(event: Event) -> None:
+        try:
+            os.write(descriptor, json.dumps(event.as_json()).encode() + b"\n")
+        except (BlockingIOError, BrokenPipeError):
+            return
+
+    return write
+
+
+@cli.command(hidden=True)
+@click.option("--socket", "socket_path", required=True)
+@click.option("--founder", required=True)
+@click.option("--ready-fd", type=int, required=True)
+def watchdog(socket_path: str, founder: str, ready_fd: int) -> int:
+    """Supervise the private watchdog of a process."""
+    from ..watchdog import watch_over
+
+    return watch_over(socket_path, founder, ready_fd)

@@ -1,0 +1,100 @@
+"""``aiotimer status`` and ``aiotimer ping``: what a server watches, and whether it does."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import click
+
+from .. import _control
+from .._core.watch import LATE_LOOK
+from ..errors import AiotimerError
+from ..events import shown
+from ..runtime import known_sockets
+from . import EX_UNAVAILABLE, cli, resolve_socket, socket_option
+
+
+@cli.command(short_help="Show workers and their armed timers.")
+@socket_option
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object (with --all: a list).")
+@click.option("--all", "every", is_flag=True, help="Every server of this user, private ones included.")
+def status(socket_path: str | None, as_json: bool, every: bool) -> None:
+    """Show the workers of a server and their armed timers, soonest first."""
+    if every:
+        reports = [report for path in known_sockets() if (report := _report_of(path))]
+    else:
+        reports = [_control.status(resolve_socket(socket_path))]
+    if as_json:
+        click.echo(json.dumps(reports if every else reports[0]))
+        return
+    if not reports:
+        click.echo("no timer server of this user is running")
+    for report in reports:
+        _print(report)
+
+
+@cli.command(short_help="Check that a server answers and looks on time.")
+@socket_option
+def ping(socket_path: str | None) -> None:
+    """Exit with 0 when the server answers and looks on time, else with 69."""
+    path = resolve_socket(socket_path)
+    pong = _control.ping(path)
+    late = f"its heartbeat was at most {pong.lag_s * 1000:.0f} ms late in the last minute"
+    if pong.lag_s > LATE_LOOK:
+        raise _Late(f"the timer server at {path} is alive but slow: {late}")
+    click.echo(f"the timer server at {path} (pid {pong.pid}) is fine: {late}")
+
+
+class _Late(click.ClickException):
+    exit_code = EX_UNAVAILABLE
+
+
+def _report_of(path: str) -> dict[str, Any] | None:
+    try:
+        return _control.status(path)
+    except AiotimerError:
+        return None  # a state directory whose server is gone
+
+
+def _print(report: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    server, workers = report["server"], report["workers"]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("PID", "WORKER", "SCOPE", "REMAINING"):
+        table.add_column(heading, justify="right" if heading in ("PID", "REMAINING") else "left")
+    armed = 0
+    for worker in workers:
+        name = shown(worker["name"])[1:-1] + ("" if worker["connected"] else " (not connected)")
+        rows = worker["timers"] or [None]
+        for row in rows:
+            scope, left = (
+                ("-", "-") if row is None else (shown(row["scope"])[1:-1], _seconds(row["remaining_s"]))
+            )
+            table.add_row(str(worker["pid"]), Text(name), Text(scope), left)
+        armed += len(worker["timers"])
+    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    console.print(
+        Text(
+            f"server pid {server['pid']}, aiotimer {server['version']}, up {_seconds(server['uptime_s'])}, "
+            f"{server['socket']}"
+        )
+    )
+    console.print(f"{len(workers)} workers, {armed} timers armed")
+    if workers:
+        console.print(table)
+
+
+def _seconds(value: float) -> str:
+    """Return a duration for people: milliseconds when it is short, minutes and hours when it is long."""
+    if abs(value) < 10:
+        return f"{value:.3f} s"
+    if abs(value) < 120:
+        return f"{value:.1f} s"
+    minutes, seconds = divmod(round(value), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s"

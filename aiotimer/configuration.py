@@ -1,0 +1,102 @@
+"""``configure``: which server watches this process.
+
+The law of this file: what ``configure`` did, ``configure(None)`` undoes, and nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+from time import monotonic
+
+from ._client import SOCKET_VARIABLE, BaseClient
+from ._waiting import loop_is_running
+from .errors import AiotimerError
+from .expiry import set_default_client
+from .sync import TimerClient
+
+_ours: TimerClient | None = None  # the default client, if configure() made it
+_founded: str | None = None  # the socket of the private watchdog that this process founded and exported
+_founder = 0  # the process that did
+
+
+class _Unset:
+    def __repr__(self) -> str:
+        return "$AIOTIMER_SOCKET, or a private watchdog"
+
+
+_UNSET = _Unset()
+
+
+def configure(
+    client: BaseClient | str | os.PathLike[str] | _Unset | None = _UNSET,
+) -> BaseClient | None:
+    """Choose the server that watches ``expires`` blocks in this process.
+
+    With no argument it is the server at ``$AIOTIMER_SOCKET``; if that is not set, a private watchdog is
+    started for this process and its descendants, and ``$AIOTIMER_SOCKET`` is set to it. Called at the start
+    of a program it returns when the server is ready; in a running event loop it does not wait, and the
+    first ``async with expires(...)`` does.
+
+    Args:
+        client: a client, the path of a server's socket, or None to undo what an earlier call did.
+
+    Returns:
+        The client in use from now on, None after ``configure(None)``.
+
+    Raises:
+        ServerUnavailable: the private watchdog did not start.
+        UnsafePath: the path cannot be a socket's, or there is no place for a private watchdog.
+    """
+    global _ours
+    if isinstance(client, _Unset) and not os.environ.get(SOCKET_VARIABLE):
+        _found_watchdog()
+    new: BaseClient | None
+    made: TimerClient | None = None
+    if isinstance(client, BaseClient) or client is None:
+        new = client
+    else:
+        made = new = TimerClient(None if isinstance(client, _Unset) else client)
+        if not loop_is_running():
+            try:
+                made.connect(made.budget)
+            except (AiotimerError, OSError) as error:
+                made.missing(error)
+    set_default_client(new)
+    former, _ours = _ours, made
+    if client is None:
+        _disown_watchdog(former)
+    if former is not None:
+        former.close()
+    return new
+
+
+def _found_watchdog() -> None:
+    global _founded, _founder
+    from .supervise import READY_WITHIN, wait_ready
+    from .watchdog import found
+
+    path, ready = found()
+    try:
+        if loop_is_running():
+            from ._links import link_to
+
+            link_to(path, shared=True).starting_until = monotonic() + READY_WITHIN
+        else:
+            wait_ready(ready, path)
+    finally:
+        os.close(ready)
+    os.environ[SOCKET_VARIABLE] = path
+    _founded, _founder = path, os.getpid()
+
+
+def _disown_watchdog(client: TimerClient | None) -> None:
+    """Un-export the watchdog this process founded, and tell it that it is not needed any more."""
+    global _founded
+    path, _founded = _founded, None
+    if path is None or _founder != os.getpid():
+        return
+    if os.environ.get(SOCKET_VARIABLE) == path:
+        del os.environ[SOCKET_VARIABLE]
+    from ._control import disown
+
+    disown(path)

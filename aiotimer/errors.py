@@ -1,0 +1,129 @@
+"""Every error that aiotimer raises on purpose, organised by who must act.
+
+The laws of this file: one root, :class:`AiotimerError`; each error also derives from the builtin that
+existing code already catches; each carries its facts as attributes and survives pickling, because
+errors travel between the processes of a training job.
+
+* :class:`NotConfigured`, :class:`TableFull`: the caller must change the program.
+* :class:`ServerUnavailable`, :class:`Refused`, :class:`ServerError` and its kinds: the operator must act.
+* :class:`ProtocolError`: the peer broke the rules; its connection is closed.
+
+``expires`` raises the builtin ``ValueError`` or ``TypeError`` for a bad argument, and the builtin
+``TimeoutError`` when its ``grace`` ran out of patience: code that handles ``asyncio.timeout`` stays as it is.
+"""
+
+from __future__ import annotations
+
+
+class AiotimerError(Exception):
+    """The root of all errors of this package."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # The default would pass str(self) to __init__; the facts live in the instance.
+        return (_rebuild, (type(self), self.__dict__.copy(), self.args))
+
+
+def _rebuild(kind: type[AiotimerError], facts: dict[str, object], args: tuple[object, ...]) -> AiotimerError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(facts)
+    return error
+
+
+class NotConfigured(AiotimerError, RuntimeError):
+    """``expires()`` was used, but no server is known to this process."""
+
+    def __str__(self) -> str:
+        return (
+            "no timer server is configured: call aiotimer.configure() once at start "
+            "(it uses $AIOTIMER_SOCKET or starts a private watchdog), run the program under "
+            "`aiotimer run -- ...`, or pass client=... to expires()"
+        )
+
+
+class ServerUnavailable(AiotimerError, ConnectionError):
+    """No server answered on the socket within the time allowed.
+
+    Attributes:
+        path: the socket that was tried.
+        reason: what happened there.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"no timer server at {self.path!r}: {self.reason} "
+            f"(start one with `aiotimer serve --socket {self.path}`)"
+        )
+
+
+class Refused(AiotimerError, ConnectionError):
+    """A server answered and does not want this client.
+
+    Attributes:
+        path: the socket of the server.
+        reason: the server's own words.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"the timer server at {self.path!r} refused this client: {self.reason}"
+
+
+class TableFull(AiotimerError, RuntimeError):
+    """No timer can be added: every slot is armed, or the memory for more cannot be had.
+
+    Raised whatever the client's ``unavailable`` policy: going on unprotected would be silent.
+
+    Attributes:
+        armed: the number of timers that are armed (all of them stay so).
+        reason: why there is no room for one more.
+    """
+
+    def __init__(self, armed: int, reason: str) -> None:
+        super().__init__(armed, reason)
+        self.armed = armed
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"no room for another timer ({self.armed} armed): {self.reason}"
+
+
+class ProtocolError(AiotimerError, ConnectionError):
+    """The peer sent bytes that the protocol does not allow."""
+
+
+class ServerError(AiotimerError, RuntimeError):
+    """A server cannot start or go on. ``exit_code`` follows sysexits(3).
+
+    Attributes:
+        exit_code: what ``aiotimer serve`` exits with.
+    """
+
+    exit_code = 70  # EX_SOFTWARE
+
+
+class AlreadyServing(ServerError):
+    """Another live server owns the socket."""
+
+    exit_code = 69  # EX_UNAVAILABLE
+
+
+class UnsafePath(ServerError):
+    """A socket path or state directory that cannot be trusted or used."""
+
+    exit_code = 77  # EX_NOPERM
+
+
+class NewerLayout(ServerError):
+    """The state directory holds tables of a newer aiotimer; this one must not touch them."""
+
+    exit_code = 78  # EX_CONFIG

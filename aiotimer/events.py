@@ -1,0 +1,92 @@
+"""What happened: the events a server tells its owner of, and the one line each writes to the log.
+
+The law of this file: text that a worker chose (its scopes, its name) is escaped before it reaches a
+terminal or a log, whatever bytes it holds.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+from ._core.requests import WorkerId
+
+log = logging.getLogger("aiotimer")
+
+Kind: TypeAlias = Literal[
+    "reaped", "unkillable", "reap_failed", "late", "worker_gone", "exec", "adopted", "stalled", "refused"
+]
+
+_LEVELS = {
+    "adopted": logging.DEBUG,
+    "worker_gone": logging.DEBUG,
+    "late": logging.WARNING,
+    "unkillable": logging.ERROR,
+    "reap_failed": logging.ERROR,
+}
+
+
+class Event(NamedTuple):
+    """One thing that happened.
+
+    Attributes:
+        event: its kind. ``reaped``: a worker was signalled and is dead. ``unkillable``: it was signalled
+            and would not die. ``reap_failed``: ``reap_worker`` returned False or raised. ``late``: a
+            timer expired, and was released before the signal. ``worker_gone``: a worker died by itself
+            with timers armed. ``exec``: a worker runs another program now, its timers are dropped.
+            ``adopted``: a table of an earlier server. ``stalled``: the server stood still. ``refused``:
+            a client that is not served.
+        worker_id: whom it happened to, None for the server itself.
+        name: the worker's command name.
+        scope: the timer it was about.
+        late_s: seconds between the deadline and the first action on the worker (or its release).
+        detail: the rest, in words.
+    """
+
+    event: Kind
+    worker_id: WorkerId | None = None
+    name: str = ""
+    scope: str = ""
+    late_s: float | None = None
+    detail: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the event as the object that goes into a JSON line; ``time`` is wall time, for people."""
+        return {
+            "event": self.event,
+            "time": time.time(),  # noqa: TID251 - for reports; no decision rests on it
+            "pid": None if self.worker_id is None else self.worker_id.pid,
+            "name": self.name,
+            "scope": self.scope,
+            "late_s": self.late_s,
+            "detail": self.detail,
+        }
+
+    def __str__(self) -> str:
+        fields = []
+        if self.worker_id is not None:
+            fields.append(f"pid={self.worker_id.pid}")
+        if self.name:
+            fields.append(f"name={shown(self.name)}")
+        if self.scope:
+            fields.append(f"scope={shown(self.scope)}")
+        if self.late_s is not None:
+            fields.append(f"late={self.late_s * 1000:.1f}ms")
+        if self.detail:
+            fields.append(f"({self.detail})")
+        return f"{self.event} " + " ".join(fields)
+
+
+def write_to_log(event: Event) -> None:
+    """Write an event to the ``aiotimer`` logger, at a level that fits it."""
+    log.log(_LEVELS.get(event.event, logging.WARNING), "%s", event)
+
+
+def shown(text: str) -> str:
+    """Return untrusted text quoted, with everything that is not printable escaped."""
+    quoted = json.dumps(text, ensure_ascii=False)
+    if quoted.isprintable():
+        return quoted
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in quoted)

@@ -1,0 +1,435 @@
+"""The timer server: accepts workers, looks at their tables, reaps those whose timers expire.
+
+The laws of this file:
+
+* A worker is whom the kernel says it is: the peer's credentials and a pidfd. A pid in a message is shown to
+  people and never acted upon.
+* A connection is not a worker: workers end when their pidfd is readable, and tables outlive connections.
+* A release stored before the first signal spares the worker, even after its deadline.
+
+It keeps the verbs of ``torch.distributed.elastic.timer.TimerServer`` (``register_timers``, ``clear_timers``,
+``get_expired_timers``, ``reap_worker``) and replaces its polling by one ``call_at`` per table.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import os
+import resource
+import weakref
+from collections.abc import Awaitable, Callable, Iterable
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from . import runtime
+from ._connection import Connection
+from ._core.requests import TimerRequest, WorkerId
+from ._core.watch import BOUND, Due
+from ._greeting import apply, forget, handle
+from ._report import report
+from ._roster import Roster
+from ._watched import WatchedTable
+from ._worker import Reaping, Worker
+from .events import Event, log, write_to_log
+from .process import maps_file
+
+if TYPE_CHECKING:
+    import socket
+    from types import TracebackType
+    from typing import Self
+
+    from ._core import wire
+
+BACKLOG = 4096
+"""The listen backlog (capped by net.core.somaxconn): as many workers may start at once."""
+
+BEAT = 0.5
+"""Seconds between the server's own signs of life."""
+
+_LAGS = 120
+"""Beats over which the worst lag is remembered: a minute."""
+
+
+class TimerServer:
+    """A timer server, to be embedded in any running asyncio or uvloop loop.
+
+    Use it as an asynchronous context manager, or call :meth:`start` and :meth:`stop`. Subclass it to reap
+    workers in another way.
+
+    Args:
+        socket_path: where to listen; by default the per-user default socket.
+        on_event: called with every :class:`~aiotimer.events.Event`, besides the log line it writes.
+        bound: seconds; the furthest ahead that the server promises its workers to look.
+
+    Raises:
+        UnsafePath: the path cannot be a socket's.
+    """
+
+    def __init__(
+        self,
+        socket_path: str | os.PathLike[str] | None = None,
+        *,
+        on_event: Callable[[Event], object] | None = None,
+        bound: float = BOUND,
+    ) -> None:
+        path = runtime.default_socket() if socket_path is None else os.fspath(socket_path)
+        self.socket_path = runtime.check_socket_path(path)
+        self._on_event = on_event
+        self._bound = bound
+        self._lock: runtime.SocketLock | None = None
+        self._listener: socket.socket | None = None
+        self._connections: set[Connection] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._beat: asyncio.TimerHandle | None = None
+        self._next_beat = 0.0
+        self._lags: list[float] = []
+        self._stopped: asyncio.Event | None = None
+        self._idle_since = monotonic()
+        self._started_at = 0.0
+        self._loop: asyncio.AbstractEventLoop
+        self._roster: Roster
+
+    # -- life ------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Listen, and take over the tables that an earlier server of this socket left.
+
+        Raises:
+            AlreadyServing: another server lives there.
+            UnsafePath: the socket or the state directory cannot be used.
+            NewerLayout: the state directory belongs to a newer aiotimer.
+            RuntimeError: this server is running.
+        """
+        if self._lock is not None:
+            raise RuntimeError("this timer server is running already")
+        self._loop = asyncio.get_running_loop()
+        self._lock = runtime.SocketLock(self.socket_path)
+        try:
+            _raise_descriptor_limit()
+            directory = runtime.state_directory(self.socket_path)
+            self._roster = Roster(
+                directory, self._loop, self._bound, self._expire, self._worker_died, self.emit
+            )
+            self._listener = runtime.bind(self._lock, BACKLOG)
+            self._roster.adopt()
+        except BaseException:
+            self._let_go()
+            raise
+        self._stopped = asyncio.Event()
+        self._started_at = self._idle_since = monotonic()
+        self._loop.add_reader(self._listener, self._accept)
+        self._next_beat = monotonic() + BEAT
+        self._beat = self._loop.call_later(BEAT, self._show_life)
+        _running.add(self)
+
+    async def stop(self) -> None:
+        """Stop serving. Tables of living workers stay for the next server; their timers stay armed."""
+        if self._lock is None:
+            return
+        assert self._listener is not None
+        assert self._stopped is not None
+        _running.discard(self)
+        self._loop.remove_reader(self._listener)
+        if self._beat is not None:
+            self._beat.cancel()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        try:
+            for connection in list(self._connections):
+                connection.close()
+            self._roster.close()
+            with contextlib.suppress(OSError):
+                os.unlink(self.socket_path)
+            runtime.remove_if_empty(self._roster.directory)
+        finally:
+            self._let_go()
+            self._stopped.set()
+
+    async def serve_forever(self) -> None:
+        """Start if need be, and serve until :meth:`stop` or a cancellation."""
+        if self._lock is None:
+            await self.start()
+        assert self._stopped is not None
+        try:
+            await self._stopped.wait()
+        finally:
+            await self.stop()
+
+    async def __aenter__(self) -> Self:
+        """Start."""
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stop."""
+        await self.stop()
+
+    # -- the ancestor's verbs --------------------------------------------------------------------
+
+    def register_timers(self, requests: Iterable[TimerRequest]) -> None:
+        """Arm and release timers on processes of the server's owner: a launcher's children, say.
+
+        A process that is gone is passed over: its timers are moot.
+
+        Args:
+            requests: their ``worker_id`` is a :class:`WorkerId`, or the pid of a living process.
+
+        Raises:
+            ValueError, TypeError: a request's scope or expiration time cannot be used.
+            TableFull: a worker has 65,536 timers armed.
+        """
+        for request in requests:
+            if request.is_release and self._roster.find(request.worker_id) is None:
+                continue
+            try:
+                worker = self._roster.pinned(request.worker_id)
+            except ProcessLookupError as error:
+                log.info("no timer %r: %s", request.scope_id, error)
+                continue
+            table, cells = self._roster.own_table(worker, "owner")
+            if cells.set((request.scope_id, 0), request.expiration_time, monotonic()):
+                table.rung(request.expiration_time)
+
+    def clear_timers(self, worker_ids: Iterable[WorkerId | int]) -> None:
+        """Deal with every timer these workers have armed: none of them is acted upon any more."""
+        for worker_id in worker_ids:
+            worker = self._roster.find(worker_id)
+            if worker is not None:
+                worker.clear()
+
+    def get_expired_timers(self, deadline: float) -> dict[WorkerId, list[TimerRequest]]:
+        """Return what has expired and has not been cleared.
+
+        Args:
+            deadline: ``CLOCK_MONOTONIC`` seconds; timers with ``expiration_time <= deadline``.
+
+        Returns:
+            The expired timers of each worker that has any, the longest overdue first in each table.
+        """
+        expired = {w.id: w.expired(deadline) for w in self._roster.workers.values()}
+        return {worker_id: timers for worker_id, timers in expired.items() if timers}
+
+    def reap_worker(self, worker_id: WorkerId) -> bool | Awaitable[bool]:
+        """Reap a worker whose timer has expired. Override to do it in another way.
+
+        By default SIGKILL through its pidfd.
+
+        Args:
+            worker_id: whom.
+
+        Returns:
+            True when that is done or under way: its timers are cleared. False to be called again, after
+            a pause that doubles from 0.1 s to 5 s. An override may be a coroutine function. One that
+            raises is logged, and counts as having reaped.
+        """
+        worker = self._roster.find(worker_id)
+        return worker is None or worker.kill(self._unkillable)
+
+    # -- what is going on ------------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """Return the object that ``aiotimer status --json`` prints."""
+        return report(self._roster.workers.values(), self.socket_path, monotonic() - self._started_at)
+
+    @property
+    def lag_s(self) -> float:
+        """How late, at worst, the server's own heartbeat has been in the last minute; seconds."""
+        return max([*self._lags, monotonic() - self._next_beat, 0.0])
+
+    def idle_s(self) -> float:
+        """Return for how many seconds no worker has been connected."""
+        busy = any(worker.connections for worker in self._roster.workers.values())
+        if busy:
+            self._idle_since = monotonic()
+        return monotonic() - self._idle_since
+
+    def emit(self, event: Event) -> None:
+        """Log an event and pass it on."""
+        write_to_log(event)
+        if self._on_event is not None:
+            try:
+                self._on_event(event)
+            except Exception:  # noqa: BLE001 - the owner's code; logged, and the server goes on
+                log.exception("on_event failed for %s", event.event)
+
+    # -- reaping ---------------------------------------------------------------------------------
+
+    def _expire(self, worker: Worker, table: WatchedTable, due: tuple[Due, ...]) -> None:
+        """Timers have expired: reap the worker, unless they have been released meanwhile."""
+        self._tick()
+        first = None
+        for candidate in due:
+            timer = table.timer(candidate)  # reads the slot again
+            if timer is None:
+                late_s = monotonic() - candidate.effective
+                self.emit(Event("late", worker.id, worker.name, late_s=late_s, detail="released in time"))
+            elif first is None:
+                first = (candidate, timer)
+        if first is None:
+            return
+        if monotonic() < worker.retry_at:  # a reap failed a moment ago
+            self._try_again(worker, table, due)
+            return
+        table.mark_reaped(monotonic())
+        candidate, timer = first
+        worker.reaping = Reaping(timer, monotonic() - candidate.effective)
+        try:
+            done = self.reap_worker(worker.id)
+        except Exception:  # noqa: BLE001 - the owner's code; logged, and it counts as reaped
+            log.exception("reap_worker(%s) failed; it counts as reaped", worker.id)
+            done = True
+        if inspect.isawaitable(done):
+            task = self._loop.create_task(self._finish_reap(worker, table, due, done))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        else:
+            self._reaped(worker, table, due, bool(done))
+
+    async def _finish_reap(
+        self, worker: Worker, table: WatchedTable, due: tuple[Due, ...], done: Awaitable[bool]
+    ) -> None:
+        try:
+            result = await done
+        except Exception:  # noqa: BLE001 - the owner's code; logged, and it counts as reaped
+            log.exception("reap_worker(%s) failed; it counts as reaped", worker.id)
+            result = True
+        if not table.closed:
+            self._reaped(worker, table, due, result)
+
+    def _reaped(self, worker: Worker, table: WatchedTable, due: tuple[Due, ...], done: bool) -> None:
+        if done:
+            self.clear_timers([worker.id])
+            return
+        worker.reaping = None
+        worker.back_off()
+        self.emit(Event("reap_failed", worker.id, worker.name, detail="will be tried again"))
+        self._try_again(worker, table, due)
+
+    def _try_again(self, worker: Worker, table: WatchedTable, due: tuple[Due, ...]) -> None:
+        def again() -> None:
+            if not table.closed:
+                table.watch.reopen(due)
+                table.look()
+
+        self._loop.call_later(max(0.001, worker.retry_at - monotonic()), again)
+
+    def _unkillable(self, worker: Worker) -> None:
+        scope = worker.reaping.timer.name if worker.reaping else ""
+        detail = "SIGKILL was sent, and it is still there"
+        self.emit(Event("unkillable", worker.id, worker.name, scope, detail=detail))
+
+    def _worker_died(self, worker: Worker) -> None:
+        if worker.reaping is not None and worker.killed:
+            timer, late_s = worker.reaping
+            self.emit(Event("reaped", worker.id, worker.name, timer.name, late_s))
+        elif worker.reaping is not None:
+            self.emit(Event("worker_gone", worker.id, worker.name, detail="while being reaped"))
+        elif any(True for _timer in worker.timers()):
+            self.emit(Event("worker_gone", worker.id, worker.name, detail="with timers armed"))
+
+    # -- connections -----------------------------------------------------------------------------
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        for _ in range(64):  # a burst at a time, so that looks get their turn
+            try:
+                sock, _address = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                log.error("cannot accept a connection: %s", error)
+                return
+            sock.setblocking(False)
+            self._connections.add(Connection(self, sock, self._loop))
+
+    def handle(self, connection: Connection, message: wire.ToServer) -> None:
+        """A connection received a message that is not a ring."""
+        handle(self, self._roster, connection, message)
+
+    def apply(self, connection: Connection) -> str:
+        """Apply the requests in a connection's inbox; return why not, if not all could be."""
+        return apply(self._roster, connection)
+
+    def connection_closed(self, connection: Connection) -> None:
+        """A connection is gone. Its worker may live on, unwatched by nobody: its table stays."""
+        self._connections.discard(connection)
+        worker, table = connection.worker, connection.table
+        if worker is None or worker.id not in self._roster.workers:
+            return
+        worker.connections -= 1
+        if table is None or table.closed or table.file.kind != "shared":
+            return
+        with contextlib.suppress(OSError):
+            if maps_file(worker.id.pid, table.file.inode) is False:
+                # Another program by now, or an interpreter that has unmapped everything at its end.
+                if table.timers():
+                    self.emit(Event("exec", worker.id, worker.name, detail="its timers are dropped"))
+                forget(worker, table)
+                return
+        table.connection_lost()
+
+    def refused(self, connection: Connection, reason: str) -> None:
+        """A connection broke the rules, or its client is not served."""
+        worker = connection.worker
+        self.emit(Event("refused", None if worker is None else worker.id, detail=reason))
+
+    def founder_gone(self) -> None:
+        """The process this server was started for disowns it. Overridden where that means something."""
+
+    # -- signs of life ---------------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        stalled = self._roster.lifeline.tick(monotonic())
+        if stalled:
+            detail = f"this server stood still for {stalled:.1f} s; deadlines that passed meanwhile are moved"
+            self.emit(Event("stalled", detail=detail))
+
+    def _show_life(self) -> None:
+        self._tick()
+        now = monotonic()
+        self._lags = [*self._lags[-_LAGS:], now - self._next_beat]
+        self._next_beat = now + BEAT
+        self._beat = self._loop.call_later(BEAT, self._show_life)
+
+    def _let_go(self) -> None:
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def _abandon(self) -> None:
+        """In a forked child: the socket, its lock and the processes are the parent's."""
+        for connection in self._connections:
+            connection.socket.close()
+        self._connections.clear()
+        self._roster.abandon()
+        self._let_go()
+
+
+_running: weakref.WeakSet[TimerServer] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for server in list(_running):
+        server._abandon()
+    _running.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def _raise_descriptor_limit() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

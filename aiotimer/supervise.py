@@ -1,0 +1,129 @@
+"""Keeping a server process alive: what ``aiotimer run`` and the private watchdog have in common.
+
+The laws of this file: a server that dies is started again at once, because a restart loses nothing; one that
+ends on purpose (exit status 0) or cannot start (a status of :class:`~aiotimer.errors.ServerError`) is not.
+Children are started with ``posix_spawn``: it restores signals that this process blocks, and it neither
+copies this process nor runs Python between fork and exec.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+from pathlib import Path
+from time import monotonic
+
+from .errors import AlreadyServing, NewerLayout, ServerUnavailable, UnsafePath
+from .process import start_time
+
+NOT_RESTARTED = frozenset({0, 2, AlreadyServing.exit_code, UnsafePath.exit_code, NewerLayout.exit_code})
+"""Exit statuses after which a restart would not help (2: a wrong command line)."""
+
+READY_WITHIN = 15.0
+"""Seconds that a server may take to start: importing from a slow file system takes long."""
+
+_CALM = 0.5
+"""Seconds that a server must have lived to be restarted at once rather than after as long a pause."""
+
+_RESET = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGQUIT)
+"""Signals that Python, or a shell's background, may ignore; a child is to find them at their defaults."""
+
+
+def python_command(*arguments: str) -> list[str]:
+    """Return the command that runs ``aiotimer`` with this interpreter.
+
+    ``-P`` keeps the current directory off the import path: a worker's directory may hold a ``queue.py``.
+    """
+    return [sys.executable, "-P", "-m", "aiotimer", *arguments]
+
+
+def python_environment() -> dict[str, str]:
+    """Return the environment for :func:`python_command`: this very package must be found."""
+    home = str(Path(__file__).parent.parent)
+    path = os.environ.get("PYTHONPATH")
+    return {**os.environ, "PYTHONPATH": f"{path}{os.pathsep}{home}" if path else home}
+
+
+def founder_argument() -> str:
+    """Return how a server is told for whom it was started: pid and start time, to be pinned by."""
+    pid = os.getpid()
+    return f"{pid}:{start_time(pid)}"
+
+
+class SupervisedServer:
+    """A server process, started again when it dies.
+
+    Args:
+        socket_path: where it listens.
+        arguments: further arguments of ``aiotimer serve``.
+        descriptors: inheritable descriptors that it is to have.
+    """
+
+    def __init__(
+        self, socket_path: str, arguments: tuple[str, ...] = (), descriptors: tuple[int, ...] = ()
+    ) -> None:
+        self.socket_path = socket_path
+        self.pid = 0
+        self._arguments = arguments
+        self._started_at = 0.0
+        for descriptor in descriptors:
+            os.set_inheritable(descriptor, True)
+
+    def start(self) -> None:
+        """Start it and wait until it serves.
+
+        Raises:
+            ServerUnavailable: it does not.
+        """
+        ready, child_end = os.pipe()
+        try:
+            os.set_inheritable(child_end, True)
+            self._spawn("--ready-fd", str(child_end))
+        finally:
+            os.close(child_end)
+        try:
+            wait_ready(ready, self.socket_path)
+        finally:
+            os.close(ready)
+
+    def reaped(self, status: int) -> bool:
+        """It has been waited for; start it again unless it ended for good. Returns whether it lives."""
+        if status in NOT_RESTARTED:
+            self.pid = 0
+            return False
+        if monotonic() - self._started_at < _CALM:
+            select.select([], [], [], _CALM)  # it dies as soon as it starts; do not spin
+        self._spawn()
+        return True
+
+    def stop(self) -> None:
+        """Ask it to end, and wait until it has."""
+        if self.pid:
+            pid, self.pid = self.pid, 0
+            pidfd = os.pidfd_open(pid)
+            signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+            if not select.select([pidfd], [], [], 5.0)[0]:
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            os.close(pidfd)
+
+    def _spawn(self, *more: str) -> None:
+        self._started_at = monotonic()
+        command = python_command("serve", "--socket", self.socket_path, *self._arguments, *more)
+        self.pid = os.posix_spawn(
+            command[0], command, python_environment(), setsigmask=(), setsigdef=_RESET, setsid=True
+        )
+
+
+def wait_ready(descriptor: int, socket_path: str) -> None:
+    """Wait until a starting server writes to the other end of a pipe.
+
+    Raises:
+        ServerUnavailable: it ended, or took too long.
+    """
+    if not select.select([descriptor], [], [], READY_WITHIN)[0]:
+        raise ServerUnavailable(socket_path, f"it did not start within {READY_WITHIN:g} s")
+    if not os.read(descriptor, 1):
+        raise ServerUnavailable(socket_path, "it ended while starting; its own message says why")

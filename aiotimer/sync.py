@@ -1,0 +1,103 @@
+"""The synchronous client: connects and rings by blocking its thread, never past its budget."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ._client import CONNECT_TIMEOUT, BaseClient
+from .errors import AiotimerError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+
+class TimerClient(BaseClient):
+    """Arms and releases timers on this process, from synchronous code. Safe from any thread.
+
+    All clients of a process share one connection and one timer table per server; after a fork, the child
+    gets its own. Use it as a context manager, or call :meth:`connect` and :meth:`close`; an acquire on a
+    client that is not connected connects it.
+
+    Args:
+        path: the server's socket; by default ``$AIOTIMER_SOCKET``.
+        shared: False to send each request as an acknowledged message instead of sharing memory with
+            the server, where a sandbox forbids that.
+        unavailable: what an acquire does when no server can be reached: ``"raise"`` an error, ``"warn"``
+            once in the log and go on, or ``"ignore"``.
+        budget: seconds for which an acquire may hold the caller when a server has to be reached.
+
+    Raises:
+        NotConfigured: no path was given and ``$AIOTIMER_SOCKET`` is not set.
+        UnsafePath: the path cannot be a socket's.
+    """
+
+    __slots__ = ()
+
+    def connect(self, timeout: float = CONNECT_TIMEOUT) -> None:
+        """Connect, if this process is not connected to that server yet.
+
+        Args:
+            timeout: seconds.
+
+        Raises:
+            ServerUnavailable: nobody answered within the time.
+            Refused: the server does not want this client.
+        """
+        self.check_open()
+        self._link.connect(timeout)
+
+    def acquire(self, scope_id: str, expiration_time: float) -> None:
+        """Arm the timer ``scope_id`` of this process, or move it if it is armed.
+
+        Args:
+            scope_id: its name, at most 240 bytes of UTF-8.
+            expiration_time: ``time.monotonic()`` seconds; 0 has already expired, and a strictly negative
+                one is a release.
+
+        Raises:
+            ServerUnavailable, Refused: only if ``unavailable="raise"``.
+            TableFull: no timer can be added, whatever ``unavailable`` says.
+            TypeError, ValueError: the arguments are not a name and a finite number.
+        """
+        self.check_open()
+        link = self._link
+        try:
+            if link.table is None:
+                if not self.may_connect():
+                    return
+                link.connect(self.budget)
+            deadline = self._arm(scope_id, expiration_time)
+            if deadline is not None:
+                link.tell(scope_id, deadline, self.budget)
+        except (AiotimerError, OSError) as error:
+            if self.unavailable == "raise" or not link.shared:
+                self._disarm(scope_id)
+            self.missing(error)
+
+    def release(self, scope_id: str) -> None:
+        """Take the timer ``scope_id`` away; a no-op if it is not armed. Never fails for want of a server.
+
+        Raises:
+            TypeError, ValueError: ``scope_id`` is not a name.
+        """
+        self._disarm(scope_id)
+        self._link.untell(scope_id, self.budget)
+
+    def close(self) -> None:
+        """Leave. With the last client of the process the server forgets all its timers."""
+        self._leave()
+
+    def __enter__(self) -> Self:
+        """Connect."""
+        self.connect()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close."""
+        self.close()

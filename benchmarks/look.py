@@ -1,0 +1,97 @@
+"""A look: what the server does per worker and wake-up, at many armed timers.
+
+Measured is the whole of ``WatchedTable.look`` against a real table file on tmpfs: both reads, the decision,
+the write of the promise, and both handles. Beside it: ``min()`` over a list of as many floats, which is what the
+decision comes down to, and a number that everybody can reproduce; the read that follows three milliseconds
+after every look; and a look while one expired timer is still in the table (its worker is dying), which has to
+consider the timers one by one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import mmap
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from time import monotonic, perf_counter
+
+from aiotimer import WorkerId
+from aiotimer._core import layout
+from aiotimer._core.table import TimerTable
+from aiotimer._core.watch import Due, Lifeline, Watch
+from aiotimer._watched import WatchedTable
+from aiotimer.runtime import allocate, create_table
+
+from ._report import Row
+from ._timing import Candidate, interleave
+
+_LIMITS_US = {1_000: 50.0, 10_000: 500.0}
+
+
+def measure(quick: bool) -> Iterator[Row]:
+    """Yield the time of a look, for several sizes of table."""
+    rounds, looks = (5, 20) if quick else (41, 100)
+    for timers in (1, 1_000, 10_000):
+        with asyncio.Runner() as runner, _table(runner.get_loop(), timers) as (table, cells):
+            medians = interleave(
+                {
+                    "look": _timed(runner, table.look, looks),
+                    "later": _timed(runner, table._read_later, looks),
+                    "min": _timed(runner, functools.partial(min, _floats(table)), looks),
+                },
+                rounds,
+            )
+            cells.set(("expired", 0), monotonic(), monotonic())
+            table.look()
+            one_by_one = interleave({"look": _timed(runner, table.look, max(1, looks // 10))}, rounds)
+        what = f"a look at {timers:,} armed timer{'s' * (timers > 1)}"
+        yield Row(what, medians["look"] * 1e6, "us", _LIMITS_US.get(timers))
+        if timers > 1:
+            yield Row(f"{what} / min() over as many floats", medians["look"] / medians["min"], "x")
+        yield Row(f"{what}: the read 3 ms later", medians["later"] * 1e6, "us")
+        yield Row(f"{what}, one expired", one_by_one["look"] * 1e6, "us")
+
+
+@contextlib.contextmanager
+def _table(loop: asyncio.AbstractEventLoop, timers: int) -> Iterator[tuple[WatchedTable, TimerTable]]:
+    """Provide a watched table with so many armed timers, and the side that stores into it."""
+
+    def on_due(_table: WatchedTable, _due: tuple[Due, ...]) -> None:
+        """The worker is being reaped, which nobody here has to wait for."""
+
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+        file = create_table(Path(directory), WorkerId(1, 1), 1, "shared")
+        # A worker of this table would hold a descriptor of its own.
+        cells = TimerTable(
+            mmap.mmap(file.descriptor, layout.TABLE_SIZE),
+            functools.partial(allocate, os.dup(file.descriptor)),
+            now=monotonic,
+        )
+        for number in range(timers):
+            cells.set((f"train.py:{number}", 0), monotonic() + 600 + number, monotonic())
+        watch = Watch(Lifeline(monotonic()), connected=True)
+        table = WatchedTable(file, watch, loop, on_due)
+        try:
+            yield table, cells
+        finally:
+            table.remove()
+
+
+def _floats(table: WatchedTable) -> list[float]:
+    return [timer.deadline for timer in table.timers()]
+
+
+def _timed(runner: asyncio.Runner, function: Callable[[], object], times: int) -> Candidate:
+    async def timed() -> float:
+        before = perf_counter()
+        for _ in range(times):
+            function()
+        spent = perf_counter() - before
+        await asyncio.sleep(0)  # the loop drops the handles that were cancelled
+        return spent / times
+
+    return lambda: runner.run(timed())

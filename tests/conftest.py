@@ -1,0 +1,29 @@
+"""What every test gets.
+
+Every async test and async fixture runs twice, on asyncio's own loop and on uvloop's: the ids end in
+`[asyncio]` and `[uvloop]`. No marker is needed. A test that is about one of them says so with
+`@pytest.mark.asyncio(loop_factories=["uvloop"])`, and then has no suffix.
+
+Hypothesis sets no deadline on an example: a slow machine is not a failure, and wall-clock durations
+are asserted in benchmarks only.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+import hypothesis
+import pytest
+import uvloop
+
+hypothesis.settings.register_profile("aiotimer", deadline=None, print_blob=True)
+hypothesis.settings.register_profile(
+    "soak", parent=hypothesis.settings.get_profile("aiotimer"), max_examples=20_000
+)
+hypothesis.settings.load_profile("aiotimer")
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """The hook of pytest-asyncio that parametrises every async test by its event loop."""
+    return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}

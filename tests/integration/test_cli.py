@@ -1,0 +1,298 @@
+"""The command line, as a user meets it: real processes, their output and their exit statuses.
+
+The law of this file: an error is one line on standard error; a result is on standard output.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import aiotimer
+from aiotimer._control import ping, status
+from tests.support import PATIENCE, private_runtime, short_socket
+
+AIOTIMER = [sys.executable, "-m", "aiotimer"]
+
+HANG = """
+import sys, time
+from aiotimer import expires
+with expires(after=0.2, scope="the-hang"):
+    print("inside", flush=True)
+    time.sleep(600)
+print("never")
+"""
+
+
+@pytest.fixture(autouse=True)
+def _own_runtime() -> Iterator[None]:
+    with private_runtime():
+        yield
+
+
+def environment(**more: str) -> dict[str, str]:
+    """This process's environment without a server, plus what is given."""
+    return {k: v for k, v in os.environ.items() if k != "AIOTIMER_SOCKET"} | more
+
+
+def call(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run ``aiotimer`` to its end."""
+    return subprocess.run(
+        [*AIOTIMER, *arguments],
+        capture_output=True, text=True, timeout=PATIENCE, env=environment(**more), check=False,
+    )  # fmt: skip
+
+
+def assert_one_line(error: str, *words: str) -> None:
+    """Check that an error is one line that starts with the program's name and holds these words."""
+    assert error.startswith("aiotimer: ")
+    assert error.count("\n") == 1
+    for word in words:
+        assert word in error
+
+
+@contextlib.contextmanager
+def serving(path: str, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """Run ``aiotimer serve`` and yield it once it says that it is ready."""
+    command = [*AIOTIMER, "serve", "--socket", path, *options]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+    ) as server:
+        assert server.stdout is not None
+        assert path in server.stdout.readline()
+        try:
+            yield server
+        finally:
+            server.terminate()
+            assert server.wait(PATIENCE) in (0, -signal.SIGKILL)
+
+
+def wait_gone(pid: int) -> None:
+    """Wait until a process that is not our child has ended."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        assert select.select([pidfd], [], [], PATIENCE)[0], f"process {pid} lives on"
+    finally:
+        os.close(pidfd)
+
+
+# -- serve, status, ping ---------------------------------------------------------------------------
+
+
+def test_help_teaches_and_version_is_the_packages() -> None:
+    assert "aiotimer run -- python train.py" in call("--help").stdout
+    for command in ("serve", "run", "status", "ping"):
+        assert command in call("--help").stdout
+        assert "Usage: aiotimer " + command in call(command, "--help").stdout
+    assert aiotimer.__version__ in call("--version").stdout
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_serve_says_that_it_is_ready_and_stops_on_a_signal(loop: str) -> None:
+    with short_socket() as path:
+        with serving(path, "--loop", loop) as server:
+            assert ping(path).pid == server.pid
+        assert server.returncode == 0
+        assert not os.path.exists(path)
+
+
+def test_status_shows_workers_and_timers_soonest_first() -> None:
+    worker = """
+import sys, aiotimer, time
+client = aiotimer.TimerClient()
+client.acquire("later", time.monotonic() + 600)
+with aiotimer.expires(after=300, scope="so\\x1b[31mon"):
+    print("armed", flush=True)
+    sys.stdin.read()
+"""
+    with (
+        short_socket() as path,
+        serving(path),
+        subprocess.Popen(
+            [sys.executable, "-c", worker],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment(AIOTIMER_SOCKET=path),
+        ) as process,
+    ):  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"armed\n"
+        report = json.loads(call("status", "--json", AIOTIMER_SOCKET=path).stdout)
+        assert report["server"]["socket"] == path
+        assert set(report["server"]) == {"pid", "version", "uptime_s", "socket"}
+        (shown,) = report["workers"]
+        assert shown["pid"] == process.pid
+        assert shown["connected"] is True
+        assert [t["scope"] for t in shown["timers"]] == ["so\x1b[31mon", "later"]
+        assert all(set(t) == {"scope", "deadline", "remaining_s"} for t in shown["timers"])
+        text = call("status", "--socket", path).stdout
+        assert "1 workers, 2 timers armed" in text
+        assert "\x1b" not in text
+        assert text.index("[31mon") < text.index("later")
+        everything = json.loads(call("status", "--all", "--json").stdout)
+        assert path in [r["server"]["socket"] for r in everything]
+        process.kill()
+
+
+def test_ping_answers_or_exits_69() -> None:
+    with short_socket() as path:
+        with serving(path):
+            fine = call("ping", "--socket", path)
+            assert (fine.returncode, fine.stderr) == (0, "")
+        gone = call("ping", "--socket", path)
+        assert gone.returncode == 69
+        assert_one_line(gone.stderr, path, "aiotimer serve")
+
+
+def test_ping_calls_a_server_that_was_stuck_late() -> None:
+    with short_socket() as path, serving(path) as server:
+        server.send_signal(signal.SIGSTOP)
+        stuck = call("ping", "--socket", path)
+        server.send_signal(signal.SIGCONT)
+        assert stuck.returncode == 69
+        assert_one_line(stuck.stderr, "no answer")
+        slow = call("ping", "--socket", path)
+        assert slow.returncode == 69
+        assert_one_line(slow.stderr, "alive but slow")
+
+
+def test_a_second_server_is_refused_and_the_first_goes_on() -> None:
+    with short_socket() as path, serving(path) as server:
+        second = call("serve", "--socket", path)
+        assert second.returncode == 69
+        assert_one_line(second.stderr, "another timer server")
+        assert ping(path).pid == server.pid
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("serve", "--loop", "trio"), 2, ("trio",)),
+        (("frobnicate",), 2, ("frobnicate",)),
+        (("serve", "--socket", "/" + "x" * 200), 77, ("201 bytes", "107")),
+        (("serve", "--socket", "/proc/no/where"), 77, ("/proc/no/where",)),
+        (("run",), 2, ("COMMAND",)),
+    ],
+)
+def test_errors_are_one_line(arguments: tuple[str, ...], code: int, words: tuple[str, ...]) -> None:
+    result = call(*arguments)
+    assert result.returncode == code
+    assert_one_line(result.stderr, *words)
+
+
+def test_without_a_socket_commands_use_the_per_user_default() -> None:
+    result = call("status")
+    assert result.returncode == 69
+    assert_one_line(result.stderr, os.path.join(os.environ["XDG_RUNTIME_DIR"], "aiotimer", "aiotimer.sock"))
+
+
+# -- run -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        (("true",), 0),
+        (("sh", "-c", "exit 7"), 7),
+        (("sh", "-c", "kill -TERM $$"), 143),
+        (("sh", "-c", "kill -KILL $$"), 137),
+        (("/dev/null",), 126),
+        (("no-such-command-anywhere",), 127),
+    ],
+)
+def test_run_passes_the_exit_status_through(command: tuple[str, ...], code: int) -> None:
+    result = call("run", "--", *command)
+    assert result.returncode == code
+    if code in (126, 127):
+        assert_one_line(result.stderr, command[0])
+    else:
+        assert result.stderr == ""
+
+
+def test_run_is_124_when_the_command_itself_was_reaped() -> None:
+    result = call("run", "--", sys.executable, "-c", HANG)
+    assert result.returncode == 124
+    assert result.stdout == "inside\n"
+    assert_one_line(result.stderr, "reaped", 'scope="the-hang"', "late=")
+
+
+def test_run_is_the_commands_own_status_when_a_child_of_it_was_reaped() -> None:
+    parent = f"import subprocess, sys; print(subprocess.call([sys.executable, '-c', {HANG!r}])); sys.exit(3)"
+    result = call("run", "--", sys.executable, "-c", parent)
+    assert result.returncode == 3
+    assert result.stdout.splitlines() == ["inside", "-9"]
+
+
+def test_run_is_125_when_aiotimer_fails() -> None:
+    with short_socket() as path, serving(path):
+        result = call("run", "--socket", path, "--", "true")
+    assert result.returncode == 125
+    assert "another timer server" in result.stderr
+
+
+def test_run_forwards_signals_and_leaves_nothing_behind() -> None:
+    waiting = """
+import os, signal, sys
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(9))
+print(os.environ["AIOTIMER_SOCKET"], flush=True)
+signal.pause()
+"""
+    command = [*AIOTIMER, "run", "--", sys.executable, "-c", waiting]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) as run:
+        assert run.stdout is not None
+        path = run.stdout.readline().strip()
+        server_pid = ping(path).pid
+        run.send_signal(signal.SIGTERM)
+        assert run.wait(PATIENCE) == 9
+    wait_gone(server_pid)
+    assert list(Path(os.environ["XDG_RUNTIME_DIR"], "aiotimer").iterdir()) == []
+
+
+def test_run_restarts_a_killed_server_and_the_command_does_not_notice() -> None:
+    worker = """
+import os, sys, aiotimer
+aiotimer.configure()
+with aiotimer.expires(after=600, scope="kept"):
+    print(os.environ["AIOTIMER_SOCKET"], flush=True)
+    sys.stdin.readline()
+with aiotimer.expires(after=600, scope="next"):
+    print("went on", flush=True)
+    sys.stdin.readline()
+"""
+    command = [*AIOTIMER, "run", "--", sys.executable, "-c", worker]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, env=environment(),
+    ) as run:  # fmt: skip
+        assert run.stdin is not None
+        assert run.stdout is not None
+        path = run.stdout.readline().strip()
+        first = ping(path).pid
+        before = status(path)["workers"][0]["timers"]
+        os.kill(first, signal.SIGKILL)
+        wait_gone(first)
+        after: list[dict[str, object]] = []
+        while not after:
+            with contextlib.suppress(aiotimer.ServerUnavailable):
+                report = status(path)
+                after = report["workers"][0]["timers"]
+        assert report["server"]["pid"] != first
+        assert [(t["scope"], t["deadline"]) for t in after] == [(t["scope"], t["deadline"]) for t in before]
+        run.stdin.write("\n")
+        run.stdin.flush()
+        assert run.stdout.readline() == "went on\n"
+        (timer,) = status(path)["workers"][0]["timers"]
+        assert timer["scope"] == "next"
+        run.stdin.write("\n")
+        run.stdin.close()
+        assert run.wait(PATIENCE) == 0

@@ -1,0 +1,245 @@
+"""``configure``: an object, a path, the environment, a private watchdog, and back.
+
+Each test runs in a process of its own, because what is configured is the process. The private watchdog is a
+real one: started, killed, found by ``status --all``, and gone when nobody needs it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from aiotimer._control import ping
+from tests.integration.test_cli import environment, wait_gone
+from tests.support import PATIENCE, ServerThread, private_runtime
+
+
+@pytest.fixture(autouse=True)
+def _own_runtime() -> Iterator[None]:
+    with private_runtime():
+        yield
+
+
+def run(code: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end."""
+    prelude = "import asyncio, os, sys, time, aiotimer\nfrom aiotimer import expires, configure\n"
+    return subprocess.run(
+        [sys.executable, "-c", prelude + code],
+        capture_output=True, text=True, timeout=PATIENCE, env=environment(**more), check=False,
+    )  # fmt: skip
+
+
+def start(code: str) -> subprocess.Popen[str]:
+    """Start a program that talks over pipes."""
+    prelude = "import asyncio, os, sys, time, aiotimer\nfrom aiotimer import expires, configure\n"
+    return subprocess.Popen(
+        [sys.executable, "-c", prelude + code],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        "with expires(after=5): pass",
+        "asyncio.run(main())",
+        "expires(after=5)(lambda: None)()",
+    ],
+)
+def test_nothing_configured_is_an_error_that_says_what_to_do(block: str) -> None:
+    result = run(f"async def main():\n    async with expires(after=5): pass\n{block}")
+    assert result.returncode == 1
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("aiotimer.errors.NotConfigured: ")
+    assert "aiotimer.configure()" in last
+    assert "aiotimer run" in last
+
+
+def test_the_environment_is_enough_without_configure() -> None:
+    with ServerThread() as server:
+        result = run(
+            "with expires(after=600, scope='s'):\n"
+            "    from aiotimer._control import status\n"
+            "    print(status(os.environ['AIOTIMER_SOCKET'])['workers'][0]['timers'][0]['scope'])",
+            AIOTIMER_SOCKET=server.path,
+        )
+    assert (result.stdout, result.stderr) == ("s\n", "")
+
+
+def test_a_path_and_an_object_and_none() -> None:
+    with ServerThread() as first, ServerThread() as second:
+        result = run(
+            f"a = configure({first.path!r})\n"
+            f"b = aiotimer.TimerClient({second.path!r})\n"
+            "block = expires(after=600, scope='old')\n"
+            "block.__enter__()\n"
+            "assert configure(b) is b\n"
+            "with expires(after=600, scope='new'):\n"
+            "    table = b.link.table\n"
+            "    assert [k for k, p in table.pools.items() if not p] == ['new']\n"
+            "block.__exit__(None, None, None)\n"
+            "assert configure(None) is None\n"
+            "try:\n"
+            "    with expires(after=5): pass\n"
+            "except aiotimer.NotConfigured: print('undone')\n"
+        )
+    assert (result.stdout, result.stderr) == ("undone\n", "")
+
+
+@pytest.mark.parametrize("policy", ["raise", "warn", "ignore"])
+def test_a_path_where_nobody_listens_follows_the_policy(policy: str, tmp_path: Path) -> None:
+    result = run(
+        f"client = aiotimer.TimerClient({str(tmp_path / 's')!r}, unavailable={policy!r})\n"
+        "configure(client)\n"
+        "with expires(after=5): print('inside')\n"
+        "with expires(after=5): print('again')\n"
+    )
+    if policy == "raise":
+        assert "ServerUnavailable" in result.stderr
+        assert result.stdout == ""
+    else:
+        assert result.stdout == "inside\nagain\n"
+        assert result.stderr.count("not being watched") == (policy == "warn")
+
+
+# -- the private watchdog ----------------------------------------------------------------------------
+
+
+def test_a_private_watchdog_reaps_its_founder_and_says_so() -> None:
+    result = run("configure()\nwith expires(after=0.2, scope='stuck'): time.sleep(600)")
+    assert result.returncode == -signal.SIGKILL
+    assert 'reaped pid=' in result.stderr
+    assert 'scope="stuck"' in result.stderr
+
+
+def test_a_private_watchdog_is_nobodys_child_and_has_its_own_session() -> None:
+    result = run(
+        "configure()\n"
+        "from aiotimer._control import ping\n"
+        "pid = ping(os.environ['AIOTIMER_SOCKET']).pid\n"
+        "try: os.wait()\n"
+        "except ChildProcessError: print('no child')\n"
+        "print(os.getsid(pid) != os.getsid(0), os.getpgid(pid) != os.getpgid(0))\n"
+    )
+    assert (result.stdout, result.stderr) == ("no child\nTrue True\n", "")
+
+
+def test_descendants_find_it_and_status_all_shows_it() -> None:
+    result = run(
+        "import json, subprocess\n"
+        "configure()\n"
+        "code = 'import aiotimer, sys; aiotimer.configure(); print(aiotimer.expiry.default_client().path)'\n"
+        "child = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)\n"
+        "assert child.stdout.strip() == os.environ['AIOTIMER_SOCKET'], child\n"
+        "every = subprocess.run([sys.executable, '-m', 'aiotimer', 'status', '--all', '--json'],"
+        " capture_output=True, text=True, env={**os.environ, 'AIOTIMER_SOCKET': ''})\n"
+        "print(os.environ['AIOTIMER_SOCKET'] in [r['server']['socket'] for r in json.loads(every.stdout)])\n"
+    )
+    assert (result.stdout, result.stderr) == ("True\n", "")
+
+
+def test_it_is_restarted_when_it_dies_and_keeps_its_timers() -> None:
+    program = start(
+        "configure()\n"
+        "with expires(after=600, scope='kept'):\n"
+        "    print(os.environ['AIOTIMER_SOCKET'], flush=True)\n"
+        "    sys.stdin.readline()\n"
+    )
+    with program:
+        assert program.stdin is not None
+        assert program.stdout is not None
+        path = program.stdout.readline().strip()
+        first = ping(path).pid
+        os.kill(first, signal.SIGKILL)
+        wait_gone(first)
+        code = (
+            "import sys\nfrom aiotimer._control import status\nfrom aiotimer import ServerUnavailable\n"
+            "while True:\n"
+            "    try: report = status(sys.argv[1])\n"
+            "    except ServerUnavailable: continue\n"
+            "    if report['workers']: break\n"
+            "print(report['workers'][0]['timers'][0]['scope'], report['server']['pid'])"
+        )
+        seen = subprocess.run(
+            [sys.executable, "-c", code, path], capture_output=True, text=True, timeout=PATIENCE, check=True
+        )
+        scope, pid = seen.stdout.split()
+        assert scope == "kept"
+        assert int(pid) != first
+        program.stdin.close()
+        assert program.wait(PATIENCE) == 0
+
+
+def test_it_ends_and_leaves_nothing_when_its_founder_is_gone() -> None:
+    program = start("configure()\nprint(os.environ['AIOTIMER_SOCKET'], flush=True)\nsys.stdin.readline()")
+    with program:
+        assert program.stdout is not None
+        assert program.stderr is not None
+        pid = ping(program.stdout.readline().strip()).pid
+        supervisor = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+        program.kill()
+        # Its founder's standard error is let go of at once, ten seconds before it ends.
+        assert program.stderr.read() == ""
+    wait_gone(pid)
+    wait_gone(supervisor)
+    assert list(Path(os.environ["XDG_RUNTIME_DIR"], "aiotimer").iterdir()) == []
+
+
+def test_configure_none_undoes_the_export() -> None:
+    result = run(
+        "configure()\n"
+        "assert os.environ['AIOTIMER_SOCKET']\n"
+        "configure(None)\n"
+        "print('AIOTIMER_SOCKET' in os.environ)\n"
+    )
+    assert (result.stdout, result.stderr) == ("False\n", "")
+
+
+@pytest.mark.parametrize("factory", ["asyncio.new_event_loop", "uvloop.new_event_loop"])
+def test_configure_in_a_running_loop_does_not_wait_and_the_first_block_does(factory: str) -> None:
+    result = run(
+        "import uvloop\n"
+        "from aiotimer._control import status\n"
+        "async def main():\n"
+        "    configure()\n"
+        "    ticks = 0\n"
+        "    async def tick():\n"
+        "        nonlocal ticks\n"
+        "        while True:\n"
+        "            ticks += 1\n"
+        "            await asyncio.sleep(0.001)\n"
+        "    ticker = asyncio.create_task(tick())\n"
+        "    async with expires(after=600, scope='first'):\n"
+        "        print(status(os.environ['AIOTIMER_SOCKET'])['workers'][0]['timers'][0]['scope'])\n"
+        "    print(ticks > 5)\n"
+        f"with asyncio.Runner(loop_factory={factory}) as runner: runner.run(main())\n"
+    )
+    assert (result.stdout, result.stderr) == ("first\nTrue\n", "")
+
+
+def test_modules_of_the_current_directory_do_not_reach_the_watchdog(tmp_path: Path) -> None:
+    for name in ("queue", "socket", "click", "uvloop", "aiotimer"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('hijacked')\n")
+    result = subprocess.run(
+        [sys.executable, "-P", "-c", "import aiotimer, os\naiotimer.configure()\nprint('fine')"],
+        capture_output=True, text=True, timeout=PATIENCE, env=environment(), check=False, cwd=tmp_path,
+    )  # fmt: skip
+    assert (result.stdout, result.stderr) == ("fine\n", "")
+
+
+def test_the_report_is_the_json_that_is_documented() -> None:
+    with ServerThread() as server:
+        out = subprocess.run(
+            [sys.executable, "-m", "aiotimer", "status", "--json", "--socket", server.path],
+            capture_output=True, text=True, timeout=PATIENCE, check=True,
+        ).stdout  # fmt: skip
+    report = json.loads(out)
+    assert report["workers"] == []
+    assert report["server"]["pid"] == os.getpid()

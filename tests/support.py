@@ -1,0 +1,458 @@
+"""What several suites need: tables in memory, a real server in a thread, workers in real processes.
+
+The laws of this file:
+
+* Fakes over mocks, and real things over fakes: the server is a ``TimerServer``, a worker is a process.
+* Nothing waits by sleeping. Whoever waits names an event and gives up, loudly, after ``PATIENCE``.
+* A server in a test's own process never kills that process: it keeps a record instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import mmap
+import os
+import queue
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from math import inf
+from pathlib import Path
+from time import monotonic
+from typing import Any, Self, TypeVar, cast
+
+import aiotimer
+from aiotimer._connection import Connection
+from aiotimer._core import layout, wire
+from aiotimer._core.reader import Read, TableReader, Timer
+from aiotimer._core.table import TimerTable
+from aiotimer.events import Event
+from aiotimer.server import TimerServer
+
+PATIENCE = 30.0
+"""Seconds after which something that was waited for counts as never coming."""
+
+T = TypeVar("T")
+
+
+# -- tables in memory ----------------------------------------------------------------------------
+
+
+def memory_table(
+    promise: float = inf,
+    *,
+    now: Callable[[], float] = monotonic,
+    grow: Callable[[int], None] = lambda _slots: None,
+) -> TimerTable:
+    """Return a table in anonymous memory, as a server that has promised ``promise`` would hand it out.
+
+    Args:
+        promise: when the server looks next: ``inf`` makes everything ring, 0.0 makes it a late one.
+        now: the table's clock; a virtual one for tests of time.
+        grow: makes memory for more slots; here there is always enough.
+    """
+    table = TimerTable(mmap.mmap(-1, layout.TABLE_SIZE), grow, now=now)
+    table.cells[layout.PROMISE] = promise
+    return table
+
+
+def reading(table: TimerTable) -> Read:
+    """Return how to read a table from outside: ``read(size, offset)``, cut off at its end like ``pread``."""
+    raw = table.raw
+    return lambda size, offset: bytes(raw[offset : offset + size])
+
+
+def timers_of(table: TimerTable) -> list[Timer]:
+    """Return what is armed in a table, soonest first, as a server reads it."""
+    return TableReader(reading(table)).timers()
+
+
+def names_of(table: TimerTable) -> list[str]:
+    """Return the names of what is armed in a table, in alphabetical order."""
+    return sorted(timer.name for timer in timers_of(table))
+
+
+class Clock:
+    """A clock that stands still until it is told.
+
+    Attributes:
+        now: seconds.
+    """
+
+    def __init__(self, now: float = 1000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+# -- places ----------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def short_directory() -> Iterator[Path]:
+    """Yield an empty directory whose path leaves room for a socket's name (107 bytes in all)."""
+    path = Path(tempfile.mkdtemp(prefix="at-"))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def short_socket() -> Iterator[str]:
+    """Yield the path of a socket that nobody serves yet."""
+    with short_directory() as directory:
+        yield str(directory / "s")
+
+
+@contextlib.contextmanager
+def private_runtime() -> Iterator[Path]:
+    """Give this process and its children a runtime directory of their own, on tmpfs.
+
+    Servers that a test kills leave their tables behind; this is where, and they go with it.
+    """
+    path = Path(tempfile.mkdtemp(prefix="at-", dir="/dev/shm"))
+    former = os.environ.get("XDG_RUNTIME_DIR")
+    os.environ["XDG_RUNTIME_DIR"] = str(path)
+    try:
+        yield path
+    finally:
+        if former is None:
+            del os.environ["XDG_RUNTIME_DIR"]
+        else:
+            os.environ["XDG_RUNTIME_DIR"] = former
+        shutil.rmtree(path, ignore_errors=True)
+
+
+# -- a server in a thread ----------------------------------------------------------------------------
+
+
+class SparingServer(TimerServer):
+    """A server that reaps every worker but its own process, and keeps records.
+
+    Attributes:
+        reaps: who was to be reaped, in order, with what had expired then.
+        verdict: what ``reap_worker`` answers for this process.
+        heard: the messages it has handled, rings and socket-only requests apart.
+        gone: how many connections have been closed.
+        on_change: called after each entry in one of these.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.reaps: list[tuple[aiotimer.WorkerId, list[str]]] = []
+        self.verdict = True
+        self.heard: list[wire.ToServer] = []
+        self.gone = 0
+        self.on_change: Callable[[], object] = lambda: None
+
+    def handle(self, connection: Connection, message: wire.ToServer) -> None:
+        """Handle a message, then record it."""
+        super().handle(connection, message)
+        self.heard.append(message)
+        self.on_change()
+
+    def connection_closed(self, connection: Connection) -> None:
+        """Count it."""
+        super().connection_closed(connection)
+        self.gone += 1
+        self.on_change()
+
+    def reap_worker(self, worker_id: aiotimer.WorkerId) -> bool | Awaitable[bool]:
+        """Record it; kill it if it is another process."""
+        expired = self.get_expired_timers(monotonic()).get(worker_id, [])
+        self.reaps.append((worker_id, [request.scope_id for request in expired]))
+        self.on_change()
+        if worker_id.pid == os.getpid():
+            return self.verdict
+        return super().reap_worker(worker_id)
+
+
+class ServerThread:
+    """A real server on a real socket, in a thread with an event loop of its own.
+
+    Use it as a context manager; :meth:`stop` and :meth:`start` may be called in between, for a server
+    that goes away and comes back.
+
+    Args:
+        path: the socket; by default one in a short directory, removed at the end.
+        kind: the class of the server.
+        new_loop: ``asyncio.new_event_loop`` or ``uvloop.new_event_loop``.
+        options: for the server.
+
+    Attributes:
+        path: the socket.
+        events: what the server has told, oldest first.
+    """
+
+    def __init__(
+        self,
+        path: str | None = None,
+        *,
+        kind: type[TimerServer] = SparingServer,
+        new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop,
+        **options: Any,
+    ) -> None:
+        self._stack = contextlib.ExitStack()
+        self.path = self._stack.enter_context(short_socket()) if path is None else path
+        self.events: list[Event] = []
+        self._kind = kind
+        self._new_loop = new_loop
+        self._options = options
+        self._happened = threading.Condition()
+        self._server: TimerServer | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.stop()
+        finally:
+            self._stack.close()
+
+    def start(self) -> None:
+        """Start a server, and return when it listens."""
+        ready: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, args=(ready,), name="timer server", daemon=True)
+        self._thread.start()
+        failure = ready.get(timeout=PATIENCE)
+        if failure is not None:
+            self._thread.join(PATIENCE)
+            self._thread = None
+            raise failure
+
+    def stop(self) -> None:
+        """Stop the server and its loop; its tables of living processes stay. A no-op if it is stopped."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            assert self._server is not None
+            asyncio.run_coroutine_threadsafe(self._server.stop(), self.loop).result(PATIENCE)
+            thread.join(PATIENCE)
+            assert not thread.is_alive(), "the server's loop does not end"
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The server's loop."""
+        assert self._loop is not None, "not started"
+        return self._loop
+
+    def call(self, function: Callable[[Any], T | Awaitable[T]]) -> T:
+        """Run ``function(server)`` in the server's loop, await what it returns if need be; return that."""
+
+        async def run() -> T:
+            result = function(self._server)
+            if isinstance(result, Awaitable):
+                return cast(T, await result)
+            return result
+
+        return asyncio.run_coroutine_threadsafe(run(), self.loop).result(PATIENCE)
+
+    def wait(self, condition: Callable[[], T | None], timeout: float = PATIENCE, what: str = "it") -> T:
+        """Wait until ``condition()`` is true, and return what it returned.
+
+        It is asked after every event and entry in a record of :class:`SparingServer`. It looks at these and
+        does not :meth:`call`: it is asked under a lock that the server's thread needs.
+        """
+        with self._happened:
+            self._happened.wait_for(condition, timeout)
+            result = condition()
+        assert result, f"{what} did not happen within {timeout:g} s; events: {self.events}"
+        return result
+
+    def wait_event(self, kind: str, timeout: float = PATIENCE, *, since: int = 0) -> Event:
+        """Wait for an event of a kind and return it.
+
+        Args:
+            kind: ``Event.event``.
+            timeout: seconds.
+            since: how many events to pass over.
+        """
+        return self.wait(
+            lambda: next((e for e in self.events[since:] if e.event == kind), None), timeout, repr(kind)
+        )
+
+    @property
+    def server(self) -> SparingServer:
+        """The server, to look at its records from this thread."""
+        return cast(SparingServer, self._server)
+
+    @property
+    def reaps(self) -> list[tuple[aiotimer.WorkerId, list[str]]]:
+        """What a :class:`SparingServer` has recorded."""
+        return self.server.reaps
+
+    def wait_heard(self, kind: type[wire.ToServer], count: int = 1, timeout: float = PATIENCE) -> None:
+        """Wait until a :class:`SparingServer` has handled so many messages of a kind."""
+        self.wait(lambda: self.count_heard(kind) >= count, timeout, f"{kind.__name__} number {count}")
+
+    def count_heard(self, kind: type[wire.ToServer]) -> int:
+        """Return how many messages of a kind a :class:`SparingServer` has handled."""
+        return sum(isinstance(message, kind) for message in list(self.server.heard))
+
+    def wait_reaps(self, count: int, timeout: float = PATIENCE) -> list[tuple[aiotimer.WorkerId, list[str]]]:
+        """Wait until a :class:`SparingServer` has reaped so many; return its record."""
+        self.wait(lambda: len(self.reaps) >= count, timeout, f"reap number {count}")
+        return list(self.reaps)
+
+    def status(self) -> dict[str, Any]:
+        """Return the server's status."""
+        return self.call(lambda server: cast("dict[str, Any]", server.status()))
+
+    def armed(self, pid: int | None = None) -> list[str]:
+        """Return the names of the timers the server sees on a process (this one), in alphabetical order."""
+        wanted = os.getpid() if pid is None else pid
+        workers = [worker for worker in self.status()["workers"] if worker["pid"] == wanted]
+        return sorted(timer["scope"] for worker in workers for timer in worker["timers"])
+
+    def _note(self, event: Event | None = None) -> None:
+        with self._happened:
+            if event is not None:
+                self.events.append(event)
+            self._happened.notify_all()
+
+    def _run(self, ready: queue.SimpleQueue[BaseException | None]) -> None:
+        async def serve() -> None:
+            try:
+                server = self._kind(self.path, on_event=self._note, **self._options)
+                if isinstance(server, SparingServer):
+                    server.on_change = self._note
+                await server.start()
+            except BaseException as error:  # noqa: BLE001 - it is raised again in the thread that waits
+                ready.put(error)
+                return
+            self._server = server
+            ready.put(None)
+            await server.serve_forever()
+
+        loop = self._loop = self._new_loop()
+        try:
+            loop.run_until_complete(serve())
+            loop.run_until_complete(loop.shutdown_default_executor())
+        finally:
+            loop.close()
+
+
+# -- workers in processes ------------------------------------------------------------------------------
+
+
+class SpawnedWorker:
+    """A Python process with ``$AIOTIMER_SOCKET`` set. Killed and waited for at the end of its ``with``.
+
+    Attributes:
+        process: the process; its output, both streams, comes as lines.
+        lines: the lines read so far.
+    """
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.lines: list[str] = []
+        self._queue: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.kill()
+        self.process.wait(PATIENCE)
+        if self.process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self.process.stdin.close()
+        self._reader.join(PATIENCE)
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self.process.pid
+
+    @property
+    def output(self) -> str:
+        """What it has printed, as far as it has been read."""
+        return "\n".join(self.lines)
+
+    def wait_line(self, text: str, timeout: float = PATIENCE) -> str:
+        """Read lines until one contains ``text``; return that one."""
+        until = monotonic() + timeout
+        while True:
+            try:
+                line = self._queue.get(timeout=max(0.0, until - monotonic()))
+            except queue.Empty:
+                raise AssertionError(f"no line with {text!r} within {timeout:g} s:\n{self.output}") from None
+            assert line is not None, f"it ended without a line with {text!r}:\n{self.output}"
+            if text in line:
+                return line
+
+    def say(self, line: str = "") -> None:
+        """Write a line to its standard input."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+
+    def wait(self, timeout: float = PATIENCE) -> int:
+        """Wait for its end; return the exit code (-N: died of signal N). All its output is read then."""
+        code = self.process.wait(timeout)
+        self._reader.join(timeout)
+        return code
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout as stream:
+            for line in stream:
+                self.lines.append(line.rstrip("\n"))
+                self._queue.put(self.lines[-1])
+        self._queue.put(None)
+
+
+def spawn_worker(
+    code: str,
+    path: str | None,
+    *arguments: str,
+    env: Mapping[str, str] | None = None,
+    options: tuple[str, ...] = (),
+    **popen: Any,
+) -> SpawnedWorker:
+    """Start ``python -c code`` as a worker of the server at ``path``; use it in a ``with``.
+
+    Args:
+        code: the program; it may be indented.
+        path: the socket, for ``$AIOTIMER_SOCKET``; None leaves that unset.
+        arguments: become ``sys.argv[1:]``.
+        env: more environment variables.
+        options: of the interpreter.
+        popen: for ``subprocess.Popen``.
+    """
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})}
+    environment.pop("AIOTIMER_SOCKET", None)
+    if path is not None:
+        environment["AIOTIMER_SOCKET"] = path
+    root = str(Path(aiotimer.__file__).parent.parent)
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
+    return SpawnedWorker(
+        subprocess.Popen(
+            [sys.executable, *options, "-c", textwrap.dedent(code), *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+            **popen,
+        )
+    )

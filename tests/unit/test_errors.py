@@ -1,0 +1,81 @@
+"""Errors: caught as what they are, survive a pickle, and tell their reader what to do.
+
+(That all of them have one root and pickle is in test_structure.py; here are the facts they carry.)
+"""
+
+import pickle
+
+import pytest
+
+from aiotimer import AiotimerError, NotConfigured, Refused, ServerUnavailable, TableFull
+from aiotimer.errors import AlreadyServing, NewerLayout, ProtocolError, ServerError, UnsafePath
+
+
+@pytest.mark.parametrize(
+    ("kind", "builtin"),
+    [
+        (NotConfigured, RuntimeError),
+        (TableFull, RuntimeError),
+        (ServerUnavailable, ConnectionError),
+        (Refused, ConnectionError),
+        (ProtocolError, ConnectionError),
+        (ServerError, RuntimeError),
+    ],
+)
+def test_code_that_catches_the_builtin_catches_ours(kind: type[Exception], builtin: type[Exception]) -> None:
+    assert issubclass(kind, AiotimerError)
+    assert issubclass(kind, builtin)
+
+
+def test_not_configured_says_what_to_do() -> None:
+    message = str(NotConfigured())
+    for way_out in ("aiotimer.configure()", "$AIOTIMER_SOCKET", "aiotimer run -- ", "client="):
+        assert way_out in message
+
+
+def test_an_absent_server_is_named_with_the_command_that_starts_it() -> None:
+    error = ServerUnavailable("/run/x.sock", "Connection refused")
+    assert (error.path, error.reason) == ("/run/x.sock", "Connection refused")
+    assert "no timer server at '/run/x.sock': Connection refused" in str(error)
+    assert "aiotimer serve --socket /run/x.sock" in str(error)
+
+
+def test_a_refusal_carries_the_servers_words() -> None:
+    error = Refused("/run/x.sock", "it speaks protocol 2")
+    assert (error.path, error.reason) == ("/run/x.sock", "it speaks protocol 2")
+    assert "/run/x.sock" in str(error)
+    assert "it speaks protocol 2" in str(error)
+
+
+def test_a_full_table_says_how_full() -> None:
+    error = TableFull(65_536, "all of them are armed")
+    assert (error.armed, error.reason) == (65_536, "all of them are armed")
+    assert "65536 armed" in str(error)
+    assert "all of them are armed" in str(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ServerUnavailable("/p", "r"),
+        Refused("/p", "r"),
+        TableFull(3, "r"),
+        ProtocolError("r"),
+        NotConfigured(),
+    ],
+)
+def test_the_facts_survive_a_pickle(error: AiotimerError) -> None:
+    error.__cause__ = OSError(2, "gone")
+    error.add_note("seen in worker 3")
+    twin = pickle.loads(pickle.dumps(error))
+    assert type(twin) is type(error)
+    assert vars(twin) == vars(error)
+    assert str(twin) == str(error)
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"), [(ServerError, 70), (AlreadyServing, 69), (UnsafePath, 77), (NewerLayout, 78)]
+)
+def test_a_server_that_cannot_start_has_an_exit_code(kind: type[ServerError], code: int) -> None:
+    assert kind("why").exit_code == code
+    assert str(kind("why")) == "why"

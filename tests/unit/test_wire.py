@@ -1,0 +1,200 @@
+"""The codec: however the bytes are cut, the same messages come out; from garbage, only ProtocolError."""
+
+import random
+import struct
+from collections.abc import Iterator
+from math import inf, nan
+from typing import Any
+
+import msgspec
+import pytest
+
+from aiotimer._core import wire
+from aiotimer.errors import ProtocolError
+
+TO_SERVER: list[wire.ToServer] = [
+    wire.Hello(1, "0.1", 42, True, 4026531834, 12.5),
+    wire.Hello(2, "0.2", 42, False, 0, 12.5, True, (("s", 3.0), ("s\x002", 4.0))),
+    wire.Ring(12.5),
+    wire.Acquire(1, "train.py:42", 60.0),
+    wire.Acquire(2**40, "ü\x001", -1.0),
+    wire.Bye(),
+    wire.Ping(),
+    wire.StatusRequest(),
+    wire.Disown(),
+]
+TO_CLIENT: list[wire.ToClient] = [
+    wire.Welcome(1, "0.1", 7, 0.0, True),
+    wire.Refused("no"),
+    wire.Ack(3),
+    wire.Ack(4, "full"),
+    wire.Pong(7, 0.25),
+    wire.Status({"server": {"pid": 7}, "workers": [{"scope": "\n\x1b[31m", "deadline": 1.5}]}),
+]
+
+
+def frame(body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + body
+
+
+def frames(messages: list[Any]) -> bytes:
+    return b"".join(map(wire.encode, messages))
+
+
+# --- the same messages, however they are cut
+
+
+def test_messages_to_a_server_arrive() -> None:
+    assert list(wire.server_decoder().feed(frames(TO_SERVER))) == TO_SERVER
+
+
+def test_messages_to_a_client_arrive() -> None:
+    assert list(wire.client_decoder().feed(frames(TO_CLIENT))) == TO_CLIENT
+
+
+def test_frames_may_be_split_into_single_bytes() -> None:
+    decoder = wire.server_decoder()
+    data = frames(TO_SERVER)
+    received = [message for byte in data for message in decoder.feed(bytes([byte]))]
+    assert received == TO_SERVER
+    assert not decoder.pending
+
+
+def test_a_thousand_frames_may_come_in_one_write() -> None:
+    rings: list[wire.ToServer] = [wire.Ring(float(n)) for n in range(1000)]
+    decoder = wire.server_decoder()
+    assert list(decoder.feed(frames(rings))) == rings
+    assert not decoder.pending
+
+
+def test_half_a_frame_is_pending_until_its_rest_comes() -> None:
+    decoder = wire.server_decoder()
+    data = wire.encode(wire.Ring(5.0))
+    assert not decoder.pending
+    for cut in (1, 4, len(data) - 1):
+        assert not list(decoder.feed(data[:cut]))
+        assert decoder.pending
+        assert list(decoder.feed(data[cut:])) == [wire.Ring(5.0)]
+        assert not decoder.pending
+
+
+def test_a_reader_that_stops_early_loses_nothing() -> None:
+    decoder = wire.server_decoder()
+    messages: Iterator[wire.ToServer] = decoder.feed(frames([wire.Ring(1.0), wire.Ring(2.0)]))
+    assert next(messages) == wire.Ring(1.0)
+    del messages
+    assert list(decoder.feed(b"")) == [wire.Ring(2.0)]
+
+
+@pytest.mark.parametrize("deadline", [0.0, -1.0, 1e308, inf, -inf, nan])
+def test_any_double_may_be_rung(deadline: float) -> None:
+    (ring,) = wire.server_decoder().feed(wire.encode(wire.Ring(deadline)))
+    assert isinstance(ring, wire.Ring)
+    assert struct.pack("d", ring.deadline) == struct.pack("d", deadline)
+
+
+def test_a_hello_takes_a_list_of_armed_timers() -> None:
+    hello = wire.Hello(1, "0.1", 42, False, 0, 12.5)
+    listed = wire.with_armed(hello, (("s", 3.0),))
+    assert (hello.armed, listed.armed) == ((), (("s", 3.0),))
+    assert list(wire.server_decoder().feed(wire.encode(listed))) == [listed]
+
+
+# --- lengths
+
+
+def test_a_frame_of_length_zero_is_refused() -> None:
+    with pytest.raises(ProtocolError, match="0 bytes"):
+        list(wire.server_decoder().feed(frame(b"")))
+
+
+def test_a_frame_at_the_limit_is_taken_and_one_byte_more_refused() -> None:
+    head = len(wire.encode(wire.Acquire(1, "k" * 60_000, 1.0))) - 60_000 - 4
+    longest = wire.Acquire(1, "k" * (wire.MAX_FRAME - head), 1.0)
+    assert len(wire.encode(longest)) == 4 + wire.MAX_FRAME
+    assert list(wire.server_decoder().feed(wire.encode(longest))) == [longest]
+    longer = wire.Acquire(1, longest.key + "k", 1.0)
+    with pytest.raises(ProtocolError, match=f"{wire.MAX_FRAME + 1} bytes"):
+        list(wire.server_decoder().feed(wire.encode(longer)))
+
+
+def test_a_client_takes_longer_frames_than_a_server() -> None:
+    status = wire.Status({"workers": ["x" * wire.MAX_FRAME] * 3})
+    assert list(wire.client_decoder().feed(wire.encode(status))) == [status]
+    with pytest.raises(ProtocolError, match=f"{wire.MAX_REPLY + 1} bytes"):
+        list(wire.client_decoder().feed(struct.pack(">I", wire.MAX_REPLY + 1)))
+
+
+@pytest.mark.parametrize("length", [wire.MAX_FRAME + 1, 2**31, 2**32 - 1])
+def test_a_length_beyond_the_limit_is_refused_before_its_bytes_come(length: int) -> None:
+    decoder = wire.server_decoder()
+    with pytest.raises(ProtocolError, match=f"{length} bytes"):
+        list(decoder.feed(struct.pack(">I", length)))
+
+
+def test_what_came_before_the_garbage_is_delivered() -> None:
+    received: list[wire.ToServer] = []
+    messages = wire.server_decoder().feed(wire.encode(wire.Ping()) + frame(b"\xc1"))
+    with pytest.raises(ProtocolError):
+        received.extend(messages)
+    assert received == [wire.Ping()]
+
+
+# --- garbage
+
+GARBAGE: dict[str, bytes] = {
+    "reserved byte": b"\xc1",
+    "nil": b"\xc0",
+    "not an array": msgspec.msgpack.encode({"tag": "ring"}),
+    "no tag": msgspec.msgpack.encode([]),
+    "unknown tag": msgspec.msgpack.encode(["rung", 1.0]),
+    "tag is a number": msgspec.msgpack.encode([1, 1.0]),
+    "a field missing": msgspec.msgpack.encode(["ring"]),
+    "a field of another type": msgspec.msgpack.encode(["ring", "soon"]),
+    "null for a number": msgspec.msgpack.encode(["ring", None]),
+    "two messages in a frame": msgspec.msgpack.encode(["ping"]) * 2,
+    "truncated": msgspec.msgpack.encode(["ring", 1.0])[:-1],
+    "an array of 4 billion": b"\xdd\xff\xff\xff\xff\xa4ring",
+    "4 billion timers": msgspec.msgpack.encode(["hello", 1, "r", 1, False, 0, 0.0, False])[1:].join(
+        [b"\x99", b"\xdd\xff\xff\xff\xff"]
+    ),
+    "invalid UTF-8": b"\x94\xa7acquire\x01\xa1\xff\xcb" + bytes(8),
+    "nested 20,000 deep": b"\x91" * 20_000,
+    "a map nested 20,000 deep": b"\x92\xa6status" + b"\x81\xa1a" * 20_000,
+    "a timestamp of year 10^11": b"\xc7\x0c\xff" + b"\xff" * 12,
+}
+
+
+@pytest.mark.parametrize("name", GARBAGE)
+def test_garbage_is_a_protocol_error(name: str) -> None:
+    for decoder in (wire.server_decoder(), wire.client_decoder()):
+        with pytest.raises(ProtocolError):
+            list(decoder.feed(frame(GARBAGE[name])))
+
+
+def test_a_message_to_the_other_side_is_a_protocol_error() -> None:
+    for message in TO_SERVER:
+        with pytest.raises(ProtocolError):
+            list(wire.client_decoder().feed(wire.encode(message)))
+    for reply in TO_CLIENT:
+        with pytest.raises(ProtocolError):
+            list(wire.server_decoder().feed(wire.encode(reply)))
+
+
+def test_fields_that_a_later_version_adds_are_passed_over() -> None:
+    later = msgspec.msgpack.encode(["ring", 5.0, "why", {"more": 1}])
+    assert list(wire.server_decoder().feed(frame(later))) == [wire.Ring(5.0)]
+
+
+def test_one_flipped_byte_is_a_message_or_a_protocol_error() -> None:
+    chance = random.Random(6)
+    whole = frames(TO_SERVER)
+    errors = 0
+    for _ in range(2000):
+        data = bytearray(whole)
+        data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+        try:
+            assert len(list(wire.server_decoder().feed(bytes(data)))) <= len(data)
+        except ProtocolError:
+            errors += 1
+    assert errors > 100, "hardly anything was damaged: the test is blind"
