@@ -25,9 +25,6 @@ SOCKET_VARIABLE = "AIOTIMER_SOCKET"
 BUDGET = 0.25
 """Seconds for which an acquire may hold the worker when its server has to be reached."""
 
-BUDGET_ON_LOOP = 0.005
-"""The same for a plain ``with`` inside a running event loop, which it would block."""
-
 CONNECT_TIMEOUT = 5.0
 """Seconds that an explicit ``connect()`` waits for a server."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from _thread import allocate_lock
 from typing import TYPE_CHECKING
 
@@ -15,13 +16,15 @@ class Slow:
     Attributes:
         lock: held by ``renew`` while it stores.
         link: the link to tell of the release, if it has no shared table.
+        pid: the process that entered: a forked child has nothing to tell of its parent's block.
     """
 
-    __slots__ = ("link", "lock")
+    __slots__ = ("link", "lock", "pid")
 
     def __init__(self, link: Link | None) -> None:
         self.lock = allocate_lock()
         self.link = link
+        self.pid = os.getpid() if link is not None else 0
 
 
 async def nothing() -> None:

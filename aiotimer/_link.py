@@ -30,7 +30,7 @@ from ._core.table import LATE, Pool, TimerTable
 from ._descriptors import close, immortal, is_open
 from ._scratch import scratch
 from ._version import __version__
-from ._waiting import Steps, Wait
+from ._waiting import Steps, Wait, loop_is_running, within
 from .errors import AiotimerError, ProtocolError, Refused, ServerUnavailable
 from .process import time_namespace
 from .queue import RequestQueue, TableQueue
@@ -286,17 +286,18 @@ class Link:
     def tell(self, key: str, deadline: float, budget: float) -> None:
         """Tell the server of a timer that has been stored and for which the table says so.
 
-        If the server is gone, try to reconnect, at most once a second. Never raises: the timer is in the
-        table, and the next server adopts it.
+        If the server is gone, try to reconnect, at most once a second; on a running event loop, leave that
+        to the next caller. Never raises: the timer is in the table, and the next server adopts it.
 
         Args:
             key: the timer's name (``layout.timer_key``); of no use here, see :class:`SocketLink`.
             deadline: the stored deadline.
             budget: seconds this may take.
         """
-        if not self.ring(deadline) and self.may_attempt():
+        found_out_now = self.connected and loop_is_running()
+        if not self.ring(deadline) and self.may_attempt() and not found_out_now:
             try:
-                self.connect(budget)
+                self.connect(within(budget))
             except (AiotimerError, OSError) as error:
                 self.complain(str(error))
                 return

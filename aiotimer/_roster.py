@@ -136,7 +136,10 @@ class Roster:
                 entry.path.unlink(missing_ok=True)
         for worker in list(self.workers.values()):
             for table in worker.tables:
-                table.look()
+                if table.file.kind == "socket":
+                    table.wake_by(monotonic() + runtime.PEERS_RETURN_WITHIN)
+                else:
+                    table.look()
 
     def _adopt_one(self, entry: runtime.Found) -> None:
         file = runtime.open_table(entry)

@@ -9,15 +9,20 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from time import monotonic
+import threading
+from time import monotonic, sleep
 
 from ._core import layout, wire
 from ._core.reader import TableReader
 from ._core.requests import RELEASE
-from ._link import Link
+from ._link import RETRY_EVERY, Link
 from ._scratch import scratch_table
 from .errors import AiotimerError, ProtocolError, ServerUnavailable
 from .queue import RequestQueue, SocketQueue
+
+_REPAIR_EVERY = 0.1
+"""Seconds between attempts to reach a server that may hold a released timer. It waits for us for
+``runtime.PEERS_RETURN_WITHIN`` seconds after a restart, before it acts on what it adopted."""
 
 
 class SocketLink(Link):
@@ -30,6 +35,7 @@ class SocketLink(Link):
         super().reset()
         self.queue: SocketQueue | None = None
         self.table = scratch_table(self.pools)
+        self._repairing: threading.Thread | None = None
 
     def tell(self, key: str, deadline: float, budget: float) -> None:
         """Send a request and wait for its acknowledgement; reconnect if need be.
@@ -44,7 +50,11 @@ class SocketLink(Link):
                 return
             except (ConnectionError, OSError):
                 self.hang_up()
-        self.connect(max(0.0, until - monotonic()))  # HELLO lists every armed timer, this one too
+        try:
+            self.connect(max(0.0, until - monotonic()))  # HELLO lists every armed timer, this one too
+        except BaseException:
+            self._repair()
+            raise
 
     async def tell_async(self, key: str, deadline: float, budget: float) -> None:
         """Do what :meth:`tell` does; the request is sent at once, only waiting is left to a thread."""
@@ -59,12 +69,16 @@ class SocketLink(Link):
                 return
             except (ConnectionError, OSError):
                 self.hang_up()
-        await self.connect_async(max(0.0, until - monotonic()))
+        try:
+            await self.connect_async(max(0.0, until - monotonic()))
+        except BaseException:
+            self._repair()
+            raise
 
     def untell(self, key: str, budget: float) -> None:
         """Send a release and wait for its acknowledgement. Never raises.
 
-        If it cannot be sent, nothing is left to tell: the next HELLO lists what is armed then.
+        What cannot be said now is said by the next HELLO, which lists what is armed then.
         """
         with contextlib.suppress(AiotimerError, OSError):
             self.tell(key, RELEASE, budget)
@@ -77,8 +91,28 @@ class SocketLink(Link):
     def retract(self, key: str) -> None:
         """Send a release and do not wait. If it cannot be sent, the next HELLO will not list the timer."""
         if self.queue is not None and self.connected:
-            with contextlib.suppress(OSError):
+            try:
                 self.queue.send(key, RELEASE)
+            except OSError:
+                self.hang_up()
+                self._repair()
+
+    def _repair(self) -> None:
+        """Reconnect in the background: the server may hold a timer that has been released since.
+
+        Only a HELLO can set that right, and the program may not come by here again for long. The thread
+        ends with its work, or with the last client.
+        """
+        if self._repairing is None or not self._repairing.is_alive():
+            self._repairing = threading.Thread(target=self._reconnect, name="aiotimer-reconnect", daemon=True)
+            self._repairing.start()
+
+    def _reconnect(self) -> None:
+        while self.users > 0 and not self.connected:
+            try:
+                self.connect(RETRY_EVERY)
+            except (AiotimerError, OSError):
+                sleep(_REPAIR_EVERY)
 
     def requests(self) -> RequestQueue:
         """Return the worker's end of the socket queue.

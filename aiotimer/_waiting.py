@@ -102,6 +102,15 @@ def _set(future: Future[None]) -> None:
         future.set_result(None)
 
 
+BUDGET_ON_LOOP = 0.005
+"""Seconds for which a synchronous call may hold a running event loop when a server has to be reached."""
+
+
+def within(budget: float) -> float:
+    """Return ``budget``, or what is left of it for a synchronous call on a running event loop."""
+    return min(budget, BUDGET_ON_LOOP) if loop_is_running() else budget
+
+
 def loop_is_running() -> bool:
     """Whether this thread is inside a running event loop (without importing asyncio to find out)."""
     events = sys.modules.get("asyncio.events")

@@ -49,7 +49,9 @@ class Worker:
         tables: every table it has timers in.
         own_tables: by kind, the tables that the server itself stores into on its behalf.
         connections: how many are open.
-        reaping: set from its first signal on.
+        reaping: set from the first action on it on.
+        killed: SIGKILL has been sent.
+        died_first: it was dead already when it was to be sent.
     """
 
     def __init__(self, worker_id: WorkerId, pidfd: int, loop: asyncio.AbstractEventLoop) -> None:
@@ -62,6 +64,7 @@ class Worker:
         self.connections = 0
         self.reaping: Reaping | None = None
         self.killed = False
+        self.died_first = False
         self.retry_at = 0.0
         self._backoff = _FIRST_RETRY
         self._loop = loop
@@ -78,7 +81,8 @@ class Worker:
         try:
             send_signal(self.pidfd, signal.SIGKILL)
         except ProcessLookupError:
-            return True  # it died by itself just before
+            self.died_first = True  # by itself, just before
+            return True
         except PermissionError:
             return False
         self.killed = True

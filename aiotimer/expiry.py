@@ -23,11 +23,11 @@ from sys import _getframe
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from ._arguments import MOST, first_pool, seconds
-from ._client import BUDGET, BUDGET_ON_LOOP, SOCKET_VARIABLE, BaseClient
+from ._client import BUDGET, SOCKET_VARIABLE, BaseClient
 from ._core.layout import COUNT_OF, PROMISE
 from ._core.table import LATE, Pool
 from ._leaving import Slow, nothing, untell
-from ._waiting import loop_is_running
+from ._waiting import within
 from .errors import AiotimerError, NotConfigured
 
 if TYPE_CHECKING:
@@ -263,12 +263,7 @@ class expires:
                 self._slow = Slow(link)
                 self._tell_by_socket(client, link, deadline)
             elif self._pool.table.must_ring(deadline, now):
-                if not loop_is_running():
-                    link.tell("", deadline, client.budget)
-                elif link.connected:
-                    link.ring(deadline)  # if it fails, the next entry reconnects
-                else:
-                    link.tell("", deadline, BUDGET_ON_LOOP)
+                link.tell("", deadline, client.budget)
         except BaseException:
             self._retract()
             raise
@@ -277,7 +272,7 @@ class expires:
         """The slot is in scratch (no server yet, or we are a forked child): get one that is watched."""
         if link.table is None and client.may_connect():
             try:
-                link.connect(BUDGET_ON_LOOP if loop_is_running() else client.budget)
+                link.connect(within(client.budget))
             except (AiotimerError, OSError) as error:
                 client.missing(error)
         if link.table is not None:
@@ -289,7 +284,7 @@ class expires:
         assert self._slot is not None
         key = self._pool.table.key_of(self._slot)
         try:
-            link.tell(key, deadline, BUDGET_ON_LOOP if loop_is_running() else client.budget)
+            link.tell(key, deadline, within(client.budget))
         except (AiotimerError, OSError) as error:
             client.missing(error)
 
@@ -345,7 +340,7 @@ class expires:
             slot = self._slot
             key = "" if slow.link is None or slot is None else self._pool.table.key_of(slot)
             self._give_back()
-        return None if slow.link is None or not key else (slow.link, key)
+        return (slow.link, key) if slow.link is not None and key and slow.pid == os.getpid() else None
 
     def _retract(self) -> None:
         """Release, and wait for nobody."""

@@ -38,6 +38,10 @@ SOCKET_VARIABLE = "AIOTIMER_SOCKET"
 MAX_SOCKET_PATH = 107
 """Bytes in ``sockaddr_un.sun_path`` less the final NUL (unix(7))."""
 
+PEERS_RETURN_WITHIN = 2.0
+"""Seconds that a restarted server gives a peer without a shared table to come back and say what is still
+armed: a release it could not send is known to nobody else."""
+
 _TABLE_NAME = re.compile(r"([0-9a-f]{8})-(\d+)-(\d+)-(\d+)-\d+\.(shared|socket|owner)")
 _MEMORY_FILESYSTEMS = frozenset({0x01021994, 0x858458F6})  # tmpfs, ramfs (statfs(2))
 

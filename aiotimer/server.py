@@ -264,7 +264,9 @@ class TimerServer:
 
     def _expire(self, worker: Worker, table: WatchedTable, due: tuple[Due, ...]) -> None:
         """Timers have expired: reap the worker, unless they have been released meanwhile."""
-        self._tick()
+        if worker.killed:
+            worker.clear()  # it is dying already
+            return
         first = None
         for candidate in due:
             timer = table.timer(candidate)  # reads the slot again
@@ -327,11 +329,10 @@ class TimerServer:
         self.emit(Event("unkillable", worker.id, worker.name, scope, detail=detail))
 
     def _worker_died(self, worker: Worker) -> None:
-        if worker.reaping is not None and worker.killed:
+        self._idle_since = monotonic()
+        if worker.reaping is not None and not worker.died_first:
             timer, late_s = worker.reaping
             self.emit(Event("reaped", worker.id, worker.name, timer.name, late_s))
-        elif worker.reaping is not None:
-            self.emit(Event("worker_gone", worker.id, worker.name, detail="while being reaped"))
         elif any(True for _timer in worker.timers()):
             self.emit(Event("worker_gone", worker.id, worker.name, detail="with timers armed"))
 
@@ -361,6 +362,8 @@ class TimerServer:
     def connection_closed(self, connection: Connection) -> None:
         """A connection is gone. Its worker may live on, unwatched by nobody: its table stays."""
         self._connections.discard(connection)
+        if connection.worker is not None:
+            self._idle_since = monotonic()
         worker, table = connection.worker, connection.table
         if worker is None or worker.id not in self._roster.workers:
             return
@@ -387,8 +390,9 @@ class TimerServer:
     # -- signs of life ---------------------------------------------------------------------------
 
     def _tick(self) -> None:
-        stalled = self._roster.lifeline.tick(monotonic())
-        if stalled:
+        lifeline = self._roster.lifeline
+        lifeline.tick(monotonic())
+        for stalled in lifeline.news():
             detail = f"this server stood still for {stalled:.1f} s; deadlines that passed meanwhile are moved"
             self.emit(Event("stalled", detail=detail))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ._client import CONNECT_TIMEOUT, BaseClient
+from ._waiting import within
 from .errors import AiotimerError
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class TimerClient(BaseClient):
             if link.table is None:
                 if not self.may_connect():
                     return
-                link.connect(self.budget)
+                link.connect(within(self.budget))
             deadline = self._arm(scope_id, expiration_time)
             if deadline is not None:
                 link.tell(scope_id, deadline, self.budget)

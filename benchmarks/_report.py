@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ def machine() -> dict[str, Any]:
     }
 
 
-def write(path: Path, results: dict[str, Sequence[Row]], *, quick: bool, host: dict[str, Any]) -> None:
+def write(path: Path, results: Mapping[str, Sequence[Row]], *, quick: bool, host: dict[str, Any]) -> None:
     """Write every row, by measure, as JSON."""
     report = {
         "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

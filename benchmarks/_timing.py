@@ -1,7 +1,8 @@
 """Side by side: rounds that take turns, and their medians.
 
 The law of this file: a round of one candidate is followed by a round of the next, so that whatever else the
-machine does meets all of them; which one comes first changes from turn to turn.
+machine does meets all of them; which one comes first changes from turn to turn. Many short rounds follow a
+load that comes and goes more evenly than a few long ones.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Real workers: forked processes, each with its own connection and its own timer table.
 
-They are told what to do through one pipe and answer through another. A worker reads one order, a float64:
-the moment from which the deadlines of all count. It then arms its timer and hangs. When the pipe ends, so does
-it.
+They are told what to do through one pipe and answer through another. A worker reads one order, a float64: the
+moment from which all deadlines count. It then arms its timer and hangs. When the pipe ends, so does it.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 200 real workers, forked, each with its own connection and table, arm one timer each and hang; their deadlines
 lie at random over four seconds. The deadline is the one that the worker stored; the action is the call of the
-server's ``reap_worker``, which then sends SIGKILL. What the server's events call ``late_s`` is compared with that.
-The loops take turns.
+server's ``reap_worker``, which then sends SIGKILL. What the server's events call ``late_s`` is compared with
+that. The loops take turns.
 
 So that a busy machine can be told from a late server, this process waits meanwhile on a loop of the same kind
 for as many moments of its own, with a bare ``call_at``, and its lateness is printed beside. ``uvloop`` may be
@@ -81,8 +81,12 @@ async def _bare(moments: list[float]) -> list[float]:
     loop = asyncio.get_running_loop()
     late: list[float] = []
     offset = loop.time() - monotonic()
+
+    def called_back(moment: float) -> None:
+        late.append(monotonic() - moment)
+
     for moment in moments:
-        loop.call_at(moment + offset, lambda moment=moment: late.append(monotonic() - moment))
+        loop.call_at(moment + offset, called_back, moment)
     await asyncio.sleep(max(moments) - monotonic() + 0.1)
     return late
 

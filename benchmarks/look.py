@@ -1,8 +1,8 @@
 """A look: what the server does per worker and wake-up, at many armed timers.
 
 Measured is the whole of ``WatchedTable.look`` against a real table file on tmpfs: both reads, the decision,
-the write of the promise, and both handles. Beside it: ``min()`` over a list of as many floats, which is what the
-decision comes down to, and a number that everybody can reproduce; the read that follows three milliseconds
+the write of the promise, and both handles. Beside it: ``min()`` over a list of as many floats, which is what
+the decision comes down to, and a number that anybody can reproduce; the read that follows three milliseconds
 after every look; and a look while one expired timer is still in the table (its worker is dying), which has to
 consider the timers one by one.
 """

@@ -3,7 +3,7 @@
 The workers are real processes, welcomed and silent, each with a table and no timer armed. The resident set
 is the kernel's own sum over the server's mappings (``Rss`` in ``smaps_rollup``), taken with some workers
 connected and again with many more. The cost is the difference per worker that came between: what the first
-workers made the server load is not in it, and nothing is hidden in memory that earlier workers had given back.
+workers made the server load is not in it, and nothing hides in memory that earlier workers had given back.
 The tables are files on tmpfs, which the server reads and never maps; their pages are counted apart.
 """
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import mmap
 import os
 import queue
@@ -25,6 +26,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from math import inf
 from pathlib import Path
 from time import monotonic
+from types import CodeType, FrameType
 from typing import Any, Self, TypeVar, cast
 
 import aiotimer
@@ -90,6 +92,83 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+# -- one bytecode at a time ---------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def at_every_opcode(visit: Callable[[], object], code: Callable[[CodeType], bool]) -> Iterator[None]:
+    """Call ``visit`` before every bytecode of the code objects that ``code`` says yes to, in this thread.
+
+    What ``visit`` raises is raised there, as from a signal handler; nothing is visited after that.
+    """
+
+    def trace(frame: FrameType, event: str, _argument: object) -> Callable[..., Any] | None:
+        if event == "call":
+            if not code(frame.f_code):
+                return None
+            frame.f_trace_opcodes = True
+            frame.f_trace_lines = False
+        if event in ("call", "opcode"):
+            visit()
+        return trace
+
+    former = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(former)
+
+
+def is_ours(code: CodeType) -> bool:
+    """Whether a code object is the package's: the usual thing to visit with :func:`at_every_opcode`."""
+    return code.co_filename.startswith(_PACKAGE)
+
+
+class Interruption:
+    """Raise KeyboardInterrupt at one bytecode of a ``with`` body, and let it end there.
+
+    Attributes:
+        number: at which, counted from 0.
+        happened: whether the body had so many.
+    """
+
+    def __init__(self, number: int, code: Callable[[CodeType], bool]) -> None:
+        self.number = number
+        self.happened = False
+        self._left = number
+        self._tracing = at_every_opcode(self._count_down, code)
+
+    def __enter__(self) -> Self:
+        self._tracing.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
+        self._tracing.__exit__(None, None, None)
+        return self.happened and kind is KeyboardInterrupt
+
+    def _count_down(self) -> None:
+        self._left -= 1
+        if self._left < 0:
+            self.happened = True
+            raise KeyboardInterrupt
+
+
+def interruptions(code: Callable[[CodeType], bool] = is_ours) -> Iterator[Interruption]:
+    """Yield an interruption for every bytecode, for a body that is the same each time.
+
+    The last one yielded interrupts nothing: the body has got through.
+    """
+    for number in itertools.count():
+        interruption = Interruption(number, code)
+        yield interruption
+        if not interruption.happened:
+            return
+
+
+_PACKAGE = str(Path(aiotimer.__file__).parent) + os.sep
 
 
 # -- places ----------------------------------------------------------------------------------------

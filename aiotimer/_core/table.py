@@ -154,6 +154,8 @@ class TimerTable:
             except IndexError:
                 pass
             word = self._new_slot()
+            pool = self.pools.setdefault(pool.scope, pool)  # making room may have retired it
+            pool.cells = self.cells  # a pool that was retired before a fork has the parent's
             self._label(word, pool.text, pool.next_ordinal)
             pool.next_ordinal += 1
             pool.size += 1
@@ -329,10 +331,12 @@ class TimerTable:
         for key, cell in list(self._cells_of.items()):
             if len(self._fresh) >= wanted:
                 return
-            if cell.word is not None and self.cells[cell.word] == inf:
-                self._fresh.append(cell.word)
-                cell.word = None
+            word = cell.word
+            if word is not None and self.cells[word] == inf:
+                # Taken away before it is given on: interrupted between the two, it is nobody's.
                 del self._cells_of[key]
+                cell.word = None
+                self._fresh.append(word)
         for scope, pool in list(self.pools.items()):
             while pool and len(self._fresh) < wanted:
                 try:
@@ -344,14 +348,20 @@ class TimerTable:
                 del self.pools[scope]  # an entry that still holds it comes back through take()
 
     def _extend(self, mark: int) -> None:
-        """Make more slots: memory first, then ``inf``, and only then the high-water mark."""
+        """Make more slots: memory first, then ``inf``, and only then the high-water mark.
+
+        If there is no memory, call sites lose their idle slots.
+        """
         if mark >= SLOTS:
             raise TableFull(mark, f"a worker has {SLOTS:,} slots and all of them are armed")
         target = min(SLOTS, max(FIRST_CHUNK, 2 * mark))
         try:
             self._grow(target)
         except OSError as error:
-            raise TableFull(mark, f"the table cannot grow: {error}") from error
+            self._reclaim(1)
+            if not self._fresh:
+                raise TableFull(mark, f"the table cannot grow: {error}") from error
+            return
         first = FIRST_DEADLINE + mark
         last = FIRST_DEADLINE + target
         for word in range(first, last):

@@ -9,8 +9,8 @@ The server's side of the protocol, per worker (``docs/explanation/the-look.md`` 
 
 The laws of this file:
 
-* Nothing is ever written into a slot. What has been dealt with is remembered as (slot, deadline);
-  another value in that slot is a new timer.
+* Nothing is ever written into a slot. What has been reported, and what has been cleared, is remembered as
+  (slot, deadline); another value in that slot is a new timer.
 * A timer is expired when its *effective* deadline is not after ``now``; never before, whatever woke us.
 * The answer depends on the snapshot, on ``now`` and on what this object was told. All bit patterns are
   legal in a snapshot.
@@ -84,22 +84,28 @@ class Lifeline:
         slack: how much longer a silence may be before it counts as a stall.
     """
 
-    __slots__ = ("_last", "_tolerated", "stalls")
+    __slots__ = ("_last", "_tolerated", "_untold", "stalls")
 
     def __init__(self, now: float, beat: float = 0.5, slack: float = 1.0) -> None:
         self._last = now
         self._tolerated = beat + slack
+        self._untold: list[float] = []
         self.stalls: tuple[tuple[float, float], ...] = ()
 
-    def tick(self, now: float) -> float:
-        """Record a sign of life; return for how long the server had stalled, 0.0 if it had not."""
+    def tick(self, now: float) -> None:
+        """Record a sign of life, and the stall that it ends, if it does."""
         last, self._last = self._last, max(now, self._last)
         if now - last <= self._tolerated:
             if self.stalls:
                 self._forget(now)
-            return 0.0
+            return
         self.stalls += ((last, now),)
-        return now - last
+        self._untold.append(now - last)
+
+    def news(self) -> list[float]:
+        """Return the lengths, in seconds, of the stalls that have been recorded since the last call."""
+        news, self._untold = self._untold, []
+        return news
 
     def effective(self, deadline: float) -> float:
         """Return when a stored deadline really falls due."""
@@ -109,8 +115,14 @@ class Lifeline:
         return deadline
 
     def _forget(self, now: float) -> None:
-        """Drop stalls whose every deadline has fallen due by now."""
-        while self.stalls and self.effective(self.stalls[0][1]) < now:
+        """Drop the oldest stalls, while nothing that they moved can still be to come."""
+        while self.stalls:
+            last = -inf  # the latest that a deadline of the first stall, moved on by later ones, can fall due
+            for a, b in self.stalls:
+                if last in (-inf, max(a, last)):
+                    last = max(last, b + (b - a))
+            if last >= now:
+                return
             self.stalls = self.stalls[1:]
 
 
@@ -123,12 +135,13 @@ class Watch:
         bound: see :data:`BOUND`; ``inf`` lifts it.
     """
 
-    __slots__ = ("_bound", "_handled", "_lifeline", "_rung", "connected", "promise")
+    __slots__ = ("_bound", "_cleared", "_lifeline", "_reported", "_rung", "connected", "promise")
 
     def __init__(self, lifeline: Lifeline, *, connected: bool, bound: float = BOUND) -> None:
         self._lifeline = lifeline
         self._bound = bound
-        self._handled: dict[int, float] = {}
+        self._reported: dict[int, float] = {}
+        self._cleared: dict[int, float] = {}
         self._rung = inf
         self.connected = connected
         self.promise = inf
@@ -143,14 +156,17 @@ class Watch:
 
     def look(self, deadlines: array[float], now: float) -> Look:
         """Decide what is due, what to promise, and when to look next."""
+        self._lifeline.tick(now)  # before anything is judged: what passed while we stood still is moved
         due: tuple[Due, ...] = ()
         earliest = min(deadlines, default=inf)
-        if not earliest > now or self._handled or self._lifeline.stalls:  # NaN comes here too
-            self._forget_changed(deadlines)
+        anything = self._reported or self._cleared or self._lifeline.stalls
+        if anything or not earliest > now:  # NaN comes here too
+            _forget_changed(self._reported, deadlines)
+            _forget_changed(self._cleared, deadlines)
             open_timers = self._open(deadlines)
             due = tuple(sorted((d for d in open_timers if d.effective <= now), key=_overdue_first))
             earliest = min((d.effective for d in open_timers if d.effective > now), default=inf)
-            self._handled.update((d.slot, d.deadline) for d in due)
+            self._reported.update((d.slot, d.deadline) for d in due)
         if self._rung <= now:
             self._rung = inf
         wake_at = min(earliest, self._rung, now + (self._bound if self.connected else ADOPTED_EVERY))
@@ -164,23 +180,24 @@ class Watch:
         return any(timer.effective < wake_at for timer in self._open(deadlines))
 
     def expired(self, deadlines: Sequence[float], now: float) -> list[Due]:
-        """Return what has expired at ``now``, reported before or not, without acting on it."""
-        everything = self._timers(deadlines)
-        return sorted((d for d in everything if d.effective <= now), key=_overdue_first)
+        """Return what has expired at ``now`` and is not cleared, reported before or not; act on nothing."""
+        timers = self._timers(deadlines)
+        expired = (t for t in timers if t.effective <= now and not self.cleared(t.slot, t.deadline))
+        return sorted(expired, key=_overdue_first)
 
     def clear(self, deadlines: Sequence[float]) -> None:
         """Deal with every timer armed in ``deadlines``: they are cleared, without touching a slot."""
-        self._handled.update((t.slot, t.deadline) for t in self._timers(deadlines))
+        self._cleared.update((t.slot, t.deadline) for t in self._timers(deadlines))
 
     def cleared(self, slot: int, deadline: float) -> bool:
-        """Whether a value found in a slot has been dealt with."""
-        return self._handled.get(slot) == deadline
+        """Whether the timer of this value in this slot has been cleared."""
+        return self._cleared.get(slot) == deadline
 
     def reopen(self, due: Iterable[Due]) -> None:
         """Report these again at the next look: reaping their worker did not succeed."""
         for timer in due:
-            if self._handled.get(timer.slot) == timer.deadline:
-                del self._handled[timer.slot]
+            if self._reported.get(timer.slot) == timer.deadline:
+                del self._reported[timer.slot]
 
     def _timers(self, deadlines: Sequence[float]) -> list[Due]:
         effective = self._lifeline.effective
@@ -191,14 +208,16 @@ class Watch:
         ]
 
     def _open(self, deadlines: Sequence[float]) -> list[Due]:
-        handled = self._handled
-        return [t for t in self._timers(deadlines) if handled.get(t.slot) != t.deadline]
+        reported, cleared = self._reported.get, self._cleared.get
+        timers = self._timers(deadlines)
+        return [t for t in timers if t.deadline != reported(t.slot) and t.deadline != cleared(t.slot)]
 
-    def _forget_changed(self, deadlines: Sequence[float]) -> None:
-        there = len(deadlines)
-        for slot, deadline in list(self._handled.items()):
-            if slot >= there or deadlines[slot] != deadline:
-                del self._handled[slot]
+
+def _forget_changed(dealt_with: dict[int, float], deadlines: Sequence[float]) -> None:
+    there = len(deadlines)
+    for slot, deadline in list(dealt_with.items()):
+        if slot >= there or deadlines[slot] != deadline:
+            del dealt_with[slot]
 
 
 def _overdue_first(timer: Due) -> float:

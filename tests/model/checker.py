@@ -93,8 +93,8 @@ class Roll:
         self._bits: dict[Program, int] = {((), ()): 0}
         self.extended = cache(self._extended)
 
-    def programs(self, members: int) -> set[Program]:
-        """Return the programs of a set."""
+    def programs(self, members: int = -1) -> set[Program]:
+        """Return the programs of a set; of the set of all that there are, if none is given."""
         return {program for program, bit in self._bits.items() if members >> bit & 1}
 
     def _extended(self, members: int, thread: int, operation: Operation) -> int:
@@ -238,20 +238,20 @@ class Verdict:
 
     Attributes:
         states: how many there are.
-        explored: the programs that were tried.
         traces: a shortest trace that breaks a law, for each law that is broken.
-        guilty: the programs that can break it, in the end or on the way.
+        tried: the programs, if they were told apart.
+        guilty: those that can break a law, in the end or on the way.
     """
 
     states: int = 0
-    explored: set[Program] = field(default_factory=set)
     traces: dict[Law, list[str]] = field(default_factory=dict)
+    tried: set[Program] = field(default_factory=set)
     guilty: dict[Law, set[Program]] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        lines = [f"{self.states} states, {len(self.explored)} programs"]
+        lines = [f"{self.states:,} states: {'no law is' if not self.traces else 'a law is'} broken"]
         for law, trace in self.traces.items():
-            lines += [f"{len(self.guilty[law])} programs: {law.value}", *(f"    {t}" for t in trace)]
+            lines += ["", f"{law.name}, in {len(self.guilty.get(law, ()))} programs:", *trace]
         return "\n".join(lines)
 
 
@@ -259,7 +259,7 @@ def explore(protocol: Protocol, scope: Scope, *, by_program: bool = False) -> Ve
     """Take every step from every state that can be reached.
 
     Args:
-        by_program: tell programs apart. It takes longer.
+        by_program: tell the programs apart. It takes longer.
     """
     model, roll, verdict = Model(protocol, scope), Roll(), Verdict()
     start = model.start()
@@ -289,9 +289,11 @@ def explore(protocol: Protocol, scope: Scope, *, by_program: bool = False) -> Ve
                 reached_by[then] = known | by_then
                 todo.append(then)  # once more: there are more programs that lead from here
     verdict.states = len(reached_by)
-    for law, members in guilty.items():
-        ends = {anonymous(program) for program in roll.programs(members)}
-        verdict.guilty[law] = {p for p in programs(scope) if not ends.isdisjoint(beginnings(p))}
+    if by_program:
+        verdict.tried = {anonymous(program) for program in roll.programs()}
+        for law, members in guilty.items():
+            ends = {anonymous(program) for program in roll.programs(members)}
+            verdict.guilty[law] = {p for p in programs(scope) if not ends.isdisjoint(beginnings(p))}
     return verdict
 
 
@@ -304,10 +306,8 @@ def path(state: State, came_from: dict[State, State]) -> list[State]:
 
 
 def replay(model: Model, states: list[State]) -> Iterator[str]:
-    """Yield in words the moves that lead along these states, each name meaning the same throughout."""
+    """Yield in words the moves along these states, with names that keep their meaning."""
     here = states[0]
-    for canonical in states[1:]:
-        text, here, _ = next(
-            step for step in model.steps(here) if model.canonical(step[1]) == canonical
-        )
+    for there in states[1:]:
+        text, here, _ = next(s for s in model.steps(here) if model.canonical(s[1]) == there)
         yield text

@@ -5,9 +5,9 @@ The laws, which ``broken`` checks in every state that can be reached:
 * *Nothing is lost.* When everything has come to rest, each armed timer has a look scheduled at or
   before its deadline. A thread that has stopped inside an operation is at rest too, perhaps for
   ever; only the timer that it was arming does not count as armed.
-* *Nothing is late.* The later read is there for stores that a core held back. A look that ended
-  while none was held back has seen every timer armed before; none waits for the later read,
-  which may come after its deadline.
+* *Nothing is late.* The later read is there for stores that a core still held back when the look
+  ended. If none was, the look has seen every timer armed before its end, and none waits for the
+  later read, which may come after its deadline.
 * *Nobody is unheard.* Once a table without a connection has been adopted, its worker's next arming
   rings; so it fails, and the worker reconnects.
 
@@ -18,12 +18,12 @@ more than the mover can see. ``checker.py`` makes them all, in every order.
 
 The model is worse than any machine:
 
-* *Stores.* A store may wait in its core's buffer for any time, even across the ``send`` of a ring and
-  a switch of threads, which drain it on real ones. Only stores of one thread into one slot stay
-  in order (ARM keeps no more). A read of the header never waits for a store.
+* *Stores.* A store may wait in its core's buffer for any time, even across the ``send`` of a ring
+  and a switch of threads, which drain it on real ones. Only stores of one thread into one slot
+  stay in order (ARM keeps no more). A read of the header never waits for a store.
 * *Time.* Deadlines are early or late and never pass; the promise has no bound. The server may look
-  for no reason (``restless``) and promise an earlier time than it must (``generous``): the heartbeat,
-  and the deadline of a ring that is kept until it has passed, are cases of these.
+  for no reason (``restless``), and promise an earlier time than it must (``generous``): the
+  heartbeat, and the deadline of a ring kept until it has passed, are cases of these.
 * *Crashes.* Any number of them, anywhere. One loses what waits in the socket.
 * *Interrupts.* A thread may leave its operation at any step, releasing its timer: an exception
   between two bytecodes.
@@ -165,15 +165,14 @@ ThreadAt: TypeAlias = Literal[
 class Thread(NamedTuple):
     """A thread of the worker: what it does next, and what it has in hand.
 
-    ``at`` is ``idle``; or what to read, the whole ``header`` or only the ``count`` or the ``promise`` of
-    it; or ``compare`` (that count with the one remembered), ``recount``, ``send``, ``remember``,
-    ``reconnect``.
+    ``at`` is ``idle``; or what is still to be read, the whole ``header`` or a word of it; or
+    ``compare`` (the count with the one kept), ``recount``, ``send``, ``remember``, ``reconnect``.
     """
 
     at: ThreadAt = "idle"
     slot: int = -1
     deadline: int = NEVER
-    count: int = NONE
+    looks: int = NONE
 
 
 Threads: TypeAlias = tuple[Thread, Thread]
@@ -189,9 +188,9 @@ class Line(NamedTuple):
 class Server(NamedTuple):
     """The server: what it does next, and what it has in hand.
 
-    ``at`` is ``idle``, ``down``, or what a look still has to do: write the ``count`` or the ``promise``
-    (``plan``), having written the other, or ``read again``. ``later`` is the later read: ``owed`` if a
-    store was held back when the look ended.
+    ``at`` is ``idle``, ``down``, or what a look does next: write the ``count`` or the ``promise``
+    (``plan``), having written the other, or ``read again``. ``later`` is the later read: ``owed``
+    if a store was held back when the look ended.
     """
 
     at: Literal["idle", "down", "count", "promise", "read again"] = "idle"
@@ -214,10 +213,12 @@ class _One(tuple[object, ...]):
     __hash__ = object.__hash__
 
 
-@cache
 def one(value: T) -> T:
     """Return the one object that stands for all tuples equal to this one."""
-    return cast(T, _One(value))
+    return cast(T, _one(value))
+
+
+_one = cache(_One)
 
 
 @cache
@@ -279,11 +280,11 @@ def earliest(slots: Slots) -> int:
 
 @cache
 def counted(rung: int, threads: Threads, looks: int) -> tuple[int, Threads]:
-    """Return what is left of the counts that are kept when ``looks`` more looks (0, 1) were counted."""
+    """Return what is left of the counts that are kept, after ``looks`` more looks (0 or 1)."""
     a, b = threads
-    kept = [NONE if count == NONE else count + looks for count in (rung, a.count, b.count)]
+    kept = [NONE if count == NONE else count + looks for count in (rung, a.looks, b.looks)]
     left = [count if count < OLD else OLD if kept.count(count) > 1 else NONE for count in kept]
-    return left[0], one((a._replace(count=left[1]), b._replace(count=left[2])))
+    return left[0], one((a._replace(looks=left[1]), b._replace(looks=left[2])))
 
 
 # --- the worker
@@ -301,49 +302,69 @@ class WorkerMove(NamedTuple):
 def worker_moves(
     protocol: Protocol, thread: Thread, promise: int, rung: int, line: Line, server_is_up: bool
 ) -> Iterator[WorkerMove]:
-    """Yield every move of a thread that has stored a deadline. It sees nothing but the arguments."""
-
-    def move(text: str, then: Thread, rung: int = rung, line: Line = line) -> WorkerMove:
-        return WorkerMove(text, then, rung, line)
-
+    """Yield every move of a thread that has stored a deadline. It sees only the arguments."""
+    here = WorkerMove("", thread, rung, line)
     match thread.at:
         case "header":
             for word in ORDERS[protocol.header_reads]:
-                yield move(*read_header(thread, word, OTHER[word], promise))
+                yield read_header(here, word, OTHER[word], promise)
         case "count" | "promise":
-            yield move(*read_header(thread, thread.at, "compare", promise))
-        case "compare" if rung == thread.count != NONE:
-            yield move("has rung since the last look", Thread())
-        case "compare" if protocol.remember_after_send:
-            then = thread._replace(at="recount" if protocol.recount else "send")
-            yield move("has to ring", then)
+            yield read_header(here, thread.at, "compare", promise)
         case "compare":
-            yield move("remembers a ring", thread._replace(at="send"), rung=thread.count)
+            yield compare(protocol, here)
         case "recount":
-            yield move("reads the look count again", thread._replace(at="send", count=CURRENT))
-        case "send" if line.up:
-            then = thread._replace(at="remember") if protocol.remember_after_send else Thread()
-            yield move("rings", then, line=Line(ringing=True))
+            then = thread._replace(at="send", looks=CURRENT)
+            yield here._replace(text="reads the look count again", thread=then)
         case "send":
-            then = thread._replace(at="reconnect", count=NONE)
-            yield move("rings in vain", then, NONE if protocol.forget_on_reconnect else rung)
+            yield send(protocol, here)
         case "remember":
-            yield move("remembers that it rang", Thread(), rung=thread.count)
-        case "reconnect" if line.up:
-            yield move("is connected again by the other thread", Thread())
-        case "reconnect" if server_is_up:
-            yield move("reconnects", Thread(), line=Line())
+            yield here._replace(text="remembers that it rang", thread=Thread(), rung=thread.looks)
         case "reconnect":
-            yield move("cannot reconnect", Thread())
+            yield reconnect(here, server_is_up)
 
 
-def read_header(thread: Thread, word: Word, then: ThreadAt, promise: int) -> tuple[str, Thread]:
+def read_header(here: WorkerMove, word: Word, then: ThreadAt, promise: int) -> WorkerMove:
     """Read one word of the header. A promise that is early enough ends the operation."""
+    thread = here.thread._replace(at=then)
     if word == "count":
-        return "reads the look count", thread._replace(at=then, count=CURRENT)
+        return here._replace(text="reads the look count", thread=thread._replace(looks=CURRENT))
+    text = f"reads the promise: {NAMES[promise]}"
     if thread.deadline < promise:
-        return f"reads the promise: {NAMES[promise]}", thread._replace(at=then, deadline=NEVER)
-    return f"reads the promise: {NAMES[promise]}, early enough", Thread()
+        return here._replace(text=text, thread=thread._replace(deadline=NEVER))
+    return here._replace(text=f"{text}, early enough", thread=Thread())
+
+
+def compare(protocol: Protocol, here: WorkerMove) -> WorkerMove:
+    """Compare the look count that was read with the one remembered."""
+    thread = here.thread
+    if here.rung == thread.looks != NONE:
+        return here._replace(text="has rung since the last look", thread=Thread())
+    if not protocol.remember_after_send:
+        then = thread._replace(at="send")
+        return here._replace(text="remembers a ring", thread=then, rung=thread.looks)
+    then = thread._replace(at="recount" if protocol.recount else "send")
+    return here._replace(text="has to ring", thread=then)
+
+
+def send(protocol: Protocol, here: WorkerMove) -> WorkerMove:
+    """Send a ring, or find that the connection is gone."""
+    thread = here.thread
+    if here.line.up:
+        then = thread._replace(at="remember") if protocol.remember_after_send else Thread()
+        return here._replace(text="rings", thread=then, line=Line(ringing=True))
+    then = thread._replace(at="reconnect", looks=NONE)
+    rung = NONE if protocol.forget_on_reconnect else here.rung
+    return here._replace(text="rings in vain", thread=then, rung=rung)
+
+
+def reconnect(here: WorkerMove, server_is_up: bool) -> WorkerMove:
+    """Try once to reconnect, unless the other thread has."""
+    here = here._replace(thread=Thread())
+    if here.line.up:
+        return here._replace(text="finds itself connected again")
+    if server_is_up:
+        return here._replace(text="reconnects", line=Line())
+    return here._replace(text="cannot reconnect")
 
 
 # --- the server
@@ -404,12 +425,10 @@ def wake(protocol: Protocol, scope: Scope, here: ServerMove) -> Iterator[ServerM
 def look(protocol: Protocol, scope: Scope, here: ServerMove, text: str) -> Iterator[ServerMove]:
     """Begin a look: read the table, whatever it holds by now."""
     for slots in landings(here.slots):
-        yield from promise_for(protocol, scope, here._replace(slots=slots), text)
+        yield from go_on(protocol, scope, here._replace(slots=slots), text)
 
 
-def promise_for(
-    protocol: Protocol, scope: Scope, here: ServerMove, text: str
-) -> Iterator[ServerMove]:
+def go_on(protocol: Protocol, scope: Scope, here: ServerMove, text: str) -> Iterator[ServerMove]:
     """Go on with a look at slots that have been read: make a promise, write the first word."""
     if protocol.third_read == "always":  # this look will book its own
         server = here.server._replace(later="none")
@@ -449,13 +468,13 @@ def read_again(protocol: Protocol, scope: Scope, here: ServerMove) -> Iterator[S
         if earliest(slots) < here.promise:
             over = here.server._replace(started_over=protocol.third_read == "conditional")
             again = seen._replace(server=over)
-            yield from promise_for(protocol, scope, again, "reads again and starts over")
+            yield from go_on(protocol, scope, again, "reads again and starts over")
         else:
             yield end(protocol, seen._replace(text=f"reads again: {found(slots)}"))
 
 
 def end(protocol: Protocol, here: ServerMove) -> ServerMove:
-    """End a look: ``call_at(promise)``, which the promise itself stands for; book the later read."""
+    """End a look: book the later read. (``call_at(promise)`` is what the promise stands for.)"""
     book = {"always": True, "conditional": here.server.started_over, "never": False}
     server = here.server._replace(at="idle", started_over=False)
     if not book[protocol.third_read]:
@@ -471,7 +490,7 @@ def read_later(protocol: Protocol, scope: Scope, here: ServerMove) -> Iterator[S
             continue
         seen = here._replace(slots=slots)
         if earliest(slots) < here.promise:
-            yield from promise_for(protocol, scope, seen, "reads later and looks")
+            yield from go_on(protocol, scope, seen, "reads later and looks")
         else:
             server = here.server._replace(later="none")
             yield seen._replace(text=f"reads later: {found(slots)}", server=server)

@@ -1,0 +1,349 @@
+"""Servers for the suites that kill: one in the test's own loop, and one in a process of its own.
+
+The laws of this file:
+
+* What is waited for is an event, a line of output or the end of a process, never a length of time.
+* That *nothing* happens to a worker by some moment is shown by order: a bystander whose timer expires later
+  is reaped, and the worker is still there (:meth:`WatchfulServer.pass_by`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from time import monotonic
+from typing import Any, Self, TypeVar
+
+from aiotimer import TimerRequest, TimerServer, WorkerId
+from aiotimer._control import status
+from aiotimer._core import wire
+from aiotimer.events import Event
+from tests.support import PATIENCE, SpawnedWorker, short_socket, spawn_worker
+
+S = TypeVar("S", bound="WatchfulServer")
+
+LOOPS = ("asyncio", "uvloop")
+"""What a server in a process of its own is run by."""
+
+
+# -- processes without a client ---------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def bystander() -> Iterator[int]:
+    """Yield the pid of a child of this process that does nothing until its end."""
+    with subprocess.Popen(["sleep", "1000"]) as process:
+        try:
+            yield process.pid
+        finally:
+            process.kill()
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process is there, and not a zombie."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def wait_dead(pid: int) -> None:
+    """Wait until a process, anybody's, is dead: its pidfd is readable then, whoever waits for it."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    dead = poll.poll(PATIENCE * 1000)
+    os.close(pidfd)
+    assert dead, f"process {pid} is still there"
+
+
+def open_descriptors() -> int:
+    """Return how many descriptors this process has open."""
+    return len(os.listdir("/proc/self/fd"))
+
+
+# -- workers, from a coroutine -----------------------------------------------------------------------
+
+
+async def line(worker: SpawnedWorker, text: str) -> str:
+    """Return the line of a worker's output that begins with ``text``, without blocking the loop.
+
+    The order of lines does not matter: a worker's children write to the same stream.
+    """
+    until = monotonic() + PATIENCE
+    while True:
+        for found in list(worker.lines):
+            if found.startswith(text):
+                return found
+        await asyncio.to_thread(worker.wait_line, text, until - monotonic())
+
+
+async def number(worker: SpawnedWorker, name: str) -> float:
+    """Wait for a line ``name 12.5`` of a worker's output, and return its number."""
+    found = await line(worker, name + " ")
+    return float(found.removeprefix(name))
+
+
+async def ended(worker: SpawnedWorker) -> int:
+    """Wait for a worker's end without blocking the loop; return its exit code (-N: died of signal N)."""
+    return await asyncio.to_thread(worker.wait)
+
+
+# -- a server in the test's loop ----------------------------------------------------------------------
+
+
+class WatchfulServer(TimerServer):
+    """A server that records what it did and when.
+
+    Attributes:
+        events: what it has told, oldest first.
+        acted: when (``CLOCK_MONOTONIC``) it first acted on a worker, by pid; taken before the signal.
+        reaps: whom it was to reap, one entry per call.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.events: list[Event] = []
+        self.acted: dict[int, float] = {}
+        self.reaps: list[WorkerId] = []
+        self._waiters: set[asyncio.Future[None]] = set()
+
+    def emit(self, event: Event) -> None:
+        """Record an event."""
+        super().emit(event)
+        self.events.append(event)
+        self.changed()
+
+    def reap_worker(self, worker_id: WorkerId) -> bool | Awaitable[bool]:
+        """Record the moment, then reap."""
+        self.acted.setdefault(worker_id.pid, monotonic())
+        self.reaps.append(worker_id)
+        self.changed()
+        return super().reap_worker(worker_id)
+
+    def connection_closed(self, connection: Any) -> None:
+        """Tell whoever waits."""
+        super().connection_closed(connection)
+        self.changed()
+
+    def changed(self) -> None:
+        """Something happened: whoever waits looks again."""
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def until(self, condition: Callable[[], object], what: str) -> None:
+        """Wait until a condition on this server holds; it is asked again whenever something happens."""
+        until = monotonic() + PATIENCE
+        while not condition():
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.add(waiter)
+            try:
+                await asyncio.wait_for(waiter, until - monotonic())
+            except TimeoutError:
+                raise AssertionError(f"{what}: not within {PATIENCE:g} s; events: {self.events}") from None
+            finally:
+                self._waiters.discard(waiter)
+
+    async def told(self, kind: str, pid: int | None = None) -> Event:
+        """Wait for an event of a kind (about a process) and return the first one."""
+        await self.until(lambda: self.all_told(kind, pid), f"{kind!r} of {pid}")
+        return self.all_told(kind, pid)[0]
+
+    def all_told(self, kind: str, pid: int | None = None) -> list[Event]:
+        """Return all events of a kind (about a process) so far."""
+        return [e for e in self.events if e.event == kind and pid in (None, e.worker_id and e.worker_id.pid)]
+
+    async def pass_by(self, deadline: float) -> None:
+        """Return when this server has dealt with whatever was due by ``deadline``.
+
+        A bystander gets a timer a little later, and is reaped.
+        """
+        with bystander() as pid:
+            self.register_timers([TimerRequest(pid, "bystander", max(deadline, monotonic()) + 0.1)])
+            await self.told("reaped", pid)
+
+    def armed(self, pid: int) -> dict[str, float]:
+        """Return the timers that are armed on a process: ``{name: deadline}``."""
+        return armed(self.status(), pid)
+
+
+@contextlib.asynccontextmanager
+async def serving_as(kind: type[S], path: str | None = None, **options: Any) -> AsyncIterator[S]:
+    """Serve in the running loop, on a socket of its own unless a path is given."""
+    with contextlib.ExitStack() as stack:
+        if path is None:
+            path = stack.enter_context(short_socket())
+        async with kind(path, **options) as server:
+            yield server
+
+
+def serving(path: str | None = None, **options: Any) -> AbstractAsyncContextManager[WatchfulServer]:
+    """Serve in the running loop as a :class:`WatchfulServer`."""
+    return serving_as(WatchfulServer, path, **options)
+
+
+# -- a server in a process of its own ------------------------------------------------------------------
+
+
+_SERVER = """
+    import asyncio, json, signal, sys
+    import uvloop
+    from aiotimer.server import TimerServer
+
+    async def serve():
+        tell = lambda event: print(json.dumps(event.as_json()), flush=True)
+        server = TimerServer(sys.argv[1], on_event=tell)
+        loop = asyncio.get_running_loop()
+        serving = asyncio.current_task()
+        loop.add_signal_handler(signal.SIGTERM, serving.cancel)
+        await server.start()
+        print("ready", flush=True)
+        try:
+            await server.serve_forever()
+        except asyncio.CancelledError:
+            print("stopped", flush=True)
+
+    factory = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}[sys.argv[2]]
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(serve())
+"""
+
+
+class ServerProcess:
+    """A server in a process of its own, which may be killed, frozen and started again.
+
+    Use it as a context manager.
+
+    Args:
+        path: the socket.
+        loop: one of :data:`LOOPS`.
+
+    Attributes:
+        events: what servers here have told and :meth:`told` has read, as :meth:`Event.as_json` objects.
+    """
+
+    def __init__(self, path: str, loop: str = "asyncio") -> None:
+        self.path = path
+        self.loop = loop
+        self.events: list[dict[str, Any]] = []
+        self._process: SpawnedWorker | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.__exit__()
+
+    @property
+    def pid(self) -> int:
+        """The server's process id."""
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start a server, and return when it serves."""
+        assert self._process is None
+        self._process = spawn_worker(_SERVER, None, self.path, self.loop)
+        while not (found := self._process.wait_line("")).startswith("ready"):
+            self._note(found)
+
+    def kill(self) -> None:
+        """SIGKILL it, and wait until it is gone."""
+        assert self._process is not None
+        self._process.process.kill()
+        assert self._process.wait() == -signal.SIGKILL
+        self.__exit__()
+
+    def terminate(self) -> None:
+        """SIGTERM it: it stops in order."""
+        assert self._process is not None
+        self._process.process.terminate()
+        assert self._process.wait() == 0, self._process.output
+        self.__exit__()
+
+    def freeze(self) -> None:
+        """SIGSTOP it, and return when it stands still."""
+        os.kill(self.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOWAIT)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        os.kill(self.pid, signal.SIGCONT)
+
+    def told(self, kind: str, pid: int | None = None) -> dict[str, Any]:
+        """Wait for an event of a kind (about a process); events read before count too."""
+        assert self._process is not None
+        until = monotonic() + PATIENCE
+        while True:
+            for event in self.events:
+                if event["event"] == kind and pid in (None, event["pid"]):
+                    return event
+            self._note(self._process.wait_line("", until - monotonic()))
+
+    def pass_by(self, deadline: float) -> None:
+        """Return when this server has dealt with whatever was due by ``deadline``: see the other one."""
+        later = max(deadline, monotonic()) + 0.1
+        with spawn_worker(_BYSTANDER, self.path, repr(later)) as worker:
+            assert self.told("reaped", worker.pid)["scope"] == "bystander"
+
+    def armed(self, pid: int) -> dict[str, float]:
+        """Return the timers that are armed on a process: ``{name: deadline}``."""
+        return armed(status(self.path), pid)
+
+    def _note(self, found: str) -> None:
+        if found.startswith("{"):
+            self.events.append(json.loads(found))
+
+
+_BYSTANDER = """
+    import sys, time
+    from aiotimer import TimerClient
+
+    client = TimerClient(unavailable="raise")
+    client.acquire("bystander", max(float(sys.argv[1]), time.monotonic()))
+    sys.stdin.read()
+"""
+
+
+def armed(report: dict[str, Any], pid: int) -> dict[str, float]:
+    """Return the timers that a status report lists for a process: ``{name: deadline}``."""
+    workers = [worker for worker in report["workers"] if worker["pid"] == pid]
+    return {timer["scope"]: timer["deadline"] for worker in workers for timer in worker["timers"]}
+
+
+# -- a client by hand ------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def raw_client(path: str) -> Iterator[socket.socket]:
+    """Yield a connected socket that has said nothing yet; non-blocking, for ``loop.sock_recv``."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.connect(path)
+        connection.setblocking(False)
+        yield connection
+
+
+async def answer(connection: socket.socket) -> list[wire.ToClient]:
+    """Return everything that a server says until it closes the connection."""
+    decoder = wire.client_decoder()
+    answers: list[wire.ToClient] = []
+    loop = asyncio.get_running_loop()
+    while data := await asyncio.wait_for(loop.sock_recv(connection, 65_536), PATIENCE):
+        answers += decoder.feed(data)
+    return answers
