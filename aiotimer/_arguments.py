@@ -7,6 +7,7 @@ and the instruction, since hashing a code object costs more than entering the bl
 from __future__ import annotations
 
 import os
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from ._core.layout import SCOPE_BYTES, encode_scope
@@ -31,9 +32,13 @@ def seconds(value: Any, name: str) -> float:
     """
     if isinstance(value, bool) or not hasattr(type(value), "__float__"):
         raise TypeError(f"{name} must be a number of seconds, not {value!r}")
-    if not 0 < value <= MOST:
+    try:
+        number = float(value)
+    except OverflowError:  # an int or a fraction may be larger than any float
+        number = inf
+    if not 0 < number <= MOST:
         raise ValueError(f"{name} must be a finite number of seconds greater than 0, not {value!r}")
-    return float(value)
+    return number
 
 
 def first_pool(scope: str | None, client: BaseClient | None, frame: FrameType) -> Pool:

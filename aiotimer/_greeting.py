@@ -105,6 +105,7 @@ def _greet(roster: Roster, connection: Connection, hello: wire.Hello) -> None:
     else:
         table, is_new = _socket_table(roster, worker, connection, hello, offset), False
     connection.worker, connection.table, connection.offset = worker, table, offset
+    table.connection = connection
     worker.connections += 1
     table.watch.connected = True
     table.look()
@@ -140,9 +141,8 @@ def _socket_table(
 ) -> WatchedTable:
     """Return the table kept for a peer without one, holding just what it says is armed."""
     table, cells = roster.own_table(worker, "socket")
-    if table.fence is not None:
-        table.fence()  # an older connection's requests, still on their way, are void
-    table.fence = connection.close
+    if table.connection is not None:
+        table.connection.close()  # an older connection's requests, still on their way, are void
     armed = {layout.split_key(key): deadline + offset for key, deadline in hello.armed}
     for key in cells.armed_cells().keys() - armed.keys():
         cells.set(key, -1.0, monotonic())

@@ -7,6 +7,8 @@ from _thread import allocate_lock
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from ._link import Link
 
 
@@ -35,3 +37,9 @@ async def untell(told: tuple[Link, str] | None, budget: float) -> None:
     if told is not None:
         link, key = told
         await link.untell_async(key, budget)
+
+
+async def time_out(released: Awaitable[None], scope: str, after: float, cause: BaseException | None) -> None:
+    """Leave a block whose ``after`` was over, once it is released."""
+    await released
+    raise TimeoutError(f"{scope!r} was not done after {after:g} s") from cause

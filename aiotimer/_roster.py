@@ -176,6 +176,7 @@ class Roster:
         for worker in self.workers.values():
             for table in worker.tables:
                 os.close(table.file.descriptor)
+            worker.unmap()
             os.close(worker.pidfd)
         self.workers.clear()
 

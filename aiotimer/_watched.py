@@ -17,11 +17,19 @@ from collections.abc import Callable
 from math import ceil, inf
 from pathlib import Path
 from time import monotonic
+from typing import Protocol
 
 from ._core import layout
 from ._core.reader import TableReader, Timer
 from ._core.watch import LATER_READ, RESTARTS, Due, Watch
 from .runtime import TableFile
+
+
+class Closable(Protocol):
+    """A connection, as far as a table knows one."""
+
+    def close(self) -> None:
+        """Close it."""
 
 
 class WatchedTable:
@@ -41,7 +49,7 @@ class WatchedTable:
         "_on_due",
         "_wake",
         "_wake_at",
-        "fence",
+        "connection",
         "file",
         "reader",
         "watch",
@@ -62,7 +70,7 @@ class WatchedTable:
         self._wake: asyncio.TimerHandle | None = None
         self._later: asyncio.TimerHandle | None = None
         self._wake_at = inf
-        self.fence: Callable[[], None] | None = None  # closes the connection whose requests it holds
+        self.connection: Closable | None = None  # whose owner's rings or requests come for this table
         # Go on counting where an earlier server stopped: a worker may remember its last ring by that.
         stored = os.pread(file.descriptor, 8, 8 * layout.LOOKS)
         count = layout.read_word(stored) if len(stored) == 8 else 0.0

@@ -10,12 +10,14 @@ import asyncio
 import os
 import signal
 from collections.abc import Iterator
+from mmap import mmap
 from time import monotonic
 from typing import Any, NamedTuple
 
 from ._core.reader import Timer
 from ._core.requests import TimerRequest, WorkerId
 from ._core.table import TimerTable
+from ._core.watch import Due
 from ._watched import WatchedTable
 from .process import name_of, send_signal
 
@@ -52,6 +54,9 @@ class Worker:
         reaping: set from the first action on it on.
         killed: SIGKILL has been sent.
         died_first: it was dead already when it was to be sent.
+        retry_at: ``CLOCK_MONOTONIC``; no reap is tried before, because one has failed.
+        reap_under_way: a coroutine of the owner's is reaping it.
+        postponed: what has expired and is not dealt with.
     """
 
     def __init__(self, worker_id: WorkerId, pidfd: int, loop: asyncio.AbstractEventLoop) -> None:
@@ -66,6 +71,8 @@ class Worker:
         self.killed = False
         self.died_first = False
         self.retry_at = 0.0
+        self.reap_under_way = False
+        self.postponed: list[tuple[WatchedTable, tuple[Due, ...]]] = []
         self._backoff = _FIRST_RETRY
         self._loop = loop
         self._unkillable: asyncio.TimerHandle | None = None
@@ -90,10 +97,10 @@ class Worker:
         return True
 
     def back_off(self) -> float:
-        """A reap failed: return when to try again (``CLOCK_MONOTONIC``)."""
-        self.retry_at = monotonic() + self._backoff
-        self._backoff = min(2 * self._backoff, _LAST_RETRY)
-        return self.retry_at
+        """A reap failed: return after how many seconds to try again."""
+        pause, self._backoff = self._backoff, min(2 * self._backoff, _LAST_RETRY)
+        self.retry_at = monotonic() + pause
+        return pause
 
     def table_of(self, inode: int) -> WatchedTable | None:
         """Return its table with that inode."""
@@ -121,9 +128,10 @@ class Worker:
     def drop(self, table: WatchedTable) -> None:
         """Forget a table and delete its file."""
         self.tables.remove(table)
-        for kind, (own, _cells) in list(self.own_tables.items()):
+        for kind, (own, cells) in list(self.own_tables.items()):
             if own is table:
                 del self.own_tables[kind]
+                _unmap(cells)
         table.remove()
 
     def close(self) -> None:
@@ -131,6 +139,22 @@ class Worker:
         if self._unkillable is not None:
             self._unkillable.cancel()
             self._unkillable = None
+        self.unmap()
         if self.pidfd >= 0:
             os.close(self.pidfd)
             self.pidfd = -1
+
+    def unmap(self) -> None:
+        """Give back the memory of the server's own tables. The files stay."""
+        for _own, cells in self.own_tables.values():
+            _unmap(cells)
+        self.own_tables.clear()
+
+
+def _unmap(cells: TimerTable) -> None:
+    """Close a mapping, and the descriptor that comes with it, without waiting for the collector of cycles."""
+    mapping = cells.raw.obj
+    assert isinstance(mapping, mmap)
+    cells.cells.release()
+    cells.raw.release()
+    mapping.close()

@@ -75,7 +75,7 @@ class Event(NamedTuple):
         if self.late_s is not None:
             fields.append(f"late={self.late_s * 1000:.1f}ms")
         if self.detail:
-            fields.append(f"({self.detail})")
+            fields.append(f"({_printable(self.detail)})")
         return f"{self.event} " + " ".join(fields)
 
 
@@ -86,7 +86,10 @@ def write_to_log(event: Event) -> None:
 
 def shown(text: str) -> str:
     """Return untrusted text quoted, with everything that is not printable escaped."""
-    quoted = json.dumps(text, ensure_ascii=False)
-    if quoted.isprintable():
-        return quoted
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in quoted)
+    return _printable(json.dumps(text, ensure_ascii=False))
+
+
+def _printable(text: str) -> str:
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

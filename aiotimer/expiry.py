@@ -26,7 +26,7 @@ from ._arguments import MOST, first_pool, seconds
 from ._client import BUDGET, SOCKET_VARIABLE, BaseClient
 from ._core.layout import COUNT_OF, PROMISE
 from ._core.table import LATE, Pool
-from ._leaving import Slow, nothing, untell
+from ._leaving import Slow, nothing, time_out, untell
 from ._waiting import within
 from .errors import AiotimerError, NotConfigured
 
@@ -166,8 +166,16 @@ class expires:
 
     def __del__(self) -> None:
         """Release what an interruption kept from being left."""
-        if self._slot is not None:
+        try:
+            slot = self._slot
+        except AttributeError:
+            return  # it was called with arguments that do not fit
+        if slot is not None:
             self._retract()
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be copied: two objects would release one timer."""
+        raise TypeError("expires() cannot be copied or pickled; make a new one for every block")
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
         """Decorate a function or coroutine function: every call is a block of its own.
@@ -383,7 +391,7 @@ class GracefulExpires(expires):
         self._soft.stop()
         if not self._soft.was_the_cause(kind):
             return released
-        return _time_out(released, self.scope, self._soft.after, error)
+        return time_out(released, self.scope, self._soft.after, error)
 
     def __del__(self) -> None:
         """Release what an interruption kept from being left, and cancel nobody for it."""
@@ -415,11 +423,6 @@ class GracefulExpires(expires):
 
     def _another(self) -> expires:
         return expires(self._soft.after, self.scope, self._client, grace=self._soft.grace)
-
-
-async def _time_out(released: Awaitable[None], scope: str, after: float, cause: BaseException | None) -> None:
-    await released
-    raise TimeoutError(f"{scope!r} was not done after {after:g} s") from cause
 
 
 _IN_USE = "this expires() is in use; make a new one for every block"

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import os
 import resource
 import weakref
@@ -26,12 +25,12 @@ from typing import TYPE_CHECKING, Any
 from . import runtime
 from ._connection import Connection
 from ._core.requests import TimerRequest, WorkerId
-from ._core.watch import BOUND, Due
+from ._core.watch import BOUND
 from ._greeting import apply, forget, handle
+from ._reaper import Reaper
 from ._report import report
 from ._roster import Roster
-from ._watched import WatchedTable
-from ._worker import Reaping, Worker
+from ._worker import Worker
 from .events import Event, log, write_to_log
 from .process import maps_file
 
@@ -47,6 +46,9 @@ BACKLOG = 4096
 
 BEAT = 0.5
 """Seconds between the server's own signs of life."""
+
+_ACCEPT_AGAIN = 0.1
+"""Seconds for which nobody is accepted after an accept has failed."""
 
 _LAGS = 120
 """Beats over which the worst lag is remembered: a minute."""
@@ -81,7 +83,6 @@ class TimerServer:
         self._lock: runtime.SocketLock | None = None
         self._listener: socket.socket | None = None
         self._connections: set[Connection] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
         self._beat: asyncio.TimerHandle | None = None
         self._next_beat = 0.0
         self._lags: list[float] = []
@@ -89,7 +90,8 @@ class TimerServer:
         self._idle_since = monotonic()
         self._started_at = 0.0
         self._loop: asyncio.AbstractEventLoop
-        self._roster: Roster
+        self._roster: Roster | None = None
+        self._reaper: Reaper
 
     # -- life ------------------------------------------------------------------------------------
 
@@ -109,8 +111,9 @@ class TimerServer:
         try:
             _raise_descriptor_limit()
             directory = runtime.state_directory(self.socket_path)
+            self._reaper = Reaper(self._loop, self.reap_worker, self.emit)
             self._roster = Roster(
-                directory, self._loop, self._bound, self._expire, self._worker_died, self.emit
+                directory, self._loop, self._bound, self._reaper.expire, self._worker_died, self.emit
             )
             self._listener = runtime.bind(self._lock, BACKLOG)
             self._roster.adopt()
@@ -119,7 +122,7 @@ class TimerServer:
             raise
         self._stopped = asyncio.Event()
         self._started_at = self._idle_since = monotonic()
-        self._loop.add_reader(self._listener, self._accept)
+        self._listen()
         self._next_beat = monotonic() + BEAT
         self._beat = self._loop.call_later(BEAT, self._show_life)
         _running.add(self)
@@ -134,16 +137,14 @@ class TimerServer:
         self._loop.remove_reader(self._listener)
         if self._beat is not None:
             self._beat.cancel()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._reaper.stop()
         try:
             for connection in list(self._connections):
                 connection.close()
-            self._roster.close()
+            self._members.close()
             with contextlib.suppress(OSError):
                 os.unlink(self.socket_path)
-            runtime.remove_if_empty(self._roster.directory)
+            runtime.remove_if_empty(self._members.directory)
         finally:
             self._let_go()
             self._stopped.set()
@@ -187,21 +188,21 @@ class TimerServer:
             TableFull: a worker has 65,536 timers armed.
         """
         for request in requests:
-            if request.is_release and self._roster.find(request.worker_id) is None:
+            if request.is_release and self._members.find(request.worker_id) is None:
                 continue
             try:
-                worker = self._roster.pinned(request.worker_id)
+                worker = self._members.pinned(request.worker_id)
             except ProcessLookupError as error:
                 log.info("no timer %r: %s", request.scope_id, error)
                 continue
-            table, cells = self._roster.own_table(worker, "owner")
+            table, cells = self._members.own_table(worker, "owner")
             if cells.set((request.scope_id, 0), request.expiration_time, monotonic()):
                 table.rung(request.expiration_time)
 
     def clear_timers(self, worker_ids: Iterable[WorkerId | int]) -> None:
         """Deal with every timer these workers have armed: none of them is acted upon any more."""
         for worker_id in worker_ids:
-            worker = self._roster.find(worker_id)
+            worker = self._members.find(worker_id)
             if worker is not None:
                 worker.clear()
 
@@ -214,7 +215,7 @@ class TimerServer:
         Returns:
             The expired timers of each worker that has any, the longest overdue first in each table.
         """
-        expired = {w.id: w.expired(deadline) for w in self._roster.workers.values()}
+        expired = {w.id: w.expired(deadline) for w in self._members.workers.values()}
         return {worker_id: timers for worker_id, timers in expired.items() if timers}
 
     def reap_worker(self, worker_id: WorkerId) -> bool | Awaitable[bool]:
@@ -230,14 +231,20 @@ class TimerServer:
             a pause that doubles from 0.1 s to 5 s. An override may be a coroutine function. One that
             raises is logged, and counts as having reaped.
         """
-        worker = self._roster.find(worker_id)
-        return worker is None or worker.kill(self._unkillable)
+        worker = self._members.find(worker_id)
+        return worker is None or worker.kill(self._reaper.unkillable)
+
+    @property
+    def _members(self) -> Roster:
+        if self._roster is None:
+            raise RuntimeError("this timer server has not been started")
+        return self._roster
 
     # -- what is going on ------------------------------------------------------------------------
 
     def status(self) -> dict[str, Any]:
         """Return the object that ``aiotimer status --json`` prints."""
-        return report(self._roster.workers.values(), self.socket_path, monotonic() - self._started_at)
+        return report(self._members.workers.values(), self.socket_path, monotonic() - self._started_at)
 
     @property
     def lag_s(self) -> float:
@@ -246,7 +253,7 @@ class TimerServer:
 
     def idle_s(self) -> float:
         """Return for how many seconds no worker has been connected."""
-        busy = any(worker.connections for worker in self._roster.workers.values())
+        busy = any(worker.connections for worker in self._members.workers.values())
         if busy:
             self._idle_since = monotonic()
         return monotonic() - self._idle_since
@@ -260,83 +267,11 @@ class TimerServer:
             except Exception:  # noqa: BLE001 - the owner's code; logged, and the server goes on
                 log.exception("on_event failed for %s", event.event)
 
-    # -- reaping ---------------------------------------------------------------------------------
-
-    def _expire(self, worker: Worker, table: WatchedTable, due: tuple[Due, ...]) -> None:
-        """Timers have expired: reap the worker, unless they have been released meanwhile."""
-        if worker.killed:
-            worker.clear()  # it is dying already
-            return
-        first = None
-        for candidate in due:
-            timer = table.timer(candidate)  # reads the slot again
-            if timer is None:
-                late_s = monotonic() - candidate.effective
-                self.emit(Event("late", worker.id, worker.name, late_s=late_s, detail="released in time"))
-            elif first is None:
-                first = (candidate, timer)
-        if first is None:
-            return
-        if monotonic() < worker.retry_at:  # a reap failed a moment ago
-            self._try_again(worker, table, due)
-            return
-        table.mark_reaped(monotonic())
-        candidate, timer = first
-        worker.reaping = Reaping(timer, monotonic() - candidate.effective)
-        try:
-            done = self.reap_worker(worker.id)
-        except Exception:  # noqa: BLE001 - the owner's code; logged, and it counts as reaped
-            log.exception("reap_worker(%s) failed; it counts as reaped", worker.id)
-            done = True
-        if inspect.isawaitable(done):
-            task = self._loop.create_task(self._finish_reap(worker, table, due, done))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-        else:
-            self._reaped(worker, table, due, bool(done))
-
-    async def _finish_reap(
-        self, worker: Worker, table: WatchedTable, due: tuple[Due, ...], done: Awaitable[bool]
-    ) -> None:
-        try:
-            result = await done
-        except Exception:  # noqa: BLE001 - the owner's code; logged, and it counts as reaped
-            log.exception("reap_worker(%s) failed; it counts as reaped", worker.id)
-            result = True
-        if not table.closed:
-            self._reaped(worker, table, due, result)
-
-    def _reaped(self, worker: Worker, table: WatchedTable, due: tuple[Due, ...], done: bool) -> None:
-        if done:
-            self.clear_timers([worker.id])
-            return
-        worker.reaping = None
-        worker.back_off()
-        self.emit(Event("reap_failed", worker.id, worker.name, detail="will be tried again"))
-        self._try_again(worker, table, due)
-
-    def _try_again(self, worker: Worker, table: WatchedTable, due: tuple[Due, ...]) -> None:
-        def again() -> None:
-            if not table.closed:
-                table.watch.reopen(due)
-                table.look()
-
-        self._loop.call_later(max(0.001, worker.retry_at - monotonic()), again)
-
-    def _unkillable(self, worker: Worker) -> None:
-        scope = worker.reaping.timer.name if worker.reaping else ""
-        detail = "SIGKILL was sent, and it is still there"
-        self.emit(Event("unkillable", worker.id, worker.name, scope, detail=detail))
-
-    def _worker_died(self, worker: Worker) -> None:
-        self._idle_since = monotonic()
-        if worker.reaping is not None and not worker.died_first:
-            timer, late_s = worker.reaping
-            self.emit(Event("reaped", worker.id, worker.name, timer.name, late_s))
-        elif any(True for _timer in worker.timers()):
-            self.emit(Event("worker_gone", worker.id, worker.name, detail="with timers armed"))
-
     # -- connections -----------------------------------------------------------------------------
+
+    def _listen(self) -> None:
+        if self._listener is not None:
+            self._loop.add_reader(self._listener, self._accept)
 
     def _accept(self) -> None:
         assert self._listener is not None
@@ -345,30 +280,39 @@ class TimerServer:
                 sock, _address = self._listener.accept()
             except BlockingIOError:
                 return
-            except OSError as error:
+            except OSError as error:  # out of descriptors, most likely: trying again at once would spin
                 log.error("cannot accept a connection: %s", error)
+                self._loop.remove_reader(self._listener)
+                self._loop.call_later(_ACCEPT_AGAIN, self._listen)
                 return
             sock.setblocking(False)
             self._connections.add(Connection(self, sock, self._loop))
 
+    def _worker_died(self, worker: Worker) -> None:
+        self._idle_since = monotonic()
+        self._reaper.died(worker)
+
     def handle(self, connection: Connection, message: wire.ToServer) -> None:
         """A connection received a message that is not a ring."""
-        handle(self, self._roster, connection, message)
+        handle(self, self._members, connection, message)
 
     def apply(self, connection: Connection) -> str:
         """Apply the requests in a connection's inbox; return why not, if not all could be."""
-        return apply(self._roster, connection)
+        return apply(self._members, connection)
 
     def connection_closed(self, connection: Connection) -> None:
-        """A connection is gone. Its worker may live on, unwatched by nobody: its table stays."""
+        """A connection is gone. Its worker may live on: its table stays, and is looked at every second."""
         self._connections.discard(connection)
         if connection.worker is not None:
             self._idle_since = monotonic()
         worker, table = connection.worker, connection.table
-        if worker is None or worker.id not in self._roster.workers:
+        if worker is None or worker.id not in self._members.workers:
             return
         worker.connections -= 1
-        if table is None or table.closed or table.file.kind != "shared":
+        if table is None or table.closed or table.connection is not connection:
+            return  # nothing was armed through it, or its owner has come back on another one already
+        table.connection = None
+        if table.file.kind != "shared":
             return
         with contextlib.suppress(OSError):
             if maps_file(worker.id.pid, table.file.inode) is False:
@@ -390,7 +334,7 @@ class TimerServer:
     # -- signs of life ---------------------------------------------------------------------------
 
     def _tick(self) -> None:
-        lifeline = self._roster.lifeline
+        lifeline = self._members.lifeline
         lifeline.tick(monotonic())
         for stalled in lifeline.news():
             detail = f"this server stood still for {stalled:.1f} s; deadlines that passed meanwhile are moved"
@@ -416,7 +360,7 @@ class TimerServer:
         for connection in self._connections:
             connection.socket.close()
         self._connections.clear()
-        self._roster.abandon()
+        self._members.abandon()
         self._let_go()
 
 

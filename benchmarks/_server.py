@@ -13,7 +13,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -75,9 +75,9 @@ async def _serve(path: str) -> None:
     late_s: dict[int, float] = {}
 
     class Server(TimerServer):
-        def reap_worker(self, worker_id: WorkerId) -> bool:
+        def reap_worker(self, worker_id: WorkerId) -> bool | Awaitable[bool]:
             acted_at.setdefault(worker_id.pid, monotonic())
-            return bool(super().reap_worker(worker_id))
+            return super().reap_worker(worker_id)
 
     def note(event: Event) -> None:
         if event.event == "reaped" and event.worker_id is not None and event.late_s is not None:

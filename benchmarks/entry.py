@@ -36,8 +36,7 @@ WITH_LIMIT = 0.5 if FAST_TIMEOUT else 0.3
 ASYNC_WITH_LIMIT = 0.7 if FAST_TIMEOUT else 0.4
 
 _BATCH = 100
-"""Blocks that are entered and left in a row; then the event loop gets a turn, which is not timed. The first
-batch of a round is not timed either: it takes back the memory that the round before gave away."""
+"""Blocks that are entered and left in a row; then the event loop gets a turn, which is not timed."""
 
 _WORD = 40
 _cells = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("d")
@@ -193,7 +192,6 @@ def _rows(medians: dict[str, float]) -> Iterator[Row]:
 
 def _blocking(batch: Callable[[], None], batches: int) -> Candidate:
     def once() -> float:
-        batch()
         before = perf_counter()
         for _ in range(batches):
             batch()
@@ -205,10 +203,10 @@ def _blocking(batch: Callable[[], None], batches: int) -> Candidate:
 def _awaiting(runner: asyncio.Runner, batch: Callable[[], Awaitable[None]], batches: int) -> Candidate:
     async def timed() -> float:
         spent = 0.0
-        for number in range(batches + 1):
+        for _ in range(batches):
             before = perf_counter()
             await batch()
-            spent += (perf_counter() - before) * (number > 0)
+            spent += perf_counter() - before
             await asyncio.sleep(0)
         return spent / (batches * _BATCH)
 

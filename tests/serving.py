@@ -101,6 +101,15 @@ async def ended(worker: SpawnedWorker) -> int:
     return await asyncio.to_thread(worker.wait)
 
 
+async def soon(condition: Callable[[], object]) -> bool:
+    """Give the loop's callbacks some turns until a condition holds; return whether it does."""
+    for _ in range(100):
+        if condition():
+            break
+        await asyncio.sleep(0)
+    return bool(condition())
+
+
 # -- a server in the test's loop ----------------------------------------------------------------------
 
 

@@ -34,6 +34,7 @@ from aiotimer._connection import Connection
 from aiotimer._core import layout, wire
 from aiotimer._core.reader import Read, TableReader, Timer
 from aiotimer._core.table import TimerTable
+from aiotimer._link import Link
 from aiotimer.events import Event
 from aiotimer.server import TimerServer
 
@@ -78,6 +79,53 @@ def timers_of(table: TimerTable) -> list[Timer]:
 def names_of(table: TimerTable) -> list[str]:
     """Return the names of what is armed in a table, in alphabetical order."""
     return sorted(timer.name for timer in timers_of(table))
+
+
+class MemoryLink(Link):
+    """A link whose table is in memory, and whose server is the test.
+
+    Attributes:
+        rings: the deadlines that were rung, in order.
+    """
+
+    def __init__(self, table: TimerTable) -> None:
+        super().__init__("/nowhere")
+        table.pools = self.pools
+        self.table = self.watched = table
+        self.connected = True
+        self.rings: list[float] = []
+
+    def ring(self, deadline: float) -> bool:
+        """Record it, as a ring that was sent."""
+        assert self.table is not None
+        looks = self.table.looks()
+        self.rings.append(deadline)
+        self.table.rang(looks, self.table.now())
+        return True
+
+
+class MemoryClient(aiotimer.TimerClient):
+    """A client of a :class:`MemoryLink`: what ``expires`` and ``acquire`` do to a table, and nothing else."""
+
+    __slots__ = ()
+
+    def __init__(self, table: TimerTable) -> None:
+        self._link = MemoryLink(table)
+        self._closed = False
+        self.pools, self.sites = self._link.pools, self._link.sites
+        self.unavailable = "raise"
+        self.budget = PATIENCE
+
+    @property
+    def table(self) -> TimerTable:
+        """Where its timers are."""
+        assert self._link.table is not None
+        return self._link.table
+
+    @property
+    def rings(self) -> list[float]:
+        """The deadlines that were rung, in order."""
+        return cast(MemoryLink, self._link).rings
 
 
 class Clock:

@@ -231,7 +231,7 @@ class TimerTable:
         second: then it is late, stuck or gone.
         """
         cells = self.cells
-        looks = cells[LOOKS]  # before the promise: see tests/model
+        looks = cells[LOOKS]  # before or after the promise: tests/model shows that either will do
         promise = cells[PROMISE]
         if promise <= deadline and not promise < now - LATE:
             return False

@@ -115,15 +115,18 @@ class Lifeline:
         return deadline
 
     def _forget(self, now: float) -> None:
-        """Drop the oldest stalls, while nothing that they moved can still be to come."""
-        while self.stalls:
-            last = -inf  # the latest that a deadline of the first stall, moved on by later ones, can fall due
-            for a, b in self.stalls:
-                if last in (-inf, max(a, last)):
-                    last = max(last, b + (b - a))
-            if last >= now:
-                return
+        """Drop the oldest stalls, once nothing that they moved is still to come."""
+        while self.stalls and self._moved_until() < now:
             self.stalls = self.stalls[1:]
+
+    def _moved_until(self) -> float:
+        """Return when the last deadline that the first stall moved, and later ones moved on, falls due."""
+        (a, b), *later = self.stalls
+        last = b + (b - a)
+        for a, b in later:
+            if a < last:
+                last = max(last, b + (b - a))
+        return last
 
 
 class Watch:

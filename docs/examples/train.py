@@ -46,7 +46,7 @@ ROLLOUT_LIMIT = 2.0  # seconds for a batch to arrive: many times what it takes
 STEP_LIMIT = 1.0  # seconds for one step
 LOSES_ROLLOUT = (1, 60)  # the worker and step in which a rollout never returns
 KEEPS_GIL = (3, 90)  # the worker and step in which C code hangs with the GIL held
-GIVE_UP = 60.0  # seconds after which the launcher stops waiting for a reaping that does not come
+GIVE_UP = 120.0  # seconds after which the launcher stops waiting for a reaping that does not come
 
 Weights: TypeAlias = list[list[float]]  # BUCKETS rows, a number for each package
 
@@ -245,7 +245,9 @@ class Launcher:
 
     def say(self, rank: int, text: str) -> None:
         """Print a line about a worker, with the time since the start."""
-        print(f"{time.monotonic() - self._started_at:6.2f} s  worker {rank}  {text}", flush=True)
+        seconds = time.monotonic() - self._started_at
+        # One write, newline and all: the timer server logs to the same terminal.
+        print(f"{seconds:6.2f} s  worker {rank}  {text}\n", end="", flush=True)
 
     async def run_all(self) -> list[Outcome]:
         """Run all workers to their ends."""
@@ -321,7 +323,7 @@ async def receive(receiver: Connection[None, Report]) -> AsyncIterator[Report]:
 # -- the whole -----------------------------------------------------------------------------------
 
 
-def test(weights: Weights, held_out: Sequence[Passage]) -> float:
+def accuracy(weights: Weights, held_out: Sequence[Passage]) -> float:
     """Return the share of passages whose package the model names."""
     hits = 0
     for passage in held_out:
@@ -344,7 +346,7 @@ def main() -> int:
     passages = [passage for file in held_out for passage in read(file)]
     [(usual, count)] = Counter(passage.package for passage in passages).most_common(1)
     print(f"\n{len(models)} models averaged, tried on {len(passages):,} passages from the files held out:")
-    print(f"  {test(average(models), passages):6.1%} right")
+    print(f"  {accuracy(average(models), passages):6.1%} right")
     print(f'  {count / len(passages):6.1%} by always answering "{PACKAGES[usual]}"')
     return 0
 

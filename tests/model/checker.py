@@ -290,7 +290,7 @@ def explore(protocol: Protocol, scope: Scope, *, by_program: bool = False) -> Ve
                 todo.append(then)  # once more: there are more programs that lead from here
     verdict.states = len(reached_by)
     if by_program:
-        verdict.tried = {anonymous(program) for program in roll.programs()}
+        verdict.tried = {anonymous(program) for program in roll.programs() if any(program)}
         for law, members in guilty.items():
             ends = {anonymous(program) for program in roll.programs(members)}
             verdict.guilty[law] = {p for p in programs(scope) if not ends.isdisjoint(beginnings(p))}

@@ -27,7 +27,11 @@ The model is worse than any machine:
 * *Crashes.* Any number of them, anywhere. One loses what waits in the socket.
 * *Interrupts.* A thread may leave its operation at any step, releasing its timer: an exception
   between two bytecodes.
-* *A full socket.* One ring fills it; another one is lost (EAGAIN) and remembered as sent.
+* *Full sockets.* One ring fills one; a further ring is lost (EAGAIN) and remembered as sent.
+
+It is kinder in one thing: what the server has written is in memory when it reads again, because
+system calls fence. Without that fence the second read would be worth nothing; and the test without
+a second read shows that nothing is lost then, only late.
 
 What is merged, and why that hides nothing:
 

@@ -44,7 +44,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("queue", "events"),
     ("_waiting", "_scratch", "_descriptors", "_soft", "_decorate", "_leaving", "_watched", "_control"),
     ("_link", "_worker", "_arguments"),
-    ("_socket_link", "_roster", "_report"),
+    ("_socket_link", "_roster", "_reaper", "_report"),
     ("_links", "_greeting"),
     ("_client", "_connection"),
     ("client", "sync"),
@@ -265,9 +265,7 @@ def test_import_loads_nothing_a_worker_may_not_need() -> None:
         import aiotimer
         print(json.dumps(sorted(set(sys.modules) - before)))
     """
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", program], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, check=True)
     loaded = set(json.loads(done.stdout))
     assert "aiotimer" in loaded
     heavy = loaded & NOT_AT_IMPORT

@@ -1,0 +1,474 @@
+"""The documentation, executed: README.md and every page under docs/.
+
+What is done with a fenced block is said by its language and, if need be, by an HTML comment on the line before
+it, which readers do not see:
+
+* ``python`` blocks of a page are one program, run in their order by a worker of a real server. It must end
+  with 0.
+* ``console`` blocks are commands, after ``$``, and what they print. They must succeed, unless the block shows
+  their statuses with ``echo $?``.
+* ``file: NAME``: the block is a file, which lies in the directory where the page's programs and commands run.
+* ``runs: reaped``: a command that must end by being reaped.
+* ``runs: beside``: a command that goes on while the rest of the page is executed.
+* ``runs: not, REASON``: not executed.
+* ``prints``: before a ``text`` block: what the ``python`` block before it prints.
+
+In output, a line ``...`` stands for any lines. What differs from run to run (pids, durations, versions, the
+runtime directory) may be anything of its kind. The server writes to a terminal from a process of its own, so its
+lines and the commands' are compared separately.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+import msgspec
+import pytest
+
+import aiotimer
+from aiotimer import cli as command_line
+from aiotimer import errors
+from aiotimer._core import layout, wire
+from aiotimer.cli import run, serve, status  # noqa: F401 - each adds its commands
+from tests.support import PATIENCE, ServerThread, SpawnedWorker, short_directory
+
+ROOT = Path(__file__).parent.parent.parent
+DOCS = ROOT / "docs"
+PAGES = {str(path.relative_to(ROOT)): path for path in [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]}
+every_page = pytest.mark.parametrize("page", PAGES)
+
+LANGUAGES = frozenset({"python", "console", "text", "{toctree}", "{eval-rst}"})
+"""``sh``, ``bash`` or ``py`` would not be executed."""
+
+RUNNER = """
+import json, sys
+page = {"__name__": "__main__"}
+for file, line, source in json.load(sys.stdin):
+    exec(compile("\\n" * line + source, file, "exec"), page)
+    print("\\x1e", flush=True)
+"""
+"""Runs the blocks of a page in one namespace. Tracebacks name the page and its line."""
+
+RUNTIME = "/run/user/1000"
+"""How the pages show ``$XDG_RUNTIME_DIR``."""
+
+VARYING = (
+    (r"\d+ h \d+ min|\d+ min \d+ s|\d+(\.\d+)? ?(ms|s)\b", "DURATION"),
+    (r"\bpid([= ])\d+", r"pid\1N"),
+    (r"^ *\d+ (?= *python)", "N "),
+    (r"(run|private)-[\d-]+\.sock", r"\1-N.sock"),
+    (r"(aiotimer|version) \d+\.\d+\.\d+", r"\1 V"),
+    (r"\bpython[\d.]+", "python"),  # the command name of an interpreter called python3.12
+    (r"^\S+: line \d+: +\d+ (Killed)\b.*", r"\1"),  # what an interactive shell says is shorter
+    (r" +", " "),
+)
+
+
+# --- pages as data
+
+
+class Block(NamedTuple):
+    """A fenced block.
+
+    Attributes:
+        line: of its fence, from 0.
+        language: what stands behind the fence.
+        note: the HTML comment before it, "" if there is none.
+        text: its lines.
+    """
+
+    line: int
+    language: str
+    note: str
+    text: str
+
+    @property
+    def file(self) -> str:
+        """The name of the file that it is, "" if it is none."""
+        return self.note.removeprefix("file: ") if self.note.startswith("file: ") else ""
+
+    @property
+    def is_run(self) -> bool:
+        """Whether it is executed."""
+        return not self.note.startswith("runs: not, ")
+
+    @property
+    def commands(self) -> list[str]:
+        """The commands of a console block."""
+        return [line.removeprefix("$ ") for line in self.text.splitlines() if line.startswith("$ ")]
+
+    @property
+    def output(self) -> str:
+        """What a console block shows besides."""
+        return "\n".join(line for line in self.text.splitlines() if not line.startswith("$ "))
+
+
+@functools.cache
+def blocks_of(page: str) -> tuple[Block, ...]:
+    """Return the fenced blocks of a page."""
+    blocks: list[Block] = []
+    lines = PAGES[page].read_text().splitlines()
+    numbered = iter(enumerate(lines))
+    for number, line in numbered:
+        if not line.startswith("```"):
+            continue
+        comment = re.fullmatch(r"<!-- (.*) -->", lines[number - 1]) if number else None
+        inside: list[str] = []
+        for _, inner in numbered:
+            if inner == "```":
+                break
+            inside.append(inner)
+        else:
+            pytest.fail(f"{page}:{number + 1}: a fence that is not closed")
+        blocks.append(Block(number, line[3:], comment[1] if comment else "", "\n".join(inside)))
+    return tuple(blocks)
+
+
+def prose_of(path: Path) -> str:
+    """Return a page without its fenced blocks."""
+    return re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def plain_prose_of(path: Path) -> str:
+    """Return that without spans of code."""
+    return re.sub(r"`[^`\n]*`", "", prose_of(path))
+
+
+def anchors_of(path: Path) -> set[str]:
+    """Return what a link to a heading of a page may say behind its ``#``."""
+    text = prose_of(path)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    labels = re.findall(r"^\((\S+)\)=$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings} | set(labels)
+
+
+def section(page: Path, heading: str) -> str:
+    """Return what stands between a heading and the next one of its level or above, blocks apart."""
+    level = heading.split()[0]
+    pattern = rf"^{re.escape(heading)}\n(.*?)(?=^#{{1,{len(level)}}} |\Z)"
+    found = re.search(pattern, prose_of(page), re.MULTILINE | re.DOTALL)
+    assert found, f"{page} has no heading {heading!r}"
+    return found[1]
+
+
+def rows(text: str) -> list[list[str]]:
+    """Return the rows of the tables in a text, headings and rules left out."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    rules = [number for number, row in enumerate(cells) if set("".join(row)) <= set("-:")]
+    skipped = {number - 1 for number in rules} | set(rules)
+    return [row for number, row in enumerate(cells) if number not in skipped]
+
+
+def number(text: str) -> int:
+    """Return a number that is written with commas."""
+    return int(text.replace(",", ""))
+
+
+# --- execution
+
+
+@contextlib.contextmanager
+def workplace(page: str) -> Iterator[Path]:
+    """Yield a directory with the files of a page, and ``docs/examples``."""
+    with short_directory() as directory:
+        (directory / "docs").symlink_to(DOCS)
+        for block in blocks_of(page):
+            if block.file:
+                (directory / block.file).write_text(block.text + "\n")
+        tools = directory / ".bin"
+        tools.mkdir()
+        for name, command in {"python": "", "aiotimer": "-m aiotimer"}.items():
+            (tools / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {command} "$@"\n')
+            (tools / name).chmod(0o755)
+        yield directory
+
+
+def environment(directory: Path, socket_path: str | None = None) -> dict[str, str]:
+    """Return the environment of a page's programs and commands."""
+    package = str(Path(aiotimer.__file__).parent.parent)
+    path = os.pathsep.join([str(directory / ".bin"), os.environ["PATH"]])
+    here = {k: v for k, v in os.environ.items() if k != "AIOTIMER_SOCKET"}
+    here |= {"PATH": path, "PYTHONPATH": package, "PYTHONUNBUFFERED": "1", "LC_ALL": "C"}
+    return here | ({"AIOTIMER_SOCKET": socket_path} if socket_path else {})
+
+
+def normal(text: str) -> list[str]:
+    """Return lines in which everything that may differ from run to run is the same."""
+    lines = [line.rstrip() for line in text.replace(os.environ["XDG_RUNTIME_DIR"], RUNTIME).splitlines()]
+    for pattern, replacement in VARYING:
+        lines = [re.sub(pattern, replacement, line) for line in lines]
+    return [line.strip() for line in lines if line.strip()]
+
+
+def assert_shown(shown: str, printed: str, where: str) -> None:
+    """Check that a page shows what was printed."""
+    for of_server in (False, True):
+        wanted, found = (
+            [line for line in normal(text) if line.startswith("aiotimer: reaped") is of_server]
+            for text in (shown, printed)
+        )
+        pattern = "".join("(?:.*\n)*" if line == "..." else re.escape(line) + "\n" for line in wanted)
+        lines = "".join(f"{line}\n" for line in found)
+        assert re.fullmatch(pattern, lines), f"{where} shows\n{shown}\n\nprinted was\n{printed}"
+
+
+class Console:
+    """Runs the console blocks of a page."""
+
+    def __init__(self, page: str, directory: Path, stack: contextlib.ExitStack) -> None:
+        self._page = page
+        self._directory = directory
+        self._stack = stack
+
+    def run(self, block: Block) -> None:
+        """Run a block and check what it prints."""
+        where = f"{self._page}:{block.line + 1}"
+        assert block.commands, f"{where}: a console block without a command"
+        if block.note == "runs: beside":
+            self._run_beside(block, where)
+            return
+        script = "\n".join([*block.commands, "exit $?"])
+        strict = () if "$?" in block.text or block.note == "runs: reaped" else ("-e",)
+        done = subprocess.run(
+            ["bash", *strict, "-c", script],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            cwd=self._directory, env=environment(self._directory), timeout=2 * PATIENCE, check=False,
+        )  # fmt: skip
+        expected = (124, 137) if block.note == "runs: reaped" else (0,)
+        assert done.returncode in expected, f"{where}: exit status {done.returncode}\n{done.stdout}"
+        if block.output:
+            assert_shown(block.output, done.stdout, where)
+
+    def _run_beside(self, block: Block, where: str) -> None:
+        [command] = block.commands
+        process = subprocess.Popen(
+            ["bash", "-c", f"exec {command}"],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            cwd=self._directory, env=environment(self._directory),
+        )  # fmt: skip
+        beside = self._stack.enter_context(SpawnedWorker(process))
+        self._stack.callback(beside.wait)
+        self._stack.callback(process.terminate)
+        for line in block.output.splitlines():
+            assert_shown(line, beside.wait_line(""), where)
+
+
+@every_page
+def test_commands(page: str) -> None:
+    consoles = [block for block in blocks_of(page) if block.language == "console" and block.is_run]
+    with workplace(page) as directory, contextlib.ExitStack() as stack:
+        console = Console(page, directory, stack)
+        for block in consoles:
+            console.run(block)
+
+
+@every_page
+def test_programs(page: str) -> None:
+    blocks = blocks_of(page)
+    programs = [block for block in blocks if block.language == "python" and not block.note]
+    if not programs:
+        return
+    with workplace(page) as directory, ServerThread() as server:
+        done = subprocess.run(
+            [sys.executable, "-c", RUNNER],
+            input=json.dumps([(str(PAGES[page]), block.line + 1, block.text) for block in programs]),
+            capture_output=True, text=True, cwd=directory, env=environment(directory, server.path),
+            timeout=PATIENCE, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{page}\n{done.stdout}\n{done.stderr}"
+        assert not server.armed()
+    printed = done.stdout.split("\x1e\n")
+    assert len(printed) == len(programs) + 1
+    for before, block in zip(blocks, blocks[1:], strict=False):
+        if block.note == "prints":
+            assert_shown(block.text, printed[programs.index(before)], f"{page}:{block.line + 1}")
+
+
+# --- what the pages say
+
+
+@every_page
+def test_blocks_are_of_known_kinds(page: str) -> None:
+    notes = r"file: [\w.]+|runs: reaped|runs: beside|runs: not, \S.*|prints|"
+    for block in blocks_of(page):
+        where = f"{page}:{block.line + 1}"
+        assert block.language in LANGUAGES, f"{where}: {block.language!r} is not executed"
+        assert re.fullmatch(notes, block.note), f"{where}: what is {block.note!r}?"
+        commands = [command for other in blocks_of(page) for command in [*other.commands, other.text]]
+        if block.file:
+            assert any(block.file in command for command in commands), f"{where}: nothing runs it"
+
+
+def test_examples_are_shown_as_they_are() -> None:
+    shown = {
+        block.file: block.text + "\n"
+        for page, path in PAGES.items()
+        if path.is_relative_to(DOCS)
+        for block in blocks_of(page)
+        if block.file and (DOCS / "examples" / block.file).exists()
+    }
+    assert "hang.py" in shown
+    for name, text in shown.items():
+        assert text == (DOCS / "examples" / name).read_text(), name
+
+
+@every_page
+def test_links_lead_somewhere(page: str) -> None:
+    path = PAGES[page]
+    for target in re.findall(r"\]\(([^)\s]+)\)", plain_prose_of(path)):
+        if target.startswith("https://"):
+            continue
+        name, _, anchor = target.partition("#")
+        there = (path.parent / name).resolve() if name else path
+        assert there.is_file(), f"{page}: {target}"
+        assert not anchor or anchor in anchors_of(there), f"{page}: {target}"
+
+
+def test_readme_is_short() -> None:
+    assert len(PAGES["README.md"].read_text().splitlines()) <= 120
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    documented = re.findall(
+        r"^\.\. auto(?:class|function|exception):: (\S+)$",
+        (DOCS / "reference" / "api.md").read_text(),
+        re.MULTILINE,
+    )
+    assert {*aiotimer.__all__} - {"__version__"} <= {name.removeprefix("aiotimer.") for name in documented}
+
+
+# --- the reference of commands
+
+CLI = DOCS / "reference" / "cli.md"
+COMMANDS = {name: command for name, command in command_line.cli.commands.items() if not command.hidden}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_is_in_the_reference(name: str) -> None:
+    """What ``--help`` lists is a definition in the command's section, and the other way round."""
+    options = [p for p in COMMANDS[name].params if isinstance(p, click.Option) and not p.hidden]
+    told = {re.split(r"[ ,]", option)[0] for option in re.findall(r"^`(--.*?)`", help_terms(name), re.MULTILINE)}
+    assert told == {option.opts[0] for option in options}
+    for option in options:
+        if isinstance(option.type, click.Choice):
+            assert f"`{option.opts[0]} [{'|'.join(option.type.choices)}]`" in help_terms(name)
+            assert f"By default `{option.default}`" in help_terms(name)
+
+
+def help_terms(name: str) -> str:
+    return section(CLI, f"## aiotimer {name}")
+
+
+def test_every_command_is_in_the_reference() -> None:
+    text = prose_of(CLI)
+    told = re.findall(r"^## aiotimer (\S+)$", text, re.MULTILINE)
+    assert sorted(told) == sorted(COMMANDS)
+    assert "`--version`" in text
+    assert "`--help`" in text
+    usages = [block.text for block in blocks_of("docs/reference/cli.md") if block.language == "text"]
+    for name, command in COMMANDS.items():
+        context = click.Context(command, info_name=f"aiotimer {name}")
+        assert " ".join([f"aiotimer {name}", *command.collect_usage_pieces(context)]) in usages
+
+
+def test_every_exit_status_is_in_the_reference() -> None:
+    told = {row[0] for row in rows(section(CLI, "## Exit statuses"))}
+    raised = {kind.exit_code for kind in [errors.ServerError, *errors.ServerError.__subclasses__()]}
+    of_run = {run.REAPED, run.FAILED, run.NOT_EXECUTABLE, run.NOT_FOUND}
+    help_texts = [COMMANDS[name].get_help(click.Context(COMMANDS[name])) for name in COMMANDS]
+    in_help = {found for text in help_texts for found in re.findall(r"\b(?:\d{2,3}|128\+N)\b", text)}
+    expected = {str(code) for code in raised | of_run | {command_line.EX_UNAVAILABLE}} | in_help - {"128"}
+    assert expected <= told
+    assert {"0", "1", "2", "128+N"} <= told
+
+
+# --- the reference of the protocol
+
+PROTOCOL = DOCS / "reference" / "protocol.md"
+
+
+def test_the_table_is_as_documented() -> None:
+    table = rows(section(PROTOCOL, "## The timer table").partition("### ")[0])
+    extents = [(number(offset), number(size)) for offset, size, *_ in table]
+    assert [offset for offset, _ in extents] == [0, *(offset + size for offset, size in extents[:-1])]
+    assert sum(extents[-1]) == layout.TABLE_SIZE
+    offsets = {what: number(offset) for offset, _, what, *_ in table if what != "-"}
+    words = ("PROMISE", "LOOKS", "REAPED_AT", "HIGH_WATER", "RETIRED")
+    assert offsets == {
+        "magic": 0,
+        "version": len(layout.MAGIC),
+        "slots": len(layout.MAGIC) + 4,
+        **{f"`{name}`": 8 * getattr(layout, name) for name in words},
+        "deadlines": layout.deadline_offset(0),
+        "counts": layout.count_offset(0),
+        "labels": layout.label_offset(0),
+    }
+    text = " ".join(prose_of(PROTOCOL).split())
+    assert f"A file of {layout.TABLE_SIZE:,} bytes" in text
+    assert f"The *layout version* of a table is {layout.LAYOUT_VERSION};" in text
+    assert f"{layout.SLOTS:,} × {layout.LABEL_SIZE} bytes" in text
+    assert f"the deadlines of {layout.FIRST_SLOTS} slots" in text
+    assert f"A scope is 1 to {layout.SCOPE_BYTES} bytes of UTF-8" in text
+    assert f"smallest positive double, {layout.EXPIRED_AT_ONCE}" in text
+
+
+def test_a_label_is_as_documented() -> None:
+    table = rows(section(PROTOCOL, "### Labels"))
+    cell = layout.encode_label(b"x" * layout.SCOPE_BYTES, 0x0102_0304)
+    fields = {what: cell[int(offset) : int(offset) + int(size)] for offset, size, what, *_ in table}
+    assert int.from_bytes(fields["length"], sys.byteorder) == layout.SCOPE_BYTES
+    assert fields["flags"] == bytes(2)
+    assert int.from_bytes(fields["ordinal"], sys.byteorder) == 0x0102_0304
+    assert fields["text"] == b"x" * layout.SCOPE_BYTES
+    assert sum(map(len, fields.values())) == len(cell) == layout.LABEL_SIZE - 8
+
+
+MESSAGES: dict[str, type[msgspec.Struct]] = {
+    str(kind.__struct_config__.tag): kind
+    for kind in vars(wire).values()
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct) and kind is not msgspec.Struct
+}
+
+MESSAGEPACK = {"int": "int", "float": "float", "str": "str", "bool": "bool", "tuple": "array", "dict": "map"}
+
+
+@pytest.mark.parametrize("tag", MESSAGES)
+def test_a_message_is_as_documented(tag: str) -> None:
+    fields = msgspec.structs.fields(MESSAGES[tag])
+    text = section(PROTOCOL, f"### {tag.upper()}")
+    line = ", ".join([f'["{tag}"', *(field.name for field in fields)]) + "]"
+    assert f"`{line}`" in text.splitlines()
+    table = rows(text)
+    assert [row[0] for row in table] == [f"`{field.name}`" for field in fields]
+    for (_, kind, meaning), field in zip(table, fields, strict=True):
+        name = getattr(field.type, "__name__", str(field.type))
+        assert kind == MESSAGEPACK[name]
+        assert ("default" in meaning) == (field.default is not msgspec.NODEFAULT), field.name
+
+
+def test_versions_and_limits_are_as_documented() -> None:
+    from aiotimer._connection import SILENCE
+
+    text = " ".join(prose_of(PROTOCOL).split())
+    assert f"The *protocol version* is {wire.PROTOCOL_VERSION};" in text
+    headings = re.findall(r"^### ([A-Z?]+)$", prose_of(PROTOCOL), re.MULTILINE)
+    assert sorted(headings) == sorted(tag.upper() for tag in MESSAGES)
+    limits = dict(rows(section(PROTOCOL, "## The socket").partition("### ")[0]))
+    assert [number(value.split()[0]) for value in limits.values()] == [
+        wire.MAX_FRAME,
+        wire.MAX_REPLY,
+        1,
+        SILENCE,
+        SILENCE,
+    ]

@@ -1,0 +1,733 @@
+"""The server as its owner sees it: the ancestor's verbs, its socket, its life, and its bad clients.
+
+The laws of this file: one expired timer reaps its worker once and clears all its timers; what fails is tried
+again; nobody can start a second server on a socket, nor a first one where it is not safe; a client that
+breaks the rules loses its connection and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import socket
+import stat
+from collections.abc import Awaitable
+from pathlib import Path
+from time import monotonic
+
+import pytest
+
+from aiotimer import AsyncTimerClient, Refused, TimerClient, TimerRequest, TimerServer, WorkerId, __version__
+from aiotimer._core import wire
+from aiotimer._core.reader import Timer
+from aiotimer._core.watch import Due
+from aiotimer._watched import WatchedTable
+from aiotimer.errors import AlreadyServing, UnsafePath
+from aiotimer.process import start_time
+from tests.serving import (
+    WatchfulServer,
+    answer,
+    bystander,
+    ended,
+    is_alive,
+    line,
+    number,
+    open_descriptors,
+    raw_client,
+    serving,
+    serving_as,
+    soon,
+    wait_dead,
+)
+from tests.support import PATIENCE, short_directory, short_socket, spawn_worker
+
+
+class SparingServer(WatchfulServer):
+    """Reaps nobody; says what was due instead.
+
+    Attributes:
+        due: what had expired, one list of names per call of ``reap_worker``.
+        calls: when (``CLOCK_MONOTONIC``).
+        verdicts: what the calls answer; an exception is raised. When they are used up: True.
+    """
+
+    def __init__(self, *args: object, **options: object) -> None:
+        super().__init__(*args, **options)
+        self.due: list[list[str]] = []
+        self.calls: list[float] = []
+        self.verdicts: list[bool | Exception] = []
+
+    def reap_worker(self, worker_id: WorkerId) -> bool | Awaitable[bool]:
+        return self.decide(worker_id)
+
+    def decide(self, worker_id: WorkerId) -> bool:
+        now = monotonic()
+        self.calls.append(now)
+        self.due.append(sorted(r.scope_id for r in self.get_expired_timers(now).get(worker_id, [])))
+        self.changed()
+        verdict = self.verdicts.pop(0) if self.verdicts else True
+        if isinstance(verdict, Exception):
+            raise verdict
+        return verdict
+
+    async def calls_made(self, count: int) -> None:
+        await self.until(lambda: len(self.calls) >= count, f"call {count} of reap_worker")
+
+
+class AsyncSparingServer(SparingServer):
+    """The same with a coroutine function.
+
+    Attributes:
+        gate: a call waits for it before it answers.
+    """
+
+    def __init__(self, *args: object, **options: object) -> None:
+        super().__init__(*args, **options)
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def reap_worker(self, worker_id: WorkerId) -> bool:
+        try:
+            return self.decide(worker_id)
+        finally:
+            await self.gate.wait()
+
+
+both_kinds = pytest.mark.parametrize("kind", [SparingServer, AsyncSparingServer], ids=["plain", "coroutine"])
+
+
+def acquire(pid: int | WorkerId, scope: str, after: float) -> TimerRequest:
+    return TimerRequest(pid, scope, monotonic() + after)
+
+
+def release(pid: int | WorkerId, scope: str) -> TimerRequest:
+    return TimerRequest(pid, scope, -1.0)
+
+
+def identity(pid: int) -> WorkerId:
+    return WorkerId(pid, start_time(pid))
+
+
+# -- the verbs ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("by", ["pid", "WorkerId"])
+async def test_a_launcher_arms_timers_on_its_children(by: str) -> None:
+    async with serving() as server:
+        with bystander() as victim, bystander() as spared, bystander() as forgotten:
+            whom = {pid: pid if by == "pid" else identity(pid) for pid in (victim, spared, forgotten)}
+            request = acquire(whom[victim], "training", 0.3)
+            server.register_timers(
+                [request, acquire(whom[spared], "training", 0.2), acquire(whom[spared], "other", 60)]
+            )
+            server.register_timers([release(whom[spared], "training"), release(whom[forgotten], "unknown")])
+            assert server.armed(victim) == {"training": request.expiration_time}
+            assert server.armed(spared).keys() == {"other"}
+
+            event = await server.told("reaped", victim)
+            assert event.scope == "training"
+            assert server.acted[victim] >= request.expiration_time
+            assert not is_alive(victim)
+            assert is_alive(spared)
+            assert server.reaps == [event.worker_id]
+
+
+async def test_a_timer_is_replaced_and_rearmed_by_its_name() -> None:
+    async with serving() as server:
+        with bystander() as pid:
+            server.register_timers([acquire(pid, "s", 0.2)])
+            first = server.armed(pid)["s"]
+            server.register_timers([acquire(pid, "s", 60)])
+            assert server.armed(pid)["s"] > first
+            await server.pass_by(first)
+            assert is_alive(pid)
+            server.register_timers([TimerRequest(pid, "s", 0.0)])  # zero has expired already
+            assert (await server.told("reaped", pid)).scope == "s"
+
+
+async def test_timers_on_a_process_that_is_gone_are_moot() -> None:
+    async with serving() as server:
+        with bystander() as pid:
+            gone = identity(pid)
+        server.register_timers([acquire(gone, "s", 60), acquire(gone.pid, "s", 60)])
+        assert server.status()["workers"] == []
+        other = WorkerId(os.getpid(), start_time(os.getpid()) - 1)  # who had this pid before
+        server.register_timers([TimerRequest(other, "s", 0.0)])
+        assert server.status()["workers"] == []
+
+
+async def test_nonsense_is_refused_by_register_timers() -> None:
+    async with serving() as server:
+        with bystander() as pid:
+            for bad in (float("nan"), float("inf")):
+                with pytest.raises(ValueError, match="finite"):
+                    server.register_timers([TimerRequest(pid, "s", bad)])
+            with pytest.raises(ValueError, match="scope"):
+                server.register_timers([acquire(pid, "x" * 10_000, 60)])
+            assert server.armed(pid) == {}
+
+
+async def test_expired_timers_are_listed_until_they_are_cleared() -> None:
+    async with serving_as(SparingServer) as server:
+        with bystander() as pid:
+            who = identity(pid)
+            first, second = acquire(who, "first", 50), acquire(who, "second", 60)
+            server.register_timers([second, first])
+            assert server.get_expired_timers(monotonic()) == {}
+            assert server.get_expired_timers(first.expiration_time) == {who: [first]}
+            assert server.get_expired_timers(second.expiration_time) == {who: [first, second]}
+            server.clear_timers([who])
+            assert server.get_expired_timers(second.expiration_time) == {}
+            assert server.armed(pid) == {}
+            third = acquire(who, "first", 70)
+            server.register_timers([third])
+            assert server.get_expired_timers(third.expiration_time) == {who: [third]}
+
+
+async def test_cleared_timers_are_not_acted_upon() -> None:
+    async with serving() as server:
+        with bystander() as pid:
+            request = acquire(pid, "s", 0.2)
+            server.register_timers([request])
+            server.clear_timers([pid, 1])  # of the other nothing is known
+            await server.pass_by(request.expiration_time)
+            assert is_alive(pid)
+            assert pid not in server.acted
+
+
+# -- reaping in another way ----------------------------------------------------------------------------
+
+
+@both_kinds
+async def test_one_expired_timer_reaps_once_and_clears_all(kind: type[SparingServer]) -> None:
+    async with serving_as(kind) as server:
+        with bystander() as pid:
+            last = acquire(pid, "c", 0.15)
+            server.register_timers([acquire(pid, "a", 0.05), acquire(pid, "b", 0.1), last])
+            await server.calls_made(1)
+            assert await soon(lambda: not server.armed(pid))
+            server.register_timers([acquire(pid, "d", 0.3)])  # the next timers are honoured
+            await server.calls_made(2)
+            assert server.due == [["a"], ["d"]]
+            assert server.calls[1] >= last.expiration_time
+
+
+async def test_a_worker_goes_on_after_an_overridden_reap() -> None:
+    source = """
+        import sys, time
+        from aiotimer import TimerClient
+
+        client = TimerClient(unavailable="raise")
+        for scope in ("first", "second"):
+            client.acquire("bystander", time.monotonic() + 60)
+            client.acquire(scope, time.monotonic() + 0.1)
+            print("armed", scope)
+            sys.stdin.readline()
+    """
+    async with serving_as(SparingServer) as server:
+        with spawn_worker(source, server.socket_path) as worker:
+            await server.calls_made(1)
+            assert await soon(lambda: not server.armed(worker.pid))
+            await line(worker, "armed first")
+            worker.say()
+            await server.calls_made(2)
+            assert server.due == [["first"], ["second"]]
+            worker.say()
+            assert await ended(worker) == 0
+
+
+@both_kinds
+async def test_a_reap_that_fails_is_tried_again_with_pauses(kind: type[SparingServer]) -> None:
+    async with serving_as(kind) as server:
+        with bystander() as pid:
+            server.verdicts = [False, False, False]
+            server.register_timers([acquire(pid, "a", 0.1), acquire(pid, "b", 0.15), acquire(pid, "c", 60)])
+            await server.calls_made(4)
+            assert server.due == [["a"], ["a", "b"], ["a", "b"], ["a", "b"]]
+            pauses = [late - soon for soon, late in zip(server.calls, server.calls[1:], strict=False)]
+            assert all(pause >= 0.9 * least for pause, least in zip(pauses, (0.1, 0.2, 0.4), strict=True))
+            assert len(server.all_told("reap_failed", pid)) == 3
+            assert await soon(lambda: not server.armed(pid))
+
+
+@both_kinds
+async def test_a_timer_released_between_two_attempts_is_not_reaped_for(kind: type[SparingServer]) -> None:
+    async with serving_as(kind) as server:
+        with bystander() as pid:
+            server.verdicts = [False]
+            server.register_timers([acquire(pid, "a", 0.1)])
+            await server.told("reap_failed", pid)
+            server.register_timers([release(pid, "a")])
+            request = acquire(pid, "b", 0.3)
+            server.register_timers([request])
+            await server.calls_made(2)
+            assert server.due == [["a"], ["b"]]
+            assert server.calls[1] >= request.expiration_time
+
+
+@both_kinds
+async def test_a_reap_that_raises_counts_as_reaped(
+    kind: type[SparingServer], caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving_as(kind) as server:
+        with bystander() as pid:
+            server.verdicts = [RuntimeError("the owner's mistake")]
+            server.register_timers([acquire(pid, "a", 0.1), acquire(pid, "b", 0.15)])
+            await server.calls_made(1)
+            assert await soon(lambda: not server.armed(pid))
+            server.register_timers([acquire(pid, "c", 0.25)])
+            await server.calls_made(2)
+            assert server.due == [["a"], ["c"]]
+        failures = [record for record in caplog.records if record.exc_info]
+        assert len(failures) == 1
+        assert "the owner's mistake" in str(failures[0].exc_info)
+
+
+async def test_a_worker_is_not_reaped_again_while_it_is_being_reaped() -> None:
+    """A slow coroutine reaps; the worker's other timers fall due meanwhile."""
+    async with serving_as(AsyncSparingServer) as server:
+        with bystander() as pid:
+            server.gate.clear()
+            last = acquire(pid, "b", 0.2)
+            server.register_timers([acquire(pid, "a", 0.1), last])
+            await server.calls_made(1)
+            with bystander() as other:
+                server.register_timers([acquire(other, "o", last.expiration_time - monotonic() + 0.1)])
+                await server.calls_made(2)
+            assert server.due == [["a"], ["o"]]
+            server.gate.set()
+            assert await soon(lambda: not server.armed(pid))
+            server.register_timers([acquire(pid, "c", 0.2)])
+            await server.calls_made(3)
+            assert server.due == [["a"], ["o"], ["c"]]
+
+
+async def test_what_fell_due_during_a_reap_that_fails_is_not_forgotten() -> None:
+    async with serving_as(AsyncSparingServer) as server:
+        with bystander() as pid, bystander() as other:
+            server.gate.clear()
+            server.verdicts = [False]
+            last = acquire(pid, "b", 0.2)
+            server.register_timers([acquire(pid, "a", 0.1), last])
+            await server.calls_made(1)
+            server.register_timers([acquire(other, "o", last.expiration_time - monotonic() + 0.1)])
+            await server.calls_made(2)
+            server.register_timers([release(pid, "a")])
+            server.gate.set()
+            await server.calls_made(3)
+            assert server.due == [["a"], ["o"], ["b"]]
+
+
+async def test_a_release_just_before_the_signal_spares_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The slot is read again before the signal, and what was released by then is late and no more."""
+    async with serving() as server:
+        with bystander() as pid:
+            read_again = WatchedTable.timer
+
+            def release_first(table: WatchedTable, due: Due) -> Timer | None:
+                monkeypatch.setattr(WatchedTable, "timer", read_again)
+                server.register_timers([release(pid, "a")])
+                return table.timer(due)
+
+            request = acquire(pid, "a", 0.2)
+            server.register_timers([request])
+            monkeypatch.setattr(WatchedTable, "timer", release_first)
+            event = await server.told("late", pid)
+            assert event.late_s is not None
+            assert event.late_s >= 0.0
+            await server.pass_by(request.expiration_time)
+            assert is_alive(pid)
+            assert pid not in server.acted
+
+
+async def test_of_two_timers_due_the_one_not_released_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving() as server:
+        with bystander() as pid:
+            read_again = WatchedTable.timer
+
+            def release_first(table: WatchedTable, due: Due) -> Timer | None:
+                monkeypatch.setattr(WatchedTable, "timer", read_again)
+                server.register_timers([release(pid, "a")])
+                return table.timer(due)
+
+            until = monotonic() + 0.2
+            monkeypatch.setattr(WatchedTable, "timer", release_first)
+            server.register_timers([TimerRequest(pid, "a", until), TimerRequest(pid, "b", until)])
+            event = await server.told("reaped", pid)
+            assert event.scope == "b"
+            assert len(server.all_told("late", pid)) == 1
+
+
+# -- one server per socket -------------------------------------------------------------------------------
+
+
+async def test_a_second_server_is_turned_away() -> None:
+    """Fault 8: the first keeps its socket and its workers."""
+    async with serving() as server:
+        inode = os.stat(server.socket_path).st_ino
+        with pytest.raises(AlreadyServing) as caught:
+            await TimerServer(server.socket_path).start()
+        assert server.socket_path in str(caught.value)
+        assert os.stat(server.socket_path).st_ino == inode
+        async with AsyncTimerClient(server.socket_path, unavailable="raise") as client:
+            assert client.connected
+
+
+async def test_a_second_server_in_another_process_is_turned_away() -> None:
+    """Fault 8: the lock is the kernel's, not this process's."""
+    source = """
+        import asyncio, sys
+        from aiotimer import TimerServer
+        try:
+            asyncio.run(TimerServer(sys.argv[1]).serve_forever())
+        except RuntimeError as error:
+            print(type(error).__name__, error.exit_code)
+    """
+    async with serving() as server:
+        with spawn_worker(source, None, server.socket_path) as other:
+            await line(other, "AlreadyServing 69")
+            assert await ended(other) == 0
+        async with AsyncTimerClient(server.socket_path, unavailable="raise") as client:
+            assert client.connected
+
+
+async def test_a_stale_socket_file_is_replaced() -> None:
+    """Fault 8: nobody listens there any more."""
+    with short_socket() as path:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stale:
+            stale.bind(path)
+        stale_inode = os.stat(path).st_ino
+        async with serving(path):
+            assert os.stat(path).st_ino != stale_inode or stat.S_IMODE(os.stat(path).st_mode) == 0o600
+            async with AsyncTimerClient(path, unavailable="raise") as client:
+                assert client.connected
+
+
+async def test_a_foreign_listener_is_refused_and_not_unlinked() -> None:
+    """Fault 8: somebody who does not know of our lock."""
+    with short_socket() as path, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as foreign:
+        foreign.bind(path)
+        foreign.listen()
+        inode = os.stat(path).st_ino
+        with pytest.raises(AlreadyServing):
+            await TimerServer(path).start()
+        assert os.stat(path).st_ino == inode
+        with raw_client(path) as client:  # it still listens
+            assert client.getpeername() == path
+
+
+async def test_what_is_not_a_socket_is_refused_and_not_removed() -> None:
+    with short_socket() as path:
+        Path(path).write_text("precious")
+        with pytest.raises(UnsafePath, match="not a socket"):
+            await TimerServer(path).start()
+        assert Path(path).read_text() == "precious"
+
+
+# -- where it may live -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [107, 108, 200])
+async def test_long_socket_paths(size: int) -> None:
+    """Fault 22: 107 bytes are what an address holds; more is refused before anything is made."""
+    with short_directory() as directory:
+        path = str(directory / ("s" * (size - len(str(directory)) - 1)))
+        assert len(os.fsencode(path)) == size
+        if size <= 107:
+            async with serving(path), AsyncTimerClient(path, unavailable="raise") as client:
+                assert client.connected
+                assert os.path.exists(path)
+        else:
+            for make in (TimerServer, TimerClient, AsyncTimerClient):
+                with pytest.raises(UnsafePath, match=f"{size} bytes"):
+                    make(path)
+            assert list(directory.iterdir()) == []
+
+
+@pytest.mark.parametrize("trap", ["symlink", "world-writable", "file", "foreign"])
+@pytest.mark.parametrize("which", ["base", "tables"])
+async def test_unsafe_state_directories_are_refused(trap: str, which: str, runtime_directory: Path) -> None:
+    """Fault 20: a path through somebody else's hands is refused, not repaired."""
+    if trap == "foreign" and os.geteuid() != 0:
+        pytest.skip("only root can make a directory somebody else's")
+    with short_socket() as path:
+        base = runtime_directory / "aiotimer"
+        victim = base
+        if which == "tables":
+            async with serving(path):
+                (victim,) = base.iterdir()  # where the tables of this socket go
+        else:
+            base.mkdir(mode=0o700)
+        (runtime_directory / "elsewhere").mkdir(mode=0o700)
+        with contextlib.suppress(FileNotFoundError):
+            victim.rmdir()
+        if trap == "symlink":
+            victim.symlink_to(runtime_directory / "elsewhere")
+        elif trap == "file":
+            victim.write_text("")
+        else:
+            victim.mkdir()
+            victim.chmod(0o777 if trap == "world-writable" else 0o700)
+            if trap == "foreign":
+                os.chown(victim, 12345, 12345)
+        before = victim.lstat()
+        with pytest.raises(UnsafePath, match="aiotimer"):
+            await TimerServer(path).start()
+        assert victim.lstat().st_mode == before.st_mode
+        assert not os.path.exists(path)
+        assert list((runtime_directory / "elsewhere").iterdir()) == []
+
+
+async def test_what_a_server_makes_is_private(runtime_directory: Path) -> None:
+    async with serving() as server:
+        with bystander() as pid:
+            server.register_timers([acquire(pid, "s", 60)])
+            (tables,) = (runtime_directory / "aiotimer").iterdir()
+            modes = {path: stat.S_IMODE(path.stat().st_mode) for path in [tables, *tables.glob("*.owner")]}
+            modes[Path(server.socket_path)] = stat.S_IMODE(os.stat(server.socket_path).st_mode)
+            assert sorted(modes.values()) == [0o600, 0o600, 0o700]
+
+
+# -- bad clients --------------------------------------------------------------------------------------------
+
+
+async def test_silent_clients_are_closed() -> None:
+    """Fault 29: HELLO never sent, half a frame and then silence. Who has said HELLO may be silent for ever."""
+    hello = wire.encode(wire.Hello(1, "x", 1, True, 0, 0.0))
+    async with serving() as server, AsyncTimerClient(server.socket_path, unavailable="raise") as client:
+
+        async def answer_to(beginning: bytes) -> list[wire.ToClient]:
+            with raw_client(server.socket_path) as connection:
+                await asyncio.get_running_loop().sock_sendall(connection, beginning)
+                return await answer(connection)
+
+        beginnings = [b"", hello[:2], hello[:-1], wire.encode(wire.Ping())]
+        nothing, length, unfinished, pinged = await asyncio.gather(*map(answer_to, beginnings))
+        assert nothing == length == unfinished == []
+        assert [type(message) for message in pinged] == [wire.Pong]
+        assert client.connected
+        await client.acquire("s", monotonic() + 1)  # it rings
+        assert server.armed(os.getpid()).keys() == {"s"}
+        assert not server.all_told("refused")
+
+
+def nonsense(seed: int) -> bytes:
+    """Return bytes that are no message: rubbish, or rubbish in a frame."""
+    chance = random.Random(seed)
+    rubbish = chance.randbytes(chance.randrange(4, 2000))
+    if seed % 2:
+        return b"\xff" + rubbish  # a frame of 4 GB
+    return len(rubbish).to_bytes(4, "big") + rubbish
+
+
+async def test_random_bytes_close_that_connection_only() -> None:
+    """Fault 24."""
+    async with serving() as server:
+        async with AsyncTimerClient(server.socket_path, unavailable="raise") as client:
+            await client.acquire("s", monotonic() + 60)
+            before = open_descriptors()
+            for seed in range(200):
+                with raw_client(server.socket_path) as connection:
+                    await asyncio.get_running_loop().sock_sendall(connection, nonsense(seed))
+                    with contextlib.suppress(ConnectionResetError):
+                        assert await answer(connection) == []
+            assert len(server.all_told("refused")) == 200
+            assert open_descriptors() == before
+            assert client.connected
+            assert server.armed(os.getpid()).keys() == {"s"}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [wire.Ring(1.0), wire.Bye(), wire.Acquire(1, "s", 1.0)],
+    ids=lambda message: type(message).__name__,
+)
+async def test_requests_before_hello_are_refused(message: wire.ToServer) -> None:
+    async with serving() as server:
+        with raw_client(server.socket_path) as connection:
+            await asyncio.get_running_loop().sock_sendall(connection, wire.encode(message))
+            assert await answer(connection) == []
+        assert "before HELLO" in (await server.told("refused")).detail
+
+
+@pytest.mark.parametrize("count", [1, 200])
+async def test_descriptors_that_nobody_asked_for(count: int) -> None:
+    """Fault 30: a flood of them is closed, and from a client that has been greeted it is the end."""
+    hello = wire.encode(wire.Hello(1, "x", 1, False, 0, 0.0))
+    before = open_descriptors()
+    async with serving() as server:
+        with raw_client(server.socket_path) as connection:
+            for _ in range(50):
+                socket.send_fds(connection, [wire.encode(wire.Ping())], [0] * count)
+            socket.send_fds(connection, [hello], [])
+            await server.until(lambda: server.status()["workers"], "greeted")
+            socket.send_fds(connection, [wire.encode(wire.Ping())], [0] * count)
+            answers = [type(message) for message in await answer(connection)]
+        assert answers == [wire.Pong] * 50 + [wire.Welcome]
+        assert "descriptors" in (await server.told("refused")).detail
+    assert open_descriptors() == before
+
+
+async def test_another_protocol_is_refused_with_both_versions_named() -> None:
+    """Fault 31."""
+    hello = wire.Hello(
+        version=99, release="9.9.9", pid=os.getpid(), shared=True, time_namespace=0, clock=monotonic()
+    )
+    async with serving() as server:
+        with raw_client(server.socket_path) as connection:
+            await asyncio.get_running_loop().sock_sendall(connection, wire.encode(hello))
+            (refusal,) = await answer(connection)
+        assert isinstance(refusal, wire.Refused)
+        for name in ("99", "9.9.9", str(wire.PROTOCOL_VERSION), __version__):
+            assert name in refusal.reason
+        assert (await server.told("refused")).detail == refusal.reason
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "socket"])
+async def test_a_client_learns_why_it_is_refused(shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault 31, from the other side: a server that takes our version for another one."""
+    async with serving() as server:
+        monkeypatch.setattr("aiotimer._greeting.wire", NewerWire())
+        client = AsyncTimerClient(server.socket_path, unavailable="raise", shared=shared)
+        with pytest.raises(Refused) as caught:
+            await client.acquire("s", monotonic() + 60)
+        assert "protocol 1 " in caught.value.reason
+        assert " 77 " in caught.value.reason
+        assert not client.connected
+        await client.aclose()
+
+
+class NewerWire:
+    """The wire module as a later version might be."""
+
+    PROTOCOL_VERSION = 77
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(wire, name)
+
+
+# -- its life ------------------------------------------------------------------------------------------------
+
+
+async def test_it_stops_and_starts_again_in_one_loop() -> None:
+    with short_socket() as path, bystander() as pid:
+        before = open_descriptors()
+        server = WatchfulServer(path)
+        request = acquire(pid, "s", 60)
+        for _ in range(3):
+            await server.start()
+            with pytest.raises(RuntimeError, match="running already"):
+                await server.start()
+            server.register_timers([request])  # the second time it is there already: adopted
+            assert server.armed(pid) == {"s": request.expiration_time}
+            await server.stop()
+            await server.stop()
+            assert not os.path.exists(path)
+        assert len(server.all_told("adopted", pid)) == 2
+        await server.start()
+        server.register_timers([TimerRequest(pid, "s", 0.0)])
+        await server.told("reaped", pid)
+        await server.stop()
+        assert await soon(lambda: open_descriptors() == before)
+
+
+async def test_a_server_that_could_not_start_leaves_nothing_open() -> None:
+    async with serving() as server:
+        before = open_descriptors()
+        for _ in range(3):
+            with pytest.raises(AlreadyServing):
+                await TimerServer(server.socket_path).start()
+        assert open_descriptors() == before
+
+
+async def test_serve_forever_ends_with_stop_and_with_cancellation() -> None:
+    with short_socket() as path:
+        server = TimerServer(path)
+        await server.start()
+        serving_task = asyncio.create_task(server.serve_forever())
+        await asyncio.sleep(0)
+        await server.stop()
+        await asyncio.wait_for(serving_task, PATIENCE)
+        again = asyncio.create_task(server.serve_forever())
+        await asyncio.sleep(0)
+        assert os.path.exists(path)
+        again.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await again
+        assert not os.path.exists(path)
+
+
+async def test_stopping_leaves_no_state_behind_when_nobody_is_watched(runtime_directory: Path) -> None:
+    async with serving() as server:
+        with bystander() as pid:
+            server.register_timers([TimerRequest(pid, "s", 0.0)])
+            await server.told("reaped", pid)
+    assert list((runtime_directory / "aiotimer").iterdir()) == []
+
+
+STATUS = """
+    import sys, time
+    from aiotimer import TimerClient, expires
+
+    client = TimerClient(unavailable="raise")
+    later = time.monotonic() + 100
+    client.acquire("later", later)
+    with expires(50, "soon") as outer, expires(60, "soon") as inner:
+        print("soon", outer.deadline)
+        print("inner", inner.deadline)
+        print("later", later)
+        sys.stdin.readline()
+"""
+
+
+async def test_status() -> None:
+    async with serving() as server:
+        with bystander() as pid, spawn_worker(STATUS, server.socket_path) as worker:
+            server.register_timers([acquire(pid, "owner's", 10)])
+            deadlines = {name: await number(worker, name) for name in ("soon", "inner", "later")}
+            report = server.status()
+            assert report.keys() == {"server", "workers"}
+            assert report["server"].keys() == {"pid", "version", "uptime_s", "socket"}
+            assert report["server"]["pid"] == os.getpid()
+            assert report["server"]["version"] == __version__
+            assert report["server"]["socket"] == server.socket_path
+            assert report["server"]["uptime_s"] >= 0
+            first, second = report["workers"]  # the soonest first
+            assert first.keys() == second.keys() == {"pid", "name", "connected", "timers"}
+            assert (first["pid"], first["name"], first["connected"]) == (pid, "sleep", False)
+            assert (second["pid"], second["connected"]) == (worker.pid, True)
+            assert second["name"].startswith("python")
+            names = [(timer["scope"], timer["deadline"]) for timer in second["timers"]]
+            assert names == [
+                ("soon", deadlines["soon"]),
+                ("soon#2", deadlines["inner"]),
+                ("later", deadlines["later"]),
+            ]
+            for timer in second["timers"]:
+                assert timer.keys() == {"scope", "deadline", "remaining_s"}
+                assert 0 < timer["remaining_s"] <= timer["deadline"] - monotonic() + PATIENCE
+            worker.process.send_signal(signal.SIGKILL)
+            await server.told("worker_gone", worker.pid)
+            assert [entry["pid"] for entry in server.status()["workers"]] == [pid]
+
+
+async def test_a_worker_that_ends_is_forgotten() -> None:
+    source = """
+        import sys
+        from aiotimer import expires
+        with expires(60):
+            print("in")
+            sys.stdin.readline()
+    """
+    async with serving() as server:
+        with spawn_worker(source, server.socket_path) as worker:
+            await line(worker, "in")
+            assert [entry["pid"] for entry in server.status()["workers"]] == [worker.pid]
+            worker.say()
+            assert await ended(worker) == 0
+            wait_dead(worker.pid)
+        await server.until(lambda: not server.status()["workers"], "forgotten")
+        assert server.all_told("reaped") == []

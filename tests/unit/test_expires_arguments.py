@@ -1,0 +1,329 @@
+"""What `expires` takes and what it refuses: at once, in the caller, and without a trace in the table.
+
+The blocks here run against a table in memory. What needs a loop or a server is in tests/contract.
+"""
+
+import copy
+import functools
+import pickle
+from collections.abc import AsyncIterator, Callable, Iterator
+from decimal import Decimal
+from fractions import Fraction
+from math import inf, nan
+from typing import Any
+
+import pytest
+
+from aiotimer import NotConfigured, WorkerId, expires
+from aiotimer.events import Event, shown
+from aiotimer.expiry import set_default_client
+from tests.support import Clock, MemoryClient, memory_table, names_of, timers_of
+
+NOT_SECONDS: dict[str, Any] = {
+    "nan": nan,
+    "inf": inf,
+    "-inf": -inf,
+    "-1": -1,
+    "0": 0,
+    "0.0": 0.0,
+    "-0.0": -0.0,
+    "-5e-324": -5e-324,
+    "more than 1e308": 1.01e308,
+    "10**400": 10**400,
+    "-10**400": -(10**400),
+    "fraction": Fraction(-1, 2),
+    "huge fraction": Fraction(10**400),
+    "decimal infinity": Decimal("inf"),
+    "decimal nan": Decimal("nan"),
+}
+NOT_NUMBERS: dict[str, Any] = {
+    "True": True,
+    "False": False,
+    "str": "60",
+    "bytes": b"60",
+    "list": [60],
+    "complex": 60j,
+    "type": float,
+}
+
+
+@pytest.fixture
+def client() -> MemoryClient:
+    return MemoryClient(memory_table(now=Clock(1000.0)))
+
+
+@pytest.fixture
+def unconfigured(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv("AIOTIMER_SOCKET", raising=False)
+    former = set_default_client(None)
+    yield
+    set_default_client(former)
+
+
+def assert_untouched(client: MemoryClient) -> None:
+    assert timers_of(client.table) == []
+    assert client.table.acquisitions == 0
+    assert client.rings == []
+
+
+# --- after and grace
+
+
+@pytest.mark.parametrize("name", NOT_SECONDS)
+def test_what_is_no_time_to_wait_is_a_value_error(client: MemoryClient, name: str) -> None:
+    with pytest.raises(ValueError, match="after must be a finite number of seconds greater than 0"):
+        expires(NOT_SECONDS[name], scope="s", client=client)
+    with pytest.raises(ValueError, match="grace must be a finite number of seconds greater than 0"):
+        expires(60, scope="s", client=client, grace=NOT_SECONDS[name])
+    assert_untouched(client)
+
+
+@pytest.mark.parametrize("name", NOT_NUMBERS)
+def test_what_is_no_number_is_a_type_error(client: MemoryClient, name: str) -> None:
+    with pytest.raises(TypeError, match="after must be a number of seconds"):
+        expires(NOT_NUMBERS[name], scope="s", client=client)
+    with pytest.raises(TypeError, match="grace must be a number of seconds"):
+        expires(60, scope="s", client=client, grace=NOT_NUMBERS[name])
+    assert_untouched(client)
+
+
+def test_after_is_needed_and_is_not_none(client: MemoryClient) -> None:
+    with pytest.raises(TypeError, match="after must be a number"):
+        expires(None, scope="s", client=client)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'after'"):
+        expires()  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="unexpected keyword argument 'timeout'"):
+        expires(timeout=60)  # type: ignore[call-arg]
+    assert_untouched(client)
+
+
+@pytest.mark.parametrize(
+    "after",
+    [1e-9, 60, 60.5, 1e308, 10**308, Fraction(1, 3), Decimal("0.5")],
+    ids=str,
+)
+def test_any_positive_finite_number_will_do(client: MemoryClient, after: Any) -> None:
+    with expires(after, scope="s", client=client) as block:
+        (timer,) = timers_of(client.table)
+        assert timer.deadline == block.deadline == 1000.0 + float(after)
+        assert block.remaining() == timer.deadline - 1000.0
+    assert timers_of(client.table) == []
+
+
+def test_after_and_grace_together_must_be_finite_too(client: MemoryClient) -> None:
+    with pytest.raises(ValueError, match=r"after \+ grace must be a finite number"):
+        expires(1e308, scope="s", client=client, grace=1e308)
+    assert_untouched(client)
+
+
+@pytest.mark.parametrize("name", NOT_SECONDS)
+def test_renew_refuses_the_same_and_changes_nothing(client: MemoryClient, name: str) -> None:
+    with expires(60, scope="s", client=client) as block:
+        with pytest.raises(ValueError, match="after must be a finite number"):
+            block.renew(NOT_SECONDS[name])
+        with pytest.raises(TypeError, match="after must be a number"):
+            block.renew("60")  # type: ignore[arg-type]
+        assert block.deadline == timers_of(client.table)[0].deadline == 1060.0
+        block.renew()
+        assert block.deadline == 1060.0
+
+
+def test_grace_in_a_plain_with_is_a_value_error(client: MemoryClient) -> None:
+    with pytest.raises(ValueError, match="grace needs `async with`"):
+        with expires(60, scope="s", client=client, grace=5):
+            pytest.fail("the block was entered")
+    assert_untouched(client)
+
+
+# --- scopes
+
+NOT_SCOPES = {
+    "empty": "",
+    "10 KiB": "x" * 10_240,
+    "241 bytes": "x" * 241,
+    "NUL": "a\0b",
+    "surrogate": "a\udc80b",
+}
+
+
+@pytest.mark.parametrize("name", NOT_SCOPES)
+def test_what_cannot_be_a_name_is_a_value_error(client: MemoryClient, name: str) -> None:
+    with pytest.raises(ValueError, match="scope"):
+        expires(60, scope=NOT_SCOPES[name], client=client)
+    with pytest.raises(ValueError, match="scope"):
+        client.acquire(NOT_SCOPES[name], 1060.0)
+    with pytest.raises(ValueError, match="scope"):
+        client.release(NOT_SCOPES[name])
+    assert_untouched(client)
+
+
+@pytest.mark.parametrize("scope", [b"s", 7, ("s",)], ids=["bytes", "int", "tuple"])
+def test_a_scope_that_is_no_str_is_a_type_error(client: MemoryClient, scope: Any) -> None:
+    with pytest.raises(TypeError, match="scope must be a str"):
+        expires(60, scope=scope, client=client)
+    with pytest.raises(TypeError, match="scope must be a str"):
+        client.acquire(scope, 1060.0)
+    with pytest.raises(TypeError, match="scope must be a str"):
+        client.release(scope)
+    assert_untouched(client)
+
+
+@pytest.mark.usefixtures("unconfigured")
+@pytest.mark.parametrize("name", NOT_SCOPES)
+def test_a_bad_scope_is_found_without_a_client_too(name: str) -> None:
+    with pytest.raises(ValueError, match="scope"):
+        expires(60, scope=NOT_SCOPES[name])
+
+
+HOSTILE = {
+    "newline": "a\nb",
+    "carriage return": "a\rb",
+    "colour": "\x1b[31mred\x1b[0m",
+    "CSI in one character": "\x9b31m",
+    "title": "\x1b]0;title\x07",
+    "right to left": "\u202egnp.exe",
+    "line separator": "a\u2028b",
+    "DEL": "a\x7fb",
+    "tab and quote": 'a\t"b\\',
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_control_characters_are_taken_and_shown_escaped(client: MemoryClient, name: str) -> None:
+    scope = HOSTILE[name]
+    with expires(60, scope=scope, client=client) as block:
+        assert block.scope == scope
+        assert names_of(client.table) == [scope]
+    text = shown(scope)
+    assert text.isprintable()
+    assert text.startswith('"')
+    assert text.endswith('"')
+    assert shown("a") != shown(scope) != shown(text), "what is escaped can be told apart"
+    event = Event("reaped", WorkerId(7, 100), name=scope, scope=scope, late_s=0.0012, detail=f"why: {scope}")
+    line = str(event)
+    assert line.isprintable()
+    assert f"name={text} scope={text} late=1.2ms" in line
+    assert event.as_json()["scope"] == scope, "in JSON, JSON escapes it"
+
+
+def test_printable_text_is_shown_as_it_is() -> None:
+    assert shown("train.py:42 Übung 🚀") == '"train.py:42 Übung 🚀"'
+    assert shown("\ud800") == r'"\ud800"'
+    event = Event("late", WorkerId(7, 100), "python", "train.py:42", 0.5, "released in time")
+    assert str(event) == 'late pid=7 name="python" scope="train.py:42" late=500.0ms (released in time)'
+    assert str(Event("stalled", detail="for 3 s")) == "stalled (for 3 s)"
+
+
+# --- decorating
+
+
+def generator() -> Iterator[int]:
+    yield 1
+
+
+async def async_generator() -> AsyncIterator[int]:
+    yield 1
+
+
+class Methods:
+    def generator(self) -> Iterator[int]:
+        yield 1
+
+
+@pytest.mark.parametrize(
+    "function",
+    [generator, async_generator, functools.partial(generator), Methods().generator],
+    ids=["generator", "async generator", "partial", "method"],
+)
+def test_a_generator_cannot_be_decorated(client: MemoryClient, function: Callable[..., Any]) -> None:
+    with pytest.raises(TypeError, match="generator"):
+        expires(60, scope="s", client=client)(function)
+    assert_untouched(client)
+
+
+def test_a_decorated_function_is_itself_and_a_block_per_call(client: MemoryClient) -> None:
+    block = expires(60, scope="s", client=client)
+
+    @block
+    def down(depth: int, *, seen: list[list[str]]) -> str:
+        """Count down."""
+        seen.append(names_of(client.table))
+        return "done" if depth == 0 else down(depth - 1, seen=seen)
+
+    assert (down.__name__, down.__doc__) == ("down", "Count down.")
+    for _ in range(2):
+        seen: list[list[str]] = []
+        assert down(2, seen=seen) == "done"
+        assert seen == [["s"], ["s", "s#2"], ["s", "s#2", "s#3"]]
+    assert timers_of(client.table) == []
+    assert block.deadline is None, "the decorator itself is never entered"
+
+
+def test_a_decorated_function_that_raises_is_left(client: MemoryClient) -> None:
+    @expires(60, scope="s", client=client)
+    def fail() -> None:
+        assert names_of(client.table) == ["s"]
+        raise KeyError("x")
+
+    with pytest.raises(KeyError):
+        fail()
+    assert timers_of(client.table) == []
+
+
+# --- one block at a time
+
+
+def test_an_active_block_cannot_be_entered_again(client: MemoryClient) -> None:
+    block = expires(60, scope="s", client=client)
+    with block:
+        with pytest.raises(RuntimeError, match="make a new one for every block"):
+            block.__enter__()
+        assert names_of(client.table) == ["s"], "and goes on as it was"
+        assert block.remaining() == 60.0
+    assert timers_of(client.table) == []
+    with block:
+        assert names_of(client.table) == ["s"], "left, it may be entered again"
+
+
+def test_outside_the_block_there_is_no_time(client: MemoryClient) -> None:
+    block = expires(60, scope="s", client=client)
+    for _ in range(2):
+        assert block.deadline is None
+        with pytest.raises(RuntimeError, match="inside the block"):
+            block.remaining()
+        with pytest.raises(RuntimeError, match="active"):
+            block.renew()
+        with block:
+            assert block.deadline == 1060.0
+    assert client.table.acquisitions == 2
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_block_cannot_be_copied(client: MemoryClient, copied: Callable[[Any], Any]) -> None:
+    with expires(60, scope="s", client=client) as block:
+        with pytest.raises(TypeError, match="expires"):
+            copied(block)
+        assert names_of(client.table) == ["s"], "a copy that is dropped must not release the timer"
+
+
+# --- nothing configured
+
+
+@pytest.mark.usefixtures("unconfigured")
+def test_with_nothing_configured_the_error_says_what_to_do() -> None:
+    block = expires(60, scope="s")
+    for _ in range(2):
+        with pytest.raises(NotConfigured, match=r"aiotimer\.configure\(\)"):
+            block.__enter__()
+        assert block.deadline is None
+    with pytest.raises(RuntimeError, match="AIOTIMER_SOCKET"):
+        expires(60).__enter__()
+
+
+@pytest.mark.usefixtures("unconfigured")
+def test_a_block_made_before_configuring_uses_what_is_configured_later(client: MemoryClient) -> None:
+    block = expires(60, scope="s")
+    set_default_client(client)
+    with block:
+        assert names_of(client.table) == ["s"]
+    assert timers_of(client.table) == []

@@ -1,0 +1,364 @@
+"""The look: what is due and nothing else, a promise that is kept, and stalls that cost nobody a timer.
+
+Time is an argument here, so every test says what time it is.
+"""
+
+from array import array
+from collections.abc import Iterable
+from math import inf, nan
+
+import pytest
+
+from aiotimer._core.layout import SLOTS
+from aiotimer._core.watch import ADOPTED_EVERY, BOUND, Due, Lifeline, Watch
+
+NOW = 1000.0
+
+
+def slots(*deadlines: float) -> "array[float]":
+    return array("d", deadlines)
+
+
+def watch(*, connected: bool = True, bound: float = BOUND, lifeline: Lifeline | None = None) -> Watch:
+    return Watch(lifeline or Lifeline(NOW, beat=inf), connected=connected, bound=bound)
+
+
+def numbers(due: Iterable[Due]) -> list[int]:
+    return [timer.slot for timer in due]
+
+
+# --- due
+
+
+def test_a_timer_is_due_at_its_deadline_and_not_before() -> None:
+    one = watch()
+    assert not one.look(slots(NOW), NOW - 1e-6).due
+    assert one.look(slots(NOW), NOW).due == (Due(0, NOW, NOW),)
+
+
+def test_the_longest_overdue_comes_first() -> None:
+    look = watch().look(slots(NOW - 1, inf, NOW - 3, NOW + 1, NOW - 2), NOW)
+    assert numbers(look.due) == [2, 4, 0]
+    assert look.wake_at == NOW + 1
+
+
+def test_what_has_been_reported_is_not_reported_again() -> None:
+    one = watch()
+    assert numbers(one.look(slots(NOW, inf), NOW).due) == [0]
+    assert not one.look(slots(NOW, inf), NOW + 1).due
+    assert numbers(one.look(slots(NOW, NOW + 1), NOW + 1).due) == [1]
+
+
+def test_another_value_in_the_slot_is_a_new_timer() -> None:
+    one = watch()
+    one.look(slots(NOW), NOW)
+    assert numbers(one.look(slots(NOW + 1), NOW + 1).due) == [0]
+    one.look(slots(inf), NOW + 2)
+    assert numbers(one.look(slots(NOW + 1), NOW + 3).due) == [0], "armed again, with the very same deadline"
+
+
+@pytest.mark.parametrize("quiet", [inf, -inf, 0.0, -0.0, -1.0, nan])
+@pytest.mark.parametrize("where", [0, 1, 2])
+def test_what_is_not_armed_is_never_due_and_hides_nothing(quiet: float, where: int) -> None:
+    deadlines = slots(NOW - 1, NOW + 1)
+    deadlines.insert(where, quiet)
+    one = watch()
+    look = one.look(deadlines, NOW)
+    assert [timer.deadline for timer in look.due] == [NOW - 1]
+    assert look.promise == NOW + 1
+    assert one.overlooked(deadlines, NOW + 1.5)
+    assert not one.overlooked(deadlines, NOW + 1)
+
+
+def test_only_nan() -> None:
+    look = watch().look(slots(nan, nan), NOW)
+    assert not look.due
+    assert look.wake_at == NOW + BOUND
+
+
+def test_a_deadline_of_a_million_years_harms_nobody() -> None:
+    look = watch().look(slots(3e13, 1.7e308, 5e-324), NOW)
+    assert numbers(look.due) == [2]
+    assert look.wake_at == NOW + BOUND
+
+
+def test_a_full_table_is_one_look() -> None:
+    deadlines = array("d", [NOW + 1 + n for n in range(SLOTS)])
+    deadlines[SLOTS - 1] = NOW
+    look = watch().look(deadlines, NOW)
+    assert numbers(look.due) == [SLOTS - 1]
+    assert look.wake_at == NOW + 1
+
+
+def test_a_table_that_shrinks_and_comes_back() -> None:
+    one = watch()
+    assert numbers(one.look(slots(NOW, NOW), NOW).due) == [0, 1]
+    assert not one.look(slots(), NOW + 1).due
+    assert numbers(one.look(slots(NOW, NOW), NOW + 2).due) == [0, 1], "it was gone: this is a new timer"
+
+
+# --- the promise
+
+
+def test_an_idle_table_is_looked_at_within_the_bound() -> None:
+    look = watch().look(slots(), NOW)
+    assert look.promise == look.wake_at == NOW + BOUND
+
+
+def test_the_promise_is_the_earliest_deadline() -> None:
+    assert watch().look(slots(NOW + 4, NOW + 2, NOW + 3), NOW).promise == NOW + 2
+    assert watch().look(slots(NOW + 60), NOW).promise == NOW + BOUND
+
+
+def test_a_timer_that_was_reported_makes_no_promise() -> None:
+    one = watch()
+    one.look(slots(NOW, NOW + 2), NOW)
+    assert one.look(slots(NOW, NOW + 2), NOW + 1).promise == NOW + 2
+    assert one.look(slots(NOW, inf), NOW + 1).promise == NOW + 1 + BOUND
+
+
+def test_with_the_bound_lifted_nothing_is_promised_for_nothing() -> None:
+    one = watch(bound=inf)
+    assert one.look(slots(inf), NOW) == ((), inf, inf)
+    assert one.look(slots(NOW + 1e6), NOW).promise == NOW + 1e6
+
+
+def test_a_ring_is_promised_until_its_deadline_has_passed_even_if_nothing_is_armed() -> None:
+    one = watch(bound=inf)
+    one.ring(NOW + 2)
+    assert one.look(slots(inf), NOW).promise == NOW + 2
+    assert one.look(slots(inf), NOW + 1).promise == NOW + 2
+    assert one.look(slots(inf), NOW + 2).promise == inf
+
+
+def test_of_several_rings_the_earliest_is_promised() -> None:
+    one = watch(bound=inf)
+    for deadline in (NOW + 3, NOW + 2, NOW + 4):
+        one.ring(deadline)
+    assert one.look(slots(inf), NOW).promise == NOW + 2
+
+
+@pytest.mark.parametrize("deadline", [nan, inf, -inf, -1.0, 0.0, 1e308])
+def test_a_nonsensical_ring_only_causes_a_look(deadline: float) -> None:
+    one = watch()
+    one.ring(deadline)
+    assert one.look(slots(NOW + 1), NOW) == ((), NOW + 1, NOW + 1)
+    one.ring(NOW + 0.5)
+    assert one.look(slots(NOW + 1), NOW).promise == NOW + 0.5
+
+
+def test_an_owner_that_cannot_ring_is_promised_nothing_and_looked_at_every_second() -> None:
+    one = watch(connected=False)
+    look = one.look(slots(NOW + 60), NOW)
+    assert (look.promise, look.wake_at) == (inf, NOW + ADOPTED_EVERY)
+    assert one.look(slots(NOW + 0.5), NOW).wake_at == NOW + 0.5
+    assert numbers(one.look(slots(NOW + 0.5), NOW + 0.5).due) == [0], "armed is armed"
+    one.connected = True
+    assert one.look(slots(), NOW).promise == NOW + BOUND
+
+
+def test_the_promise_can_be_read_afterwards() -> None:
+    one = watch()
+    assert one.promise == inf
+    look = one.look(slots(NOW + 1), NOW)
+    assert one.promise == look.promise == NOW + 1
+
+
+# --- overlooked
+
+
+def test_a_timer_stored_behind_the_lookers_back_is_overlooked() -> None:
+    one = watch()
+    wake_at = one.look(slots(inf, NOW + 3), NOW).wake_at
+    assert not one.overlooked(slots(inf, NOW + 3), wake_at)
+    assert not one.overlooked(slots(NOW + 3, NOW + 4), wake_at), "it falls due at the look, not before"
+    assert one.overlooked(slots(NOW + 2.5, NOW + 3), wake_at)
+    assert one.overlooked(slots(inf, NOW + 3, NOW + 1), wake_at), "in a slot that was not there"
+
+
+def test_what_has_been_reported_or_cleared_is_not_overlooked() -> None:
+    one = watch()
+    wake_at = one.look(slots(NOW, NOW + 3), NOW).wake_at
+    assert not one.overlooked(slots(NOW, NOW + 3), wake_at)
+    one.clear(slots(NOW, NOW + 2))
+    assert not one.overlooked(slots(NOW, NOW + 2), wake_at)
+
+
+# --- reported, cleared, expired, reopened
+
+
+def test_clearing_deals_with_all_that_is_armed_now() -> None:
+    one = watch()
+    table = slots(NOW, NOW + 1, inf, NOW + 100)
+    one.clear(table)
+    assert one.look(table, NOW + 200) == ((), NOW + 200 + BOUND, NOW + 200 + BOUND)
+    assert [one.cleared(slot, deadline) for slot, deadline in enumerate(table)] == [True, True, False, True]
+    table[1] = NOW + 150
+    assert numbers(one.look(table, NOW + 200).due) == [1], "armed after the clearing"
+
+
+def test_what_was_cleared_and_then_released_may_come_again() -> None:
+    one = watch()
+    one.clear(slots(NOW))
+    one.look(slots(inf), NOW)
+    assert numbers(one.look(slots(NOW), NOW + 1).due) == [0]
+
+
+def test_asking_for_what_has_expired_acts_on_nothing() -> None:
+    one = watch()
+    table = slots(NOW - 1, NOW - 2, NOW + 1)
+    assert numbers(one.expired(table, NOW)) == [1, 0]
+    assert numbers(one.look(table, NOW).due) == [1, 0]
+
+
+def test_what_has_been_reported_has_expired_until_it_is_cleared() -> None:
+    one = watch()
+    table = slots(NOW - 1, NOW + 1)
+    one.look(table, NOW)
+    assert numbers(one.expired(table, NOW)) == [0], "a reap_worker that asks for the reason gets it"
+    assert not one.cleared(0, NOW - 1)
+    one.clear(table)
+    assert not one.expired(table, NOW)
+    assert one.cleared(0, NOW - 1)
+
+
+def test_a_reap_that_failed_is_reported_again() -> None:
+    one = watch()
+    table = slots(NOW, NOW + 60)
+    due = one.look(table, NOW).due
+    one.reopen(due)
+    again = one.look(table, NOW + 1)
+    assert again.due == due
+    assert not one.look(table, NOW + 2).due
+
+
+def test_only_the_timer_that_was_reported_is_reopened() -> None:
+    one = watch()
+    due = one.look(slots(NOW), NOW).due
+    assert not one.look(slots(NOW + 60), NOW + 1).due, "re-armed meanwhile"
+    one.reopen(due)
+    assert not one.look(slots(NOW + 60), NOW + 2).due
+
+
+def test_what_was_cleared_meanwhile_is_not_reopened() -> None:
+    one = watch()
+    table = slots(NOW)
+    due = one.look(table, NOW).due
+    one.clear(table)
+    one.reopen(due)
+    assert not one.look(table, NOW + 1).due
+
+
+# --- stalls
+
+
+def lifeline_after(*times: float) -> Lifeline:
+    lifeline = Lifeline(times[0])
+    for now in times[1:]:
+        lifeline.tick(now)
+    return lifeline
+
+
+def test_regular_signs_of_life_are_no_stall() -> None:
+    lifeline = lifeline_after(*(n / 2 for n in range(20)), 10.9)
+    assert lifeline.stalls == ()
+    assert lifeline.news() == []
+    assert lifeline.effective(5.0) == 5.0
+
+
+def test_what_was_left_when_the_server_stopped_is_left_again_when_it_goes_on() -> None:
+    lifeline = lifeline_after(0.0, 10.0)
+    assert lifeline.stalls == ((0.0, 10.0),)
+    assert lifeline.effective(3.0) == 13.0
+    assert lifeline.effective(10.0) == 20.0
+    assert lifeline.effective(10.001) == 10.001, "it had not come when the server was back"
+    assert lifeline.effective(0.0) == 0.0, "it had come before the server stopped"
+    assert lifeline.effective(-5.0) == -5.0
+
+
+def test_a_stall_is_news_once() -> None:
+    lifeline = lifeline_after(0.0, 10.0, 10.5)
+    assert lifeline.news() == [10.0]
+    assert lifeline.news() == []
+
+
+def test_a_stall_may_hit_what_an_earlier_one_moved() -> None:
+    lifeline = lifeline_after(0.0, 10.0, 11.0, 20.0)
+    assert lifeline.effective(3.0) == 22.0, "13, of which 2 were left at 11, when it stopped again"
+    assert lifeline.effective(0.5) == 10.5, "it fell due between the two"
+
+
+def test_repeated_stalls_cannot_put_a_deadline_off_for_ever() -> None:
+    lifeline = Lifeline(0.0)
+    now, stalls = 0.0, 0
+    while stalls < 100:
+        stalls += 1
+        now += 5.0
+        lifeline.tick(now)  # it stood still
+        now += 0.5
+        lifeline.tick(now)  # it ran
+        if lifeline.effective(3.0) <= now:
+            break
+    assert stalls == 6, "each time it runs for half a second, and so much less is left of the 3 s"
+
+
+def test_a_clock_that_seems_to_go_back_is_no_stall() -> None:
+    lifeline = lifeline_after(10.0, 9.0, 10.4, 11.0)
+    assert lifeline.stalls == ()
+
+
+def test_a_stall_is_forgotten_when_all_it_moved_has_fallen_due() -> None:
+    lifeline = lifeline_after(0.0, 10.0)
+    now = 10.0
+    while now < 20.0:
+        now += 0.5
+        lifeline.tick(now)
+        assert lifeline.stalls, "a deadline of 10 falls due at 20"
+    lifeline.tick(20.5)
+    assert lifeline.stalls == ()
+
+
+def test_a_stall_is_remembered_while_a_later_one_has_moved_its_deadlines_on() -> None:
+    # What the first moved to 199 the second moves to 288; what the first moved to 200 it does not touch.
+    lifeline = Lifeline(0.0)
+    lifeline.tick(100.0)
+    for now in range(101, 111):
+        lifeline.tick(float(now))
+    lifeline.tick(199.0)
+    assert (lifeline.effective(99.0), lifeline.effective(100.0)) == (288.0, 200.0)
+    for now in range(200, 289):
+        lifeline.tick(float(now))
+        assert lifeline.effective(99.0) == 288.0, f"at {now} the timer would be reaped early"
+    lifeline.tick(289.0)
+    assert lifeline.stalls == ()
+
+
+def test_a_look_judges_by_the_stall_that_it_ends() -> None:
+    one = watch(lifeline=Lifeline(NOW))
+    table = slots(NOW + 3)
+    assert not one.look(table, NOW).due
+    look = one.look(table, NOW + 60)
+    assert not look.due, "it passed while nobody looked, and its 3 s are left again"
+    assert look.wake_at == NOW + 63
+    for half in range(1, 6):
+        assert not one.look(table, NOW + 60 + half / 2).due
+    assert one.look(table, NOW + 63).due == (Due(0, NOW + 3, NOW + 63),)
+
+
+def test_a_release_during_the_stall_counts() -> None:
+    one = watch(lifeline=Lifeline(NOW))
+    one.look(slots(NOW + 3), NOW)
+    assert not one.look(slots(inf), NOW + 60).due
+
+
+def test_a_moved_deadline_is_not_overlooked() -> None:
+    one = watch(lifeline=Lifeline(NOW), bound=inf)
+    table = slots(NOW + 3)
+    one.look(table, NOW)
+    wake_at = one.look(table, NOW + 60).wake_at
+    assert not one.overlooked(table, wake_at)
+    assert one.overlooked(slots(NOW + 2), wake_at)
+
+
+def test_a_restart_grants_nothing() -> None:
+    assert numbers(watch(lifeline=Lifeline(NOW + 60)).look(slots(NOW + 3), NOW + 60).due) == [0]
