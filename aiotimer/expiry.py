@@ -196,10 +196,9 @@ class expires:
         return self._pool.scope
 
     @property
-    def deadline(self) -> float | None:
-        """When ``after`` is over, in ``time.monotonic()`` seconds; None outside the block."""
-        deadline = self._deadline
-        return None if deadline is None else deadline - self._pool.table.offset
+    def deadline(self) -> float:
+        """When ``after`` is over, in ``time.monotonic()`` seconds. RuntimeError outside the block."""
+        return self._reaped_at() - self._pool.table.offset
 
     def remaining(self) -> float:
         """Return the seconds left until :attr:`deadline` (negative when it is over).
@@ -207,10 +206,13 @@ class expires:
         Raises:
             RuntimeError: outside the block.
         """
+        return self._reaped_at() - self._pool.now()
+
+    def _reaped_at(self) -> float:
         deadline = self._deadline
         if deadline is None:
-            raise RuntimeError("the time remaining is known only inside the block")
-        return deadline - self._pool.now()
+            raise RuntimeError("a deadline is known only inside the block")
+        return deadline
 
     def renew(self, after: float | None = None) -> None:
         """Start the countdown again, from now. May be called from any thread.
@@ -400,10 +402,9 @@ class GracefulExpires(expires):
             super().__del__()
 
     @property
-    def deadline(self) -> float | None:
-        """When the task is cancelled, in ``time.monotonic()`` seconds; None outside the block."""
-        hard = super().deadline
-        return None if hard is None else hard - self._soft.grace
+    def deadline(self) -> float:
+        """When the task is cancelled, in ``time.monotonic()`` seconds. RuntimeError outside the block."""
+        return super().deadline - self._soft.grace
 
     def remaining(self) -> float:
         """Return the seconds left until the task is cancelled."""

@@ -19,7 +19,7 @@ import select
 import socket
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import inf
 from time import monotonic
 from typing import NamedTuple
@@ -107,7 +107,7 @@ class _Seen(NamedTuple):
 
     deadline: float
     acquired: float
-    name: str | None
+    key: str | None
 
 
 _NEVER_USED = _Seen(inf, 0.0, None)
@@ -117,7 +117,9 @@ class TableQueue(RequestQueue):
     """A timer table seen as a request queue: requests of one worker, on itself.
 
     The producer uses :meth:`put` or :meth:`cell`; a consumer, which may be another object over the same
-    table in another process, uses :meth:`size` and :meth:`get`.
+    table in another process, uses :meth:`size` and :meth:`get`. It also gets the entries of ``expires``, each
+    under a key of its own (``layout.timer_key``). A table shows what has changed since it was last read, not
+    in which order: *longest pending* is by reading.
 
     Args:
         table: the table.
@@ -142,6 +144,7 @@ class TableQueue(RequestQueue):
         self._reader = TableReader(read or self._read_own)
         self._pending: dict[str, TimerRequest] = {}
         self._seen: dict[int, _Seen] = {}
+        self._slot_of: dict[str, int] = {}  # where the newest acquire of a key was found
 
     # -- the producer ----------------------------------------------------------------------------
 
@@ -156,7 +159,7 @@ class TableQueue(RequestQueue):
         table = self._table
         until = request.expiration_time
         if not request.is_release:
-            until += table.offset
+            until = max(0.0, until + table.offset)
         if not table.set((request.scope_id, 0), until, table.now()):
             return False
         self._ring(until)
@@ -189,19 +192,41 @@ class TableQueue(RequestQueue):
         cells[layout.LOOKS] += 1.0
 
     def _read(self) -> None:
+        """Note what has changed since the last reading.
+
+        A slot that changes again meanwhile is left for the next one: its label may belong to either value.
+        Releases come first, since a key that has lost its slot may have been acquired again in another.
+        """
+        changed = {
+            slot: _Seen(*now, layout.timer_key(*self._reader.label(slot)))
+            for slot, now in self._words()
+            if now != self._seen.get(slot, _NEVER_USED)[:2]
+        }
+        still = dict(self._words()) if changed else {}
+        settled = [(slot, now) for slot, now in changed.items() if still.get(slot) == now[:2]]
+        for slot, now in settled:
+            before = self._seen.get(slot, _NEVER_USED)
+            if before.key != now.key and layout.is_armed(before.deadline):
+                self._released(before.key, slot)
+            if not layout.is_armed(now.deadline):
+                # An acquire and a release between two readings leave only a count: the release is passed on.
+                self._released(now.key, slot)
+            self._seen[slot] = now
+        for slot, now in settled:
+            if now.key is not None and layout.is_armed(now.deadline):
+                self._slot_of[now.key] = slot
+                self._changed(now.key, layout.as_requested(now.deadline))
+
+    def _words(self) -> Iterator[tuple[int, tuple[float, float]]]:
+        """Yield every slot with its deadline and its count."""
         deadlines = self._reader.deadlines()
         counts = self._reader.counts(len(deadlines))
-        for slot, (deadline, count) in enumerate(zip(deadlines, counts, strict=False)):
-            seen = self._seen.get(slot, _NEVER_USED)
-            if (deadline, count) == (seen.deadline, seen.acquired):
-                continue
-            scope, ordinal = self._reader.label(slot)
-            name = layout.timer_name(scope, ordinal)
-            if seen.name not in (name, None) and layout.is_armed(seen.deadline):
-                self._changed(str(seen.name), RELEASE)  # the slot went to another scope meanwhile
-            # An acquire and a release between two readings leave only a count: the release is passed on.
-            self._changed(name, layout.as_requested(deadline))
-            self._seen[slot] = _Seen(deadline, count, name)
+        return enumerate(zip(deadlines, counts, strict=False))
+
+    def _released(self, key: str | None, slot: int) -> None:
+        if key is not None and self._slot_of.get(key, slot) == slot:
+            self._slot_of.pop(key, None)
+            self._changed(key, RELEASE)
 
     def _changed(self, scope_id: str, expiration_time: float) -> None:
         self._pending[scope_id] = TimerRequest(self._worker_id, scope_id, expiration_time)
@@ -294,12 +319,17 @@ class SocketQueue(MemoryQueue):
                     self._reading = False
                     self._changed.notify_all()
                 for message in acknowledgements:
-                    self._acknowledged = message.number
-                    if message.error:
-                        self._errors[message.number] = message.error
+                    self._note(message)
             error = self._errors.pop(number, None)
         if error:
             raise TableFull(layout.SLOTS, error)
+
+    def _note(self, message: wire.Ack) -> None:
+        """An error may be of any request that it acknowledges: nobody may take his own for armed."""
+        last = min(message.number, self._number)
+        if message.error:
+            self._errors.update(dict.fromkeys(range(self._acknowledged + 1, last + 1), message.error))
+        self._acknowledged = last
 
     def _receive(self, until: float) -> list[wire.Ack]:
         self._wait_ready(select.POLLIN, until)
@@ -312,6 +342,8 @@ class SocketQueue(MemoryQueue):
         return [m for m in self._decoder.feed(data) if isinstance(m, wire.Ack)]
 
     def _wait_ready(self, event: int, until: float) -> None:
+        if self._socket.fileno() < 0:
+            raise ConnectionError("the connection has been closed")
         poll = select.poll()
         poll.register(self._socket, event)
         if not poll.poll(max(0.0, until - monotonic()) * 1000):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import select
@@ -19,7 +20,7 @@ import socket
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any, Self, TypeVar
 
 from aiotimer import TimerRequest, TimerServer, WorkerId
@@ -69,8 +70,15 @@ def wait_dead(pid: int) -> None:
     assert dead, f"process {pid} is still there"
 
 
+def clock_passes(deadline: float) -> None:
+    """Wait until ``CLOCK_MONOTONIC`` is past a deadline, for a test in which nothing must happen at it."""
+    while (left := deadline - monotonic()) > 0:
+        sleep(left)
+
+
 def open_descriptors() -> int:
-    """Return how many descriptors this process has open."""
+    """Return how many descriptors this process has open, but for those that wait for the collector."""
+    gc.collect()
     return len(os.listdir("/proc/self/fd"))
 
 
@@ -348,11 +356,14 @@ def raw_client(path: str) -> Iterator[socket.socket]:
         yield connection
 
 
-async def answer(connection: socket.socket) -> list[wire.ToClient]:
-    """Return everything that a server says until it closes the connection."""
+async def answer(connection: socket.socket, until: type[wire.ToClient] | None = None) -> list[wire.ToClient]:
+    """Return what a server says until it closes the connection, or has sent a message of a kind."""
     decoder = wire.client_decoder()
     answers: list[wire.ToClient] = []
     loop = asyncio.get_running_loop()
-    while data := await asyncio.wait_for(loop.sock_recv(connection, 65_536), PATIENCE):
+    while until is None or not any(isinstance(message, until) for message in answers):
+        data = await asyncio.wait_for(loop.sock_recv(connection, 65_536), PATIENCE)
+        if not data:
+            break
         answers += decoder.feed(data)
     return answers

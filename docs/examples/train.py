@@ -210,20 +210,14 @@ def read_shuffled(files: Sequence[File]) -> list[Passage]:
 
 async def lose_rollout(step: int, timer: expires, reports: Connection[Report, None]) -> None:
     """Await a result that nobody will set, as after a lost reply. The event loop runs on, idle."""
-    reports.send(Hanging(step, timer.scope, deadline_of(timer), "awaits a rollout that never returns"))
+    reports.send(Hanging(step, timer.scope, timer.deadline, "awaits a rollout that never returns"))
     await asyncio.get_running_loop().create_future()
 
 
 def keep_gil(step: int, timer: expires, reports: Connection[Report, None]) -> None:
     """Hang in C with the GIL held: no thread, signal handler or event loop of this process runs again."""
-    reports.send(Hanging(step, timer.scope, deadline_of(timer), "holds the GIL in C code that hangs"))
+    reports.send(Hanging(step, timer.scope, timer.deadline, "holds the GIL in C code that hangs"))
     ctypes.PyDLL(None).sleep(3600)  # PyDLL, unlike CDLL, does not release the GIL around the call
-
-
-def deadline_of(timer: expires) -> float:
-    """Return when an active timer is over."""
-    assert timer.deadline is not None, "it is None only outside the block"
-    return timer.deadline
 
 
 # -- the launcher --------------------------------------------------------------------------------
@@ -266,7 +260,7 @@ class Launcher:
             async with asyncio.timeout(GIVE_UP):
                 return await self.follow(rank, process, receiver, death)
         except TimeoutError:
-            self.say(rank, f"hangs, and nobody reaped it in {GIVE_UP:.0f} s")
+            self.say(rank, f"not done after {GIVE_UP:.0f} s, and nobody reaped it")
             return Outcome(None, reaped=False)
         finally:
             process.kill()  # a no-op unless we gave up or were interrupted

@@ -1,10 +1,10 @@
 """The documentation, executed: README.md and every page under docs/.
 
-What is done with a fenced block is said by its language and, if need be, by an HTML comment on the line before
-it, which readers do not see:
+What is done with a fenced block is said by its language and, if need be, by an HTML comment on the line
+before it, which readers do not see:
 
-* ``python`` blocks of a page are one program, run in their order by a worker of a real server. It must end
-  with 0.
+* ``python`` blocks of a page are one program, run in their order by a worker of a real server. It must
+  end with 0.
 * ``console`` blocks are commands, after ``$``, and what they print. They must succeed, unless the block shows
   their statuses with ``echo $?``.
 * ``file: NAME``: the block is a file, which lies in the directory where the page's programs and commands run.
@@ -13,15 +13,16 @@ it, which readers do not see:
 * ``runs: not, REASON``: not executed.
 * ``prints``: before a ``text`` block: what the ``python`` block before it prints.
 
-In output, a line ``...`` stands for any lines. What differs from run to run (pids, durations, versions, the
-runtime directory) may be anything of its kind. The server writes to a terminal from a process of its own, so its
-lines and the commands' are compared separately.
+In output, a line ``...`` stands for any lines, and ``...`` in a line for anything. What differs from run
+to run (pids, durations, versions, the runtime directory) may be anything of its kind. The server writes to
+a terminal from a process of its own, so its lines and the commands' are compared separately.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
 import os
 import re
@@ -38,6 +39,7 @@ import pytest
 import aiotimer
 from aiotimer import cli as command_line
 from aiotimer import errors
+from aiotimer._connection import SILENCE
 from aiotimer._core import layout, wire
 from aiotimer.cli import run, serve, status  # noqa: F401 - each adds its commands
 from tests.support import PATIENCE, ServerThread, SpawnedWorker, short_directory
@@ -45,7 +47,6 @@ from tests.support import PATIENCE, ServerThread, SpawnedWorker, short_directory
 ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs"
 PAGES = {str(path.relative_to(ROOT)): path for path in [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]}
-every_page = pytest.mark.parametrize("page", PAGES)
 
 LANGUAGES = frozenset({"python", "console", "text", "{toctree}", "{eval-rst}"})
 """``sh``, ``bash`` or ``py`` would not be executed."""
@@ -62,11 +63,15 @@ for file, line, source in json.load(sys.stdin):
 RUNTIME = "/run/user/1000"
 """How the pages show ``$XDG_RUNTIME_DIR``."""
 
+HOME = "/home/you"
+"""How they show the directory where a page's commands run."""
+
 VARYING = (
     (r"\d+ h \d+ min|\d+ min \d+ s|\d+(\.\d+)? ?(ms|s)\b", "DURATION"),
-    (r"\bpid([= ])\d+", r"pid\1N"),
+    (r"\bpid([= ]|\": )\d+", r"pid\1N"),
     (r"^ *\d+ (?= *python)", "N "),
     (r"(run|private)-[\d-]+\.sock", r"\1-N.sock"),
+    (r"\b(\d+ (worker|timer))s?\b", r"\1s"),
     (r"(aiotimer|version) \d+\.\d+\.\d+", r"\1 V"),
     (r"\bpython[\d.]+", "python"),  # the command name of an interpreter called python3.12
     (r"^\S+: line \d+: +\d+ (Killed)\b.*", r"\1"),  # what an interactive shell says is shorter
@@ -98,9 +103,14 @@ class Block(NamedTuple):
         return self.note.removeprefix("file: ") if self.note.startswith("file: ") else ""
 
     @property
-    def is_run(self) -> bool:
-        """Whether it is executed."""
-        return not self.note.startswith("runs: not, ")
+    def is_command(self) -> bool:
+        """Whether it is executed by a shell."""
+        return self.language == "console" and not self.note.startswith("runs: not, ")
+
+    @property
+    def is_program(self) -> bool:
+        """Whether it is a part of the page's program."""
+        return self.language == "python" and not self.note
 
     @property
     def commands(self) -> list[str]:
@@ -132,6 +142,14 @@ def blocks_of(page: str) -> tuple[Block, ...]:
             pytest.fail(f"{page}:{number + 1}: a fence that is not closed")
         blocks.append(Block(number, line[3:], comment[1] if comment else "", "\n".join(inside)))
     return tuple(blocks)
+
+
+every_page = pytest.mark.parametrize("page", PAGES)
+
+
+def pages_with(attribute: str) -> list[str]:
+    """Return the pages that have a block of some kind."""
+    return [page for page in PAGES if any(getattr(block, attribute) for block in blocks_of(page))]
 
 
 def prose_of(path: Path) -> str:
@@ -188,7 +206,7 @@ def workplace(page: str) -> Iterator[Path]:
                 (directory / block.file).write_text(block.text + "\n")
         tools = directory / ".bin"
         tools.mkdir()
-        for name, command in {"python": "", "aiotimer": "-m aiotimer"}.items():
+        for name, command in {"python": "", "aiotimer": "-P -m aiotimer"}.items():
             (tools / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {command} "$@"\n')
             (tools / name).chmod(0o755)
         yield directory
@@ -203,24 +221,34 @@ def environment(directory: Path, socket_path: str | None = None) -> dict[str, st
     return here | ({"AIOTIMER_SOCKET": socket_path} if socket_path else {})
 
 
-def normal(text: str) -> list[str]:
+def normal(text: str, directory: Path) -> list[str]:
     """Return lines in which everything that may differ from run to run is the same."""
-    lines = [line.rstrip() for line in text.replace(os.environ["XDG_RUNTIME_DIR"], RUNTIME).splitlines()]
+    text = text.replace(os.environ["XDG_RUNTIME_DIR"], RUNTIME).replace(str(directory), HOME)
+    lines = text.splitlines()
     for pattern, replacement in VARYING:
         lines = [re.sub(pattern, replacement, line) for line in lines]
     return [line.strip() for line in lines if line.strip()]
 
 
-def assert_shown(shown: str, printed: str, where: str) -> None:
-    """Check that a page shows what was printed."""
+def assert_shown(shown: str, printed: str, directory: Path, where: str) -> None:
+    """Check that a page shows what was printed by something that ran in a directory."""
     for of_server in (False, True):
         wanted, found = (
-            [line for line in normal(text) if line.startswith("aiotimer: reaped") is of_server]
+            [
+                line
+                for line in normal(text, directory)
+                if line == "..." or line.startswith("aiotimer: reaped") is of_server
+            ]
             for text in (shown, printed)
         )
-        pattern = "".join("(?:.*\n)*" if line == "..." else re.escape(line) + "\n" for line in wanted)
+        pattern = "".join("(?:.*\n)*" if line == "..." else inexact(line) for line in wanted)
         lines = "".join(f"{line}\n" for line in found)
         assert re.fullmatch(pattern, lines), f"{where} shows\n{shown}\n\nprinted was\n{printed}"
+
+
+def inexact(line: str) -> str:
+    """Return the pattern of a line in which ``...`` may stand for anything."""
+    return re.escape(line).replace(re.escape("..."), ".*") + "\n"
 
 
 class Console:
@@ -248,7 +276,7 @@ class Console:
         expected = (124, 137) if block.note == "runs: reaped" else (0,)
         assert done.returncode in expected, f"{where}: exit status {done.returncode}\n{done.stdout}"
         if block.output:
-            assert_shown(block.output, done.stdout, where)
+            assert_shown(block.output, done.stdout, self._directory, where)
 
     def _run_beside(self, block: Block, where: str) -> None:
         [command] = block.commands
@@ -261,24 +289,22 @@ class Console:
         self._stack.callback(beside.wait)
         self._stack.callback(process.terminate)
         for line in block.output.splitlines():
-            assert_shown(line, beside.wait_line(""), where)
+            assert_shown(line, beside.wait_line(""), self._directory, where)
 
 
-@every_page
+@pytest.mark.parametrize("page", pages_with("is_command"))
 def test_commands(page: str) -> None:
-    consoles = [block for block in blocks_of(page) if block.language == "console" and block.is_run]
     with workplace(page) as directory, contextlib.ExitStack() as stack:
         console = Console(page, directory, stack)
-        for block in consoles:
-            console.run(block)
+        for block in blocks_of(page):
+            if block.is_command:
+                console.run(block)
 
 
-@every_page
+@pytest.mark.parametrize("page", pages_with("is_program"))
 def test_programs(page: str) -> None:
     blocks = blocks_of(page)
-    programs = [block for block in blocks if block.language == "python" and not block.note]
-    if not programs:
-        return
+    programs = [block for block in blocks if block.is_program]
     with workplace(page) as directory, ServerThread() as server:
         done = subprocess.run(
             [sys.executable, "-c", RUNNER],
@@ -290,9 +316,9 @@ def test_programs(page: str) -> None:
         assert not server.armed()
     printed = done.stdout.split("\x1e\n")
     assert len(printed) == len(programs) + 1
-    for before, block in zip(blocks, blocks[1:], strict=False):
+    for before, block in itertools.pairwise(blocks):
         if block.note == "prints":
-            assert_shown(block.text, printed[programs.index(before)], f"{page}:{block.line + 1}")
+            assert_shown(block.text, printed[programs.index(before)], directory, f"{page}:{block.line + 1}")
 
 
 # --- what the pages say
@@ -358,23 +384,20 @@ COMMANDS = {name: command for name, command in command_line.cli.commands.items()
 def test_every_option_is_in_the_reference(name: str) -> None:
     """What ``--help`` lists is a definition in the command's section, and the other way round."""
     options = [p for p in COMMANDS[name].params if isinstance(p, click.Option) and not p.hidden]
-    told = {re.split(r"[ ,]", option)[0] for option in re.findall(r"^`(--.*?)`", help_terms(name), re.MULTILINE)}
+    text = section(CLI, f"## aiotimer {name}")
+    told = set(re.findall(r"^`(--[\w-]+)", text, re.MULTILINE))
     assert told == {option.opts[0] for option in options}
     for option in options:
         if isinstance(option.type, click.Choice):
-            assert f"`{option.opts[0]} [{'|'.join(option.type.choices)}]`" in help_terms(name)
-            assert f"By default `{option.default}`" in help_terms(name)
-
-
-def help_terms(name: str) -> str:
-    return section(CLI, f"## aiotimer {name}")
+            assert f"`{option.opts[0]} [{'|'.join(option.type.choices)}]`" in text
+            assert f"By default `{option.default}`" in text
 
 
 def test_every_command_is_in_the_reference() -> None:
     text = prose_of(CLI)
     told = re.findall(r"^## aiotimer (\S+)$", text, re.MULTILINE)
     assert sorted(told) == sorted(COMMANDS)
-    assert "`--version`" in text
+    assert "`aiotimer --version`" in text
     assert "`--help`" in text
     usages = [block.text for block in blocks_of("docs/reference/cli.md") if block.language == "text"]
     for name, command in COMMANDS.items():
@@ -384,7 +407,8 @@ def test_every_command_is_in_the_reference() -> None:
 
 def test_every_exit_status_is_in_the_reference() -> None:
     told = {row[0] for row in rows(section(CLI, "## Exit statuses"))}
-    raised = {kind.exit_code for kind in [errors.ServerError, *errors.ServerError.__subclasses__()]}
+    kinds: list[type[errors.ServerError]] = [errors.ServerError, *errors.ServerError.__subclasses__()]
+    raised = {kind.exit_code for kind in kinds}
     of_run = {run.REAPED, run.FAILED, run.NOT_EXECUTABLE, run.NOT_FOUND}
     help_texts = [COMMANDS[name].get_help(click.Context(COMMANDS[name])) for name in COMMANDS]
     in_help = {found for text in help_texts for found in re.findall(r"\b(?:\d{2,3}|128\+N)\b", text)}
@@ -458,8 +482,6 @@ def test_a_message_is_as_documented(tag: str) -> None:
 
 
 def test_versions_and_limits_are_as_documented() -> None:
-    from aiotimer._connection import SILENCE
-
     text = " ".join(prose_of(PROTOCOL).split())
     assert f"The *protocol version* is {wire.PROTOCOL_VERSION};" in text
     headings = re.findall(r"^### ([A-Z?]+)$", prose_of(PROTOCOL), re.MULTILINE)

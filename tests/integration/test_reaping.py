@@ -12,75 +12,9 @@ from collections.abc import Sequence
 
 import pytest
 
+from tests.programs import ENTRIES, HANGS, PRELUDE, program
 from tests.serving import WatchfulServer, ended, is_alive, line, number, serving
 from tests.support import spawn_worker
-
-HANGS = {
-    "lock": "lock = threading.Lock(); lock.acquire(); lock.acquire()",
-    # PyDLL calls without letting go of the GIL: no other thread of the process runs again.
-    "gil": "ctypes.PyDLL(None).sleep(1000)",
-    "spin": "while True: pass",
-    # Fault 41. The handler would be run by the interpreter, which does not come to it either way.
-    "sigterm": (
-        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-        "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})\n"
-        "os.kill(os.getpid(), signal.SIGTERM)\n"
-        "ctypes.PyDLL(None).sleep(1000)"
-    ),
-}
-"""How to hang in synchronous code."""
-
-PRELUDE = """
-import asyncio, ctypes, os, signal, sys, threading, time
-from aiotimer import AsyncTimerClient, TimerClient, expires
-
-def say(*words):  # a whole line at once: parents and children share the stream
-    os.write(1, (" ".join(map(str, words)) + "\\n").encode())
-"""
-
-VICTIM = (
-    PRELUDE
-    + """
-AFTER = 0.3
-
-def announce(deadline):
-    say("deadline", deadline)
-"""
-)
-
-ENTRIES = {
-    "with": """
-client = TimerClient(unavailable="raise", shared=SHARED)
-with expires(AFTER, "victim", client) as block:
-    announce(block.deadline)
-    HANG
-""",
-    "async with": """
-async def main():
-    client = AsyncTimerClient(unavailable="raise", shared=SHARED)
-    async with expires(AFTER, "victim", client) as block:
-        announce(block.deadline)
-        HANG
-asyncio.run(main())
-""",
-    "acquire": """
-client = TimerClient(unavailable="raise", shared=SHARED)
-deadline = time.monotonic() + AFTER
-client.acquire("victim", deadline)
-announce(deadline)
-HANG
-""",
-    "async acquire": """
-async def main():
-    client = AsyncTimerClient(unavailable="raise", shared=SHARED)
-    deadline = time.monotonic() + AFTER
-    await client.acquire("victim", deadline)
-    announce(deadline)
-    HANG
-asyncio.run(main())
-""",
-}
-"""How to be under a timer when the hang begins."""
 
 HEALTHY = """
 import sys, threading
@@ -101,14 +35,6 @@ done.set()
 worker.join()
 print("blocks", blocks)
 """
-
-
-def program(entry: str, hang: str, *, shared: bool = True) -> str:
-    """Return a worker that hangs inside a timer, right after it has printed its deadline."""
-    body = ENTRIES[entry].replace("SHARED", repr(shared))
-    found = next(text for text in body.splitlines() if text.strip() == "HANG")
-    indent = found.removesuffix("HANG")
-    return VICTIM + body.replace(found, "\n".join(indent + text for text in hang.splitlines()))
 
 
 async def assert_reaped(server: WatchfulServer, pid: int, deadline: float, scope: str = "victim") -> None:
@@ -149,7 +75,9 @@ async def test_hung_in_an_await() -> None:
 
 
 async def test_hung_after_an_acquire() -> None:
-    await assert_all_reaped([program(entry, HANGS["gil"]) for entry in ("acquire", "async acquire")])
+    await assert_all_reaped(
+        [program(entry, HANGS["gil"]) for entry in ("acquire", "async acquire", "with on a loop")]
+    )
 
 
 async def test_hung_without_shared_memory() -> None:

@@ -256,7 +256,8 @@ def test_a_decorated_function_is_itself_and_a_block_per_call(client: MemoryClien
         assert down(2, seen=seen) == "done"
         assert seen == [["s"], ["s", "s#2"], ["s", "s#2", "s#3"]]
     assert timers_of(client.table) == []
-    assert block.deadline is None, "the decorator itself is never entered"
+    with pytest.raises(RuntimeError, match="inside the block"):
+        _ = block.deadline  # the decorator itself is never entered
 
 
 def test_a_decorated_function_that_raises_is_left(client: MemoryClient) -> None:
@@ -288,7 +289,8 @@ def test_an_active_block_cannot_be_entered_again(client: MemoryClient) -> None:
 def test_outside_the_block_there_is_no_time(client: MemoryClient) -> None:
     block = expires(60, scope="s", client=client)
     for _ in range(2):
-        assert block.deadline is None
+        with pytest.raises(RuntimeError, match="inside the block"):
+            _ = block.deadline
         with pytest.raises(RuntimeError, match="inside the block"):
             block.remaining()
         with pytest.raises(RuntimeError, match="active"):
@@ -315,7 +317,8 @@ def test_with_nothing_configured_the_error_says_what_to_do() -> None:
     for _ in range(2):
         with pytest.raises(NotConfigured, match=r"aiotimer\.configure\(\)"):
             block.__enter__()
-        assert block.deadline is None
+        with pytest.raises(RuntimeError, match="inside the block"):
+            _ = block.deadline
     with pytest.raises(RuntimeError, match="AIOTIMER_SOCKET"):
         expires(60).__enter__()
 

@@ -1,0 +1,96 @@
+"""Faults 24 to 31: too much of everything.
+
+The laws of this file: what one worker does can harm only that worker. The protocol's faults, 24, 29 and 31, are in
+``tests/integration/test_server.py``.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.programs import PRELUDE
+from tests.serving import ended, line, number, serving
+from tests.support import spawn_worker
+
+ARM_ALL = {
+    "expires": """
+blocks = []
+def arm(number):
+    blocks.append(expires(1000, "same" if number % 2 else f"scope {number}", client).__enter__())
+
+def release_one():
+    blocks.pop().__exit__(None, None, None)
+""",
+    "acquire": """
+later = time.monotonic() + 1000
+def arm(number):
+    client.acquire(f"timer {number}", later)
+
+def release_one():
+    client.release("timer 77")
+""",
+}
+
+TOO_MANY = """
+from aiotimer import TableFull
+
+client = TimerClient(unavailable=sys.argv[1], shared=SHARED)
+ARM_ALL
+for number in range(COUNT):
+    arm(number)
+try:
+    arm(COUNT)
+except TableFull as error:
+    say("full", error.armed)
+sys.stdin.readline()
+release_one()
+arm(COUNT)
+say("one more")
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("policy", ["raise", "warn", "ignore"])
+@pytest.mark.parametrize("kind", ARM_ALL)
+async def test_fault_30_65537_timers(kind: str, policy: str) -> None:
+    """The last one is an error whatever the client's policy; the others stand."""
+    source = PRELUDE + TOO_MANY.replace("ARM_ALL", ARM_ALL[kind])
+    source = source.replace("COUNT", "65_536").replace("SHARED", "True")
+    async with serving() as server:
+        with spawn_worker(source, server.socket_path, policy) as worker:
+            assert await number(worker, "full") == 65_536
+            assert len(server.armed(worker.pid)) == 65_536
+            worker.say()
+            await line(worker, "one more")
+            assert len(server.armed(worker.pid)) == 65_536
+            worker.say()
+            assert await ended(worker) == 0
+
+
+MANY_NAMES = (
+    PRELUDE
+    + """
+client = TimerClient(unavailable="raise")
+client.acquire("kept", time.monotonic() + 1000)
+for number in range(500_000):
+    with expires(60, f"rollout-{number}", client):
+        pass
+for number in range(500_000):
+    client.acquire(f"step-{number}", time.monotonic() + 60)
+    client.release(f"step-{number}")
+with expires(60, "rollout-0", client), expires(60, "new", client):
+    say("slots", client.link.table.high_water)
+    sys.stdin.readline()
+"""
+)
+
+
+@pytest.mark.asyncio(loop_factories=["asyncio"])
+async def test_fault_30_a_million_scopes_one_after_the_other() -> None:
+    """Names do not use a table up: idle slots are given to new ones, and keep their own timers apart."""
+    async with serving() as server:
+        with spawn_worker(MANY_NAMES, server.socket_path) as worker:
+            assert await number(worker, "slots") < 1000
+            assert server.armed(worker.pid).keys() == {"kept", "rollout-0", "new"}
+            worker.say()
+            assert await ended(worker) == 0
