@@ -11,6 +11,7 @@ import os
 from math import isfinite
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from ._core.layout import shifted
 from ._core.requests import RELEASE
 from .errors import NotConfigured, TableFull
 
@@ -92,13 +93,17 @@ class BaseClient:
         """
         return self._link.requests()
 
+    def raises(self, error: Exception) -> bool:
+        """Whether the caller of an acquire is to see this error."""
+        return self.unavailable == "raise" or isinstance(error, TableFull)
+
     def missing(self, error: Exception) -> None:
         """Apply the policy for an absent server.
 
         Raises:
             AiotimerError: the policy says so, or ``error`` is a full table.
         """
-        if self.unavailable == "raise" or isinstance(error, TableFull):
+        if self.raises(error):
             raise error
         if self.unavailable == "warn":
             self._link.complain(str(error))
@@ -125,8 +130,7 @@ class BaseClient:
         table = self._link.table
         assert table is not None
         _check_expiration(expiration_time, table.now() - table.offset)
-        if expiration_time >= 0:
-            expiration_time += table.offset
+        expiration_time = shifted(expiration_time, table.offset)
         must_tell = table.set((scope_id, 0), expiration_time, table.now())
         return expiration_time if must_tell else None
 

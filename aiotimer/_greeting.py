@@ -73,9 +73,7 @@ def apply(roster: Roster, connection: Connection) -> str:
     table, cells = roster.own_table(worker, "socket")
     earliest = None
     for request in inbox.get(inbox.size()):
-        until = request.expiration_time
-        if not request.is_release:
-            until += connection.offset
+        until = layout.shifted(request.expiration_time, connection.offset)
         try:
             key = layout.split_key(request.scope_id)
             if cells.set(key, until, monotonic()):
@@ -143,7 +141,7 @@ def _socket_table(
     table, cells = roster.own_table(worker, "socket")
     if table.connection is not None:
         table.connection.close()  # an older connection's requests, still on their way, are void
-    armed = {layout.split_key(key): deadline + offset for key, deadline in hello.armed}
+    armed = {layout.split_key(key): layout.shifted(deadline, offset) for key, deadline in hello.armed}
     for key in cells.armed_cells().keys() - armed.keys():
         cells.set(key, -1.0, monotonic())
     for key, deadline in armed.items():

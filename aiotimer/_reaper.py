@@ -79,7 +79,7 @@ class Reaper:
         if worker.reaping is not None and not worker.died_first:
             timer, late_s = worker.reaping
             self._emit(Event("reaped", worker.id, worker.name, timer.name, late_s))
-        elif any(True for _timer in worker.timers()):
+        elif worker.died_first or any(True for _timer in worker.timers()):
             self._emit(Event("worker_gone", worker.id, worker.name, detail="with timers armed"))
 
     async def stop(self) -> None:

@@ -11,6 +11,7 @@ import asyncio
 import functools
 import mmap
 import os
+import select
 from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
@@ -164,12 +165,22 @@ class Roster:
 
     def close(self) -> None:
         """Let go of every process; the tables of the living stay for the next server."""
+        self._bury_the_dead()
         for worker in self.workers.values():
             self._loop.remove_reader(worker.pidfd)
             for table in worker.tables:
                 table.suspend()
             worker.close()
         self.workers.clear()
+
+    def _bury_the_dead(self) -> None:
+        """Notice who has died since the loop last looked: its owner may be waiting to hear of it."""
+        poll = select.poll()
+        pidfds = {worker.pidfd: worker for worker in self.workers.values()}
+        for pidfd in pidfds:
+            poll.register(pidfd, select.POLLIN)
+        for pidfd, _event in poll.poll(0):
+            self._dead(pidfds[pidfd])
 
     def abandon(self) -> None:
         """In a forked child of the server's process: close its descriptors, touch nothing else."""

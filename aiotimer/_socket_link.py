@@ -10,6 +10,7 @@ import contextlib
 import os
 import socket
 import threading
+from collections import deque
 from time import monotonic, sleep
 
 from ._core import layout, wire
@@ -24,6 +25,9 @@ _REPAIR_EVERY = 0.1
 """Seconds between attempts to reach a server that may hold a released timer. It waits for us for
 ``runtime.PEERS_RETURN_WITHIN`` seconds after a restart, before it acts on what it adopted."""
 
+_HEAD_OF_HELLO, _PER_TIMER = 512, 16
+"""Bytes of a HELLO without its timers, and of one timer besides its key; both on the safe side."""
+
 
 class SocketLink(Link):
     """A connection without a shared table. ``tell`` raises here: what is not acknowledged nobody watches."""
@@ -36,6 +40,7 @@ class SocketLink(Link):
         self.queue: SocketQueue | None = None
         self.table = scratch_table(self.pools)
         self._repairing: threading.Thread | None = None
+        self._unlisted: deque[tuple[str, float]] = deque()
 
     def tell(self, key: str, deadline: float, budget: float) -> None:
         """Send a request and wait for its acknowledgement; reconnect if need be.
@@ -125,11 +130,19 @@ class SocketLink(Link):
         return self.queue
 
     def _hello(self, *, offers_table: bool) -> wire.Hello:
+        self._unlisted = self._armed()
+        room = wire.MAX_FRAME - _HEAD_OF_HELLO
+        listed: list[tuple[str, float]] = []
+        while self._unlisted and (room := room - len(self._unlisted[0][0].encode()) - _PER_TIMER) > 0:
+            listed.append(self._unlisted.popleft())
+        return wire.with_armed(super()._hello(offers_table=False), tuple(listed))
+
+    def _armed(self) -> deque[tuple[str, float]]:
+        """Return every armed timer as (key, deadline), soonest first."""
         assert self.table is not None
         raw = self.table.raw
         timers = TableReader(lambda size, offset: bytes(raw[offset : offset + size])).timers()
-        armed = tuple((layout.timer_key(t.scope, t.ordinal), t.deadline) for t in timers)
-        return wire.with_armed(super()._hello(offers_table=False), armed)
+        return deque((layout.timer_key(t.scope, t.ordinal), t.deadline) for t in timers)
 
     def _offer(self) -> list[int]:
         return []
@@ -138,4 +151,9 @@ class SocketLink(Link):
         if welcome.has_table or descriptor >= 0:
             raise ProtocolError("a table for a client that did not ask for one")
         self._use(connection)
-        self.queue = SocketQueue(connection, os.getpid())
+        queue = SocketQueue(connection, os.getpid())
+        for key, deadline in self._unlisted:  # what did not fit into HELLO
+            number = queue.send(key, deadline)
+        if self._unlisted:
+            queue.wait(number, RETRY_EVERY)
+        self.queue = queue

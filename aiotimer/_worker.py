@@ -19,7 +19,7 @@ from ._core.requests import TimerRequest, WorkerId
 from ._core.table import TimerTable
 from ._core.watch import Due
 from ._watched import WatchedTable
-from .process import name_of, send_signal
+from .process import is_dead, name_of, send_signal
 
 UNKILLABLE_AFTER = 10.0
 """Seconds after SIGKILL at which a process that is still there is reported as unkillable."""
@@ -86,6 +86,8 @@ class Worker:
         if self.killed:
             return True
         try:
+            if is_dead(self.pidfd):  # a zombie would take the signal, and it would prove nothing
+                raise ProcessLookupError
             send_signal(self.pidfd, signal.SIGKILL)
         except ProcessLookupError:
             self.died_first = True  # by itself, just before

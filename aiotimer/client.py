@@ -71,7 +71,7 @@ class AsyncTimerClient(BaseClient):
             if deadline is not None:
                 await link.tell_async(scope_id, deadline, self.budget)
         except (AiotimerError, OSError) as error:
-            if self.unavailable == "raise" or not link.shared:
+            if self.raises(error):
                 self._disarm(scope_id)
             self.missing(error)
         except BaseException:  # cancelled: the caller does not hold this timer

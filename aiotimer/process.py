@@ -8,6 +8,7 @@ checked while the pidfd is held, so what was read belongs to the process that is
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import struct
@@ -102,6 +103,13 @@ def _identify(pid: int, pidfd: int) -> WorkerId:
 def pidfd_inode(pidfd: int) -> int:
     """Return the inode of a pidfd: unique for a process since Linux 6.9 (pidfs), shared before."""
     return os.fstat(pidfd).st_ino
+
+
+def is_dead(pidfd: int) -> bool:
+    """Whether a pinned process is dead, waited for or not."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def send_signal(pidfd: int, signum: int) -> None:

@@ -49,7 +49,7 @@ class RequestQueue(ABC):
         """Add a request.
 
         Returns:
-            Whether the consumer had to be told (for a table: the doorbell was due).
+            Whether the consumer had to be told; of a table, whether the doorbell was due.
 
         Raises:
             ValueError: the expiration time is not finite, or the request is on another worker.
@@ -157,9 +157,7 @@ class TableQueue(RequestQueue):
         if request.worker_id != self._worker_id:
             raise ValueError(f"a request on {request.worker_id!r} in the table of {self._worker_id!r}")
         table = self._table
-        until = request.expiration_time
-        if not request.is_release:
-            until = max(0.0, until + table.offset)
+        until = layout.shifted(request.expiration_time, table.offset)
         if not table.set((request.scope_id, 0), until, table.now()):
             return False
         self._ring(until)
@@ -208,7 +206,7 @@ class TableQueue(RequestQueue):
             before = self._seen.get(slot, _NEVER_USED)
             if before.key != now.key and layout.is_armed(before.deadline):
                 self._released(before.key, slot)
-            if not layout.is_armed(now.deadline):
+            if not layout.is_armed(now.deadline) and (now.acquired or now.key == before.key):
                 # An acquire and a release between two readings leave only a count: the release is passed on.
                 self._released(now.key, slot)
             self._seen[slot] = now

@@ -227,9 +227,9 @@ class TimerServer:
             worker_id: whom.
 
         Returns:
-            True when that is done or under way: its timers are cleared. False to be called again, after
-            a pause that doubles from 0.1 s to 5 s. An override may be a coroutine function. One that
-            raises is logged, and counts as having reaped.
+            True when that is done or under way, and its timers are cleared. False to be called again,
+            after a pause that doubles from 0.1 s to 5 s. An override may be a coroutine function. One
+            that raises is logged, and counts as having reaped.
         """
         worker = self._members.find(worker_id)
         return worker is None or worker.kill(self._reaper.unkillable)

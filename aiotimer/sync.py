@@ -72,7 +72,7 @@ class TimerClient(BaseClient):
             if deadline is not None:
                 link.tell(scope_id, deadline, self.budget)
         except (AiotimerError, OSError) as error:
-            if self.unavailable == "raise" or not link.shared:
+            if self.raises(error):
                 self._disarm(scope_id)
             self.missing(error)
 

@@ -2,8 +2,8 @@
 
 First in real workers, forked one after the other, that do it for the first time; most of that is the price
 of touching memory that they share with their parent until then. Then again and again in one process, with a
-BYE in between: what client and server have to do. Each time the server pins the worker, makes its table, looks
-at it and sends its descriptor. Importing what connecting needs is not in it, but in ``imports``.
+BYE in between: what client and server have to do. Each time the server pins the worker, makes its table,
+looks at it and sends its descriptor. Importing what connecting needs is not in it, but in ``imports``.
 """
 
 from __future__ import annotations

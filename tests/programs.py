@@ -16,7 +16,7 @@ def say(*words):
 
 ENTRIES = {
     "with": """
-client = TimerClient(unavailable="raise", shared=SHARED)
+client = TimerClient(unavailable="raise", shared=SHARED, budget=30)
 with expires(AFTER, "victim", client) as block:
     say("deadline", block.deadline)
     BODY
@@ -24,7 +24,7 @@ say("left")
 """,
     "async with": """
 async def main():
-    client = AsyncTimerClient(unavailable="raise", shared=SHARED)
+    client = AsyncTimerClient(unavailable="raise", shared=SHARED, budget=30)
     async with expires(AFTER, "victim", client) as block:
         say("deadline", block.deadline)
         BODY
@@ -33,7 +33,7 @@ asyncio.run(main())
 """,
     "with on a loop": """
 async def main():
-    client = AsyncTimerClient(unavailable="raise", shared=SHARED)
+    client = AsyncTimerClient(unavailable="raise", shared=SHARED, budget=30)
     await client.connect()
     with expires(AFTER, "victim", client) as block:
         say("deadline", block.deadline)
@@ -42,7 +42,7 @@ async def main():
 asyncio.run(main())
 """,
     "acquire": """
-client = TimerClient(unavailable="raise", shared=SHARED)
+client = TimerClient(unavailable="raise", shared=SHARED, budget=30)
 deadline = time.monotonic() + AFTER
 client.acquire("victim", deadline)
 say("deadline", deadline)
@@ -52,7 +52,7 @@ say("left")
 """,
     "async acquire": """
 async def main():
-    client = AsyncTimerClient(unavailable="raise", shared=SHARED)
+    client = AsyncTimerClient(unavailable="raise", shared=SHARED, budget=30)
     deadline = time.monotonic() + AFTER
     await client.acquire("victim", deadline)
     say("deadline", deadline)

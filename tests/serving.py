@@ -332,7 +332,7 @@ _BYSTANDER = """
     import sys, time
     from aiotimer import TimerClient
 
-    client = TimerClient(unavailable="raise")
+    client = TimerClient(unavailable="raise", budget=30)
     client.acquire("bystander", max(float(sys.argv[1]), time.monotonic()))
     sys.stdin.read()
 """

@@ -200,6 +200,16 @@ def split_key(key: str) -> tuple[str, int]:
     return scope, int(ordinal)
 
 
+def shifted(expiration_time: float, offset: float) -> float:
+    """Return a request's ``expiration_time`` on a clock that is ``offset`` seconds ahead (or, < 0, behind).
+
+    An acquire stays an acquire, even if that other clock started after its time.
+    """
+    if not (offset and 0 <= expiration_time <= _LARGEST):
+        return expiration_time
+    return max(0.0, expiration_time + offset)
+
+
 def as_stored(expiration_time: float) -> float:
     """Return how a request's ``expiration_time`` stands in a slot.
 

@@ -2,8 +2,8 @@
 
 The laws of this file:
 
-* Arming is one 8-byte store, releasing is another. Whatever else happens (labels, counts, growth)
-  happens while the slot is not armed, so a reader never meets a half-made timer.
+* Arming is one 8-byte store, releasing is another. Labels and growth happen while the slot is not armed, so
+  a reader never meets a half-made timer; the count follows the store.
 * A slot has one owner at a time: the pool it lies idle in, the entry that popped it, or the keyed cell
   it belongs to. ``list.pop`` and ``list.append`` hand it over; each is atomic, so entries take no lock.
 * Everything slower (a new slot, a new label, a keyed timer) holds the table's lock.

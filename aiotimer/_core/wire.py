@@ -93,9 +93,10 @@ class Acquire(msgspec.Struct, tag="acquire", array_like=True, frozen=True):
     """Client to server, socket-only: arm, move or (negative ``expiration_time``) release a timer.
 
     Attributes:
-        number: 1 for the first request of a client, then one more each.
+        number: 1 for the first request on a connection, then one more each.
         key: the scope; for the n-th concurrent entry of a scope, the scope, a NUL and n.
-        expiration_time: ``CLOCK_MONOTONIC`` seconds, in the server's time namespace.
+        expiration_time: seconds on the client's ``CLOCK_MONOTONIC``; the server adds the offset of another
+            time namespace, here and in ``Hello.armed``.
     """
 
     number: int

@@ -55,6 +55,9 @@ def main(arguments: list[str] | None = None) -> None:
 
     try:
         code = cli.main(arguments, prog_name="aiotimer", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help(), err=True)
+        code = error.exit_code
     except click.ClickException as error:
         code = _complain(error.format_message(), error.exit_code)
     except ServerError as error:

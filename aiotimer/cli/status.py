@@ -84,9 +84,13 @@ def _print(report: dict[str, Any]) -> None:
             f"{server['socket']}"
         )
     )
-    console.print(f"{len(workers)} workers, {armed} timers armed")
+    console.print(f"{_count(len(workers), 'worker')}, {_count(armed, 'timer')} armed")
     if workers:
         console.print(table)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _seconds(value: float) -> str:

@@ -26,7 +26,7 @@ HOLDER = """
     import sys, time
     from aiotimer import TimerClient
 
-    client = TimerClient(unavailable="raise")
+    client = TimerClient(unavailable="raise", budget=30)
     base = float(sys.argv[1])
     for number in range(int(sys.argv[2])):
         client.acquire(f"timer {number}", base + number)
@@ -75,7 +75,7 @@ TRAFFIC = """
     import sys, threading
     from aiotimer import TimerClient, expires
 
-    client = TimerClient(unavailable="raise")
+    client = TimerClient(unavailable="raise", budget=30)
     def work(after):
         global blocks
         while not done.is_set():
@@ -127,7 +127,7 @@ def test_fault_02_sigkill_at_random_moments_under_traffic(kills: int) -> None:
 CONNECTED = (
     PRELUDE
     + """
-early = TimerClient(unavailable="raise")
+early = TimerClient(unavailable="raise", budget=30)
 early.connect()
 say("connected")
 sys.stdin.readline()
@@ -244,13 +244,13 @@ async def work_async():
 
 logging.basicConfig(level=logging.ERROR, stream=sys.stdout)
 if sys.argv[1] == "sync":
-    client = TimerClient(unavailable="raise", shared=SHARED)
+    client = TimerClient(unavailable="raise", shared=SHARED, budget=30)
     client.connect()
     client.acquire("held", float(sys.argv[2]))
     say("connected")
     work()
 else:
-    client = AsyncTimerClient(unavailable="raise", shared=SHARED)
+    client = AsyncTimerClient(unavailable="raise", shared=SHARED, budget=30)
     async def main():
         await client.acquire("held", float(sys.argv[2]))
         say("connected")

@@ -1,7 +1,7 @@
 """Faults 11 to 17: who a worker is, and that a signal goes to nobody else.
 
-The laws of this file: a zombie is dead, whoever has still to wait for it. Faults 14 and 15, fork and exec, are
-in ``tests/integration/test_reaping.py``, and 16 is in ``tests/unit``.
+The laws of this file: a zombie is dead, whoever has still to wait for it. Faults 14 and 15, fork and exec,
+are in ``tests/integration/test_reaping.py``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ZOMBIE = (
     + """
 pid = os.fork()
 if pid == 0:
-    client = TimerClient(unavailable="raise")
+    client = TimerClient(unavailable="raise", budget=30)
     deadline = time.monotonic() + AFTER
     client.acquire("zombie's", deadline)
     say("deadline", deadline)

@@ -1,7 +1,7 @@
 """Faults 41 to 46: killing, and what only looks like it.
 
-The laws of this file: one SIGKILL is sent, through the pidfd; only a readable pidfd means dead. Fault 41, a worker
-hung in every way, is in ``tests/integration/test_reaping.py``.
+The laws of this file: one SIGKILL is sent, through the pidfd; only a readable pidfd means dead. Fault 41, a
+worker hung in every way, is in ``tests/integration/test_reaping.py``.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ UNWAITED = (
     + f"""
 pid = os.fork()
 if pid == 0:
-    with expires(0.3, "victim", TimerClient(unavailable="raise")) as block:
+    with expires(0.3, "victim", TimerClient(unavailable="raise", budget=30)) as block:
         say("deadline", block.deadline)
         say("child", os.getpid())
         {HANGS["gil"]}

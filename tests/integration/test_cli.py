@@ -136,7 +136,7 @@ with aiotimer.expires(after=300, scope="so\\x1b[31mon"):
         assert [t["scope"] for t in shown["timers"]] == ["so\x1b[31mon", "later"]
         assert all(set(t) == {"scope", "deadline", "remaining_s"} for t in shown["timers"])
         text = call("status", "--socket", path).stdout
-        assert "1 workers, 2 timers armed" in text
+        assert "1 worker, 2 timers armed" in text
         assert "\x1b" not in text
         assert text.index("[31mon") < text.index("later")
         everything = json.loads(call("status", "--all", "--json").stdout)

@@ -252,20 +252,25 @@ def inexact(line: str) -> str:
 
 
 class Console:
-    """Runs the console blocks of a page."""
+    """Runs the console blocks of a page.
+
+    Attributes:
+        printed: what the last one printed.
+    """
 
     def __init__(self, page: str, directory: Path, stack: contextlib.ExitStack) -> None:
         self._page = page
         self._directory = directory
         self._stack = stack
+        self.printed = ""
 
-    def run(self, block: Block) -> None:
-        """Run a block and check what it prints."""
+    def run(self, block: Block) -> int:
+        """Run a block and check what it prints; return its exit status, 0 if it goes on."""
         where = f"{self._page}:{block.line + 1}"
         assert block.commands, f"{where}: a console block without a command"
         if block.note == "runs: beside":
             self._run_beside(block, where)
-            return
+            return 0
         script = "\n".join([*block.commands, "exit $?"])
         strict = () if "$?" in block.text or block.note == "runs: reaped" else ("-e",)
         done = subprocess.run(
@@ -273,10 +278,10 @@ class Console:
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             cwd=self._directory, env=environment(self._directory), timeout=2 * PATIENCE, check=False,
         )  # fmt: skip
-        expected = (124, 137) if block.note == "runs: reaped" else (0,)
-        assert done.returncode in expected, f"{where}: exit status {done.returncode}\n{done.stdout}"
+        self.printed = done.stdout
         if block.output:
-            assert_shown(block.output, done.stdout, self._directory, where)
+            assert_shown(block.output, self.printed, self._directory, where)
+        return done.returncode
 
     def _run_beside(self, block: Block, where: str) -> None:
         [command] = block.commands
@@ -298,7 +303,8 @@ def test_commands(page: str) -> None:
         console = Console(page, directory, stack)
         for block in blocks_of(page):
             if block.is_command:
-                console.run(block)
+                expected = (124, 137) if block.note == "runs: reaped" else (0,)
+                assert console.run(block) in expected, f"{page}:{block.line + 1}\n{console.printed}"
 
 
 @pytest.mark.parametrize("page", pages_with("is_program"))

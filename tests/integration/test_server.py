@@ -220,7 +220,7 @@ async def test_a_worker_goes_on_after_an_overridden_reap() -> None:
         import sys, time
         from aiotimer import TimerClient
 
-        client = TimerClient(unavailable="raise")
+        client = TimerClient(unavailable="raise", budget=30)
         for scope in ("first", "second"):
             client.acquire("bystander", time.monotonic() + 60)
             client.acquire(scope, time.monotonic() + 0.1)
@@ -672,7 +672,7 @@ STATUS = """
     import sys, time
     from aiotimer import TimerClient, expires
 
-    client = TimerClient(unavailable="raise")
+    client = TimerClient(unavailable="raise", budget=30)
     later = time.monotonic() + 100
     client.acquire("later", later)
     with expires(50, "soon") as outer, expires(60, "soon") as inner:

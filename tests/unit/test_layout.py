@@ -156,6 +156,16 @@ def test_what_is_not_finite_is_refused(until: float) -> None:
         layout.as_stored(until)
 
 
+@pytest.mark.parametrize("offset", [0.0, 50.0, -50.0, 1e9, -1e9])
+def test_on_another_clock_a_release_is_a_release_and_an_acquire_an_acquire(offset: float) -> None:
+    assert layout.shifted(60.0, offset) == max(0.0, 60.0 + offset)
+    assert layout.shifted(0.0, offset) >= 0
+    assert layout.shifted(-1.0, offset) < 0
+    for until in (nan, inf, 10**400):
+        with pytest.raises(ValueError, match="finite"):
+            layout.as_stored(layout.shifted(until, offset))
+
+
 # --- scopes and labels
 
 

@@ -1,0 +1,36 @@
+"""What the contract suites share: a place for servers, one server per test, and no default client."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from aiotimer.expiry import set_default_client
+from tests.support import ServerThread, private_runtime, short_socket
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _runtime() -> Iterator[None]:
+    with private_runtime():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _unconfigured(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv("AIOTIMER_SOCKET", raising=False)
+    former = set_default_client(None)
+    yield
+    set_default_client(former)
+
+
+@pytest.fixture
+def server() -> Iterator[ServerThread]:
+    """A real server, in a thread; it spares this process."""
+    with ServerThread() as thread:
+        yield thread
+
+
+@pytest.fixture
+def nobody() -> Iterator[str]:
+    """A socket path that nobody serves."""
+    with short_socket() as path:
+        yield path

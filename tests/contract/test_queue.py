@@ -1,0 +1,624 @@
+"""One contract, three kinds of queue: what ``RequestQueue`` promises, kept by all of them.
+
+A pair of ends stands for each kind: what the worker puts in at one comes out at the other.
+"""
+
+from __future__ import annotations
+
+import functools
+import mmap
+import os
+import random
+import select
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from math import inf, nan
+
+import pytest
+
+from aiotimer import TableFull, TimerRequest, expires
+from aiotimer._core import layout, wire
+from aiotimer._core.requests import RELEASE
+from aiotimer._core.table import TimerTable
+from aiotimer.errors import ProtocolError
+from aiotimer.queue import MemoryQueue, RequestQueue, SocketQueue, TableQueue
+from tests.support import PATIENCE, Clock, MemoryClient, memory_table
+
+ME, OTHER = 7, 8
+FOR_EVER = 3600.0
+"""A timeout that would be noticed: the tests' own patience is shorter."""
+
+
+class Ends:
+    """A queue's two ends.
+
+    Attributes:
+        worker: takes requests in.
+        server: gives them out.
+    """
+
+    def __init__(self, worker: RequestQueue, server: RequestQueue) -> None:
+        self.worker = worker
+        self.server = server
+
+    def put(self, scope_id: str, expiration_time: float, worker_id: int = ME) -> bool:
+        return self.worker.put(TimerRequest(worker_id, scope_id, expiration_time))
+
+    def get(self, size: int | None = None, timeout: float = 0.0) -> list[tuple[str, float]]:
+        requests = self.server.get(self.server.size() if size is None else size, timeout)
+        assert all(request.worker_id == ME for request in requests)
+        return [(r.scope_id, RELEASE if r.is_release else r.expiration_time) for r in requests]
+
+
+class Bell:
+    """A doorbell: rung at one end, waited for at the other. Counts its rings."""
+
+    def __init__(self, table: TimerTable) -> None:
+        self._table = table
+        self._event = threading.Event()
+        self.rings: list[float] = []
+
+    def ring(self, deadline: float) -> None:
+        looks = self._table.looks()
+        self.rings.append(deadline)
+        self._event.set()
+        self._table.rang(looks, self._table.now())
+
+    def wait(self, seconds: float) -> None:
+        self._event.wait(seconds)
+        self._event.clear()
+
+
+@contextmanager
+def memory_queue() -> Iterator[Ends]:
+    queue = MemoryQueue()
+    yield Ends(queue, queue)
+
+
+@contextmanager
+def table_queue() -> Iterator[Ends]:
+    table = memory_table()
+    bell = Bell(table)
+    queue = TableQueue(table, ME, bell.ring, bell.wait)
+    yield Ends(queue, queue)
+
+
+@contextmanager
+def table_file_queue() -> Iterator[Ends]:
+    """Two mappings of one file, as of two processes; the server's end reads with ``pread``."""
+    descriptor = os.memfd_create("table")
+    try:
+        os.ftruncate(descriptor, layout.TABLE_SIZE)
+        os.pwrite(descriptor, layout.server_line(inf, 0.0), 8 * layout.PROMISE)
+        now = memory_table().now
+        ours, theirs = (TimerTable(mmap.mmap(descriptor, layout.TABLE_SIZE), now=now) for _ in range(2))
+        bell = Bell(ours)
+        yield Ends(
+            TableQueue(ours, ME, bell.ring),
+            TableQueue(theirs, ME, wait=bell.wait, read=functools.partial(os.pread, descriptor)),
+        )
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def socket_queue() -> Iterator[Ends]:
+    """A real socket; a thread at the server's end takes in what comes, and acknowledges it."""
+    left, right = socket.socketpair()
+    stop_reading, stop = os.pipe()
+    with left, right:
+        left.setblocking(False)
+        right.setblocking(False)
+        server = SocketQueue(right, ME)
+        pump = threading.Thread(target=deliver_everything, args=(right, server, stop_reading))
+        pump.start()
+        try:
+            yield Ends(SocketQueue(left, ME, budget=PATIENCE), server)
+        finally:
+            os.close(stop)
+            pump.join(PATIENCE)
+            os.close(stop_reading)
+        assert not pump.is_alive()
+
+
+def deliver_everything(connection: socket.socket, server: SocketQueue, stop: int) -> None:
+    decoder = wire.server_decoder()
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+    poll.register(stop, select.POLLHUP)
+    while True:
+        ready = {descriptor for descriptor, _event in poll.poll(PATIENCE * 1000)}
+        if stop in ready or not ready:
+            return
+        for message in decoder.feed(connection.recv(65_536)):
+            assert isinstance(message, wire.Acquire)
+            server.deliver(message)
+        connection.sendall(wire.encode(server.acknowledgement()))
+
+
+KINDS: dict[str, Callable[[], AbstractContextManager[Ends]]] = {
+    "memory": memory_queue,
+    "table": table_queue,
+    "table file": table_file_queue,
+    "socket": socket_queue,
+}
+
+
+@pytest.fixture(params=KINDS)
+def ends(request: pytest.FixtureRequest) -> Iterator[Ends]:
+    with KINDS[request.param]() as pair:
+        yield pair
+
+
+# --- in and out
+
+
+def test_an_empty_queue_gives_nothing(ends: Ends) -> None:
+    assert ends.server.size() == 0
+    assert ends.get(0) == []
+    assert ends.get(5) == []
+
+
+def test_what_is_put_comes_out_once(ends: Ends) -> None:
+    ends.put("s", 10.0)
+    assert ends.server.size() == 1
+    assert ends.server.get(1) == [TimerRequest(ME, "s", 10.0)]
+    assert ends.server.size() == 0
+    assert ends.get(1) == []
+
+
+@pytest.mark.parametrize("until", [0.0, 1e-300, 5, 1e308])
+def test_any_finite_time_arrives_as_it_is(ends: Ends, until: float) -> None:
+    ends.put("s", until)
+    assert ends.get() == [("s", until)]
+
+
+@pytest.mark.parametrize("until", [-1, -5e-324, -1e308, -inf])
+def test_any_negative_time_is_a_release(ends: Ends, until: float) -> None:
+    ends.put("s", 5.0)
+    assert ends.get() == [("s", 5.0)]
+    ends.put("s", until)
+    assert ends.get() == [("s", RELEASE)]
+
+
+@pytest.mark.parametrize("until", [nan, inf, 10**400], ids=["nan", "inf", "huge"])
+def test_what_is_not_finite_is_refused_and_leaves_no_trace(ends: Ends, until: float) -> None:
+    with pytest.raises(ValueError, match="finite"):
+        ends.put("s", until)
+    assert ends.server.size() == 0
+    ends.put("s", 5.0)
+    assert ends.get() == [("s", 5.0)], "and the queue is as good as before"
+
+
+def test_a_release_of_what_nobody_acquired_is_at_most_a_release(ends: Ends) -> None:
+    ends.put("s", RELEASE)
+    assert ends.get() in ([], [("s", RELEASE)])
+
+
+# --- conflation
+
+
+def test_a_later_request_replaces_an_earlier_one(ends: Ends) -> None:
+    for until in (10.0, 5.0, 20.0):
+        ends.put("s", until)
+        assert ends.server.size() == 1
+    assert ends.get() == [("s", 20.0)]
+
+
+def test_scopes_do_not_replace_each_other(ends: Ends) -> None:
+    for n in range(50):
+        ends.put(f"s{n}", 10.0 + n)
+    assert sorted(ends.get()) == sorted((f"s{n}", 10.0 + n) for n in range(50))
+
+
+def test_a_release_replaces_an_acquire_and_does_not_annihilate_it(ends: Ends) -> None:
+    ends.put("s", 10.0)
+    assert ends.server.size() == 1
+    ends.put("s", RELEASE)
+    assert ends.server.size() == 1
+    assert ends.get() == [("s", RELEASE)]
+
+
+def test_an_acquire_and_its_release_between_two_readings_come_out_as_a_release(ends: Ends) -> None:
+    ends.put("s", 10.0)
+    ends.put("s", RELEASE)
+    assert ends.get() == [("s", RELEASE)]
+    ends.put("s", 10.0)
+    ends.put("s", RELEASE)
+    assert ends.get() == [("s", RELEASE)]
+
+
+def test_an_acquire_replaces_a_release(ends: Ends) -> None:
+    ends.put("s", 10.0)
+    ends.get()
+    ends.put("s", RELEASE)
+    assert ends.server.size() == 1
+    ends.put("s", 20.0)
+    assert ends.get() == [("s", 20.0)]
+
+
+# --- size and get
+
+
+def test_size_does_not_shrink_until_a_get(ends: Ends) -> None:
+    sizes = []
+    chance = random.Random(8)
+    for _ in range(100):
+        ends.put(f"s{chance.randrange(10)}", chance.choice([10.0, 20.0, RELEASE]))
+        sizes.append(ends.server.size())
+    assert sizes == sorted(sizes)
+    assert sizes[-1] == len(ends.get())
+
+
+def test_what_comes_between_size_and_get_waits_for_the_next(ends: Ends) -> None:
+    for scope in ("a", "b"):
+        ends.put(scope, 10.0)
+        size = ends.server.size()
+    ends.put("c", 10.0)
+    ends.put("a", RELEASE)
+    first = ends.get(size)
+    assert [scope for scope, _until in first] == ["a", "b"]
+    assert dict(first + ends.get()) == {"a": RELEASE, "b": 10.0, "c": 10.0}
+
+
+def test_get_of_size_is_exactly_that_many(ends: Ends) -> None:
+    chance = random.Random(9)
+    for _ in range(50):
+        for _ in range(chance.randrange(6)):
+            ends.put(f"s{chance.randrange(10)}", chance.choice([10.0, 20.0, RELEASE]))
+        size = ends.server.size()
+        for _ in range(chance.randrange(3)):
+            ends.put(f"s{chance.randrange(10)}", 30.0)
+        assert len(ends.server.get(size, timeout=0)) == size
+
+
+def test_get_takes_no_more_than_it_was_asked_for(ends: Ends) -> None:
+    for scope in ("a", "b", "c"):
+        ends.put(scope, 10.0)
+        ends.server.size()
+    assert ends.get(2) == [("a", 10.0), ("b", 10.0)]
+    assert ends.server.size() == 1
+    assert ends.get(5) == [("c", 10.0)]
+
+
+def test_the_longest_pending_comes_first(ends: Ends) -> None:
+    for scope in ("b", "a", "c"):
+        ends.put(scope, 10.0)
+        ends.server.size()
+    ends.put("b", 20.0)
+    assert ends.get() == [("b", 20.0), ("a", 10.0), ("c", 10.0)]
+    ends.put("c", 30.0)
+    ends.server.size()
+    ends.put("b", 30.0)
+    assert [scope for scope, _until in ends.get()] == ["c", "b"]
+
+
+def test_get_returns_what_is_there_when_its_time_is_over(ends: Ends) -> None:
+    ends.put("a", 10.0)
+    ends.put("b", 10.0)
+    assert ends.get(5, timeout=0.02) == [("a", 10.0), ("b", 10.0)]
+    assert ends.get(1, timeout=0.02) == []
+
+
+def test_get_sees_a_release_that_comes_while_it_waits(ends: Ends) -> None:
+    ends.put("s", 10.0)
+    ends.get()
+    with getting(ends, 2, timeout=0.3) as got:
+        ends.put("s", RELEASE)
+    assert got + ends.get() == [("s", RELEASE)], "at the latest when the time was over"
+
+
+# --- waiting and waking
+
+
+@contextmanager
+def getting(ends: Ends, size: int, timeout: float = FOR_EVER) -> Iterator[list[tuple[str, float]]]:
+    """Get in a thread; what it got is in the list when the ``with`` is over."""
+    got: list[tuple[str, float]] = []
+    thread = threading.Thread(target=lambda: got.extend(ends.get(size, timeout)), daemon=True)
+    thread.start()
+    yield got
+    thread.join(PATIENCE)
+    assert not thread.is_alive(), "get was not woken"
+
+
+def test_a_get_that_waits_is_woken(ends: Ends) -> None:
+    for round_ in range(20):
+        with getting(ends, 1) as got:
+            ends.put(f"s{round_}", 10.0 + round_)
+        assert got == [(f"s{round_}", 10.0 + round_)]
+
+
+def test_a_get_waits_for_as_many_as_it_was_asked_for(ends: Ends) -> None:
+    for round_ in range(20):
+        with getting(ends, 3) as got:
+            for scope in ("a", "b", "a", "c"):
+                ends.put(scope, 10.0 + round_)
+        assert sorted(got) == [(scope, 10.0 + round_) for scope in ("a", "b", "c")]
+
+
+def test_nothing_is_lost_between_a_producer_and_a_consumer(ends: Ends) -> None:
+    """Names come and go, so that a table gives its slots to other names under the reader's eyes."""
+    armed: dict[str, float] = {}
+    seen: dict[str, float] = {}
+    done = threading.Event()
+
+    def produce() -> None:
+        chance = random.Random(10)
+        for n in range(1500):
+            scope = f"s{chance.randrange(10)}" if n % 2 else f"once-{n // 40}"
+            until = RELEASE if scope in armed and chance.random() < 0.6 else 10.0 + n
+            ends.put(scope, until)
+            if until < 0:
+                armed.pop(scope)
+            else:
+                armed[scope] = until
+        for scope in [scope for scope in armed if scope.startswith("once")]:
+            ends.put(scope, RELEASE)
+            del armed[scope]
+        done.set()
+
+    def note(requests: list[tuple[str, float]]) -> None:
+        for scope, until in requests:
+            if until < 0:
+                seen.pop(scope, None)
+            else:
+                seen[scope] = until
+
+    thread = threading.Thread(target=produce, daemon=True)
+    thread.start()
+    while not done.is_set():
+        size = ends.server.size()
+        got = ends.get(size)
+        assert len(got) == size
+        note(got)
+    thread.join(PATIENCE)
+    note(ends.get())
+    assert seen == armed
+
+
+# --- what only some kinds can do
+
+
+def test_a_queue_in_memory_holds_requests_of_many_workers() -> None:
+    queue = MemoryQueue()
+    for worker_id in (ME, OTHER):
+        for until in (10.0, 20.0 + worker_id):
+            queue.put(TimerRequest(worker_id, "s", until))
+    assert queue.size() == 2
+    assert queue.get(2) == [TimerRequest(ME, "s", 27.0), TimerRequest(OTHER, "s", 28.0)]
+
+
+@pytest.mark.parametrize("kind", ["table", "table file", "socket"])
+def test_a_workers_queue_takes_requests_on_nobody_else(kind: str) -> None:
+    with KINDS[kind]() as ends:
+        with pytest.raises(ValueError, match="8"):
+            ends.put("s", 10.0, worker_id=OTHER)
+        assert ends.server.size() == 0
+
+
+def test_put_in_memory_says_whether_anybody_had_to_be_told() -> None:
+    queue = MemoryQueue()
+    assert queue.put(TimerRequest(ME, "a", 10.0)) is True
+    assert queue.put(TimerRequest(ME, "b", 10.0)) is False
+    queue.get(2)
+    assert queue.put(TimerRequest(ME, "a", RELEASE)) is True
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock(1000.0)
+
+
+@pytest.fixture
+def table(clock: Clock) -> TimerTable:
+    return memory_table(promise=1005.0, now=clock)
+
+
+def test_put_in_a_table_rings_only_before_the_promise(table: TimerTable) -> None:
+    bell = Bell(table)
+    queue = TableQueue(table, ME, bell.ring)
+    assert queue.put(TimerRequest(ME, "far", 1060.0)) is False
+    assert queue.put(TimerRequest(ME, "near", 1001.0)) is True
+    assert queue.put(TimerRequest(ME, "nearer", 1000.5)) is False, "it has rung since the last look"
+    assert queue.put(TimerRequest(ME, "near", RELEASE)) is False
+    assert bell.rings == [1001.0]
+
+
+def test_a_cell_does_what_put_does_without_the_ring(table: TimerTable) -> None:
+    bell = Bell(table)
+    queue = TableQueue(table, ME, bell.ring)
+    cell = queue.cell("s")
+    assert cell.set(1001.0, 1000.0) is True
+    assert bell.rings == []
+    assert queue.get(queue.size()) == [TimerRequest(ME, "s", 1001.0)]
+    assert cell.set(RELEASE, 1000.0) is False
+    assert queue.get(queue.size()) == [TimerRequest(ME, "s", RELEASE)]
+
+
+def test_a_get_in_vain_promises_nothing_so_that_the_next_put_rings(table: TimerTable) -> None:
+    bell = Bell(table)
+    queue = TableQueue(table, ME, bell.ring)
+    assert queue.get(1) == []
+    assert queue.put(TimerRequest(ME, "far", 1e6)) is True
+
+
+@pytest.mark.parametrize(
+    ("offset", "until", "stored"), [(50.0, 10.0, 60.0), (-50.0, 60.0, 10.0), (-50.0, 0.0, 0.0)]
+)
+def test_put_translates_into_the_servers_time(offset: float, until: float, stored: float) -> None:
+    table = TimerTable(bytearray(layout.TABLE_SIZE), now=lambda: 1000.0, offset=offset)
+    queue = TableQueue(table, ME)
+    queue.put(TimerRequest(ME, "s", until))
+    assert queue.get(queue.size()) == [TimerRequest(ME, "s", stored)]
+    queue.put(TimerRequest(ME, "s", RELEASE))
+    assert queue.get(queue.size()) == [TimerRequest(ME, "s", RELEASE)]
+
+
+def test_entries_and_keyed_timers_of_one_name_come_out_apart() -> None:
+    client = MemoryClient(memory_table())
+    queue = TableQueue(client.table, ME)
+    queue.put(TimerRequest(ME, "s", 10.0))
+    with expires(60, scope="s", client=client) as first, expires(60, scope="s", client=client) as second:
+        found = {request.scope_id: request.expiration_time for request in queue.get(queue.size())}
+        assert found == {"s": 10.0, "s\x001": first.deadline, "s\x002": second.deadline}
+    released = queue.get(queue.size())
+    assert {request.scope_id for request in released} == {"s\x001", "s\x002"}
+    assert all(request.is_release for request in released)
+
+
+def test_a_name_that_moved_to_another_slot_is_not_released_by_the_old_one(table: TimerTable) -> None:
+    queue = TableQueue(table, ME)
+    queue.put(TimerRequest(ME, "moving", 10.0))
+    before = table.cell("moving").word
+    for n in range(65):  # enough for slots to be taken away, the oldest first
+        queue.put(TimerRequest(ME, f"idle{n}", 10.0))
+    queue.get(queue.size())
+    for n in range(65):
+        queue.put(TimerRequest(ME, f"idle{n}", RELEASE))
+    queue.put(TimerRequest(ME, "moving", RELEASE))
+    for n in range(200):
+        queue.put(TimerRequest(ME, f"new{n}", 20.0))
+    queue.put(TimerRequest(ME, "moving", 30.0))
+    assert table.cell("moving").word != before, "it did not move: the test is blind"
+    found = {request.scope_id: request.expiration_time for request in queue.get(queue.size())}
+    assert found["moving"] == 30.0
+    assert found["idle3"] == RELEASE
+    assert found["new7"] == 20.0
+    assert queue.size() == 0
+
+
+def test_a_slot_full_of_garbage_is_read_past(table: TimerTable) -> None:
+    queue = TableQueue(table, ME)
+    queue.put(TimerRequest(ME, "s", 10.0))
+    for slot, value in enumerate([nan, -inf, -5.0, 0.0], start=5):
+        table.cells[layout.FIRST_DEADLINE + slot] = value
+    assert TimerRequest(ME, "s", 10.0) in queue.get(queue.size())
+    assert all(request.is_release for request in queue.get(queue.size()))
+
+
+# --- the socket
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    left, right = socket.socketpair()
+    left.setblocking(False)
+    right.setblocking(False)
+    with left, right:
+        yield left, right
+
+
+def acknowledge(server: socket.socket, number: int, error: str = "") -> None:
+    server.sendall(wire.encode(wire.Ack(number, error)))
+
+
+def test_requests_are_numbered_and_arrive_in_order(pair: tuple[socket.socket, socket.socket]) -> None:
+    worker = SocketQueue(pair[0], ME)
+    assert [worker.send(scope, 10.0) for scope in "abc"] == [1, 2, 3]
+    received = list(wire.server_decoder().feed(pair[1].recv(65_536)))
+    assert received == [wire.Acquire(n, scope, 10.0) for n, scope in enumerate("abc", start=1)]
+
+
+def test_an_acknowledgement_covers_all_before_it(pair: tuple[socket.socket, socket.socket]) -> None:
+    worker = SocketQueue(pair[0], ME)
+    numbers = [worker.send(scope, 10.0) for scope in "abc"]
+    acknowledge(pair[1], 2)
+    worker.wait(numbers[0], 0.0)
+    worker.wait(numbers[1], 0.0)
+    with pytest.raises(ConnectionError, match="in time"):
+        worker.wait(numbers[2], 0.0)
+    acknowledge(pair[1], 3)
+    worker.wait(numbers[2], PATIENCE)
+
+
+def test_an_error_is_everybodys_that_it_acknowledges(pair: tuple[socket.socket, socket.socket]) -> None:
+    worker = SocketQueue(pair[0], ME)
+    numbers = [worker.send(scope, 10.0) for scope in "abcd"]
+    acknowledge(pair[1], 1)
+    acknowledge(pair[1], 3, "no slot is left")
+    acknowledge(pair[1], 4)
+    worker.wait(numbers[0], PATIENCE)
+    for number in numbers[1:3]:  # one of the two failed, and nobody can tell which
+        with pytest.raises(TableFull, match="no slot is left"):
+            worker.wait(number, PATIENCE)
+    worker.wait(numbers[3], PATIENCE)
+
+
+def test_one_of_many_waiting_threads_reads_for_all(pair: tuple[socket.socket, socket.socket]) -> None:
+    worker = SocketQueue(pair[0], ME, budget=PATIENCE)
+    server = SocketQueue(pair[1], ME)
+    failures: list[BaseException] = []
+    stop_reading, stop = os.pipe()
+
+    def put(me: int) -> None:
+        try:
+            for n in range(50):
+                worker.put(TimerRequest(ME, f"s{me}", 10.0 + n))
+        except Exception as error:  # noqa: BLE001 - it is told below
+            failures.append(error)
+
+    pump = threading.Thread(target=deliver_everything, args=(pair[1], server, stop_reading))
+    threads = [threading.Thread(target=put, args=(me,)) for me in range(8)]
+    for thread in (pump, *threads):
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    os.close(stop)
+    pump.join(PATIENCE)
+    os.close(stop_reading)
+    assert failures == []
+    assert sorted(server.get(server.size())) == [TimerRequest(ME, f"s{me}", 59.0) for me in range(8)]
+
+
+def test_a_peer_that_hangs_up_is_a_connection_error(pair: tuple[socket.socket, socket.socket]) -> None:
+    worker = SocketQueue(pair[0], ME)
+    number = worker.send("s", 10.0)
+    pair[1].close()
+    with pytest.raises(ConnectionError):
+        worker.wait(number, PATIENCE)
+    with pytest.raises(ConnectionError):
+        worker.put(TimerRequest(ME, "s", 10.0))
+
+
+def test_a_connection_that_we_closed_is_one_too(pair: tuple[socket.socket, socket.socket]) -> None:
+    worker = SocketQueue(pair[0], ME)
+    number = worker.send("s", 10.0)
+    pair[0].close()
+    with pytest.raises(ConnectionError, match="closed"):
+        worker.wait(number, PATIENCE)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        worker.send("s", 10.0)
+
+
+def test_a_peer_that_never_reads_costs_no_more_than_the_budget(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    worker = SocketQueue(pair[0], ME, budget=0.01)
+    sent = 0
+    with pytest.raises(ConnectionError, match="in time"):
+        while sent < 100_000:
+            sent = worker.send("s" * 200, 10.0)
+    assert 0 < sent < 100_000
+
+
+def test_a_number_out_of_turn_is_a_protocol_error(pair: tuple[socket.socket, socket.socket]) -> None:
+    server = SocketQueue(pair[1], ME)
+    server.deliver(wire.Acquire(1, "s", 10.0))
+    for number in (1, 3, 0, -1):
+        with pytest.raises(ProtocolError, match=f"request {number} after request 1"):
+            server.deliver(wire.Acquire(number, "s", 20.0))
+    assert server.get(5) == [TimerRequest(ME, "s", 10.0)]
+    assert server.acknowledgement() == wire.Ack(1)
+
+
+@pytest.mark.parametrize("until", [nan, inf])
+def test_a_time_that_is_not_finite_is_a_protocol_error(
+    pair: tuple[socket.socket, socket.socket], until: float
+) -> None:
+    server = SocketQueue(pair[1], ME)
+    with pytest.raises(ProtocolError, match="finite"):
+        server.deliver(wire.Acquire(1, "s", until))
+    assert server.acknowledgement("why") == wire.Ack(0, "why")

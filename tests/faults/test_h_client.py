@@ -1,0 +1,308 @@
+"""Faults 47 to 53: what a worker notices of a server that is absent, stuck, or dies meanwhile.
+
+The laws of this file: leaving a block never fails for want of a server; entering one fails only if the client
+was told to; what goes wrong is said once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from time import monotonic
+from typing import cast
+
+import pytest
+
+from aiotimer import AsyncTimerClient, ServerUnavailable, TimerClient, expires
+from aiotimer._client import Unavailable
+from tests.programs import ENTRIES, PRELUDE, program
+from tests.serving import ServerProcess, serving
+from tests.support import short_socket, spawn_worker
+
+POLICIES = ("raise", "warn", "ignore")
+
+
+# -- fault 47 ------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def nobody() -> Iterator[tuple[str, Callable[[], int]]]:
+    with short_socket() as path:
+        yield path, lambda: 0
+
+
+@contextlib.contextmanager
+def stale() -> Iterator[tuple[str, Callable[[], int]]]:
+    with short_socket() as path:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            listener.bind(path)
+        yield path, lambda: 0
+
+
+@contextlib.contextmanager
+def stuck() -> Iterator[tuple[str, Callable[[], int]]]:
+    """A server that listens and says nothing; with how many clients have knocked."""
+    with short_socket() as path, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(path)
+        listener.listen(100)
+        listener.setblocking(False)
+
+        def knocks() -> int:
+            count = 0
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    listener.accept()[0].close()
+                    count += 1
+            return count
+
+        yield path, knocks
+
+
+absences = pytest.mark.parametrize("absence", [nobody, stale, stuck], ids=lambda a: a.__name__)
+policies = pytest.mark.parametrize("policy", POLICIES)
+sharing = pytest.mark.parametrize("shared", [True, False], ids=["shared", "socket"])
+
+
+async def enter_async(client: AsyncTimerClient) -> None:
+    async with expires(60, "step", client):
+        pass
+
+
+async def acquire_async(client: AsyncTimerClient) -> None:
+    await client.acquire("step", monotonic() + 60)
+    await client.release("step")
+
+
+def enter(client: TimerClient) -> None:
+    with expires(60, "step", client):
+        pass
+
+
+def acquire(client: TimerClient) -> None:
+    client.acquire("step", monotonic() + 60)
+    client.release("step")
+
+
+def assert_said(records: list[logging.LogRecord], policy: str) -> None:
+    assert len(records) == (policy == "warn"), [record.getMessage() for record in records]
+    assert all("timers are not being watched" in record.getMessage() for record in records)
+
+
+@absences
+@policies
+@sharing
+@pytest.mark.parametrize("use", [enter, acquire])
+def test_fault_47_no_server(
+    use: Callable[[TimerClient], None],
+    shared: bool,
+    policy: str,
+    absence: Callable[[], contextlib.AbstractContextManager[tuple[str, Callable[[], int]]]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A hundred steps, each within the budget; after the first failure none of them even tries."""
+    with absence() as (path, knocks):
+        client = TimerClient(path, unavailable=cast(Unavailable, policy), shared=shared, budget=0.02)
+        if policy == "raise":
+            with pytest.raises(ServerUnavailable) as caught:
+                use(client)
+            assert caught.value.path == path
+        else:
+            for _ in range(100):
+                use(client)
+        assert knocks() <= 3, "it tries once a second"
+        assert not client.connected
+        assert_said(caplog.records, policy)
+        client.close()
+
+
+@absences
+@policies
+@sharing
+@pytest.mark.parametrize("use", [enter_async, acquire_async])
+async def test_fault_47_no_server_for_coroutines(
+    use: Callable[[AsyncTimerClient], Awaitable[None]],
+    shared: bool,
+    policy: str,
+    absence: Callable[[], contextlib.AbstractContextManager[tuple[str, Callable[[], int]]]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with absence() as (path, knocks):
+        client = AsyncTimerClient(path, unavailable=cast(Unavailable, policy), shared=shared, budget=0.02)
+        if policy == "raise":
+            with pytest.raises(ServerUnavailable) as caught:
+                await use(client)
+            assert caught.value.path == path
+        else:
+            for _ in range(100):
+                await use(client)
+        assert knocks() <= 3, "it tries once a second"
+        assert not client.connected
+        assert_said([r for r in caplog.records if r.name == "aiotimer"], policy)
+        await client.aclose()
+
+
+@sharing
+async def test_fault_47_a_server_that_comes_later(shared: bool) -> None:
+    """Without a server the worker goes on, and with the first one that comes it is protected."""
+    with short_socket() as path:
+        client = AsyncTimerClient(path, unavailable="ignore", shared=shared)
+        await acquire_async(client)
+        assert not client.connected
+        async with serving(path) as server:
+            while not client.connected:  # an attempt a second
+                async with expires(60, "step", client):
+                    await asyncio.sleep(0)
+            async with expires(60, "watched", client):
+                assert server.armed(os.getpid()).keys() == {"watched"}
+            await client.aclose()
+
+
+# -- fault 48 ------------------------------------------------------------------------------------------
+
+THEN = "\nsay('unharmed')\nsys.stdin.readline()\n"
+
+
+@sharing
+def test_fault_48_the_server_dies_inside_the_block(shared: bool) -> None:
+    """No exception leaves the block, and the next server reaps nobody for it."""
+    with short_socket() as path, ServerProcess(path) as server, contextlib.ExitStack() as stack:
+        workers = [
+            stack.enter_context(
+                spawn_worker(program(entry, "sys.stdin.readline()", after=2.0, shared=shared) + THEN, path)
+            )
+            for entry in ENTRIES
+            if shared or entry != "with on a loop"
+        ]
+        deadlines = [float(worker.wait_line("deadline ").split()[-1]) for worker in workers]
+        server.kill()
+        for worker in workers:
+            worker.say()
+            worker.wait_line("left")
+            worker.wait_line("unharmed")
+        server.start()
+        for worker in workers:
+            assert server.armed(worker.pid) == {}
+        server.pass_by(max(deadlines))
+        for worker in workers:
+            worker.say()
+            assert worker.wait() == 0
+            assert "Traceback" not in worker.output
+        reaped = {event["pid"] for event in server.events if event["event"] == "reaped"}
+        assert reaped.isdisjoint(worker.pid for worker in workers)
+
+
+# -- fault 53 ------------------------------------------------------------------------------------------
+
+NOTICES = (
+    PRELUDE
+    + """
+class Said(logging.Handler):
+    def emit(self, record):
+        lines.append(record.getMessage())
+
+lines = []
+logging.getLogger("aiotimer").addHandler(Said())
+
+def heard(text):
+    return lambda: any(text in line for line in lines)
+
+def seconds_pass(seconds):
+    until = time.monotonic() + seconds
+    return lambda: time.monotonic() > until
+
+def plan():
+    say("connected")
+    sys.stdin.readline()
+    yield heard("has not looked")
+    yield seconds_pass(2.5)  # as many more rings
+    say("complaints", len(lines))
+    sys.stdin.readline()
+    yield heard("looks again")
+    say("lines", len(lines))
+
+KIND
+"""
+)
+
+KINDS = {
+    "with": """
+client = TimerClient(budget=30)
+client.connect()
+for until in plan():
+    while not until():
+        with expires(4.0, "step", client):
+            pass
+""",
+    "long with": """
+client = TimerClient(budget=30)
+client.connect()
+for until in plan():
+    while not until():
+        with expires(600.0, "step", client):
+            pass
+""",
+    "acquire": """
+client = TimerClient(budget=30)
+client.connect()
+for until in plan():
+    while not until():
+        client.acquire("step", time.monotonic() + 4)
+        client.release("step")
+""",
+    "async with": """
+async def main():
+    client = AsyncTimerClient(budget=30)
+    await client.connect()
+    for until in plan():
+        while not until():
+            async with expires(4.0, "step", client):
+                pass
+asyncio.run(main())
+""",
+    "with on a loop": """
+async def main():
+    client = AsyncTimerClient(budget=30)
+    await client.connect()
+    for until in plan():
+        while not until():
+            with expires(4.0, "step", client):
+                pass
+asyncio.run(main())
+""",
+    "async acquire": """
+async def main():
+    client = AsyncTimerClient(budget=30)
+    await client.connect()
+    for until in plan():
+        while not until():
+            await client.acquire("step", time.monotonic() + 4)
+            await client.release("step")
+asyncio.run(main())
+""",
+}
+
+
+def test_fault_53_a_stuck_server_is_noticed_once() -> None:
+    with short_socket() as path, ServerProcess(path) as server, contextlib.ExitStack() as stack:
+        workers = {
+            kind: stack.enter_context(spawn_worker(NOTICES.replace("KIND", source), path))
+            for kind, source in KINDS.items()
+        }
+        for worker in workers.values():
+            worker.wait_line("connected")
+        server.freeze()
+        for worker in workers.values():
+            worker.say()
+        complaints = {kind: worker.wait_line("complaints ") for kind, worker in workers.items()}
+        assert complaints == dict.fromkeys(KINDS, "complaints 1")
+        server.thaw()
+        for worker in workers.values():
+            worker.say()
+        lines = {kind: worker.wait_line("lines ") for kind, worker in workers.items()}
+        assert lines == dict.fromkeys(KINDS, "lines 2")
+        assert [worker.wait() for worker in workers.values()] == [0] * len(KINDS)
+        assert not [event for event in server.events if event["event"] == "reaped"]

@@ -1,0 +1,81 @@
+"""Clients without a shared table, when their server goes away: what cannot be said now is said later.
+
+The law of this file: a release that the client made is honoured, whether or not it could be sent; an acquire
+that was acknowledged is not lost with the server.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from time import monotonic
+
+import pytest
+
+from aiotimer import TimerClient, expires
+from aiotimer._core import wire
+from tests.support import PATIENCE, ServerThread, private_runtime, short_socket
+
+
+@pytest.fixture(autouse=True)
+def _own_runtime() -> Iterator[None]:
+    with private_runtime():
+        yield
+
+
+def wait_for_repair() -> None:
+    """Wait until the thread that reconnects, if there is one, has done so."""
+    for thread in threading.enumerate():
+        if thread.name == "aiotimer-reconnect":
+            thread.join(PATIENCE)
+            assert not thread.is_alive()
+
+
+def test_a_release_while_the_server_is_down_is_not_reaped_for() -> None:
+    with short_socket() as path, ServerThread(path) as server, TimerClient(path, shared=False) as client:
+        client.acquire("kept", monotonic() + 600)
+        client.acquire("released", monotonic() + 0.05)
+        server.stop()
+        client.release("released")  # returns, though nobody hears it
+        assert armed_after_restart(server) == ["kept"]
+        assert server.reaps == []
+
+
+def armed_after_restart(server: ServerThread) -> list[str]:
+    """Start the server again, wait until the client is back, and return what is armed."""
+    server.start()
+    wait_for_repair()
+    server.wait_heard(wire.Hello)
+    return server.armed()
+
+
+def test_leaving_a_block_while_the_server_is_down_releases_it() -> None:
+    with short_socket() as path, ServerThread(path) as server, TimerClient(path, shared=False) as client:
+        with expires(after=0.05, scope="block", client=client):
+            assert server.armed() == ["block"]
+            server.stop()
+        assert armed_after_restart(server) == []
+        assert server.reaps == []
+
+
+def test_more_timers_than_a_hello_has_room_for_come_back() -> None:
+    names = [f"timer-{number:04}-{'x' * 100}" for number in range(1500)]
+    with short_socket() as path, ServerThread(path) as server, TimerClient(path, shared=False) as client:
+        for number, name in enumerate(names):
+            client.acquire(name, monotonic() + 600 + number)
+        server.stop()
+        client.acquire("one more", monotonic() + 600)
+        assert armed_after_restart(server) == ["one more", *names]
+
+
+def test_a_hang_that_began_while_the_server_was_down_is_reaped() -> None:
+    """Without a word from the peer, a restarted server acts on what was acknowledged."""
+    with short_socket() as path, ServerThread(path) as server:
+        client = TimerClient(path, shared=False)
+        client.acquire("hung", monotonic() + 0.05)
+        client.link.users = 0  # this process says nothing any more, as if it hung
+        server.stop()
+        server.start()
+        ((worker_id, scopes),) = server.wait_reaps(1)
+        assert (worker_id.pid, scopes) == (os.getpid(), ["hung"])
