@@ -125,7 +125,7 @@ FORK = (
     + """
 def child():
     block.__exit__(None, None, None)  # the block it was forked in
-    say("left in child", block.deadline)
+    say("left in child", block.scope)
     with expires(60, "child"):
         say("child", os.getpid())
         sys.stdin.readline()
@@ -155,7 +155,7 @@ async def test_fork_inside_a_block() -> None:
     source = FORK.replace("CHILD_ENDS", "")
     async with serving() as server:
         with spawn_worker(source, server.socket_path) as parent:
-            await line(parent, "left in child None")
+            await line(parent, "left in child parent")
             pid = int(await number(parent, "child"))
             await line(parent, "parent has left inner")
             # The child has left "parent" and not "inner", the parent the other way round.

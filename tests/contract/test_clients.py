@@ -1,0 +1,736 @@
+"""One contract for both clients, with a shared table and without one, against a real server.
+
+The suite is synchronous: an ``AsyncTimerClient`` is driven by an event loop of its own, so that the same lines say
+what either client must do. What only a coroutine can suffer, cancellation, has a part of its own below.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from math import inf, nan
+from time import monotonic
+from typing import Any, Self, TypeVar, cast
+
+import pytest
+import uvloop
+
+from aiotimer import (
+    AiotimerError,
+    AsyncTimerClient,
+    NotConfigured,
+    Refused,
+    ServerUnavailable,
+    TableFull,
+    TimerClient,
+    TimerRequest,
+    expires,
+)
+from aiotimer._core import wire
+from aiotimer._core.layout import SLOTS, is_armed
+from aiotimer._core.table import TimerTable
+from aiotimer.errors import UnsafePath
+from aiotimer.server import TimerServer
+from tests.support import PATIENCE, ServerThread, short_socket, timers_of
+
+T = TypeVar("T")
+LATER = 1000.0
+"""Seconds ahead of timers that are not to expire."""
+
+
+def soon() -> float:
+    return monotonic() + LATER
+
+
+class Client:
+    """Either client, with verbs that return when they are done."""
+
+    def __init__(self, client: TimerClient | AsyncTimerClient, runner: asyncio.Runner | None) -> None:
+        self.inner = client
+        self._runner = runner
+
+    def _done(self, result: T | Coroutine[Any, Any, T]) -> T:
+        if isinstance(result, Coroutine):
+            assert self._runner is not None
+            return self._runner.run(result)
+        return result
+
+    def connect(self, timeout: float = PATIENCE) -> None:
+        self._done(self.inner.connect(timeout))
+
+    def acquire(self, scope_id: Any, expiration_time: Any) -> None:
+        self._done(self.inner.acquire(scope_id, expiration_time))
+
+    def release(self, scope_id: Any) -> None:
+        self._done(self.inner.release(scope_id))
+
+    def close(self) -> None:
+        if isinstance(self.inner, TimerClient):
+            self.inner.close()
+        else:
+            self._done(self.inner.aclose())
+
+    def __enter__(self) -> Self:
+        if isinstance(self.inner, TimerClient):
+            self.inner.__enter__()
+        else:
+            self._done(self.inner.__aenter__())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if isinstance(self.inner, TimerClient):
+            self.inner.__exit__(None, None, None)
+        else:
+            self._done(self.inner.__aexit__(None, None, None))
+
+    @property
+    def table(self) -> TimerTable:
+        table = self.inner.link.table
+        assert table is not None
+        return table
+
+    def armed_here(self) -> list[str]:
+        """Return the names of what is armed in this process's own table, if it has one."""
+        table = self.inner.link.table
+        return [] if table is None else sorted(timer.name for timer in timers_of(table))
+
+
+class Maker:
+    """Makes clients of one kind, and closes them."""
+
+    def __init__(self, kind: str, *, shared: bool) -> None:
+        loops: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
+            "asyncio": asyncio.new_event_loop,
+            "uvloop": uvloop.new_event_loop,
+        }
+        self._runner = asyncio.Runner(loop_factory=loops[kind]) if kind in loops else None
+        self.shared = shared
+        self._made: list[Client] = []
+
+    def __call__(self, path: str | None, **options: Any) -> Client:
+        kind = TimerClient if self._runner is None else AsyncTimerClient
+        client = Client(kind(path, shared=self.shared, **options), self._runner)
+        self._made.append(client)
+        return client
+
+    def close(self) -> None:
+        for client in self._made:
+            client.close()
+        if self._runner is not None:
+            self._runner.close()
+
+
+@pytest.fixture(
+    params=[(kind, shared) for kind in ("sync", "asyncio", "uvloop") for shared in (True, False)],
+    ids=lambda param: f"{param[0]}-{'shared' if param[1] else 'socket'}",
+)
+def make(request: pytest.FixtureRequest) -> Iterator[Maker]:
+    kind, shared = request.param
+    maker = Maker(kind, shared=shared)
+    yield maker
+    maker.close()
+
+
+def deadlines(server: ServerThread) -> dict[str, float]:
+    """Return what the server sees armed on this process."""
+    (worker,) = (w for w in server.status()["workers"] if w["pid"] == os.getpid())
+    return {timer["scope"]: timer["deadline"] for timer in worker["timers"]}
+
+
+# --- connecting
+
+
+def test_connected_means_that_the_server_knows_us(make: Maker, server: ServerThread) -> None:
+    client = make(server.path)
+    assert not client.inner.connected
+    client.connect()
+    assert client.inner.connected
+    (worker,) = server.status()["workers"]
+    assert (worker["pid"], worker["connected"], worker["timers"]) == (os.getpid(), True, [])
+    client.connect()
+    assert server.count_heard(wire.Hello) == 1, "connecting again is nothing"
+
+
+def test_a_client_is_a_context_manager(make: Maker, server: ServerThread) -> None:
+    with make(server.path) as client:
+        assert client.inner.connected
+        client.acquire("s", soon())
+    assert not client.inner.connected
+    server.wait_heard(wire.Bye)
+    assert server.armed() == []
+
+
+def test_an_acquire_connects(make: Maker, server: ServerThread) -> None:
+    client = make(server.path)
+    client.acquire("s", soon())
+    assert client.inner.connected
+    assert server.armed() == ["s"]
+
+
+def test_the_path_may_come_from_the_environment(
+    make: Maker, server: ServerThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(NotConfigured):
+        make(None)
+    monkeypatch.setenv("AIOTIMER_SOCKET", server.path)
+    client = make(None)
+    client.connect()
+    assert client.inner.path == server.path
+
+
+def test_bad_options_are_refused_at_once(make: Maker, nobody: str) -> None:
+    with pytest.raises(ValueError, match="unavailable must be"):
+        make(nobody, unavailable="panic")
+    with pytest.raises(UnsafePath, match="108 bytes"):
+        make("/" + "x" * 107)
+    with pytest.raises(UnsafePath, match="empty"):
+        make("")
+
+
+def test_a_client_shows_what_it_is(make: Maker, server: ServerThread) -> None:
+    client = make(server.path)
+    name = type(client.inner).__name__
+    assert repr(client.inner) == f"<{name} {server.path!r}, not connected>"
+    client.connect()
+    assert repr(client.inner) == f"<{name} {server.path!r}, connected>"
+    client.close()
+    assert repr(client.inner) == f"<{name} {server.path!r}, closed>"
+
+
+# --- acquire and release
+
+
+def test_an_acquire_arms_and_a_release_disarms(make: Maker, server: ServerThread) -> None:
+    with make(server.path) as client:
+        first, second = soon(), soon() + 1
+        client.acquire("a", first)
+        client.acquire("b", second)
+        assert deadlines(server) == {"a": first, "b": second}
+        client.release("a")
+        assert deadlines(server) == {"b": second}
+
+
+def test_a_second_acquire_replaces_the_first(make: Maker, server: ServerThread) -> None:
+    with make(server.path) as client:
+        for until in (soon(), soon() - 500, soon() + 500):
+            client.acquire("s", until)
+            assert deadlines(server) == {"s": until}
+
+
+def test_releasing_what_is_unknown_is_nothing(make: Maker, server: ServerThread) -> None:
+    with make(server.path) as client:
+        client.release("never")
+        client.acquire("s", soon())
+        client.release("never")
+        assert server.armed() == ["s"]
+        client.release("s")
+        client.release("s")
+        assert server.armed() == []
+
+
+@pytest.mark.parametrize("until", [-1, -1.0, -1e-300])
+def test_a_negative_expiration_is_a_release(make: Maker, server: ServerThread, until: float) -> None:
+    with make(server.path) as client:
+        client.acquire("never", until)
+        client.acquire("s", soon())
+        client.acquire("s", until)
+        assert server.armed() == []
+
+
+def test_zero_has_already_expired(make: Maker, server: ServerThread) -> None:
+    with make(server.path) as client:
+        client.acquire("s", 0)
+        ((worker, scopes),) = server.wait_reaps(1)
+        assert (worker.pid, scopes) == (os.getpid(), ["s"])
+
+
+def test_one_expired_timer_reaps_once_and_clears_all(make: Maker, server: ServerThread) -> None:
+    with make(server.path) as client:
+        client.acquire("later", soon())
+        client.acquire("other", monotonic() + 0.3)
+        client.acquire("now", monotonic())
+        assert server.wait_reaps(1)[0][1] == ["now"]
+        assert server.call(lambda s: s.get_expired_timers(inf)) == {}, "the others are cleared too"
+        client.acquire("new", monotonic() + 0.35)
+        assert [scopes for _, scopes in server.wait_reaps(2)] == [["now"], ["new"]], (
+            "and 'other' is not heard of"
+        )
+
+
+def test_a_release_before_the_deadline_spares(make: Maker, server: ServerThread) -> None:
+    with make(server.path) as client:
+        for n in range(20):
+            client.acquire(f"s{n}", monotonic() + 0.05)
+            client.release(f"s{n}")
+        client.acquire("witness", monotonic() + 0.15)
+        assert [scopes for _, scopes in server.wait_reaps(1)] == [["witness"]]
+
+
+def test_keyed_timers_and_entries_of_one_name_never_meet(make: Maker, server: ServerThread) -> None:
+    with make(server.path) as client:
+        until = soon()
+        client.acquire("s", until)
+        with expires(60, scope="s", client=client.inner) as block:
+            assert sorted(timer.deadline for timer in timers_of(client.table)) == sorted(
+                [until, cast(float, block.deadline)]
+            )
+            client.release("s")
+            assert server.armed() == ["s"]
+            assert block.remaining() > 0
+            client.acquire("s", until)
+        assert deadlines(server) == {"s": until}
+        client.release("s")
+        assert server.armed() == []
+
+
+def test_the_queue_of_a_client_is_what_acquire_goes_through(make: Maker, server: ServerThread) -> None:
+    client = make(server.path)
+    with pytest.raises(ServerUnavailable):
+        _ = client.inner.queue
+    client.connect()
+    until = soon()
+    client.inner.queue.put(TimerRequest(os.getpid(), "s", until))
+    assert deadlines(server) == {"s": until}
+    with pytest.raises(ValueError, match=str(os.getppid())):
+        client.inner.queue.put(TimerRequest(os.getppid(), "s", until))
+    client.inner.queue.put(TimerRequest(os.getpid(), "s", -1.0))
+    assert server.armed() == []
+
+
+# --- what is refused
+
+
+def test_the_wall_clock_is_noticed(make: Maker, server: ServerThread) -> None:
+    with make(server.path) as client:
+        with pytest.raises(ValueError, match=r"looks like time\.time\(\); timers use time\.monotonic\(\)"):
+            client.acquire("s", time.time() + 60)
+        assert client.armed_here() == []
+        assert server.armed() == []
+
+
+@pytest.mark.parametrize("until", [nan, inf, -inf, 10**400], ids=["nan", "inf", "-inf", "huge"])
+def test_what_is_not_finite_is_a_value_error(make: Maker, server: ServerThread, until: float) -> None:
+    with make(server.path) as client:
+        kept = soon()
+        client.acquire("s", kept)
+        for scope in ("s", "new"):
+            with pytest.raises(ValueError, match="finite"):
+                client.acquire(scope, until)
+        assert deadlines(server) == {"s": kept}
+
+
+@pytest.mark.parametrize("until", [True, "60", None, b"1"], ids=str)
+def test_what_is_no_number_is_a_type_error(make: Maker, server: ServerThread, until: Any) -> None:
+    with make(server.path) as client:
+        with pytest.raises(TypeError, match="expiration_time must be a number"):
+            client.acquire("s", until)
+        assert server.armed() == []
+
+
+@pytest.mark.parametrize(
+    "scope", ["", "a\0b", "\ud800", "x" * 10_240, None, b"s"], ids=lambda s: repr(s)[:12]
+)
+def test_what_is_no_name_is_refused(make: Maker, server: ServerThread, scope: Any) -> None:
+    with make(server.path) as client:
+        client.acquire("s", soon())
+        with pytest.raises((ValueError, TypeError), match="scope"):
+            client.acquire(scope, soon())
+        with pytest.raises((ValueError, TypeError), match="scope"):
+            client.release(scope)
+        assert server.armed() == ["s"], "and the connection is as good as before"
+        client.release("s")
+        assert server.armed() == []
+    assert not [event for event in server.events if event.event == "refused"]
+
+
+@pytest.mark.parametrize("unavailable", ["raise", "warn", "ignore"])
+def test_a_full_table_raises_whatever_the_policy(make: Maker, server: ServerThread, unavailable: str) -> None:
+    with make(server.path, unavailable=unavailable) as client:
+        client.acquire("first", soon())
+
+        def fill(s: TimerServer) -> None:
+            (worker,) = s._roster.workers.values()
+            table = client.table if make.shared else worker.own_tables["socket"][1]
+            until = soon()
+            for n in range(SLOTS - 1):
+                table.set((f"s{n}", 0), until, 0.0)
+
+        def count(s: TimerServer) -> int:
+            tables = [table for worker in s._roster.workers.values() for table in worker.tables]
+            return sum(map(is_armed, (d for table in tables for d in table.reader.deadlines())))
+
+        server.call(fill)
+        with pytest.raises(TableFull, match="65,536 slots"):
+            client.acquire("one more", soon())
+        assert server.call(count) == SLOTS
+        assert "one more" not in client.armed_here()
+        client.acquire("first", soon())
+        client.release("first")
+        client.acquire("one more", soon())
+        assert server.call(count) == SLOTS, "there was room for it"
+
+
+# --- several clients
+
+
+def test_clients_share_one_connection_and_one_table(make: Maker, server: ServerThread) -> None:
+    one, two = make(server.path), make(server.path)
+    one.connect()
+    two.connect()
+    assert one.inner.link is two.inner.link
+    assert server.count_heard(wire.Hello) == 1
+    one.acquire("s", soon())
+    two.release("s")
+    assert server.armed() == []
+    two.acquire("t", soon())
+    one.close()
+    assert two.inner.connected
+    assert server.armed() == ["t"]
+    assert server.count_heard(wire.Bye) == 0
+    two.close()
+    server.wait_heard(wire.Bye)
+    assert server.armed() == []
+    assert server.count_heard(wire.Bye) == 1
+
+
+def test_both_kinds_of_client_share_too(make: Maker, server: ServerThread) -> None:
+    with TimerClient(server.path, shared=make.shared) as sync, make(server.path) as client:
+        assert server.count_heard(wire.Hello) == 1
+        sync.acquire("s", soon())
+        client.release("s")
+        assert server.armed() == []
+
+
+def test_with_and_without_a_table_are_two_connections(make: Maker, server: ServerThread) -> None:
+    with TimerClient(server.path, shared=not make.shared) as other, make(server.path) as client:
+        assert server.count_heard(wire.Hello) == 2
+        other.acquire("s", soon())
+        client.acquire("s", soon())
+        assert server.armed() == ["s", "s"]
+        client.release("s")
+        assert server.armed() == ["s"]
+    server.wait_heard(wire.Bye, 2)
+    assert server.armed() == []
+
+
+def test_closed_is_closed(make: Maker, server: ServerThread) -> None:
+    with make(server.path) as other:
+        client = make(server.path)
+        client.connect()
+        client.close()
+        client.close()
+        assert other.inner.connected, "closing twice does not close for another"
+        for use in (client.connect, lambda: client.acquire("s", soon())):
+            with pytest.raises(RuntimeError, match="closed"):
+                use()
+        client.release("s")
+        with pytest.raises(RuntimeError, match="closed"):
+            with expires(60, scope="s", client=client.inner):
+                pytest.fail("the block was entered")
+        assert server.armed() == []
+
+
+def test_after_the_last_one_a_new_client_starts_afresh(make: Maker, server: ServerThread) -> None:
+    for round_ in range(1, 4):
+        with make(server.path) as client:
+            assert client.armed_here() == []
+            client.acquire("s", soon())
+            with expires(60, scope="s", client=client.inner):
+                assert server.armed() == ["s", "s"]
+        server.wait_heard(wire.Bye, round_)
+        assert server.armed() == []
+
+
+def test_a_block_outlives_its_client(make: Maker, server: ServerThread) -> None:
+    client = make(server.path)
+    client.connect()
+    with expires(60, scope="s", client=client.inner):
+        client.close()
+        server.wait_heard(wire.Bye)
+        assert server.armed() == []
+        with make(server.path) as new:
+            new.acquire("t", soon())
+    assert new.armed_here() == []
+
+
+# --- no server
+
+
+@pytest.mark.parametrize("unavailable", ["raise", "warn", "ignore"])
+def test_without_a_server_the_policy_decides_and_nothing_stays_armed(
+    make: Maker, nobody: str, unavailable: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = make(nobody, unavailable=unavailable)
+    for scope in ("a", "b"):
+        if unavailable == "raise":
+            with pytest.raises(ServerUnavailable, match="aiotimer serve --socket") as caught:
+                client.acquire(scope, soon())
+            assert caught.value.path == nobody
+        else:
+            client.acquire(scope, soon())
+    assert client.armed_here() == []
+    client.release("a")
+    client.release("never")
+    told = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert len(told) == (1 if unavailable == "warn" else 0), "it says so once"
+    assert all("timers are not being watched" in message and nobody in message for message in told)
+    with ServerThread(nobody) as server:
+        client.connect()
+        assert server.armed() == []
+        client.acquire("c", soon())
+        assert server.armed() == ["c"]
+
+
+def test_connecting_in_vain_raises_whatever_the_policy(make: Maker, nobody: str) -> None:
+    for unavailable in ("raise", "warn", "ignore"):
+        with pytest.raises(ServerUnavailable, match="no timer server at"):
+            make(nobody, unavailable=unavailable).connect(0.05)
+
+
+def test_bad_arguments_are_found_without_a_server_too(make: Maker, nobody: str) -> None:
+    client = make(nobody, unavailable="ignore")
+    with pytest.raises(ValueError, match="finite"):
+        client.acquire("s", nan)
+    with pytest.raises(ValueError, match="scope"):
+        client.acquire("", soon())
+    with pytest.raises(ValueError, match="scope"):
+        client.release("")
+
+
+@contextmanager
+def stand_in(path: str, answer: bytes | None) -> Iterator[None]:
+    """Listen at ``path``: answer everybody with these bytes and hang up, or (None) with silence."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen()
+    kept: list[socket.socket] = []
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            kept.append(connection)
+            if answer is not None:
+                connection.sendall(answer)
+                connection.shutdown(socket.SHUT_WR)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join(PATIENCE)
+        listener.close()
+        for connection in kept:
+            connection.close()
+        os.unlink(path)
+
+
+ANSWERS: dict[str, tuple[bytes | None, type[AiotimerError], str]] = {
+    "silence": (None, ServerUnavailable, "no answer within"),
+    "hangs up": (b"", ServerUnavailable, "closed the connection"),
+    "refuses": (wire.encode(wire.Refused("no room")), Refused, "no room"),
+    "nonsense": (b"HTTP/1.1 400 Bad Request\r\n\r\n", AiotimerError, ""),
+    "another message": (wire.encode(wire.Ack(1)), Refused, "nonsense"),
+    "half a frame": (wire.encode(wire.Refused("x"))[:-1], ServerUnavailable, "closed the connection"),
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_a_server_that_does_not_welcome_us_is_no_server(make: Maker, nobody: str, name: str) -> None:
+    answer, kind, words = ANSWERS[name]
+    client = make(nobody, unavailable="raise", budget=0.1)
+    with stand_in(nobody, answer):
+        with pytest.raises(kind, match=words):
+            client.acquire("s", soon())
+        assert not client.inner.connected
+        assert client.armed_here() == []
+    with ServerThread(nobody) as server:
+        client.connect()
+        assert server.armed() == []
+
+
+# --- a server that comes and goes
+
+
+def test_timers_survive_a_restart_of_the_server(make: Maker, server: ServerThread) -> None:
+    with make(server.path, budget=PATIENCE) as client:
+        kept = soon()
+        client.acquire("kept", kept)
+        client.acquire("released", soon())
+        server.stop()
+        client.release("released")
+        server.start()
+        client.acquire("new", soon())
+        assert server.armed() == ["kept", "new"]
+        assert deadlines(server)["kept"] == kept
+        assert client.inner.connected
+
+
+def test_a_timer_armed_while_the_server_was_away_is_honoured(server: ServerThread) -> None:
+    with TimerClient(server.path, unavailable="raise") as client:
+        server.stop()
+        client.acquire("s", monotonic() + 0.01)
+        server.start()
+        assert server.wait_reaps(1)[0][1] == ["s"]
+
+
+@pytest.mark.parametrize("unavailable", ["raise", "warn"])
+def test_without_a_table_a_timer_that_was_not_acknowledged_is_not_armed(
+    server: ServerThread, unavailable: Any
+) -> None:
+    with TimerClient(server.path, shared=False, unavailable=unavailable) as client:
+        client.acquire("kept", soon())
+        server.stop()
+        if unavailable == "raise":
+            with pytest.raises(ServerUnavailable):
+                client.acquire("s", soon())
+        else:
+            client.acquire("s", soon())
+        server.start()
+        client.connect(PATIENCE)
+        assert server.armed() == ["kept"]
+
+
+def test_a_server_that_went_raises_nothing_out_of_a_release(make: Maker, server: ServerThread) -> None:
+    with make(server.path, unavailable="raise", budget=0.05) as client:
+        client.acquire("s", soon())
+        with expires(60, scope="block", client=client.inner):
+            server.stop()
+        client.release("s")
+        client.release("never")
+        assert client.armed_here() == []
+        server.start()
+        client.connect()
+        assert server.armed() == []
+
+
+# --- threads and tasks
+
+
+def test_any_thread_may_use_any_client(server: ServerThread) -> None:
+    for shared in (True, False):
+        with TimerClient(server.path, shared=shared, budget=PATIENCE) as client:
+            failures: list[BaseException] = []
+            client.acquire("bystander", soon())
+
+            def work(me: int, client: TimerClient = client, failures: Any = failures) -> None:
+                try:
+                    for n in range(20):
+                        client.acquire(f"t{me}", soon())
+                        client.acquire(f"t{me}", soon())
+                        if n % 2:
+                            client.release(f"t{me}")
+                except Exception as error:  # noqa: BLE001 - it is told below
+                    failures.append(error)
+
+            threads = [threading.Thread(target=work, args=(me,)) for me in range(16)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(PATIENCE)
+            assert failures == []
+            assert server.armed() == ["bystander"]
+        server.wait(lambda: server.server.gone > 0)
+
+
+def test_threads_that_connect_at_once_share_one_connection(make: Maker, server: ServerThread) -> None:
+    clients = [TimerClient(server.path, shared=make.shared) for _ in range(16)]
+    threads = [threading.Thread(target=client.acquire, args=("s", soon())) for client in clients]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert server.count_heard(wire.Hello) == 1
+    assert server.armed() == ["s"]
+    for client in clients:
+        client.close()
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "socket"])
+async def test_tasks_that_connect_at_once_share_one_connection(server: ServerThread, shared: bool) -> None:
+    clients = [AsyncTimerClient(server.path, shared=shared, budget=PATIENCE) for _ in range(50)]
+    await asyncio.gather(*(client.acquire(f"s{n}", soon()) for n, client in enumerate(clients)))
+    assert await asyncio.to_thread(server.armed) == sorted(f"s{n}" for n in range(50))
+    assert server.count_heard(wire.Hello) == 1
+    await asyncio.gather(*(client.release(f"s{n}") for n, client in enumerate(clients)))
+    assert await asyncio.to_thread(server.armed) == []
+    for client in clients:
+        await client.aclose()
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "socket"])
+async def test_cancelled_while_connecting_nothing_is_armed(nobody: str, shared: bool) -> None:
+    client = AsyncTimerClient(nobody, shared=shared, budget=PATIENCE)
+    with stand_in(nobody, None):
+        task = asyncio.create_task(client.acquire("s", soon()))
+        while not client.link._connecting:
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not client.link._connecting
+    with ServerThread(nobody) as server:
+        await client.connect(PATIENCE)
+        assert await asyncio.to_thread(server.armed) == []
+        await client.acquire("t", soon())
+        assert await asyncio.to_thread(server.armed) == ["t"]
+        await client.aclose()
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "socket"])
+async def test_cancelled_anywhere_in_an_acquire_nothing_is_armed(server: ServerThread, shared: bool) -> None:
+    """Cancel at every point where the acquire may be suspended: after 0, 1, 2, ... turns of the loop."""
+    finished = 0
+    for turns in range(200):
+        client = AsyncTimerClient(server.path, shared=shared, budget=PATIENCE)
+        if turns % 2:
+            await client.connect()
+        task = asyncio.create_task(client.acquire("s", soon()))
+        for _ in range(turns // 4):
+            await asyncio.sleep(0)
+        task.cancel()
+        try:
+            await task
+        except asyncio.CancelledError:
+            table = client.link.table
+            assert table is None or not timers_of(table)
+        else:
+            finished += 1
+            await client.release("s")
+        await client.acquire("t", soon())  # in order behind whatever is still on its way
+        assert await asyncio.to_thread(server.armed) == ["t"]
+        await client.aclose()
+    assert finished > 0, "it was never fast enough: the test is blind"
+
+
+async def test_connecting_does_not_block_the_loop(nobody: str) -> None:
+    client = AsyncTimerClient(nobody, budget=PATIENCE)
+    with stand_in(nobody, None):
+        task = asyncio.create_task(client.acquire("s", soon()))
+        turns = 0
+        while turns < 1000:
+            await asyncio.sleep(0)
+            turns += 1
+        assert not task.done()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    await client.aclose()
+
+
+def test_the_socket_path_may_be_as_long_as_the_kernel_takes(make: Maker) -> None:
+    with short_socket() as path:
+        longest = path + "x" * (107 - len(path))
+        with ServerThread(longest) as server, make(longest) as client:
+            client.acquire("s", soon())
+            assert server.armed() == ["s"]
