@@ -7,6 +7,7 @@ is not left. ``configure`` chooses the server. ``TimerServer`` is the server, to
 
 from typing import TYPE_CHECKING
 
+from ._block import Block
 from ._core.requests import TimerRequest, WorkerId
 from ._version import __version__
 from .client import AsyncTimerClient
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AiotimerError",
     "AsyncTimerClient",
+    "Block",
     "NotConfigured",
     "Refused",
     "RequestQueue",

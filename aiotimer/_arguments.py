@@ -41,17 +41,25 @@ def seconds(value: Any, name: str) -> float:
     return number
 
 
-def first_pool(scope: str | None, client: BaseClient | None, frame: FrameType) -> Pool:
-    """Return the pool of a scope that is new, or whose client is not connected."""
-    if scope is not None:
-        encode_scope(scope)
-    name = _site_name(frame) if scope is None else scope
+def named_pool(scope: str, client: BaseClient | None) -> Pool:
+    """Return the pool of a scope that is new, or whose client is not connected.
+
+    Raises:
+        TypeError, ValueError: the scope cannot be a name.
+        RuntimeError: the client is closed.
+    """
+    encode_scope(scope)
     if client is None:
-        return scratch().pool(name)
+        return scratch().pool(scope)
     client.check_open()
-    pool = client.link.pool(name)
-    if scope is None and client.link.table is pool.table:
-        client.link.remember_site(frame.f_code, frame.f_lasti, pool)
+    return client.link.pool(scope)
+
+
+def site_pool(caller: FrameType, client: BaseClient | None) -> Pool:
+    """Return the pool of a call that names no scope, and remember it for that call."""
+    pool = named_pool(_site_name(caller), client)
+    if client is not None and client.link.table is pool.table:
+        client.link.remember_site(caller.f_code, caller.f_lasti, pool)
     return pool
 
 

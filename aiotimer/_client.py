@@ -8,10 +8,10 @@ so that ``import aiotimer`` stays cheap.
 from __future__ import annotations
 
 import os
-from math import isfinite
+from time import monotonic
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from ._core.layout import shifted
+from ._core.layout import as_stored, encode_scope, shifted
 from ._core.requests import RELEASE
 from .errors import NotConfigured, TableFull
 
@@ -113,6 +113,17 @@ class BaseClient:
         if self._closed:
             raise RuntimeError("this timer client is closed")
 
+    def check_request(self, scope_id: str, expiration_time: float) -> None:
+        """Refuse what cannot be asked for, before anything is done about it.
+
+        Raises:
+            RuntimeError: this client has been closed.
+            TypeError, ValueError: the arguments are not a name and a finite number.
+        """
+        self.check_open()
+        encode_scope(scope_id)
+        _check_expiration(expiration_time)
+
     def _leave(self) -> None:
         if not self._closed:
             self._closed = True
@@ -129,23 +140,28 @@ class BaseClient:
         """Store a request; return the stored deadline if the server must be told of it."""
         table = self._link.table
         assert table is not None
-        _check_expiration(expiration_time, table.now() - table.offset)
         expiration_time = shifted(expiration_time, table.offset)
         must_tell = table.set((scope_id, 0), expiration_time, table.now())
         return expiration_time if must_tell else None
 
     def _disarm(self, scope_id: str) -> None:
         table = self._link.table
-        if table is not None:
+        if table is None:
+            encode_scope(scope_id)  # refuse it all the same
+        else:
             table.set((scope_id, 0), RELEASE, 0.0)
 
+    def _retract(self, scope_id: str) -> None:
+        """An acquire did not come about: nobody holds its timer."""
+        self._disarm(scope_id)
+        self._link.retract(scope_id)
 
-def _check_expiration(expiration_time: float, now: float) -> None:
+
+def _check_expiration(expiration_time: float) -> None:
     if isinstance(expiration_time, bool) or not isinstance(expiration_time, (int, float)):
         raise TypeError(f"expiration_time must be a number, not {type(expiration_time).__name__}")
-    if not isfinite(expiration_time):
-        raise ValueError(f"expiration_time must be finite, not {expiration_time}")
-    if expiration_time > now + _YEARS:
+    as_stored(expiration_time)
+    if expiration_time > monotonic() + _YEARS:
         import time
 
         wall = time.time()  # noqa: TID251 - to recognise the mistake, not to decide by

@@ -85,6 +85,7 @@ class Link:
         self._socket_inode = 0
         self._gate = allocate_lock()  # held by whoever is connecting
         self._next_attempt = -inf
+        self._silent_until = -inf  # a server has just let us wait in vain
         self._complained = False
 
     # -- connecting ------------------------------------------------------------------------------
@@ -99,6 +100,7 @@ class Link:
         try:
             _waiting.run(self._connect(), budget)
         except TimeoutError as error:
+            self._silent_until = monotonic() + RETRY_EVERY
             raise ServerUnavailable(self.path, str(error)) from None
 
     async def connect_async(self, budget: float) -> None:
@@ -110,7 +112,13 @@ class Link:
         try:
             await _waiting.run_async(self._connect(), budget)
         except TimeoutError as error:
+            self._silent_until = monotonic() + RETRY_EVERY
             raise ServerUnavailable(self.path, str(error)) from None
+        except (AiotimerError, OSError):
+            raise
+        except BaseException:  # cancelled: that says nothing about the server
+            self._next_attempt = -inf
+            raise
 
     def _connect(self) -> Steps[None]:
         gate = self._gate
@@ -323,8 +331,8 @@ class Link:
         """Tell the server of a release without waiting for an answer, as far as that can be done."""
 
     def may_attempt(self) -> bool:
-        """Whether a second has passed since the last attempt to connect."""
-        return monotonic() >= self._next_attempt
+        """Whether an attempt to connect is under way, or the last one is a second ago."""
+        return self._gate.locked() or monotonic() >= self._next_attempt
 
     def note_lateness(self) -> None:
         """Say once that the server is late, and once that it is back."""

@@ -39,8 +39,10 @@ class SocketLink(Link):
         super().reset()
         self.queue: SocketQueue | None = None
         self.table = scratch_table(self.pools)
-        self._repairing: threading.Thread | None = None
+        self._repairing = False  # there is a thread that reconnects
+        self._repair_lock = threading.Lock()
         self._unlisted: deque[tuple[str, float]] = deque()
+        self._retracted: deque[str] = deque()
 
     def tell(self, key: str, deadline: float, budget: float) -> None:
         """Send a request and wait for its acknowledgement; reconnect if need be.
@@ -49,36 +51,48 @@ class SocketLink(Link):
             AiotimerError, OSError: the server did not acknowledge it within the budget.
         """
         until = monotonic() + budget
-        if self.queue is not None and self.connected:
+        while True:
+            queue = self.queue
+            if queue is not None and self.connected:
+                try:
+                    queue.wait(queue.send(key, deadline), max(0.0, until - monotonic()))
+                    return
+                except OSError:
+                    self.hang_up()
             try:
-                self.queue.wait(self.queue.send(key, deadline), budget)
-                return
-            except (ConnectionError, OSError):
-                self.hang_up()
-        try:
-            self.connect(max(0.0, until - monotonic()))  # HELLO lists every armed timer, this one too
-        except BaseException:
-            self._repair()
-            raise
+                self._check_silence()
+                # HELLO lists what is armed, but another thread may have said it before this was stored.
+                self.connect(max(0.0, until - monotonic()))
+            except BaseException:
+                self._repair()
+                raise
 
     async def tell_async(self, key: str, deadline: float, budget: float) -> None:
         """Do what :meth:`tell` does; the request is sent at once, only waiting is left to a thread."""
         import asyncio
 
         until = monotonic() + budget
-        queue = self.queue
-        if queue is not None and self.connected:
+        while True:
+            queue = self.queue
+            if queue is not None and self.connected:
+                try:
+                    number = queue.send(key, deadline)
+                    left = max(0.0, until - monotonic())
+                    await asyncio.get_running_loop().run_in_executor(None, queue.wait, number, left)
+                    return
+                except OSError:
+                    self.hang_up()
             try:
-                number = queue.send(key, deadline)
-                await asyncio.get_running_loop().run_in_executor(None, queue.wait, number, budget)
-                return
-            except (ConnectionError, OSError):
-                self.hang_up()
-        try:
-            await self.connect_async(max(0.0, until - monotonic()))
-        except BaseException:
-            self._repair()
-            raise
+                self._check_silence()
+                await self.connect_async(max(0.0, until - monotonic()))
+            except BaseException:
+                self._repair()
+                raise
+
+    def _check_silence(self) -> None:
+        """Wait for a stuck server once a second, not in every step; the rest is left to a thread."""
+        if monotonic() < self._silent_until:
+            raise ServerUnavailable(self.path, "it did not answer a moment ago")
 
     def untell(self, key: str, budget: float) -> None:
         """Send a release and wait for its acknowledgement. Never raises.
@@ -94,13 +108,15 @@ class SocketLink(Link):
             await self.tell_async(key, RELEASE, budget)
 
     def retract(self, key: str) -> None:
-        """Send a release and do not wait. If it cannot be sent, the next HELLO will not list the timer."""
+        """Send a release and do not wait; if it cannot be sent, leave it to a thread that waits."""
         if self.queue is not None and self.connected:
             try:
                 self.queue.send(key, RELEASE)
+                return
             except OSError:
                 self.hang_up()
-                self._repair()
+        self._retracted.append(key)
+        self._repair()
 
     def _repair(self) -> None:
         """Reconnect in the background: the server may hold a timer that has been released since.
@@ -108,16 +124,35 @@ class SocketLink(Link):
         Only a HELLO can set that right, and the program may not come by here again for long. The thread
         ends with its work, or with the last client.
         """
-        if self._repairing is None or not self._repairing.is_alive():
-            self._repairing = threading.Thread(target=self._reconnect, name="aiotimer-reconnect", daemon=True)
-            self._repairing.start()
+        with self._repair_lock:
+            if self._repairing:
+                return
+            self._repairing = True
+        try:
+            threading.Thread(target=self._reconnect, name="aiotimer-reconnect", daemon=True).start()
+        except RuntimeError:  # the interpreter is ending, and its timers with it
+            self._repairing = False
 
     def _reconnect(self) -> None:
-        while self.users > 0 and not self.connected:
+        while True:
+            with self._repair_lock:
+                if self.users <= 0 or (self.connected and not self._retracted):
+                    self._repairing = False
+                    return
             try:
                 self.connect(RETRY_EVERY)
+                self._release_retracted()
             except (AiotimerError, OSError):
                 sleep(_REPAIR_EVERY)
+
+    def _release_retracted(self) -> None:
+        """Say of every retracted timer that it is released: the HELLO may have listed it just before."""
+        assert self.queue is not None
+        while self._retracted:
+            key = self._retracted[0]
+            if all(key != armed for armed, _deadline in self._armed()):
+                self.queue.send(key, RELEASE)
+            self._retracted.popleft()
 
     def requests(self) -> RequestQueue:
         """Return the worker's end of the socket queue.
@@ -150,10 +185,10 @@ class SocketLink(Link):
     def _settle(self, connection: socket.socket, welcome: wire.Welcome, descriptor: int) -> None:
         if welcome.has_table or descriptor >= 0:
             raise ProtocolError("a table for a client that did not ask for one")
-        self._use(connection)
         queue = SocketQueue(connection, os.getpid())
         for key, deadline in self._unlisted:  # what did not fit into HELLO
             number = queue.send(key, deadline)
         if self._unlisted:
             queue.wait(number, RETRY_EVERY)
-        self.queue = queue
+        self.queue = queue  # before anybody takes it for connected
+        self._use(connection)

@@ -3,7 +3,8 @@
 The laws of this file:
 
 * One handle per table wakes the server at its promise, another reads once more after every look.
-* A loop that wakes early (uvloop rounds to whole milliseconds) re-arms, for no less than a millisecond.
+* A loop that wakes early (uvloop rounds to whole milliseconds) re-arms, each time for a little more, so that
+  a loop which is always early wakes a few times for a deadline, and never spins.
 * Nothing here knows what a worker is: what is due is handed to the owner.
 """
 
@@ -47,6 +48,8 @@ class WatchedTable:
         "_looks",
         "_loop",
         "_on_due",
+        "_rounds",
+        "_spare",
         "_wake",
         "_wake_at",
         "connection",
@@ -70,6 +73,8 @@ class WatchedTable:
         self._wake: asyncio.TimerHandle | None = None
         self._later: asyncio.TimerHandle | None = None
         self._wake_at = inf
+        self._rounds = not isinstance(loop, asyncio.BaseEventLoop)  # uvloop: to the nearest millisecond
+        self._spare = 0  # milliseconds to add after the next early wake
         self.connection: Closable | None = None  # whose owner's rings or requests come for this table
         # Go on counting where an earlier server stopped: a worker may remember its last ring by that.
         stored = os.pread(file.descriptor, 8, 8 * layout.LOOKS)
@@ -79,6 +84,7 @@ class WatchedTable:
     def look(self) -> None:
         """Look now: report what is due, promise, and schedule the next look."""
         watch = self.watch
+        self._spare = 0
         for _ in range(RESTARTS):
             snapshot = self.reader.snapshot()
             decision = watch.look(layout.deadlines(snapshot), monotonic())
@@ -157,21 +163,22 @@ class WatchedTable:
         self._looks += 1.0
         os.pwrite(self.file.descriptor, layout.server_line(promise, self._looks), 8 * layout.PROMISE)
 
-    def _schedule(self, wake_at: float) -> None:
+    def _schedule(self, wake_at: float, spare: int = 0) -> None:
         self._wake_at = wake_at
         if self._wake is not None:
             self._wake.cancel()
             self._wake = None
         if wake_at < inf:
-            # Whole milliseconds, rounded up: uvloop knows no finer ones, and rounds to the nearest.
-            delay = max(0, ceil((wake_at - monotonic()) * 1000)) / 1000
-            self._wake = self._loop.call_at(self._loop.time() + delay, self._woken)
+            delay = max(0.0, wake_at - monotonic())
+            if self._rounds:
+                delay = ceil(delay * 1000) / 1000
+            self._wake = self._loop.call_at(self._loop.time() + delay + spare / 1000, self._woken)
 
     def _woken(self) -> None:
         self._wake = None
-        left = self._wake_at - monotonic()
-        if left > 0:  # early; rounding up makes this at least a millisecond, so it cannot spin
-            self._schedule(self._wake_at)
+        if self._wake_at > monotonic():  # early
+            spare, self._spare = self._spare, 2 * self._spare or 1
+            self._schedule(self._wake_at, spare)
         else:
             self.look()
 

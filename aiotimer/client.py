@@ -60,7 +60,10 @@ class AsyncTimerClient(BaseClient):
             TableFull: no timer can be added, whatever ``unavailable`` says.
             TypeError, ValueError: the arguments are not a name and a finite number.
         """
-        self.check_open()
+        self.check_request(scope_id, expiration_time)
+        if expiration_time < 0:
+            await self.release(scope_id)
+            return
         link = self._link
         try:
             if link.table is None:
@@ -72,11 +75,10 @@ class AsyncTimerClient(BaseClient):
                 await link.tell_async(scope_id, deadline, self.budget)
         except (AiotimerError, OSError) as error:
             if self.raises(error):
-                self._disarm(scope_id)
+                self._retract(scope_id)
             self.missing(error)
         except BaseException:  # cancelled: the caller does not hold this timer
-            self._disarm(scope_id)
-            link.retract(scope_id)
+            self._retract(scope_id)
             raise
 
     async def release(self, scope_id: str) -> None:

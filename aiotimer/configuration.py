@@ -9,9 +9,9 @@ import os
 from time import monotonic
 
 from ._client import SOCKET_VARIABLE, BaseClient
+from ._default import default
 from ._waiting import loop_is_running
 from .errors import AiotimerError
-from .expiry import set_default_client
 from .sync import TimerClient
 
 _ours: TimerClient | None = None  # the default client, if configure() made it
@@ -61,7 +61,7 @@ def configure(
                 made.connect(made.budget)
             except (AiotimerError, OSError) as error:
                 made.missing(error)
-    set_default_client(new)
+    default.client = new
     former, _ours = _ours, made
     if client is None:
         _disown_watchdog(former)

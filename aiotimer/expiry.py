@@ -1,53 +1,34 @@
 """``expires``: one timer around one block.
 
-The laws of this file:
-
-* Entering and leaving a block is stores into shared memory: no system call, no message, nothing awaited,
-  unless the table says that the server must be told.
-* An entry keeps the pool it took its slot from, and gives the slot back there, whatever is configured,
-  closed or forked meanwhile.
-* Interrupted anywhere, nothing stays armed: arming is the last step of entering, releasing the first
-  of leaving, and ``__del__`` releases what was never left (CPython delivers signals before the first
-  instruction of ``__exit__``, so a handler that raises can keep it from running at all).
-
-``__enter__`` and ``__exit__`` are ``Cell.set`` of ``_core/table.py`` written out in line; the order of their
-statements is the protocol, and every one of them is paid for in the benchmark.
+A function rather than a class, because CPython passes keyword arguments to a class by way of a dict: made so,
+a block costs a fifth less (``python -m benchmarks --only entry``).
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Awaitable, Callable
-from math import inf
 from sys import _getframe
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import cast
 
-from ._arguments import MOST, first_pool, seconds
-from ._client import BUDGET, SOCKET_VARIABLE, BaseClient
-from ._core.layout import COUNT_OF, PROMISE
-from ._core.table import LATE, Pool
-from ._leaving import Slow, nothing, time_out, untell
-from ._waiting import within
-from .errors import AiotimerError, NotConfigured
+from ._arguments import MOST, named_pool, seconds, site_pool
+from ._block import Block, GracefulBlock
+from ._client import BaseClient
+from ._default import default, default_client
 
-if TYPE_CHECKING:
-    from types import TracebackType
-    from typing import NoReturn, Self
-
-    from ._link import Link
-    from ._soft import SoftLimit
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-_default: BaseClient | None = None
+_MOST_INT = 10**9
+"""Up to here an int is compared with an int, which is quicker; beyond, ``seconds`` decides."""
 
 
-class expires:
-    """A countdown around a block: if the block is not left in time, this process is reaped.
+def expires(
+    after: float,
+    scope: str | None = None,
+    client: BaseClient | None = None,
+    *,
+    grace: float | None = None,
+) -> Block:
+    """Return a countdown around a block: if the block is not left in time, this process is reaped.
 
-    Use it in ``with``, in ``async with``, or as a decorator of a function or coroutine function. An object
-    serves one block at a time; a decorated function gets a new one for every call.
+    Use it in ``with``, in ``async with``, or as a decorator of a function or coroutine function. What it
+    returns serves one block at a time; a decorated function gets a new one for every call.
 
     Args:
         after: seconds from entering the block; a finite number greater than 0.
@@ -59,6 +40,9 @@ class expires:
             block with TimeoutError as from ``asyncio.timeout``; this many seconds later, if the block has
             still not been left, the process is reaped.
 
+    Returns:
+        The block. In it, ``.scope``, ``.deadline``, ``.remaining()`` and ``.renew()`` are about its timer.
+
     Raises:
         TypeError: ``after`` or ``grace`` is not a number, ``scope`` is not a str.
         ValueError: ``after`` or ``grace`` is not finite or not positive; the scope cannot be a name.
@@ -66,390 +50,27 @@ class expires:
         TableFull: on entering, if this process has 65,536 timers armed.
         ServerUnavailable, Refused: on entering, only if the client is told to raise.
     """
-
-    __slots__ = ("_after", "_client", "_deadline", "_pool", "_slot", "_slow", "_soft")
-
-    _after: float  # seconds from entering to being reaped
-    _client: BaseClient | None
-    _deadline: float | None  # when to be reaped, on the table's clock; None outside the block
-    _pool: Pool
-    _slot: int | None  # the word index of the armed deadline; None: nothing to release
-    _slow: Slow | None  # once leaving needs more than a store
-    _soft: SoftLimit  # with grace only
-
-    def __init__(
-        self,
-        after: float,
-        scope: str | None = None,
-        client: BaseClient | None = None,
-        *,
-        grace: float | None = None,
-    ) -> None:
-        self._slot = self._slow = self._deadline = None
-        kind = type(after)
-        if (kind is not int and kind is not float) or not 0 < after <= MOST:
+    block = Block() if grace is None else GracefulBlock()
+    block._slot = block._slow = block._deadline = None
+    kind = type(after)
+    if kind is int:
+        if not 0 < after <= _MOST_INT:
             after = seconds(after, "after")
-        self._after = after
-        self._client = client
-        if client is None:
-            client = _default
-        try:
-            if scope is None:
-                frame = _getframe(1)
-                self._pool = client.sites[id(frame.f_code), frame.f_lasti]  # type: ignore[union-attr]
-            else:
-                self._pool = client.pools[scope]  # type: ignore[union-attr]
-        except (KeyError, AttributeError):  # a new name, or nothing is configured
-            self._pool = first_pool(scope, client or default_client(), _getframe(1))
-        if grace is not None:
-            self._add_grace(seconds(grace, "grace"))
-
-    # -- the block -------------------------------------------------------------------------------
-
-    def __enter__(self) -> Self:
-        """Arm the timer."""
-        if self._slot is not None:
-            raise RuntimeError(_IN_USE)
-        pool = self._pool
-        try:
-            slot = pool.pop()
-        except IndexError:
-            pool, slot = self._take()
-        self._slot = slot
-        cells = pool.cells
-        clock = pool.now  # called through a local: CPython 3.11 does not specialise it otherwise
-        now = clock()
-        self._deadline = cells[slot] = deadline = now + self._after
-        cells[slot + COUNT_OF] += 1.0
-        if not now - LATE <= cells[PROMISE] <= deadline:
-            self._tell(deadline, now)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Release the timer."""
-        self._deadline = None  # from here on, renew() refuses
-        if self._slow is not None:
-            if told := self._give_back_slowly():
-                link, key = told
-                link.untell(key, BUDGET)
-            return
-        slot = self._slot
-        pool = self._pool
-        pool.cells[slot] = inf  # type: ignore[index]  # an int, between enter and exit
-        self._slot = None
-        pool.append(slot)  # type: ignore[arg-type]
-
-    async def __aenter__(self) -> Self:
-        """Connect if need be, and arm the timer."""
-        client = self._client or _configured()
-        if self._pool.table is not client.link.watched:
-            return await self._enter_waiting(client)
-        return expires.__enter__(self)
-
-    def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> Awaitable[None]:
-        """Release the timer, before anything is awaited."""
-        if self._slow is not None:
-            self._deadline = None
-            return untell(self._give_back_slowly(), BUDGET)
-        self.__exit__(kind, error, traceback)
-        return nothing()
-
-    def __del__(self) -> None:
-        """Release what an interruption kept from being left."""
-        try:
-            slot = self._slot
-        except AttributeError:
-            return  # it was called with arguments that do not fit
-        if slot is not None:
-            self._retract()
-
-    def __reduce__(self) -> NoReturn:
-        """Refuse to be copied: two objects would release one timer."""
-        raise TypeError("expires() cannot be copied or pickled; make a new one for every block")
-
-    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
-        """Decorate a function or coroutine function: every call is a block of its own.
-
-        Raises:
-            TypeError: it is a generator or asynchronous generator function, whose body does not run
-                when it is called.
-        """
-        from ._decorate import decorate
-
-        return decorate(function, self._another)
-
-    # -- what it is ------------------------------------------------------------------------------
-
-    @property
-    def scope(self) -> str:
-        """The timer's name."""
-        return self._pool.scope
-
-    @property
-    def deadline(self) -> float:
-        """When ``after`` is over, in ``time.monotonic()`` seconds. RuntimeError outside the block."""
-        return self._reaped_at() - self._pool.table.offset
-
-    def remaining(self) -> float:
-        """Return the seconds left until :attr:`deadline` (negative when it is over).
-
-        Raises:
-            RuntimeError: outside the block.
-        """
-        return self._reaped_at() - self._pool.now()
-
-    def _reaped_at(self) -> float:
-        deadline = self._deadline
-        if deadline is None:
-            raise RuntimeError("a deadline is known only inside the block")
-        return deadline
-
-    def renew(self, after: float | None = None) -> None:
-        """Start the countdown again, from now. May be called from any thread.
-
-        Args:
-            after: seconds from now; by default as many as this object was made with.
-
-        Raises:
-            RuntimeError: outside the block.
-            TypeError, ValueError: as for ``expires``.
-        """
-        if after is not None:
-            self._after = seconds(after, "after")
-        # Another thread may be leaving the block just now, and its slot be the next entry's. Whichever
-        # of "publish the lock, then see whether the block is being left" (here) and "say that it is being
-        # left, then look for a lock" (__exit__) comes second sees the other. The GIL orders the four
-        # steps; the free-threaded build's attribute accesses are sequentially consistent too.
-        slow = self._slow
-        if slow is None:
-            slow = self._slow = Slow(None)
-        with slow.lock:
-            if self._deadline is None or self._slot is None:
-                raise RuntimeError("only a block that is active can be renewed")
-            pool = self._pool
-            now = pool.now()
-            self._deadline = deadline = now + self._after
-            pool.cells[self._slot] = deadline
-        if not now - LATE <= pool.cells[PROMISE] <= deadline:
-            self._tell(deadline, now)
-
-    # -- slow paths ------------------------------------------------------------------------------
-
-    def _add_grace(self, grace: float) -> None:
-        """Become another kind of block, so that blocks without grace pay nothing for it."""
-        from ._soft import SoftLimit
-
-        self.__class__ = GracefulExpires
-        self._soft = SoftLimit(self._after, grace)
-        self._after = seconds(self._after + grace, "after + grace")
-
-    def _another(self) -> expires:
-        return expires(self._after, self._pool.scope, self._client)
-
-    def _take(self) -> tuple[Pool, int]:
-        """Return a new slot and its pool: the name is new, or all its slots are in use."""
-        pool = self._pool
-        self._pool, slot = pool.table.take(pool)
-        return self._pool, slot
-
-    def _tell(self, deadline: float, now: float) -> None:
-        """The table says that somebody must be told of this timer."""
-        try:
-            client = self._client or _configured()
-            link = client.link
-            if self._pool.table is not link.table:
-                self._move(client, link)
-            elif not link.shared:
-                self._slow = Slow(link)
-                self._tell_by_socket(client, link, deadline)
-            elif self._pool.table.must_ring(deadline, now):
-                link.tell("", deadline, client.budget)
-        except BaseException:
-            self._retract()
-            raise
-
-    def _move(self, client: BaseClient, link: Link) -> None:
-        """The slot is in scratch (no server yet, or we are a forked child): get one that is watched."""
-        if link.table is None and client.may_connect():
-            try:
-                link.connect(within(client.budget))
-            except (AiotimerError, OSError) as error:
-                client.missing(error)
-        if link.table is not None:
-            self._give_back()
-            self._pool = link.table.pool(self._pool.scope)
-            expires.__enter__(self)
-
-    def _tell_by_socket(self, client: BaseClient, link: Link, deadline: float) -> None:
-        assert self._slot is not None
-        key = self._pool.table.key_of(self._slot)
-        try:
-            link.tell(key, deadline, within(client.budget))
-        except (AiotimerError, OSError) as error:
-            client.missing(error)
-
-    async def _enter_waiting(self, client: BaseClient) -> Self:
-        """Enter by way of what must be awaited: a connection, or an acknowledgement."""
-        link = client.link
-        if not link.shared:
-            return await self._enter_by_socket(client, link)
-        if not link.connected and (link.may_attempt() if link.table else client.may_connect()):
-            try:
-                await link.connect_async(client.budget)
-            except (AiotimerError, OSError) as error:
-                if link.table is None:
-                    client.missing(error)
-                else:
-                    link.complain(str(error))  # the table is there, and the next server adopts it
-        if self._slot is None and self._pool.table is not link.table:
-            self._pool = link.pool(self._pool.scope)
-        return expires.__enter__(self)
-
-    async def _enter_by_socket(self, client: BaseClient, link: Link) -> Self:
-        if self._slot is not None:
-            raise RuntimeError(_IN_USE)
-        table = link.table
-        assert table is not None
-        self._pool, slot = table.take(table.pool(self._pool.scope))
-        self._slot = slot
-        self._slow = Slow(link)
-        self._deadline = deadline = table.now() + self._after
-        table.cells[slot] = deadline
-        try:
-            try:
-                await link.tell_async(table.key_of(slot), deadline, client.budget)
-            except (AiotimerError, OSError) as error:
-                client.missing(error)
-        except BaseException:
-            self._retract()
-            raise
-        return self
-
-    def _give_back(self) -> None:
-        slot = self._slot
-        if slot is not None:
-            self._pool.cells[slot] = inf
-            self._slot = None
-            self._pool.append(slot)
-
-    def _give_back_slowly(self) -> tuple[Link, str] | None:
-        """Release under the lock of ``renew``; return whom to tell of what, if anybody."""
-        slow, self._slow = self._slow, None
-        assert slow is not None
-        with slow.lock:
-            slot = self._slot
-            key = "" if slow.link is None or slot is None else self._pool.table.key_of(slot)
-            self._give_back()
-        return (slow.link, key) if slow.link is not None and key and slow.pid == os.getpid() else None
-
-    def _retract(self) -> None:
-        """Release, and wait for nobody."""
-        self._deadline = None
-        if self._slow is None:
-            self._give_back()
-        elif told := self._give_back_slowly():
-            link, key = told
-            link.retract(key)
-
-
-class GracefulExpires(expires):
-    """``expires`` with grace. See there; made by it, never by hand."""
-
-    __slots__ = ()
-
-    def __enter__(self) -> NoReturn:
-        """Refuse: there is no task to cancel."""
-        raise ValueError("grace needs `async with`: a plain `with` has no task to cancel")
-
-    async def __aenter__(self) -> Self:
-        """Begin the soft limit, then arm the timer."""
-        if self._slot is None:
-            self._soft.start()
-        try:
-            return await super().__aenter__()
-        except BaseException:
-            if self._slot is None:
-                self._soft.stop()
-            raise
-
-    def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> Awaitable[None]:
-        """Release the timer before anything is awaited, and turn our own cancellation into TimeoutError."""
-        released = super().__aexit__(kind, error, traceback)
-        self._soft.stop()
-        if not self._soft.was_the_cause(kind):
-            return released
-        return time_out(released, self.scope, self._soft.after, error)
-
-    def __del__(self) -> None:
-        """Release what an interruption kept from being left, and cancel nobody for it."""
-        if self._slot is not None:
-            self._soft.stop()
-            super().__del__()
-
-    @property
-    def deadline(self) -> float:
-        """When the task is cancelled, in ``time.monotonic()`` seconds. RuntimeError outside the block."""
-        return super().deadline - self._soft.grace
-
-    def remaining(self) -> float:
-        """Return the seconds left until the task is cancelled."""
-        return super().remaining() - self._soft.grace
-
-    def renew(self, after: float | None = None) -> None:
-        """Start both limits again, from now; see ``expires.renew``.
-
-        Raises:
-            RuntimeError: outside the block, or the task has been cancelled already.
-        """
-        soft = self._soft
-        after = soft.after if after is None else seconds(after, "after")
-        if self._slot is not None:
-            soft.restart(after)
-        super().renew(after + soft.grace)
-
-    def _another(self) -> expires:
-        return expires(self._soft.after, self.scope, self._client, grace=self._soft.grace)
-
-
-_IN_USE = "this expires() is in use; make a new one for every block"
-
-
-# -- the default client --------------------------------------------------------------------------
-
-
-def default_client() -> BaseClient | None:
-    """Return the configured client; the first time, make one for ``$AIOTIMER_SOCKET`` if that is set."""
-    if _default is None and os.environ.get(SOCKET_VARIABLE):
-        from .sync import TimerClient
-
-        set_default_client(TimerClient())
-    return _default
-
-
-def set_default_client(client: BaseClient | None) -> BaseClient | None:
-    """Make a client the one that ``expires`` uses; return the former one."""
-    global _default
-    former, _default = _default, client
-    return former
-
-
-def _configured() -> BaseClient:
-    client = default_client()
+    elif kind is not float or not 0.0 < after <= MOST:
+        after = seconds(after, "after")
+    block._after = after
+    block._client = client
     if client is None:
-        raise NotConfigured
-    return client
+        client = default.client
+    try:
+        if scope is None:
+            frame = _getframe(1)
+            block._pool = client.sites[id(frame.f_code), frame.f_lasti]  # type: ignore[union-attr]
+        else:
+            block._pool = client.pools[scope]  # type: ignore[union-attr]
+    except (KeyError, AttributeError):  # a new name, or nothing is configured
+        client = client or default_client()
+        block._pool = site_pool(_getframe(1), client) if scope is None else named_pool(scope, client)
+    if grace is not None:
+        cast(GracefulBlock, block).add_grace(seconds(grace, "grace"))
+    return block

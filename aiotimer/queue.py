@@ -254,7 +254,7 @@ class SocketQueue(MemoryQueue):
         self._number = 0  # of the last request: sent at one end, delivered at the other
         self._acknowledged = 0
         self._errors: dict[int, str] = {}
-        self._reading = False
+        self._reading = threading.Lock()  # held by the thread that reads
         self._decoder = wire.client_decoder()
 
     # -- the worker's end ------------------------------------------------------------------------
@@ -295,30 +295,23 @@ class SocketQueue(MemoryQueue):
         return number
 
     def wait(self, number: int, timeout: float) -> None:
-        """Wait until a request is acknowledged; one waiting thread reads for all of them.
+        """Wait until a request is acknowledged; one waiting thread at a time reads for all of them.
 
         Raises:
             ConnectionError: it was not within ``timeout`` seconds.
             TableFull: the server has no room for it.
         """
         until = monotonic() + timeout
-        with self._changed:
-            while self._acknowledged < number:
-                if self._reading:
-                    if not self._changed.wait(max(0.0, until - monotonic())):
-                        raise ConnectionError(f"no acknowledgement within {timeout:g} s")
-                    continue
-                self._reading = True
-                self._changed.release()
-                try:
-                    acknowledgements = self._receive(until)
-                finally:
-                    self._changed.acquire()
-                    self._reading = False
-                    self._changed.notify_all()
-                for message in acknowledgements:
-                    self._note(message)
-            error = self._errors.pop(number, None)
+        while self._acknowledged < number:
+            if not self._reading.acquire(timeout=max(0.0, until - monotonic())):
+                raise ConnectionError(f"no acknowledgement within {timeout:g} s")
+            try:
+                if self._acknowledged < number:
+                    for message in self._receive(until):
+                        self._note(message)
+            finally:
+                self._reading.release()
+        error = self._errors.pop(number, None)
         if error:
             raise TableFull(layout.SLOTS, error)
 

@@ -61,7 +61,10 @@ class TimerClient(BaseClient):
             TableFull: no timer can be added, whatever ``unavailable`` says.
             TypeError, ValueError: the arguments are not a name and a finite number.
         """
-        self.check_open()
+        self.check_request(scope_id, expiration_time)
+        if expiration_time < 0:
+            self.release(scope_id)
+            return
         link = self._link
         try:
             if link.table is None:
@@ -73,7 +76,7 @@ class TimerClient(BaseClient):
                 link.tell(scope_id, deadline, self.budget)
         except (AiotimerError, OSError) as error:
             if self.raises(error):
-                self._disarm(scope_id)
+                self._retract(scope_id)
             self.missing(error)
 
     def release(self, scope_id: str) -> None:

@@ -38,9 +38,12 @@ LATE = 1.0
 """Seconds after a broken promise, or an unanswered ring, at which a server counts as late."""
 
 FIRST_CHUNK = 16
-"""Slots of a new table: their labels are one page. Each growth doubles the table."""
+"""Slots of a new table: their labels are one page. It doubles as it grows, up to a limit."""
 
 Buffer: TypeAlias = "bytearray | memoryview | mmap"
+
+_MOST_GROWTH = 1024
+"""Slots by which a table grows at most: a look reads all of them, in use or not."""
 
 _SMALL = 64
 """Tables up to this many slots grow rather than take labels away from idle call sites."""
@@ -354,7 +357,7 @@ class TimerTable:
         """
         if mark >= SLOTS:
             raise TableFull(mark, f"a worker has {SLOTS:,} slots and all of them are armed")
-        target = min(SLOTS, max(FIRST_CHUNK, 2 * mark))
+        target = min(SLOTS, max(FIRST_CHUNK, mark + min(mark, _MOST_GROWTH)))
         try:
             self._grow(target)
         except OSError as error:

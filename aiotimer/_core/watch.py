@@ -25,8 +25,6 @@ from collections.abc import Iterable, Sequence
 from math import inf, isfinite
 from typing import NamedTuple
 
-from .layout import is_armed
-
 BOUND = 5.0
 """The furthest ahead, in seconds, that a server promises to look: the promise is its heartbeat."""
 
@@ -162,13 +160,15 @@ class Watch:
         self._lifeline.tick(now)  # before anything is judged: what passed while we stood still is moved
         due: tuple[Due, ...] = ()
         earliest = min(deadlines, default=inf)
-        anything = self._reported or self._cleared or self._lifeline.stalls
-        if anything or not earliest > now:  # NaN comes here too
-            _forget_changed(self._reported, deadlines)
-            _forget_changed(self._cleared, deadlines)
-            open_timers = self._open(deadlines)
-            due = tuple(sorted((d for d in open_timers if d.effective <= now), key=_overdue_first))
-            earliest = min((d.effective for d in open_timers if d.effective > now), default=inf)
+        _forget_changed(self._reported, deadlines)
+        _forget_changed(self._cleared, deadlines)
+        if not earliest > now or self._cleared:  # NaN comes here too
+            past = self._open(deadlines, now)  # stalls move only what has passed
+            due = tuple(sorted((d for d in past if d.effective <= now), key=_overdue_first))
+            moved = min((d.effective for d in past if d.effective > now), default=inf)
+            cleared = self._cleared.get
+            to_come = (d for slot, d in enumerate(deadlines) if d > now and d != cleared(slot))
+            earliest = min(moved, min(to_come, default=inf))
             self._reported.update((d.slot, d.deadline) for d in due)
         if self._rung <= now:
             self._rung = inf
@@ -180,17 +180,17 @@ class Watch:
         """Whether a later reading holds a timer that falls due before the next look."""
         if min(deadlines, default=inf) >= wake_at:
             return False
-        return any(timer.effective < wake_at for timer in self._open(deadlines))
+        return any(timer.effective < wake_at for timer in self._open(deadlines, wake_at))
 
     def expired(self, deadlines: Sequence[float], now: float) -> list[Due]:
         """Return what has expired at ``now`` and is not cleared, reported before or not; act on nothing."""
-        timers = self._timers(deadlines)
+        timers = self._timers(deadlines, now)
         expired = (t for t in timers if t.effective <= now and not self.cleared(t.slot, t.deadline))
         return sorted(expired, key=_overdue_first)
 
     def clear(self, deadlines: Sequence[float]) -> None:
         """Deal with every timer armed in ``deadlines``: they are cleared, without touching a slot."""
-        self._cleared.update((t.slot, t.deadline) for t in self._timers(deadlines))
+        self._cleared.update((t.slot, t.deadline) for t in self._timers(deadlines, inf))
 
     def cleared(self, slot: int, deadline: float) -> bool:
         """Whether the timer of this value in this slot has been cleared."""
@@ -202,17 +202,19 @@ class Watch:
             if self._reported.get(timer.slot) == timer.deadline:
                 del self._reported[timer.slot]
 
-    def _timers(self, deadlines: Sequence[float]) -> list[Due]:
+    def _timers(self, deadlines: Sequence[float], until: float) -> list[Due]:
+        """Return the armed timers with stored deadlines up to ``until``."""
         effective = self._lifeline.effective
         return [
             Due(slot, deadline, effective(deadline))
             for slot, deadline in enumerate(deadlines)
-            if is_armed(deadline)
+            if 0.0 < deadline <= until and deadline < inf
         ]
 
-    def _open(self, deadlines: Sequence[float]) -> list[Due]:
+    def _open(self, deadlines: Sequence[float], until: float) -> list[Due]:
+        """Return those of them that have been neither reported nor cleared."""
         reported, cleared = self._reported.get, self._cleared.get
-        timers = self._timers(deadlines)
+        timers = self._timers(deadlines, until)
         return [t for t in timers if t.deadline != reported(t.slot) and t.deadline != cleared(t.slot)]
 
 

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeAlias
 from zlib import crc32
 
-from aiotimer import configure, expires
+from aiotimer import Block, configure, expires
 
 PACKAGES = ("asyncio", "email", "importlib", "multiprocessing", "unittest", "xml")
 LINES = 5  # in a passage
@@ -208,13 +208,13 @@ def read_shuffled(files: Sequence[File]) -> list[Passage]:
     return sorted(passages, key=lambda passage: crc32(repr(passage.buckets).encode()))
 
 
-async def lose_rollout(step: int, timer: expires, reports: Connection[Report, None]) -> None:
+async def lose_rollout(step: int, timer: Block, reports: Connection[Report, None]) -> None:
     """Await a result that nobody will set, as after a lost reply. The event loop runs on, idle."""
     reports.send(Hanging(step, timer.scope, timer.deadline, "awaits a rollout that never returns"))
     await asyncio.get_running_loop().create_future()
 
 
-def keep_gil(step: int, timer: expires, reports: Connection[Report, None]) -> None:
+def keep_gil(step: int, timer: Block, reports: Connection[Report, None]) -> None:
     """Hang in C with the GIL held: no thread, signal handler or event loop of this process runs again."""
     reports.send(Hanging(step, timer.scope, timer.deadline, "holds the GIL in C code that hangs"))
     ctypes.PyDLL(None).sleep(3600)  # PyDLL, unlike CDLL, does not release the GIL around the call

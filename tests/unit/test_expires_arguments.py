@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from aiotimer import NotConfigured, WorkerId, expires
+from aiotimer._default import default
 from aiotimer.events import Event, shown
-from aiotimer.expiry import set_default_client
 from tests.support import Clock, MemoryClient, memory_table, names_of, timers_of
 
 NOT_SECONDS: dict[str, Any] = {
@@ -55,9 +55,9 @@ def client() -> MemoryClient:
 @pytest.fixture
 def unconfigured(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv("AIOTIMER_SOCKET", raising=False)
-    former = set_default_client(None)
+    former, default.client = default.client, None
     yield
-    set_default_client(former)
+    default.client = former
 
 
 def assert_untouched(client: MemoryClient) -> None:
@@ -326,7 +326,7 @@ def test_with_nothing_configured_the_error_says_what_to_do() -> None:
 @pytest.mark.usefixtures("unconfigured")
 def test_a_block_made_before_configuring_uses_what_is_configured_later(client: MemoryClient) -> None:
     block = expires(60, scope="s")
-    set_default_client(client)
+    default.client = client
     with block:
         assert names_of(client.table) == ["s"]
     assert timers_of(client.table) == []

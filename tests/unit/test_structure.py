@@ -48,6 +48,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("_links", "_greeting"),
     ("_client", "_connection"),
     ("client", "sync"),
+    ("_default",),
+    ("_block",),
     ("expiry",),
     ("server",),
     ("supervise",),
@@ -88,6 +90,7 @@ PUBLIC: frozenset[str] = frozenset(
     {
         "AiotimerError",
         "AsyncTimerClient",
+        "Block",
         "NotConfigured",
         "Refused",
         "RequestQueue",
