@@ -1,0 +1,61 @@
+"""Fault 40: no wake-up is lost between a worker that stores and a server that looks.
+
+The laws of this file: two real processes, no bound on the promise; the worker's stores fall into every gap
+of the server's look, on purpose (see ``storm.py``), and a timer that nobody wakes for is found. What shows
+that it would be: the same storm, with the second and the later read left out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.faults.storm import PLACES
+from tests.serving import LOOPS
+from tests.support import short_socket, spawn_worker
+
+RUN = "import runpy, sys; runpy.run_path(sys.argv[1], run_name='__main__')"
+
+STORM = str(Path(__file__).with_name("storm.py"))
+
+
+def storm(loop: str, reads: str, *, entries: int, rounds: int, patience: float) -> dict[str, int]:
+    """Let a server and a worker run against each other; return the worker's record."""
+    stage = os.memfd_create("stage")
+    os.truncate(stage, os.sysconf("SC_PAGESIZE"))
+    told, tells = os.pipe()
+    serve = ("serve", loop, stage, tells, reads)
+    work = ("work", stage, told, entries, rounds, patience)
+    try:
+        with short_socket() as path:
+            role, *arguments = map(str, serve)
+            with spawn_worker(RUN, None, STORM, role, path, *arguments, pass_fds=[stage, tells]) as server:
+                server.wait_line("ready")
+                role, *arguments = map(str, work)
+                with spawn_worker(RUN, None, STORM, role, path, *arguments, pass_fds=[stage, told]) as worker:
+                    record = worker.wait_line("done", timeout=100)
+                    assert worker.wait() == 0
+                assert server.process.poll() is None, server.output
+    finally:
+        for descriptor in (stage, told, tells):
+            os.close(descriptor)
+    return dict(json.loads(record.removeprefix("done")))
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_fault_40_no_wake_up_is_lost(loop: str) -> None:
+    done = storm(loop, "all", entries=1_000_000, rounds=500, patience=20.0)
+    assert done["lost"] == 0
+    assert done["entries"] >= 1_000_000
+    # The storm was where it had to be: the server was caught in every gap of its look.
+    assert all(done[place] >= 20 for place in PLACES), done
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_fault_40_without_the_later_reads_one_is_lost(loop: str) -> None:
+    """The same storm finds the fault that the second and the later read are there for."""
+    done = storm(loop, "first", entries=1_000_000, rounds=500, patience=2.0)
+    assert done["lost"] == 1, done
