@@ -17,9 +17,9 @@ statements is the protocol, and every one of them is paid for in the benchmark.
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from math import inf
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from ._arguments import named_pool, seconds
 from ._client import BUDGET, BaseClient
@@ -108,7 +108,7 @@ class Block:
         kind: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
-    ) -> Awaitable[None]:
+    ) -> Coroutine[Any, Any, None]:
         """Release the timer, before anything is awaited."""
         if self._slow is not None:
             self._deadline = None
@@ -335,7 +335,7 @@ class GracefulBlock(Block):
         kind: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
-    ) -> Awaitable[None]:
+    ) -> Coroutine[Any, Any, None]:
         """Release the timer before anything is awaited, and turn our own cancellation into TimeoutError."""
         released = super().__aexit__(kind, error, traceback)
         self._soft.stop()

@@ -110,15 +110,15 @@ class TimerServer:
         self._lock = runtime.SocketLock(self.socket_path)
         try:
             _raise_descriptor_limit()
+            self._listener = runtime.bind(self._lock, BACKLOG)
             directory = runtime.state_directory(self.socket_path)
             self._reaper = Reaper(self._loop, self.reap_worker, self.emit)
             self._roster = Roster(
                 directory, self._loop, self._bound, self._reaper.expire, self._worker_died, self.emit
             )
-            self._listener = runtime.bind(self._lock, BACKLOG)
             self._roster.adopt()
         except BaseException:
-            self._let_go()
+            self._leave()
             raise
         self._stopped = asyncio.Event()
         self._started_at = self._idle_since = monotonic()
@@ -141,12 +141,8 @@ class TimerServer:
         try:
             for connection in list(self._connections):
                 connection.close()
-            self._members.close()
-            with contextlib.suppress(OSError):
-                os.unlink(self.socket_path)
-            runtime.remove_if_empty(self._members.directory)
+            self._leave()
         finally:
-            self._let_go()
             self._stopped.set()
 
     async def serve_forever(self) -> None:
@@ -346,6 +342,18 @@ class TimerServer:
         self._lags = [*self._lags[-_LAGS:], now - self._next_beat]
         self._next_beat = now + BEAT
         self._beat = self._loop.call_later(BEAT, self._show_life)
+
+    def _leave(self) -> None:
+        """Close everything, and leave nothing behind but the tables of the living."""
+        try:
+            if self._roster is not None:
+                self._roster.close()
+                runtime.remove_if_empty(self._roster.directory)
+            if self._listener is not None:
+                with contextlib.suppress(OSError):
+                    os.unlink(self.socket_path)
+        finally:
+            self._let_go()
 
     def _let_go(self) -> None:
         if self._listener is not None:

@@ -17,6 +17,7 @@ import os
 import queue
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -472,6 +473,43 @@ class ServerThread:
             loop.run_until_complete(loop.shutdown_default_executor())
         finally:
             loop.close()
+
+
+@contextlib.contextmanager
+def stand_in(path: str, answer: bytes | None) -> Iterator[None]:
+    """Listen at ``path`` instead of a server.
+
+    Args:
+        path: a free path.
+        answer: what everybody gets before the end of the stream; None: silence, without end.
+    """
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen()
+    kept: list[socket.socket] = []
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            kept.append(connection)
+            if answer is not None:
+                connection.sendall(answer)
+                connection.shutdown(socket.SHUT_WR)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join(PATIENCE)
+        listener.close()
+        for connection in kept:
+            connection.close()
+        os.unlink(path)
 
 
 # -- workers in processes ------------------------------------------------------------------------------

@@ -9,11 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import socket
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
 from math import inf, nan
 from time import monotonic
 from typing import Any, Self
@@ -37,7 +35,7 @@ from aiotimer._core.layout import SLOTS, is_armed
 from aiotimer._core.table import TimerTable
 from aiotimer.errors import ProtocolError, UnsafePath
 from aiotimer.server import TimerServer
-from tests.support import PATIENCE, ServerThread, short_socket, timers_of
+from tests.support import PATIENCE, ServerThread, short_socket, stand_in, timers_of
 
 LATER = 1000.0
 """Seconds ahead of timers that are not to expire."""
@@ -354,9 +352,8 @@ def test_what_is_no_name_is_refused(make: Maker, server: ServerThread, scope: An
     assert not [event for event in server.events if event.event == "refused"]
 
 
-@pytest.mark.parametrize("unavailable", ["raise", "warn", "ignore"])
-def test_a_full_table_raises_whatever_the_policy(make: Maker, server: ServerThread, unavailable: str) -> None:
-    with make(server.path, unavailable=unavailable) as client:
+def test_a_full_table_raises_even_if_a_missing_server_is_ignored(make: Maker, server: ServerThread) -> None:
+    with make(server.path, unavailable="ignore") as client:
         client.acquire("first", soon())
 
         def fill(s: TimerServer) -> None:
@@ -511,38 +508,6 @@ def test_bad_arguments_are_found_without_a_server_too(make: Maker, nobody: str) 
         client.acquire("", soon())
     with pytest.raises(ValueError, match="scope"):
         client.release("")
-
-
-@contextmanager
-def stand_in(path: str, answer: bytes | None) -> Iterator[None]:
-    """Listen at ``path``: answer everybody with these bytes and hang up, or (None) with silence."""
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(path)
-    listener.listen()
-    kept: list[socket.socket] = []
-
-    def serve() -> None:
-        while True:
-            try:
-                connection, _ = listener.accept()
-            except OSError:
-                return
-            kept.append(connection)
-            if answer is not None:
-                connection.sendall(answer)
-                connection.shutdown(socket.SHUT_WR)
-
-    thread = threading.Thread(target=serve)
-    thread.start()
-    try:
-        yield
-    finally:
-        listener.shutdown(socket.SHUT_RDWR)
-        thread.join(PATIENCE)
-        listener.close()
-        for connection in kept:
-            connection.close()
-        os.unlink(path)
 
 
 ANSWERS: dict[str, tuple[bytes | None, type[AiotimerError], str | None]] = {

@@ -24,7 +24,7 @@ from math import inf
 from time import monotonic
 
 from aiotimer import TimerClient, TimerServer, WorkerId, _roster, _watched, expires
-from aiotimer._core.layout import LOOKS, PROMISE
+from aiotimer._core.layout import PROMISE
 from aiotimer._core.reader import TableReader
 from aiotimer._core.watch import Watch
 from aiotimer._worker import Worker
@@ -147,8 +147,8 @@ def serve(path: str, loop: str, stage_descriptor: int, report: int, reads: str) 
     vars(_watched)["TableReader"] = SlowReader
     vars(_roster)["WatchedTable"] = SlowTable
     if reads == "first":
-        Watch.overlooked = nothing_overlooked  # type: ignore[method-assign]
-    Worker.clear = clear_nothing  # type: ignore[method-assign]
+        Watch.overlooked = nothing_overlooked  # type: ignore[method-assign, assignment]
+    Worker.clear = clear_nothing  # type: ignore[method-assign, assignment]
 
     async def main() -> None:
         server = ReportingServer(path, bound=inf)
@@ -208,14 +208,15 @@ def work(path: str, stage_descriptor: int, report: int, entries: int, rounds: in
     client.connect(30)
     table = client.link.table
     assert table is not None
-    done = {"entries": 0, "rounds": 0, "lost": 0, **dict.fromkeys(PLACES, 0)}
+    done = {"entries": 0, "rounds": 0, "lost": 0, "unwatched": 0, **dict.fromkeys(PLACES, 0)}
     while done["entries"] < entries or done["rounds"] < rounds:
-        blocks = chance.choice((WILD, CALM))
-        done["entries"] += storm(client, words, blocks, chance.randrange(1, 8))
-        here, place = words[NUMBER], PLACES[words[PLACE]]
+        place = chance.randrange(len(PLACES))
+        blocks = CALM if PLACES[place] == "later read" else WILD
+        done["entries"] += storm(client, words, blocks, place, chance.randrange(1, 4))
+        here = words[NUMBER]
         left = expires(chance.choice(LEFT), "left", client)
         left.__enter__()
-        done[place] += words[NUMBER] == here  # the server has not moved
+        done[PLACES[place]] += words[NUMBER] == here  # the server has not moved
         deadline = left.deadline
         assert deadline is not None
         words[ANSWER] = here
@@ -224,13 +225,15 @@ def work(path: str, stage_descriptor: int, report: int, entries: int, rounds: in
         done["rounds"] += 1
         if not noticed:
             done["lost"] = 1
-            say(f"lost {deadline}: promise {table.cells[PROMISE]}, look {table.cells[LOOKS]}")
+            done["unwatched"] = int(table.cells[PROMISE] > deadline)  # not late: nobody is going to look
             break
     say("done " + json.dumps(done))
 
 
-def storm(client: TimerClient, words: memoryview[int], blocks: Sequence[float], pauses: int) -> int:
-    """Enter and leave blocks until the server is in its n-th pause from now; return how many."""
+def storm(
+    client: TimerClient, words: memoryview[int], blocks: Sequence[float], place: int, pauses: int
+) -> int:
+    """Enter and leave blocks until the server is in its n-th pause at a place; return how many."""
     entries = 0
     seen = words[NUMBER]
     while True:
@@ -239,7 +242,7 @@ def storm(client: TimerClient, words: memoryview[int], blocks: Sequence[float], 
                 entries += 1
             here = words[NUMBER]
             if here != seen:
-                pauses -= 1
+                pauses -= words[PLACE] == place
                 if not pauses:
                     return entries
                 words[ANSWER] = seen = here

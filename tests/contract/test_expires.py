@@ -1,0 +1,837 @@
+"""One contract for every way to use ``expires``: as ``with``, as ``async with``, as a decorator.
+
+Each entry is a timer of its own, freed by its own exit and by nothing else; and whatever interrupts it, once
+the block is gone nothing of it is armed. Shown against a real server, with a shared table and without
+one, or against a table in memory where only the stores matter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import random
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack, ExitStack, contextmanager, nullcontext
+from math import inf
+from time import monotonic
+from typing import Any, TypeAlias
+
+import pytest
+
+from aiotimer import AsyncTimerClient, NotConfigured, ServerUnavailable, TableFull, TimerClient, expires
+from aiotimer._core.layout import FIRST_DEADLINE, HIGH_WATER, SLOTS
+from tests.support import (
+    PATIENCE,
+    MemoryClient,
+    ServerThread,
+    interruptions,
+    memory_table,
+    names_of,
+    stand_in,
+    timers_of,
+)
+
+AnyClient: TypeAlias = TimerClient | AsyncTimerClient
+HERE = "test_expires.py"
+
+
+def line() -> int:
+    """Return the line of the caller."""
+    return sys._getframe(1).f_lineno
+
+
+@pytest.fixture(params=[True, False], ids=["shared", "socket"])
+def client(request: pytest.FixtureRequest, server: ServerThread) -> Iterator[TimerClient]:
+    """A connected client; it has patience, so that a slow machine changes nothing."""
+    with TimerClient(server.path, shared=request.param, budget=PATIENCE, unavailable="raise") as one:
+        yield one
+
+
+def here(client: AnyClient) -> list[str]:
+    """Return the names of what is armed in this process's table."""
+    assert client.link.table is not None
+    return names_of(client.link.table)
+
+
+# --- each entry is a timer of its own
+
+
+def test_nested_at_two_sites(server: ServerThread, client: TimerClient) -> None:
+    with expires(60, client=client) as outer:
+        with expires(30, client=client) as inner:
+            assert outer.scope != inner.scope
+            assert server.armed() == [outer.scope, inner.scope]
+        assert server.armed() == [outer.scope], "leaving the inner block frees the inner timer alone"
+        assert 0 < outer.remaining() <= 60
+    assert server.armed() == []
+
+
+def test_nested_on_one_line(server: ServerThread, client: TimerClient) -> None:
+    with expires(60, client=client) as a, expires(60, client=client) as b:
+        assert a.scope == b.scope
+        assert server.armed() == [a.scope, f"{a.scope}#2"]
+    assert server.armed() == []
+
+
+def test_nested_at_one_site(server: ServerThread, client: TimerClient) -> None:
+    blocks = [expires(60 - n, client=client) for n in range(3)]
+    scope = blocks[0].scope
+    names = [scope, f"{scope}#2", f"{scope}#3"]
+    with blocks[0]:
+        with blocks[1]:
+            with blocks[2]:
+                assert server.armed() == names
+            assert server.armed() == names[:2]
+        assert server.armed() == names[:1]
+    assert server.armed() == []
+
+
+def test_recursive(server: ServerThread, client: TimerClient) -> None:
+    def down(depth: int) -> int:
+        with expires(60, scope="down", client=client):
+            deepest = down(depth - 1) if depth > 1 else len(server.armed())
+            assert len(here(client)) == 6 - depth
+            return deepest
+
+    assert down(5) == 5
+    assert server.armed() == []
+
+
+def test_entries_left_in_any_order_free_only_themselves(server: ServerThread, client: TimerClient) -> None:
+    chance = random.Random(11)
+    blocks = [expires(1000 + n, scope="s", client=client) for n in range(30)]
+    for block in blocks:
+        block.__enter__()
+    chance.shuffle(blocks)
+    while blocks:
+        assert client.link.table is not None
+        armed = [timer.deadline for timer in timers_of(client.link.table)]
+        assert armed == sorted(block.deadline for block in blocks)
+        blocks.pop().__exit__(None, None, None)
+    assert server.armed() == []
+
+
+def test_keyed_timers_are_left_alone(server: ServerThread, client: TimerClient) -> None:
+    client.acquire("s", monotonic() + 60)
+    for _ in range(3):
+        with expires(60, scope="s", client=client):
+            assert server.armed() == ["s", "s"]
+        assert server.armed() == ["s"]
+
+
+def test_an_exception_leaves_the_block_and_the_block_leaves_the_exception(
+    server: ServerThread, client: TimerClient
+) -> None:
+    error = KeyError("x")
+    with pytest.raises(KeyError) as caught, expires(60, scope="s", client=client):
+        assert server.armed() == ["s"]
+        raise error
+    assert caught.value is error
+    assert server.armed() == []
+
+
+async def test_nested_async(server: ServerThread, client: TimerClient) -> None:
+    async with expires(60, client=client) as outer:
+        async with expires(30, client=client) as inner:
+            with expires(20, scope="plain", client=client):
+                assert here(client) == sorted([outer.scope, inner.scope, "plain"])
+            assert await asyncio.to_thread(server.armed) == sorted([outer.scope, inner.scope])
+        assert await asyncio.to_thread(server.armed) == [outer.scope]
+    assert await asyncio.to_thread(server.armed) == []
+
+
+async def test_one_block_serves_with_and_async_with_in_turn(
+    server: ServerThread, client: TimerClient
+) -> None:
+    block = expires(60, scope="s", client=client)
+    for _ in range(2):
+        with block:
+            with pytest.raises(RuntimeError, match="in use"):
+                async with block:
+                    pytest.fail("the block was entered")
+            assert here(client) == ["s"]
+        async with block:
+            with pytest.raises(RuntimeError, match="in use"):
+                async with block:
+                    pytest.fail("the block was entered")
+            with pytest.raises(RuntimeError, match="in use"):
+                block.__enter__()
+            assert here(client) == ["s"]
+    assert await asyncio.to_thread(server.armed) == []
+
+
+async def test_1000_concurrent_tasks(server: ServerThread, client: TimerClient) -> None:
+    leave = [asyncio.Event() for _ in range(1000)]
+    inside = 0
+    everybody = asyncio.Event()
+
+    async def work(n: int) -> float:
+        nonlocal inside
+        async with expires(1000 + n, client=client) as block:
+            deadline = block.deadline
+            inside += 1
+            if inside == len(leave):
+                everybody.set()
+            await leave[n].wait()
+            assert block.deadline == deadline
+        return deadline
+
+    tasks = [asyncio.create_task(work(n)) for n in range(len(leave))]
+    async with asyncio.timeout(PATIENCE):
+        await everybody.wait()
+    armed = await asyncio.to_thread(server.armed)
+    scope = min(armed, key=len)
+    assert armed == sorted([scope, *(f"{scope}#{n}" for n in range(2, 1001))])
+    order = list(range(1000))
+    random.Random(12).shuffle(order)
+    left = set(order)
+    for start in range(0, 1000, 250):
+        for n in order[start : start + 250]:
+            leave[n].set()
+            left.discard(n)
+        await asyncio.gather(*(tasks[n] for n in order[start : start + 250]))
+        assert client.link.table is not None
+        remaining = {timer.deadline for timer in timers_of(client.link.table)}
+        assert len(remaining) == len(left)
+        assert not remaining & {tasks[n].result() for n in order[: start + 250]}
+    assert await asyncio.to_thread(server.armed) == []
+
+
+def test_64_threads(server: ServerThread, client: TimerClient) -> None:
+    inside, leave = threading.Barrier(65), threading.Barrier(65)
+    failures: list[BaseException] = []
+
+    def work(n: int) -> None:
+        try:
+            with expires(1000 + n, scope="thread", client=client) as mine:
+                inside.wait(PATIENCE)
+                leave.wait(PATIENCE)
+                for _ in range(5):
+                    with expires(500 + n, scope="inner", client=client) as inner:
+                        assert inner.remaining() <= 500 + n
+                    assert 500 < mine.remaining() <= 1000 + n
+        except Exception as error:  # noqa: BLE001 - it is told below
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(64)]
+    for thread in threads:
+        thread.start()
+    inside.wait(PATIENCE)
+    assert server.armed() == sorted(["thread", *(f"thread#{n}" for n in range(2, 65))])
+    leave.wait(PATIENCE)
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert failures == []
+    assert server.armed() == []
+
+
+def test_threads_at_full_speed_never_touch_each_others_timers() -> None:
+    client = MemoryClient(memory_table(promise=inf))
+    table = client.table
+    wrong: list[float] = []
+
+    def work(me: int) -> None:
+        for n in range(1000):
+            after = 1e6 * me + n
+            with expires(after, scope=f"s{n % 3}", client=client) as block:
+                found = [t.deadline for t in timers_of(table)] if n % 50 == 0 else [table.cells[_slot(block)]]
+                if block.deadline not in found:
+                    wrong.append(after)
+
+    with every_thread_at_once():
+        run_threads(work, 8)
+    assert wrong == []
+    assert timers_of(table) == []
+    assert table.acquisitions == 8000
+
+
+def _slot(block: Any) -> int:
+    slot = block._slot
+    assert isinstance(slot, int)
+    return slot
+
+
+@contextmanager
+def every_thread_at_once() -> Iterator[None]:
+    """Switch threads as often as CPython can."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(interval)
+
+
+def run_threads(work: Callable[[int], None], count: int) -> None:
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(1, count + 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+
+
+# --- decorators
+
+
+def test_a_decorated_function_is_a_block_per_call(server: ServerThread, client: TimerClient) -> None:
+    @expires(60, client=client)
+    def work(depth: int) -> list[str]:
+        return work(depth - 1) if depth else server.armed()
+
+    scope = f"{HERE}:{line() - 4}"
+    for _ in range(2):
+        assert work(2) == [scope, f"{scope}#2", f"{scope}#3"]
+    assert server.armed() == []
+
+
+async def test_a_decorated_coroutine_function_is_a_block_per_call(
+    server: ServerThread, client: TimerClient
+) -> None:
+    meet = asyncio.Barrier(20)
+
+    @expires(60, scope="work", client=client)
+    async def work(n: int) -> int:
+        await meet.wait()
+        if n == 0:
+            assert len(here(client)) == 20
+        await meet.wait()
+        return n
+
+    assert await asyncio.gather(*map(work, range(20))) == list(range(20))
+    assert await asyncio.to_thread(server.armed) == []
+
+
+async def test_grace_works_in_a_decorator_too(client: TimerClient) -> None:
+    @expires(0.01, scope="rollout", client=client, grace=60)
+    async def work() -> None:
+        await asyncio.Event().wait()
+
+    for _ in range(2):
+        with pytest.raises(TimeoutError, match=r"'rollout' was not done after 0\.01 s"):
+            await work()
+    assert here(client) == []
+
+
+# --- the default scope
+
+
+def test_the_default_scope_is_the_callers_line() -> None:
+    client = MemoryClient(memory_table())
+    for _ in range(2):  # the second time it comes from the cache
+        with expires(60, client=client) as block:
+            assert block.scope == f"{HERE}:{line() - 1}"
+        with ExitStack() as stack:
+            block = stack.enter_context(expires(60, client=client))
+            assert block.scope == f"{HERE}:{line() - 1}"
+            other = stack.enter_context(expires(60, client=client))
+            assert other.scope == f"{HERE}:{line() - 1}"
+            assert names_of(client.table) == sorted([block.scope, other.scope])
+    assert timers_of(client.table) == []
+
+
+async def test_the_default_scope_is_the_callers_line_in_coroutines() -> None:
+    client = MemoryClient(memory_table())
+    for _ in range(2):
+        async with expires(60, client=client) as block:
+            assert block.scope == f"{HERE}:{line() - 1}"
+        async with AsyncExitStack() as stack:
+            block = await stack.enter_async_context(expires(60, client=client))
+            assert block.scope == f"{HERE}:{line() - 1}"
+            other = await stack.enter_async_context(expires(60, client=client, grace=5))
+            assert other.scope == f"{HERE}:{line() - 1}"
+    assert timers_of(client.table) == []
+
+
+def test_functions_made_at_run_time_keep_their_own_lines() -> None:
+    client = MemoryClient(memory_table())
+    for n in range(300):  # ids of code objects would come back, were they not kept
+        code = compile("\n" * n + "block = expires(60, client=client)", f"<made {n}>", "exec")
+        names: dict[str, Any] = {"expires": expires, "client": client}
+        exec(code, names)
+        assert names["block"].scope == f"<made {n}>:{n + 1}"
+        del code, names
+
+
+@pytest.mark.parametrize(
+    "name", ["a\0b.py", "x" * 300 + ".py", "\udcff.py", "dir/", "a\nb.py", "", "ü" * 200]
+)
+def test_any_file_name_makes_a_scope(name: str) -> None:
+    client = MemoryClient(memory_table())
+    names: dict[str, Any] = {"expires": expires, "client": client}
+    source = "with expires(60, client=client) as block: pass"
+    code = compile(source, "placeholder", "exec").replace(co_filename=name)
+    exec(code, names)
+    scope = names["block"].scope
+    assert scope.endswith(":1")
+    assert 3 <= len(scope.encode()) <= 240
+
+
+# --- renew
+
+
+def test_renew_counts_from_now(server: ServerThread, client: TimerClient) -> None:
+    with expires(60, scope="s", client=client) as block:
+        before = block.deadline
+        block.renew(500)
+        assert block.deadline > before + 400
+        assert client.link.table is not None
+        assert [timer.deadline for timer in timers_of(client.link.table)] == [block.deadline]
+        block.renew()
+        assert block.remaining() > 400, "renewed for as long as it was renewed last"
+    assert server.armed() == []
+    with pytest.raises(RuntimeError, match="active"):
+        block.renew()
+
+
+def test_a_renewed_timer_does_not_fall_due_at_its_first_deadline(
+    server: ServerThread, client: TimerClient
+) -> None:
+    with expires(0.05, scope="renewed", client=client) as block:
+        block.renew(60)
+        with expires(0.1, scope="witness", client=client):
+            ((_, scopes),) = server.wait_reaps(1)
+        assert scopes == ["witness"]
+
+
+def test_a_timer_may_be_renewed_to_an_earlier_deadline(server: ServerThread, client: TimerClient) -> None:
+    with expires(1000, scope="s", client=client) as block:
+        block.renew(0.01)
+        assert server.wait_reaps(1)[0][1] == ["s"]
+
+
+def test_renew_from_another_thread(server: ServerThread, client: TimerClient) -> None:
+    with expires(60, scope="s", client=client) as block:
+        before = block.deadline
+        thread = threading.Thread(target=block.renew, args=(500,))
+        thread.start()
+        thread.join(PATIENCE)
+        assert block.deadline > before + 400
+    assert server.armed() == []
+
+
+@pytest.mark.parametrize("promise", [1000.0, inf], ids=["silent", "ringing"])
+def test_renew_against_exit(promise: float) -> None:
+    """Whichever comes first, nothing is armed after the exit, and the next entry keeps its deadline."""
+    client = MemoryClient(memory_table(promise=promise, now=lambda: 1000.0))
+    blocks: list[Any] = []
+    entered, left = threading.Semaphore(0), threading.Semaphore(0)
+    renewed = refused = 0
+
+    def renew(rounds: int) -> None:
+        nonlocal renewed, refused
+        for _ in range(rounds):
+            entered.acquire(timeout=PATIENCE)
+            try:
+                for _ in range(3):
+                    blocks[-1].renew(77)
+                    renewed += 1
+            except RuntimeError:
+                refused += 1
+            left.release()
+
+    rounds = 3000
+    thread = threading.Thread(target=renew, args=(rounds,))
+    with every_thread_at_once():
+        thread.start()
+        for n in range(rounds):
+            with expires(60, scope="s", client=client) as block:
+                blocks.append(block)
+                entered.release()
+                for _ in range(n % 300):
+                    assert block.remaining() > 0
+            with expires(50, scope="s", client=client) as next_one:
+                left.acquire(timeout=PATIENCE)
+                assert next_one.deadline == 1050.0
+                assert [timer.deadline for timer in timers_of(client.table)] == [1050.0]
+            assert timers_of(client.table) == []
+            blocks.clear()
+        thread.join(PATIENCE)
+    assert renewed > 0
+    assert refused > 0, "the two never met: the test is blind"
+
+
+# --- grace
+
+
+async def for_ever() -> None:
+    await asyncio.Event().wait()
+
+
+async def test_grace_cancels_the_task_with_a_timeout_error_that_names_the_scope(
+    server: ServerThread, client: TimerClient
+) -> None:
+    with pytest.raises(TimeoutError, match=r"'rollout' was not done after 0\.01 s") as caught:
+        async with expires(0.01, scope="rollout", client=client, grace=60) as block:
+            assert block.remaining() <= 0.01
+            await for_ever()
+    assert isinstance(caught.value.__cause__, asyncio.CancelledError)
+    assert current_task().cancelling() == 0
+    assert await asyncio.to_thread(server.armed) == []
+    await asyncio.sleep(0)  # and no cancellation is left over
+
+
+def current_task() -> asyncio.Task[Any]:
+    task = asyncio.current_task()
+    assert task is not None
+    return task
+
+
+async def test_until_then_the_hard_limit_is_armed(client: TimerClient) -> None:
+    async with expires(60, scope="s", client=client, grace=5) as block:
+        assert client.link.table is not None
+        (timer,) = timers_of(client.link.table)
+        assert timer.deadline == pytest.approx(block.deadline + 5, abs=1e-6)
+        assert block.remaining() <= 60
+    assert here(client) == []
+
+
+async def test_a_block_left_in_time_cancels_nobody(client: TimerClient) -> None:
+    async with expires(0.01, scope="s", client=client, grace=60):
+        pass
+    async with expires(0.05, scope="later", client=client, grace=60) as later:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout_at(asyncio.get_running_loop().time() + 0.02):
+                await for_ever()
+        assert later.remaining() <= 0.05
+    assert current_task().cancelling() == 0
+
+
+async def test_a_foreign_cancellation_passes_through(client: TimerClient) -> None:
+    entered = asyncio.Event()
+
+    async def work() -> None:
+        async with expires(60, scope="s", client=client, grace=5):
+            entered.set()
+            await for_ever()
+
+    task = asyncio.create_task(work())
+    await entered.wait()
+    task.cancel("stop")
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert task.cancelled()
+    assert here(client) == []
+
+
+async def test_a_foreign_cancellation_that_comes_with_ours_wins(client: TimerClient) -> None:
+    async def work() -> None:
+        async with expires(0.01, scope="s", client=client, grace=60):
+            try:
+                await for_ever()
+            finally:
+                current_task().cancel("and stop")
+
+    task = asyncio.create_task(work())
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert task.cancelling() == 1, "ours has been taken back, the other has not"
+    assert here(client) == []
+
+
+async def test_a_swallowed_cancellation_does_not_save_the_process(
+    server: ServerThread, client: TimerClient
+) -> None:
+    async with expires(0.01, scope="stubborn", client=client, grace=0.2):
+        with pytest.raises(asyncio.CancelledError):
+            await for_ever()
+        assert here(client) == ["stubborn"], "still armed, with the hard limit"
+        reaps = await asyncio.to_thread(server.wait_reaps, 1)
+    assert reaps[0][1] == ["stubborn"]
+    assert current_task().cancelling() == 0, "as with asyncio.timeout"
+    assert here(client) == []
+
+
+async def test_an_exception_that_comes_instead_of_the_cancellation_passes_through(
+    client: TimerClient,
+) -> None:
+    with pytest.raises(KeyError):
+        async with expires(0.01, scope="s", client=client, grace=60):
+            try:
+                await for_ever()
+            finally:
+                raise KeyError("x")
+    assert current_task().cancelling() == 0
+    assert here(client) == []
+
+
+async def test_graces_nest(client: TimerClient) -> None:
+    with pytest.raises(TimeoutError, match="'outer'"):
+        async with expires(0.02, scope="outer", client=client, grace=60):
+            with pytest.raises(TimeoutError, match="'inner'"):
+                async with expires(0.01, scope="inner", client=client, grace=60):
+                    await for_ever()
+            assert here(client) == ["outer"]
+            async with expires(60, scope="another", client=client, grace=60):
+                await for_ever()
+    assert here(client) == []
+
+
+async def test_grace_lives_with_asyncio_timeout(client: TimerClient) -> None:
+    with pytest.raises(TimeoutError, match="'s'"):
+        async with asyncio.timeout(60), expires(0.01, scope="s", client=client, grace=60):
+            await for_ever()
+    with pytest.raises(TimeoutError, match=r"^$"):
+        async with expires(60, scope="s", client=client, grace=60), asyncio.timeout(0.01):
+            await for_ever()
+    with pytest.raises(TimeoutError, match=r"^$"):
+        async with asyncio.timeout(0.01), expires(60, scope="s", client=client, grace=60):
+            await for_ever()
+    assert current_task().cancelling() == 0
+    assert here(client) == []
+
+
+async def test_renew_moves_both_limits(client: TimerClient) -> None:
+    async with expires(0.01, scope="s", client=client, grace=5) as block:
+        block.renew(60)
+        assert 59 < block.remaining() <= 60
+        assert client.link.table is not None
+        assert timers_of(client.link.table)[0].deadline == pytest.approx(block.deadline + 5, abs=1e-6)
+        with pytest.raises(TimeoutError, match=r"^$"):
+            async with asyncio.timeout(0.05):
+                await for_ever()
+        await asyncio.to_thread(block.renew, 0.01)
+        with pytest.raises(asyncio.CancelledError):
+            await for_ever()
+        with pytest.raises(RuntimeError, match="cancelled already"):
+            block.renew(60)
+    with pytest.raises(RuntimeError, match="active"):
+        block.renew()
+
+
+async def test_a_block_with_grace_can_be_used_again(client: TimerClient) -> None:
+    block = expires(0.01, scope="s", client=client, grace=60)
+    for _ in range(3):
+        with pytest.raises(TimeoutError):
+            async with block:
+                await for_ever()
+    assert here(client) == []
+
+
+async def test_an_active_block_with_grace_cannot_be_entered_again(client: TimerClient) -> None:
+    async with expires(60, scope="s", client=client, grace=5) as block:
+        with pytest.raises(RuntimeError, match="in use"):
+            async with block:
+                pytest.fail("the block was entered")
+        assert here(client) == ["s"]
+        assert 59 < block.remaining() <= 60
+    assert here(client) == []
+
+
+# --- entering in vain
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "socket"])
+@pytest.mark.parametrize("unavailable", ["raise", "warn", "ignore"])
+async def test_without_a_server_the_policy_decides(nobody: str, shared: bool, unavailable: Any) -> None:
+    client = AsyncTimerClient(nobody, shared=shared, unavailable=unavailable, budget=0.05)
+    outcome = pytest.raises(ServerUnavailable) if unavailable == "raise" else nullcontext()
+    done = []
+    for grace in (None, 5):
+        with outcome:
+            async with expires(60, scope="s", client=client, grace=grace) as block:
+                assert block.remaining() > 0
+                done.append("async with")
+    with outcome, expires(60, scope="s", client=client):
+        done.append("with")
+    assert done == ([] if unavailable == "raise" else ["async with", "async with", "with"])
+    assert client.link.table is None or timers_of(client.link.table) == []
+    with ServerThread(nobody) as server:
+        await client.connect(PATIENCE)
+        assert await asyncio.to_thread(server.armed) == []
+        await client.aclose()
+
+
+async def test_not_configured() -> None:
+    with pytest.raises(NotConfigured):
+        async with expires(60):
+            pytest.fail("the block was entered")
+    with pytest.raises(NotConfigured):
+        async with expires(60, grace=5):
+            pytest.fail("the block was entered")
+    assert current_task().cancelling() == 0
+
+
+@pytest.mark.parametrize("grace", [None, 5], ids=["", "grace"])
+async def test_a_full_table_is_an_error_on_entering(grace: float | None) -> None:
+    client = MemoryClient(memory_table(promise=0.0))
+    client.unavailable = "ignore"
+    for word in range(FIRST_DEADLINE, FIRST_DEADLINE + SLOTS):
+        client.table.cells[word] = 1e9
+    client.table.cells[HIGH_WATER] = SLOTS
+    block = expires(60, scope="s", client=client, grace=grace)
+    with pytest.raises(TableFull):
+        async with block:
+            pytest.fail("the block was entered")
+    if grace is None:
+        with pytest.raises(TableFull), block:
+            pytest.fail("the block was entered")
+    with pytest.raises(RuntimeError):
+        _ = block.deadline
+    await asyncio.sleep(0)
+    assert set(client.table.cells[FIRST_DEADLINE : FIRST_DEADLINE + SLOTS]) == {1e9}
+
+
+# --- cancelled on the way in (FAULTS 49)
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "socket"])
+@pytest.mark.parametrize("grace", [None, 5], ids=["plain", "grace"])
+async def test_cancelled_while_connecting_there_is_no_ghost(
+    nobody: str, shared: bool, grace: float | None
+) -> None:
+    client = AsyncTimerClient(nobody, shared=shared, budget=PATIENCE)
+
+    async def work() -> None:
+        async with expires(60, scope="ghost", client=client, grace=grace):
+            pytest.fail("the block was entered")
+
+    with stand_in(nobody, None):
+        task = asyncio.create_task(work())
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not task.done()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert client.link.table is None or timers_of(client.link.table) == []
+    with ServerThread(nobody) as server:
+        await client.connect(PATIENCE)
+        async with expires(60, scope="real", client=client):
+            assert await asyncio.to_thread(server.armed) == ["real"]
+        assert await asyncio.to_thread(server.armed) == []
+        await client.aclose()
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "socket"])
+async def test_cancelled_at_any_turn_of_the_loop_there_is_no_ghost(
+    server: ServerThread, shared: bool
+) -> None:
+    inside = 0
+    for turns in range(60):
+        client = AsyncTimerClient(server.path, shared=shared, budget=PATIENCE)
+        if turns % 2:
+            await client.connect(PATIENCE)
+
+        async def work(client: AsyncTimerClient = client) -> None:
+            nonlocal inside
+            async with expires(60, scope="ghost", client=client, grace=5):
+                inside += 1
+                await for_ever()
+
+        task = asyncio.create_task(work())
+        for _ in range(turns // 2):
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert task.cancelling() == 1
+        await client.acquire("real", monotonic() + 60)  # in order behind what is still on its way
+        assert await asyncio.to_thread(server.armed) == ["real"]
+        await client.aclose()
+    assert inside > 0, "it was never fast enough: the test is blind"
+
+
+async def test_cancelled_while_leaving_it_has_been_left(server: ServerThread) -> None:
+    async with AsyncTimerClient(server.path, shared=False, budget=PATIENCE) as client:
+        for turns in range(30):
+            leaving = asyncio.Event()
+
+            async def work(leaving: asyncio.Event = leaving) -> None:
+                async with expires(60, scope="s", client=client):
+                    leaving.set()
+
+            task = asyncio.create_task(work())
+            await leaving.wait()
+            for _ in range(turns // 5):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+            await client.acquire("fence", monotonic() + 60)
+            assert await asyncio.to_thread(server.armed) == ["fence"]
+
+
+# --- interrupted at every bytecode (FAULTS 50)
+
+
+def assert_nothing_armed(client: AnyClient, when: str) -> None:
+    """The interrupted block is gone once its frames are; the collector looks after cycles."""
+    table = client.link.table
+    if table is not None and timers_of(table):
+        gc.collect()
+        assert timers_of(table) == [], f"a ghost, interrupted at {when}"
+
+
+PROMISES = {"silent": 0.0, "ringing": inf, "late": 1.0}
+"""``silent``: the tables' clock is 0, and a look is promised for now."""
+
+
+def memory_client(promise: str) -> MemoryClient:
+    if promise == "silent":
+        return MemoryClient(memory_table(0.0, now=lambda: 0.0))
+    return MemoryClient(memory_table(PROMISES[promise]))
+
+
+@pytest.mark.parametrize("promise", PROMISES)
+@pytest.mark.parametrize("scope", ["s", None], ids=["scope", "no scope"])
+def test_interrupted_at_every_bytecode(promise: str, scope: str | None) -> None:
+    for interruption in interruptions():
+        client = memory_client(promise)
+        with interruption:
+            for _ in range(2):  # into a new slot, and into a known one
+                with expires(60, scope, client):
+                    pass
+        assert_nothing_armed(client, f"bytecode {interruption.number}")
+        with expires(60, scope, client) as block:
+            assert len(timers_of(client.table)) == 1
+            assert block.remaining() > 0
+    assert interruption.number > 150, "it was hardly interrupted: the test is blind"
+    assert client.table.acquisitions == 3
+
+
+@pytest.mark.filterwarnings("ignore:coroutine '.*' was never awaited")
+@pytest.mark.parametrize("promise", PROMISES)
+@pytest.mark.parametrize("grace", [None, 5], ids=["plain", "grace"])
+def test_interrupted_at_every_bytecode_async(promise: str, grace: float | None) -> None:
+    async def work(client: MemoryClient) -> None:
+        for _ in range(2):
+            async with expires(60, "s", client, grace=grace):
+                pass
+
+    with asyncio.Runner() as runner:
+        loop = runner.get_loop()
+        for interruption in interruptions():
+            client = memory_client(promise)
+            with interruption:
+                loop.run_until_complete(work(client))
+            assert_nothing_armed(client, f"bytecode {interruption.number}")
+            loop.run_until_complete(work(client))
+        assert interruption.number > 150, "it was hardly interrupted: the test is blind"
+
+
+def test_interrupted_at_every_bytecode_while_connecting(server: ServerThread) -> None:
+    for interruption in interruptions():
+        client = TimerClient(server.path, budget=PATIENCE)
+        with interruption:
+            with expires(60, "s", client):
+                pass
+        assert_nothing_armed(client, f"bytecode {interruption.number}")
+        client.connect(PATIENCE)
+        with expires(60, "s", client):
+            assert server.armed() == ["s"]
+        client.close()
+    assert interruption.number > 300, "it was hardly interrupted: the test is blind"
+
+
+def test_interrupted_at_every_bytecode_without_a_table(server: ServerThread) -> None:
+    with TimerClient(server.path, shared=False, budget=PATIENCE) as client:
+        for interruption in interruptions():
+            with interruption:
+                with expires(60, "s", client):
+                    pass
+            assert_nothing_armed(client, f"bytecode {interruption.number}")
+            client.acquire("fence", monotonic() + 60)  # in order behind what is still on its way
+            assert server.armed() == ["fence"], f"a ghost, interrupted at bytecode {interruption.number}"
+        assert interruption.number > 300, "it was hardly interrupted: the test is blind"
