@@ -118,7 +118,11 @@ class Block:
 
     def __del__(self) -> None:
         """Release what an interruption kept from being left."""
-        if self._slot is not None:
+        try:
+            slot = self._slot
+        except AttributeError:
+            return  # interrupted while it was being made
+        if slot is not None:
             self._retract()
 
     def __reduce__(self) -> NoReturn:
@@ -345,9 +349,11 @@ class GracefulBlock(Block):
 
     def __del__(self) -> None:
         """Release what an interruption kept from being left, and cancel nobody for it."""
-        if self._slot is not None:
+        try:
             self._soft.stop()
-            super().__del__()
+        except AttributeError:
+            return  # it was never made
+        super().__del__()
 
     @property
     def deadline(self) -> float:

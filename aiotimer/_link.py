@@ -19,7 +19,7 @@ import random
 import socket
 import struct
 import weakref
-from _thread import allocate_lock
+from _thread import LockType, allocate_lock
 from math import inf
 from time import monotonic
 from types import CodeType
@@ -73,7 +73,7 @@ class Link:
 
     def reset(self) -> None:
         """Forget everything: a new link, or the child after a fork."""
-        self.table: TimerTable | None = None
+        self.table: TimerTable | None = self._first_table()
         self.watched: TimerTable | None = None
         self.pools.clear()
         self.sites.clear()
@@ -87,6 +87,10 @@ class Link:
         self._next_attempt = -inf
         self._silent_until = -inf  # a server has just let us wait in vain
         self._complained = False
+
+    def _first_table(self) -> TimerTable | None:
+        """Return what to store in before a server has given us a table."""
+        return None
 
     # -- connecting ------------------------------------------------------------------------------
 
@@ -127,16 +131,18 @@ class Link:
         try:
             if not self.connected:
                 self._next_attempt = monotonic() + RETRY_EVERY
-                yield from self._connect_now()
+                yield from self._connect_now(gate)
         finally:
             gate.release()
 
-    def _connect_now(self) -> Steps[None]:
+    def _connect_now(self, gate: LockType) -> Steps[None]:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         descriptor = -1
         try:
             yield from self._reach(connection)
             welcome, descriptor = yield from self._greet(connection)
+            if self._gate is not gate:
+                raise ServerUnavailable(self.path, "the last client was closed meanwhile")
             self._settle(connection, welcome, descriptor)
         except BaseException:
             connection.close()

@@ -16,6 +16,7 @@ from time import monotonic, sleep
 from ._core import layout, wire
 from ._core.reader import TableReader
 from ._core.requests import RELEASE
+from ._core.table import TimerTable
 from ._link import RETRY_EVERY, Link
 from ._scratch import scratch_table
 from .errors import AiotimerError, ProtocolError, ServerUnavailable
@@ -38,11 +39,13 @@ class SocketLink(Link):
         """Forget everything, and start with an empty table of our own."""
         super().reset()
         self.queue: SocketQueue | None = None
-        self.table = scratch_table(self.pools)
         self._repairing = False  # there is a thread that reconnects
         self._repair_lock = threading.Lock()
         self._unlisted: deque[tuple[str, float]] = deque()
         self._retracted: deque[str] = deque()
+
+    def _first_table(self) -> TimerTable:
+        return scratch_table(self.pools)
 
     def tell(self, key: str, deadline: float, budget: float) -> None:
         """Send a request and wait for its acknowledgement; reconnect if need be.

@@ -8,6 +8,11 @@ table: a task that swallows its cancellation is reaped. This file imports asynci
 from __future__ import annotations
 
 import asyncio
+import weakref
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class SoftLimit:
@@ -22,7 +27,9 @@ class SoftLimit:
         self.after = after
         self.grace = grace
         self.fired = False
-        self._task: asyncio.Task[object] | None = None
+        # Weakly: the loop keeps this object until the limit, and must not keep an interrupted block alive
+        # by way of its task and that one's traceback.
+        self._task: Callable[[], asyncio.Task[object] | None] = _nobody
         self._cancelling = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._handle: asyncio.TimerHandle | None = None
@@ -30,11 +37,12 @@ class SoftLimit:
     def start(self) -> None:
         """Begin to count, in the current task."""
         self._loop = asyncio.get_running_loop()
-        self._task = asyncio.current_task()
-        if self._task is None:
+        task = asyncio.current_task()
+        if task is None:
             raise RuntimeError("expires() with grace must be used inside a task")
+        self._task = weakref.ref(task)
         self.fired = False
-        self._cancelling = self._task.cancelling()
+        self._cancelling = task.cancelling()
         self._handle = self._loop.call_later(self.after, self._fire)
 
     def restart(self, after: float) -> None:
@@ -50,16 +58,17 @@ class SoftLimit:
 
     def stop(self) -> None:
         """Do not cancel any more."""
-        handle, self._handle = self._handle, None
-        if handle is not None:
-            handle.cancel()
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
 
     def was_the_cause(self, kind: type[BaseException] | None) -> bool:
         """Whether the block leaves with a cancellation, and nobody but us had asked for one."""
         if not self.fired:
             return False
-        assert self._task is not None
-        count = self._task.uncancel()
+        task = self._task()
+        assert task is not None  # it is running
+        count = task.uncancel()
         return count <= self._cancelling and kind is not None and issubclass(kind, asyncio.CancelledError)
 
     def _schedule(self) -> None:
@@ -69,7 +78,12 @@ class SoftLimit:
             self._handle = self._loop.call_later(self.after, self._fire)
 
     def _fire(self) -> None:
-        assert self._task is not None
         self.fired = True
         self._handle = None
-        self._task.cancel()
+        task = self._task()
+        if task is not None:
+            task.cancel()
+
+
+def _nobody() -> None:
+    return None

@@ -317,10 +317,10 @@ class SocketQueue(MemoryQueue):
 
     def _note(self, message: wire.Ack) -> None:
         """An error may be of any request that it acknowledges: nobody may take his own for armed."""
-        last = min(message.number, self._number)
         if message.error:
+            last = min(message.number, self._number + 1)  # one more may just have been sent
             self._errors.update(dict.fromkeys(range(self._acknowledged + 1, last + 1), message.error))
-        self._acknowledged = last
+        self._acknowledged = message.number
 
     def _receive(self, until: float) -> list[wire.Ack]:
         self._wait_ready(select.POLLIN, until)

@@ -222,7 +222,7 @@ _SERVER = """
 
     async def serve():
         tell = lambda event: print(json.dumps(event.as_json()), flush=True)
-        server = TimerServer(sys.argv[1], on_event=tell)
+        server = TimerServer(sys.argv[1], on_event=tell, bound=float(sys.argv[3]))
         loop = asyncio.get_running_loop()
         serving = asyncio.current_task()
         loop.add_signal_handler(signal.SIGTERM, serving.cancel)
@@ -247,14 +247,16 @@ class ServerProcess:
     Args:
         path: the socket.
         loop: one of :data:`LOOPS`.
+        bound: see ``TimerServer``.
 
     Attributes:
         events: what servers here have told and :meth:`told` has read, as :meth:`Event.as_json` objects.
     """
 
-    def __init__(self, path: str, loop: str = "asyncio") -> None:
+    def __init__(self, path: str, loop: str = "asyncio", bound: float = 5.0) -> None:
         self.path = path
         self.loop = loop
+        self.bound = bound
         self.events: list[dict[str, Any]] = []
         self._process: SpawnedWorker | None = None
 
@@ -276,7 +278,7 @@ class ServerProcess:
     def start(self) -> None:
         """Start a server, and return when it serves."""
         assert self._process is None
-        self._process = spawn_worker(_SERVER, None, self.path, self.loop)
+        self._process = spawn_worker(_SERVER, None, self.path, self.loop, str(self.bound))
         while not (found := self._process.wait_line("")).startswith("ready"):
             self._note(found)
 

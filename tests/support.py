@@ -11,6 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dis
+import functools
+import gc
 import itertools
 import mmap
 import os
@@ -150,16 +153,19 @@ class Clock:
 def at_every_opcode(visit: Callable[[], object], code: Callable[[CodeType], bool]) -> Iterator[None]:
     """Call ``visit`` before every bytecode of the code objects that ``code`` says yes to, in this thread.
 
-    What ``visit`` raises is raised there, as from a signal handler; nothing is visited after that.
+    What ``visit`` raises is raised there, as from a signal handler; nothing is visited after that. Left out
+    are the bytecodes that call a ``with``'s ``__exit__``, and NOP: CPython delivers no signal there, and
+    relies on it where its tables of handlers have gaps. Left out is ``__del__``: what is raised in there
+    CPython ignores.
     """
 
     def trace(frame: FrameType, event: str, _argument: object) -> Callable[..., Any] | None:
         if event == "call":
-            if not code(frame.f_code):
+            if not code(frame.f_code) or _is_in_destructor(frame):
                 return None
             frame.f_trace_opcodes = True
             frame.f_trace_lines = False
-        if event in ("call", "opcode"):
+        if event == "call" or (event == "opcode" and frame.f_lasti not in _never_interrupted(frame.f_code)):
             visit()
         return trace
 
@@ -171,6 +177,28 @@ def at_every_opcode(visit: Callable[[], object], code: Callable[[CodeType], bool
         sys.settrace(former)
 
 
+def _is_in_destructor(frame: FrameType | None) -> bool:
+    while frame is not None and frame.f_code.co_name != "__del__":
+        frame = frame.f_back
+    return frame is not None
+
+
+@functools.cache
+def _never_interrupted(code: CodeType) -> frozenset[int]:
+    instructions = list(dis.get_instructions(code))
+    found = {instruction.offset for instruction in instructions if instruction.opname == "NOP"}
+    for n, (one, two) in enumerate(itertools.pairwise(instructions)):
+        three_nones = [(i.opname, i.argval) for i in instructions[n : n + 3]] == [("LOAD_CONST", None)] * 3
+        if three_nones and instructions[n + 3].opname in ("PRECALL", "CALL"):
+            found.update(i.offset for i in instructions[max(0, n - 1) : n + 5] if i.opname in _EXITING)
+        if two.opname == "WITH_EXCEPT_START":
+            found.update((one.offset, two.offset))
+    return frozenset(found)
+
+
+_EXITING = frozenset({"SWAP", "LOAD_CONST", "PRECALL", "CALL"})
+
+
 def is_ours(code: CodeType) -> bool:
     """Whether a code object is the package's: the usual thing to visit with :func:`at_every_opcode`."""
     return code.co_filename.startswith(_PACKAGE)
@@ -178,6 +206,8 @@ def is_ours(code: CodeType) -> bool:
 
 class Interruption:
     """Raise KeyboardInterrupt at one bytecode of a ``with`` body, and let it end there.
+
+    Meanwhile the cyclic collector rests: it would run the ``__del__`` of what was interrupted before.
 
     Attributes:
         number: at which, counted from 0.
@@ -191,11 +221,13 @@ class Interruption:
         self._tracing = at_every_opcode(self._count_down, code)
 
     def __enter__(self) -> Self:
+        gc.disable()
         self._tracing.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
         self._tracing.__exit__(None, None, None)
+        gc.enable()
         return self.happened and kind is KeyboardInterrupt
 
     def _count_down(self) -> None:
@@ -205,12 +237,13 @@ class Interruption:
             raise KeyboardInterrupt
 
 
-def interruptions(code: Callable[[CodeType], bool] = is_ours) -> Iterator[Interruption]:
-    """Yield an interruption for every bytecode, for a body that is the same each time.
+def interruptions(step: int = 1, code: Callable[[CodeType], bool] = is_ours) -> Iterator[Interruption]:
+    """Yield an interruption for every bytecode (every second one, ...), for a body that is the same each time.
 
-    The last one yielded interrupts nothing: the body has got through.
+    The last one yielded interrupts nothing: the body has got through. What the body imports for the first
+    time must have been imported before.
     """
-    for number in itertools.count():
+    for number in itertools.count(step=step):
         interruption = Interruption(number, code)
         yield interruption
         if not interruption.happened:
@@ -287,6 +320,12 @@ class SparingServer(TimerServer):
         self.heard.append(message)
         self.on_change()
 
+    def apply(self, connection: Connection) -> str:
+        """Apply the requests of a socket-only client, then say that something has changed."""
+        failure = super().apply(connection)
+        self.on_change()
+        return failure
+
     def connection_closed(self, connection: Connection) -> None:
         """Count it."""
         super().connection_closed(connection)
@@ -335,6 +374,7 @@ class ServerThread:
         self._new_loop = new_loop
         self._options = options
         self._happened = threading.Condition()
+        self._changes = 0
         self._server: TimerServer | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -447,10 +487,24 @@ class ServerThread:
         workers = [worker for worker in self.status()["workers"] if worker["pid"] == wanted]
         return sorted(timer["scope"] for worker in workers for timer in worker["timers"])
 
+    def wait_armed(self, names: list[str], timeout: float = PATIENCE) -> None:
+        """Wait until just these timers are armed on this process, asking after every message and request."""
+        until = monotonic() + timeout
+        while True:
+            changes = self._changes
+            armed = self.armed()
+            if armed == names:
+                return
+            with self._happened:
+                while self._changes == changes and (left := until - monotonic()) > 0:
+                    self._happened.wait(left)
+            assert self._changes != changes, f"armed are {armed}, and not {names}, after {timeout:g} s"
+
     def _note(self, event: Event | None = None) -> None:
         with self._happened:
             if event is not None:
                 self.events.append(event)
+            self._changes += 1
             self._happened.notify_all()
 
     def _run(self, ready: queue.SimpleQueue[BaseException | None]) -> None:

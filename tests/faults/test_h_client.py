@@ -172,7 +172,7 @@ def test_fault_48_the_server_dies_inside_the_block(shared: bool) -> None:
     with short_socket() as path, ServerProcess(path) as server, contextlib.ExitStack() as stack:
         workers = [
             stack.enter_context(
-                spawn_worker(program(entry, "sys.stdin.readline()", after=2.0, shared=shared) + THEN, path)
+                spawn_worker(program(entry, "sys.stdin.readline()", after=1.5, shared=shared) + THEN, path)
             )
             for entry in ENTRIES
             if shared or entry != "with on a loop"
@@ -218,7 +218,7 @@ def plan():
     say("connected")
     sys.stdin.readline()
     yield heard("has not looked")
-    yield seconds_pass(2.5)  # as many more rings
+    yield seconds_pass(2.2)  # as many more rings
     say("complaints", len(lines))
     sys.stdin.readline()
     if sys.argv[1] != "long with":  # which has no reason to ask again
@@ -288,7 +288,9 @@ asyncio.run(main())
 
 
 def test_fault_53_a_stuck_server_is_noticed_once() -> None:
-    with short_socket() as path, ServerProcess(path) as server, contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
+        path = stack.enter_context(short_socket())
+        server = stack.enter_context(ServerProcess(path, bound=1.0))
         workers = {
             kind: stack.enter_context(spawn_worker(NOTICES.replace("KIND", source), path, kind))
             for kind, source in KINDS.items()

@@ -47,15 +47,15 @@ def storm(loop: str, reads: str, *, entries: int, rounds: int, patience: float) 
 
 @pytest.mark.parametrize("loop", LOOPS)
 def test_fault_40_no_wake_up_is_lost(loop: str) -> None:
-    done = storm(loop, "all", entries=1_000_000, rounds=600, patience=20.0)
+    done = storm(loop, "all", entries=1_000_000, rounds=300, patience=20.0)
     assert done["lost"] == 0
     assert done["entries"] >= 1_000_000
     # The storm was where it had to be: the server was caught in every gap of its look.
-    assert all(done[place] >= 50 for place in PLACES), done
+    assert all(done[place] >= 40 for place in PLACES), done
 
 
 @pytest.mark.parametrize("loop", LOOPS)
 def test_fault_40_without_the_later_reads_one_is_lost(loop: str) -> None:
     """The same storm finds the fault that the second and the later read are there for."""
-    done = storm(loop, "first", entries=1_000_000, rounds=600, patience=2.0)
+    done = storm(loop, "first", entries=1_000_000, rounds=300, patience=2.0)
     assert done["lost"] == done["unwatched"] == 1, done
