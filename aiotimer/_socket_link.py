@@ -150,12 +150,12 @@ class SocketLink(Link):
 
     def _release_retracted(self) -> None:
         """Say of every retracted timer that it is released: the HELLO may have listed it just before."""
-        assert self.queue is not None
-        while self._retracted:
-            key = self._retracted[0]
+        queue, retracted = self.queue, self._retracted  # the last client may leave meanwhile
+        while queue is not None and retracted:
+            key = retracted[0]
             if all(key != armed for armed, _deadline in self._armed()):
-                self.queue.send(key, RELEASE)
-            self._retracted.popleft()
+                queue.send(key, RELEASE)
+            retracted.popleft()
 
     def requests(self) -> RequestQueue:
         """Return the worker's end of the socket queue.

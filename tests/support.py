@@ -238,7 +238,7 @@ class Interruption:
 
 
 def interruptions(step: int = 1, code: Callable[[CodeType], bool] = is_ours) -> Iterator[Interruption]:
-    """Yield an interruption for every bytecode (every second one, ...), for a body that is the same each time.
+    """Yield an interruption for every (or every ``step``-th) bytecode of a body that is the same each time.
 
     The last one yielded interrupts nothing: the body has got through. What the body imports for the first
     time must have been imported before.

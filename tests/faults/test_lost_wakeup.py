@@ -37,7 +37,7 @@ def storm(loop: str, reads: str, *, entries: int, rounds: int, patience: float) 
                 role, *arguments = map(str, work)
                 with spawn_worker(RUN, None, STORM, role, path, *arguments, pass_fds=[stage, told]) as worker:
                     record = worker.wait_line("done", timeout=100)
-                    assert worker.wait() == 0
+                    assert worker.wait() == 0, worker.output
                 assert server.process.poll() is None, server.output
     finally:
         for descriptor in (stage, told, tells):

@@ -115,7 +115,7 @@ def test_a_path_where_nobody_listens_follows_the_policy(policy: str, tmp_path: P
 def test_a_private_watchdog_reaps_its_founder_and_says_so() -> None:
     result = run("configure()\nwith expires(after=0.2, scope='stuck'): time.sleep(600)")
     assert result.returncode == -signal.SIGKILL
-    assert 'reaped pid=' in result.stderr
+    assert "reaped pid=" in result.stderr
     assert 'scope="stuck"' in result.stderr
 
 

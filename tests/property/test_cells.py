@@ -12,6 +12,7 @@ import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
+import aiotimer
 from aiotimer import TimerRequest, expires
 from aiotimer._core import layout
 from aiotimer._core.requests import RELEASE
@@ -26,7 +27,7 @@ TIMES = st.one_of(st.floats(1e-6, 10.0), st.sampled_from([1.0, 5.0, 60.0]))
 class Block:
     """One block, entered both ways."""
 
-    def __init__(self, block: expires, scope_id: str) -> None:
+    def __init__(self, block: aiotimer.Block, scope_id: str) -> None:
         self.block = block
         self.scope_id = scope_id
 
