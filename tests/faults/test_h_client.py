@@ -289,6 +289,7 @@ asyncio.run(main())
 }
 
 
+@pytest.mark.soak  # six workers that spin: it needs a machine of its own
 def test_fault_53_a_stuck_server_is_noticed_once() -> None:
     with contextlib.ExitStack() as stack:
         path = stack.enter_context(short_socket())
