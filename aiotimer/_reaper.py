@@ -110,12 +110,12 @@ class Reaper:
             log.exception("reap_worker(%s) failed; it counts as reaped", worker.id)
             result = True
         worker.reap_under_way = False
-        self._settle(worker, table, bool(result))
+        if not worker.closed:
+            self._settle(worker, table, bool(result))
 
     def _settle(self, worker: Worker, table: WatchedTable, done: bool) -> None:
         if done:
-            worker.postponed.clear()
-            worker.clear()
+            worker.settle()
             return
         worker.reaping = None
         if not table.closed:

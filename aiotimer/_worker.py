@@ -98,6 +98,12 @@ class Worker:
         self._unkillable = self._loop.call_later(UNKILLABLE_AFTER, on_unkillable, self)
         return True
 
+    def settle(self) -> None:
+        """It has been reaped, as far as its server is concerned: what is armed from now on is new."""
+        self.postponed.clear()
+        self.clear()
+        self._backoff = _FIRST_RETRY
+
     def back_off(self) -> float:
         """A reap failed: return after how many seconds to try again."""
         pause, self._backoff = self._backoff, min(2 * self._backoff, _LAST_RETRY)
@@ -135,6 +141,11 @@ class Worker:
                 del self.own_tables[kind]
                 _unmap(cells)
         table.remove()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the process is dead, or let go of."""
+        return self.pidfd < 0
 
     def close(self) -> None:
         """Let go of the process. Its tables are the caller's to remove or to keep."""

@@ -25,6 +25,7 @@ from aiotimer._core import wire
 from aiotimer._core.reader import Timer
 from aiotimer._core.watch import Due
 from aiotimer._watched import WatchedTable
+from aiotimer._worker import Worker
 from aiotimer.errors import AlreadyServing, UnsafePath
 from aiotimer.process import start_time
 from tests.serving import (
@@ -319,6 +320,41 @@ async def test_what_fell_due_during_a_reap_that_fails_is_not_forgotten() -> None
             server.gate.set()
             await server.calls_made(3)
             assert server.due == [["a"], ["o"], ["b"]]
+
+
+async def test_pauses_begin_anew_after_a_reap_that_succeeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    back_off = Worker.back_off
+
+    def recorded(worker: Worker) -> float:
+        pauses.append(back_off(worker))
+        return pauses[-1]
+
+    monkeypatch.setattr(Worker, "back_off", recorded)
+    async with serving_as(SparingServer) as server:
+        with bystander() as pid:
+            server.verdicts = [False, False, True, False]
+            server.register_timers([acquire(pid, "a", 0.0)])
+            await server.calls_made(3)
+            server.register_timers([acquire(pid, "b", 0.0)])
+            await server.calls_made(5)
+    assert pauses == [0.1, 0.2, 0.1]
+
+
+async def test_a_worker_that_dies_while_it_is_being_reaped_is_not_tried_again() -> None:
+    async with serving_as(AsyncSparingServer) as server:
+        with bystander() as other:
+            with bystander() as pid:
+                server.gate.clear()
+                server.verdicts = [False]
+                server.register_timers([acquire(pid, "a", 0.0)])
+                await server.calls_made(1)
+            await server.told("reaped", pid)  # by itself, while it was being reaped: who can tell
+            server.gate.set()
+            server.register_timers([acquire(other, "b", 0.3)])
+            await server.calls_made(2)
+        assert server.due == [["a"], ["b"]]
+        assert server.all_told("reap_failed") == []
 
 
 async def test_a_release_just_before_the_signal_spares_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
