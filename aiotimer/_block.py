@@ -16,17 +16,16 @@ statements is the protocol, and every one of them is paid for in the benchmark.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Coroutine
 from math import inf
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from ._arguments import named_pool, seconds
 from ._client import BUDGET, BaseClient
 from ._core.layout import COUNT_OF, PROMISE
 from ._core.table import LATE, Pool
 from ._default import configured, default, default_client
-from ._leaving import Slow, nothing, time_out, untell
+from ._leaving import Slow, nothing, time_out
 from ._waiting import within
 from .errors import AiotimerError
 
@@ -86,9 +85,7 @@ class Block:
         """Release the timer."""
         self._deadline = None  # from here on, renew() refuses
         if self._slow is not None:
-            if told := self._give_back_slowly():
-                link, key = told
-                link.untell(key, BUDGET)
+            self._leave_slowly(self._slow)
             return
         slot = self._slot
         pool = self._pool
@@ -110,9 +107,11 @@ class Block:
         traceback: TracebackType | None,
     ) -> Coroutine[Any, Any, None]:
         """Release the timer, before anything is awaited."""
-        if self._slow is not None:
+        slow = self._slow
+        if slow is not None:
             self._deadline = None
-            return untell(self._give_back_slowly(), BUDGET)
+            if slow.tells:
+                return self._leave_waiting(slow)
         self.__exit__(kind, error, traceback)
         return nothing()
 
@@ -220,7 +219,8 @@ class Block:
             if self._pool.table is not link.table:
                 self._move(client, link)
             elif not link.shared:
-                self._slow = Slow(link)
+                if self._slow is None or not self._slow.tells:
+                    self._slow = Slow(link)
                 self._tell_by_socket(client, link, deadline)
             elif self._pool.table.must_ring(deadline, now):
                 link.tell("", deadline, client.budget)
@@ -241,10 +241,12 @@ class Block:
             Block.__enter__(self)
 
     def _tell_by_socket(self, client: BaseClient, link: Link, deadline: float) -> None:
-        assert self._slot is not None
-        key = self._pool.table.key_of(self._slot)
+        slot = self._slot
+        if slot is None:
+            return  # renewed by one thread, and left by another meanwhile
+        key = self._pool.table.key_of(slot)
         try:
-            link.tell(key, deadline, within(client.budget))
+            link.tell(key, deadline, within(client.budget), slot)
         except (AiotimerError, OSError) as error:
             client.missing(error)
 
@@ -260,7 +262,7 @@ class Block:
                 if link.table is None:
                     client.missing(error)
                 else:
-                    link.complain(str(error))  # the table is there, and the next server adopts it
+                    link.outage(str(error))  # the table is there, and the next server adopts it
         if self._slot is None and self._pool.table is not link.table:
             self._pool = link.pool(self._pool.scope)
         return Block.__enter__(self)
@@ -277,13 +279,22 @@ class Block:
         table.cells[slot] = deadline
         try:
             try:
-                await link.tell_async(table.key_of(slot), deadline, client.budget)
+                await link.tell_async(table.key_of(slot), deadline, client.budget, slot)
             except (AiotimerError, OSError) as error:
                 client.missing(error)
         except BaseException:
             self._retract()
             raise
         return self
+
+    def _disarm(self, slow: Slow) -> str:
+        """Release under the lock of ``renew``; return the key of the timer if somebody must be told."""
+        slot = self._slot
+        if slot is None:
+            return ""
+        with slow.lock:
+            self._pool.cells[slot] = inf
+        return self._pool.table.key_of(slot) if slow.tells else ""
 
     def _give_back(self) -> None:
         slot = self._slot
@@ -292,24 +303,42 @@ class Block:
             self._slot = None
             self._pool.append(slot)
 
-    def _give_back_slowly(self) -> tuple[Link, str] | None:
-        """Release under the lock of ``renew``; return whom to tell of what, if anybody."""
-        slow, self._slow = self._slow, None
-        assert slow is not None
-        with slow.lock:
-            slot = self._slot
-            key = "" if slow.link is None or slot is None else self._pool.table.key_of(slot)
+    def _leave_slowly(self, slow: Slow) -> None:
+        """Release, and tell whom it concerns; what an interruption leaves undone is left to ``__del__``."""
+        key = self._disarm(slow)
+        if key and slow.link is not None:
+            slow.link.untell(key, BUDGET, cast(int, self._slot))
+        self._finish(slow)
+
+    def _finish(self, slow: Slow) -> None:
+        with slow.lock:  # a thread whose renew() failed may be at it too
             self._give_back()
-        return (slow.link, key) if slow.link is not None and key and slow.pid == os.getpid() else None
+        self._slow = None
+
+    def _leave_waiting(self, slow: Slow) -> Coroutine[Any, Any, None]:
+        """Release at once; return what tells whom it concerns."""
+        return self._untell(slow, self._disarm(slow))
+
+    async def _untell(self, slow: Slow, key: str) -> None:
+        try:
+            if key and slow.link is not None:
+                await slow.link.untell_async(key, BUDGET, cast(int, self._slot))
+        except BaseException:
+            self._retract()
+            raise
+        self._finish(slow)
 
     def _retract(self) -> None:
         """Release, and wait for nobody."""
         self._deadline = None
-        if self._slow is None:
+        slow = self._slow
+        if slow is not None:
+            key = self._disarm(slow)
+            if key and slow.link is not None:
+                slow.link.retract(key, cast(int, self._slot))
+            self._finish(slow)
+        else:
             self._give_back()
-        elif told := self._give_back_slowly():
-            link, key = told
-            link.retract(key)
 
 
 class GracefulBlock(Block):

@@ -18,6 +18,7 @@ from .errors import NotConfigured, TableFull
 if TYPE_CHECKING:
     from ._core.table import Pool
     from ._link import Link
+    from ._outage import Hook
     from .queue import RequestQueue
 
 Unavailable: TypeAlias = Literal["raise", "warn", "ignore"]
@@ -39,7 +40,7 @@ class BaseClient:
         pools, sites: the link's pools, for ``expires`` to look its scope up in without asking.
     """
 
-    __slots__ = ("__weakref__", "_closed", "_link", "budget", "pools", "sites", "unavailable")
+    __slots__ = ("__weakref__", "_closed", "_hook", "_link", "budget", "pools", "sites", "unavailable")
 
     def __init__(
         self,
@@ -48,6 +49,7 @@ class BaseClient:
         shared: bool = True,
         unavailable: Unavailable = "warn",
         budget: float = BUDGET,
+        on_unwatched: Hook | None = None,
     ) -> None:
         from ._links import link_to
 
@@ -58,7 +60,8 @@ class BaseClient:
             if not path:
                 raise NotConfigured
         self._link = link_to(os.fspath(path), shared=shared)
-        self._link.enter()
+        self._link.enter(on_unwatched)
+        self._hook = on_unwatched
         self._closed = False
         self.pools: dict[str, Pool] = self._link.pools
         self.sites: dict[tuple[int, int], Pool] = self._link.sites
@@ -103,10 +106,10 @@ class BaseClient:
         Raises:
             AiotimerError: the policy says so, or ``error`` is a full table.
         """
+        if not isinstance(error, TableFull):
+            self._link.outage(str(error), aloud=self.unavailable == "warn")
         if self.raises(error):
             raise error
-        if self.unavailable == "warn":
-            self._link.complain(str(error))
 
     def check_open(self) -> None:
         """Raise RuntimeError if this client has been closed."""
@@ -127,7 +130,7 @@ class BaseClient:
     def _leave(self) -> None:
         if not self._closed:
             self._closed = True
-            self._link.leave()
+            self._link.leave(self._hook)
             self.pools, self.sites = {}, {}
 
     # -- the parts of acquire and release that do not wait -----------------------------------------
@@ -146,9 +149,7 @@ class BaseClient:
 
     def _disarm(self, scope_id: str) -> None:
         table = self._link.table
-        if table is None:
-            encode_scope(scope_id)  # refuse it all the same
-        else:
+        if table is not None:
             table.set((scope_id, 0), RELEASE, 0.0)
 
     def _retract(self, scope_id: str) -> None:

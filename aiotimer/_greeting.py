@@ -138,6 +138,9 @@ def _socket_table(
     roster: Roster, worker: Worker, connection: Connection, hello: wire.Hello, offset: float
 ) -> WatchedTable:
     """Return the table kept for a peer without one, holding just what it says is armed."""
+    if hello.clock < worker.heard_at:  # on a connection that was given up, and read only now
+        raise ServerError("a later HELLO of this process has been heard")
+    worker.heard_at = hello.clock
     table, cells = roster.own_table(worker, "socket")
     if table.connection is not None:
         table.connection.close()  # an older connection's requests, still on their way, are void

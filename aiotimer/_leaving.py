@@ -28,15 +28,14 @@ class Slow:
         self.link = link
         self.pid = os.getpid() if link is not None else 0
 
+    @property
+    def tells(self) -> bool:
+        """Whether the link has to be told of the release."""
+        return self.link is not None and self.pid == os.getpid()
+
 
 async def nothing() -> None:
     """What ``__aexit__`` returns when there is nothing to wait for."""
-
-
-async def untell(told: tuple[Link, str] | None, budget: float) -> None:
-    if told is not None:
-        link, key = told
-        await link.untell_async(key, budget)
 
 
 async def time_out(released: Awaitable[None], scope: str, after: float, cause: BaseException | None) -> None:

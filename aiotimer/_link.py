@@ -8,35 +8,34 @@ The laws of this file:
   because a program may close descriptors it does not own and the number may by now be somebody else's.
 * Nothing here holds the caller longer than the budget it gave.
 * After a fork the child starts afresh: links are reset, tables turn to private scratch.
+* The last client to leave disarms what is left, in the table too: a server that is not there now may come.
 """
 
 from __future__ import annotations
 
-import logging
 import mmap
 import os
-import random
 import socket
-import struct
+import threading
 import weakref
-from _thread import LockType, allocate_lock
 from math import inf
 from time import monotonic
 from types import CodeType
 
 from . import _waiting
+from ._control import ping
+from ._conversation import greet, reach
 from ._core import layout, wire
 from ._core.table import LATE, Pool, TimerTable
 from ._descriptors import close, immortal, is_open
+from ._outage import Hook, Mended
 from ._scratch import scratch
 from ._version import __version__
-from ._waiting import Steps, Wait, loop_is_running, within
+from ._waiting import Steps, Turn, Turns, Wait, loop_is_running, within
 from .errors import AiotimerError, ProtocolError, Refused, ServerUnavailable
 from .process import time_namespace
 from .queue import RequestQueue, TableQueue
 from .runtime import allocate
-
-log = logging.getLogger("aiotimer")
 
 RETRY_EVERY = 1.0
 """Seconds between attempts to reach a server that did not answer."""
@@ -44,10 +43,8 @@ RETRY_EVERY = 1.0
 _MOST_CODES = 4096
 """Code objects whose call sites are remembered."""
 
-_UCRED = struct.Struct("=iII")
 
-
-class Link:
+class Link(Mended):
     """A connection with a shared table. See :class:`SocketLink` for the kind without.
 
     Attributes:
@@ -63,12 +60,15 @@ class Link:
     shared = True
 
     def __init__(self, path: str) -> None:
-        self.path = path
+        super().__init__(path)
         self.pools: dict[str, Pool] = {}
         self.sites: dict[tuple[int, int], Pool] = {}
         self._codes: dict[int, CodeType] = {}
         self.starting_until = -inf
         self.users = 0
+        self._turns = Turns()  # at connecting
+        self._entering = threading.RLock()  # held while somebody enters or leaves
+        self._resets = 0
         self.reset()
 
     def reset(self) -> None:
@@ -83,10 +83,10 @@ class Link:
         self._table_inode = 0
         self._socket: socket.socket | None = None
         self._socket_inode = 0
-        self._gate = allocate_lock()  # held by whoever is connecting
+        self._resets += 1
         self._next_attempt = -inf
         self._silent_until = -inf  # a server has just let us wait in vain
-        self._complained = False
+        self._unwatched = self._said = False
 
     def _first_table(self) -> TimerTable | None:
         """Return what to store in before a server has given us a table."""
@@ -125,88 +125,33 @@ class Link:
             raise
 
     def _connect(self) -> Steps[None]:
-        gate = self._gate
-        while not gate.acquire(blocking=False):  # another thread or task of this process is at it
-            yield Wait(seconds=0.001)
+        turns, turn = self._turns, Turn()
         try:
+            while not turns.take(turn):  # another thread or task of this process is at it
+                yield Wait(seconds=0.001)
             if not self.connected:
                 self._next_attempt = monotonic() + RETRY_EVERY
-                yield from self._connect_now(gate)
+                yield from self._connect_now(self._resets)
         finally:
-            gate.release()
+            turn.over = True
 
-    def _connect_now(self, gate: LockType) -> Steps[None]:
+    def _connect_now(self, resets: int) -> Steps[None]:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         descriptor = -1
         try:
-            yield from self._reach(connection)
-            welcome, descriptor = yield from self._greet(connection)
-            if self._gate is not gate:
+            yield from reach(connection, self.path, lambda: self.starting_until)
+            offered = self._offer()
+            hello = wire.encode(self._hello(offers_table=bool(offered)))
+            welcome, descriptor = yield from greet(connection, self.path, hello, offered)
+            if self._resets != resets:
                 raise ServerUnavailable(self.path, "the last client was closed meanwhile")
-            self._settle(connection, welcome, descriptor)
+            yield from self._settle(connection, welcome, descriptor)
         except BaseException:
-            connection.close()
-            if descriptor >= 0:
+            if self._socket is not connection:
+                connection.close()
+            if descriptor >= 0 and descriptor != self._table_descriptor:
                 os.close(descriptor)
             raise
-
-    def _reach(self, connection: socket.socket) -> Steps[None]:
-        while True:
-            try:
-                connection.connect(self.path)
-                break
-            except BlockingIOError:  # the listen backlog is full: the server is busy
-                yield Wait(seconds=random.uniform(0.001, 0.01))  # jitter
-            except (FileNotFoundError, ConnectionRefusedError) as error:
-                if monotonic() >= self.starting_until:
-                    raise ServerUnavailable(self.path, error.strerror or str(error)) from None
-                yield Wait(seconds=0.005)
-            except OSError as error:
-                raise ServerUnavailable(self.path, error.strerror or str(error)) from None
-        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-        uid = _UCRED.unpack(credentials)[1]
-        if uid not in (os.geteuid(), 0):
-            raise Refused(self.path, f"it belongs to uid {uid}; that server is not trusted")
-
-    def _greet(self, connection: socket.socket) -> Steps[tuple[wire.Welcome, int]]:
-        """Say HELLO and wait for WELCOME; return it with the descriptor of a new table, or -1."""
-        offered = self._offer()
-        hello = wire.encode(self._hello(offers_table=bool(offered)))
-        while hello:
-            try:
-                hello = hello[socket.send_fds(connection, [hello], offered) :]
-                offered = []
-            except BlockingIOError:
-                yield Wait(connection.fileno(), write=True)
-            except OSError as error:
-                raise ServerUnavailable(self.path, error.strerror or str(error)) from None
-        return (yield from self._hear(connection))
-
-    def _hear(self, connection: socket.socket) -> Steps[tuple[wire.Welcome, int]]:
-        decoder = wire.client_decoder()
-        received: list[int] = []
-        try:
-            while True:
-                yield Wait(connection.fileno())
-                try:
-                    data, descriptors, _flags, _address = socket.recv_fds(
-                        connection, 65_536, 1, socket.MSG_CMSG_CLOEXEC
-                    )
-                except BlockingIOError:
-                    continue
-                except OSError as error:
-                    raise ServerUnavailable(self.path, error.strerror or str(error)) from None
-                received += descriptors
-                if not data:
-                    raise ServerUnavailable(self.path, "it closed the connection")
-                for message in decoder.feed(data):
-                    if isinstance(message, wire.Welcome):
-                        return message, received.pop() if received else -1
-                    reason = message.reason if isinstance(message, wire.Refused) else "it sent nonsense"
-                    raise Refused(self.path, reason)
-        finally:
-            for descriptor in received:
-                os.close(descriptor)
 
     def _hello(self, *, offers_table: bool) -> wire.Hello:
         return wire.Hello(
@@ -225,18 +170,19 @@ class Link:
             return []
         return [self._table_descriptor]
 
-    def _settle(self, connection: socket.socket, welcome: wire.Welcome, descriptor: int) -> None:
+    def _settle(self, connection: socket.socket, welcome: wire.Welcome, descriptor: int) -> Steps[None]:
+        """Take the connection into use. A generator, for the kind that has still something to say."""
         if welcome.has_table and self.table is None:
             if descriptor < 0:
                 raise ProtocolError("a welcome without its table")
             self._map(descriptor, welcome.offset)
         elif descriptor >= 0:
             # The server does not know our table and could not take it over: it cannot protect us.
-            os.close(descriptor)
             raise Refused(self.path, "it does not accept the table this process has already")
         assert self.table is not None
         self._use(connection)
         self.table.forget_rings()
+        yield from ()
 
     def _use(self, connection: socket.socket) -> None:
         old, old_inode = self._socket, self._socket_inode
@@ -297,7 +243,7 @@ class Link:
         table.rang(looks, table.now())
         return True
 
-    def tell(self, key: str, deadline: float, budget: float) -> None:
+    def tell(self, key: str, deadline: float, budget: float, word: int = 0) -> None:
         """Tell the server of a timer that has been stored and for which the table says so.
 
         If the server is gone, try to reconnect, at most once a second; on a running event loop, leave that
@@ -307,53 +253,73 @@ class Link:
             key: the timer's name (``layout.timer_key``); of no use here, see :class:`SocketLink`.
             deadline: the stored deadline.
             budget: seconds this may take.
+            word: where it is stored, of an entry's timer; of no use here either.
         """
         found_out_now = self.connected and loop_is_running()
         if not self.ring(deadline) and self.may_attempt() and not found_out_now:
             try:
                 self.connect(within(budget))
             except (AiotimerError, OSError) as error:
-                self.complain(str(error))
+                self.outage(str(error))
                 return
         self.note_lateness()
 
-    async def tell_async(self, key: str, deadline: float, budget: float) -> None:
+    async def tell_async(self, key: str, deadline: float, budget: float, word: int = 0) -> None:
         """Do what :meth:`tell` does, suspending the task instead of blocking its thread."""
         if not self.ring(deadline) and self.may_attempt():
             try:
                 await self.connect_async(budget)
             except (AiotimerError, OSError) as error:
-                self.complain(str(error))
+                self.outage(str(error))
                 return
         self.note_lateness()
 
-    def untell(self, key: str, budget: float) -> None:
+    def untell(self, key: str, budget: float, word: int = 0) -> None:
         """Tell the server that a timer was released: with a table, the store has said it all."""
 
-    async def untell_async(self, key: str, budget: float) -> None:
+    async def untell_async(self, key: str, budget: float, word: int = 0) -> None:
         """Do what :meth:`untell` does, suspending the task."""
 
-    def retract(self, key: str) -> None:
-        """Tell the server of a release without waiting for an answer, as far as that can be done."""
+    def retract(self, key: str, word: int = 0) -> None:
+        """Tell the server of a release without waiting for anything: safe in a finaliser."""
+
+    @property
+    def connecting(self) -> bool:
+        """Whether an attempt to connect is under way."""
+        return self._turns.taken
 
     def may_attempt(self) -> bool:
         """Whether an attempt to connect is under way, or the last one is a second ago."""
-        return self._gate.locked() or monotonic() >= self._next_attempt
+        return self.connecting or monotonic() >= self._next_attempt
+
+    # -- outages ---------------------------------------------------------------------------------
 
     def note_lateness(self) -> None:
         """Say once that the server is late, and once that it is back."""
-        table = self.table
-        if table is not None and table.is_late(table.now()):
-            self.complain(f"the timer server at {self.path!r} has not looked for over {LATE:g} s")
-        elif self._complained and self.connected:
-            self._complained = False
-            log.warning("the timer server at %r looks again", self.path)
+        if self._is_late():
+            self.outage(f"the timer server at {self.path!r} has not looked for over {LATE:g} s")
+        elif self.connected:
+            self.outage_over()
 
-    def complain(self, reason: str) -> None:
-        """Say once that timers are not being watched."""
-        if not self._complained:
-            self._complained = True
-            log.warning("timers are not being watched: %s", reason)
+    def _is_late(self) -> bool:
+        table = self.table
+        return table is not None and table.is_late(table.now())
+
+    def needs_mending(self) -> bool:
+        """Whether an outage has been noticed and is not over."""
+        if self._unwatched and self.connected:
+            self.note_lateness()
+        return self._unwatched and self.users > 0
+
+    def mend(self) -> None:
+        """Ring a late server; find one if there is none.
+
+        It is asked before it is greeted: whoever enters a block meanwhile would wait for the greeting's end.
+        """
+        table = self.table
+        if table is None or not self.ring(table.now()):
+            ping(self.path)
+            self.connect(RETRY_EVERY)
 
     def _send(self, frame: bytes) -> bool:
         connection = self._socket
@@ -372,15 +338,26 @@ class Link:
 
     # -- the end ---------------------------------------------------------------------------------
 
-    def enter(self) -> None:
-        """One more client uses this link."""
-        self.users += 1
+    def enter(self, hook: Hook | None = None) -> None:
+        """One more client uses this link; ``hook`` wants to hear of outages."""
+        with self._entering:
+            self.users += 1
+        if hook is not None:
+            self.hooks.append(hook)
 
-    def leave(self) -> None:
+    def leave(self, hook: Hook | None = None) -> None:
         """A client is done; the last one says BYE, and the server forgets this process's timers."""
-        self.users -= 1
-        if self.users > 0:
-            return
+        if hook is not None:
+            self.hooks.remove(hook)
+        with self._entering:
+            self.users -= 1
+            if self.users <= 0:
+                self._depart()
+
+    def _depart(self) -> None:
+        """The last client has left: whoever enters next finds nothing of it."""
+        if self.table is not None:
+            self.table.disarm()
         if self.connected:
             self._send(wire.encode(wire.Bye()))
         self._let_go()
@@ -394,6 +371,9 @@ class Link:
 
     def fork(self) -> None:
         """In a forked child: let go of what is the parent's, and start afresh."""
+        self._turns = Turns()
+        self._entering = threading.RLock()
+        self.start_afresh()
         self._let_go()
 
     def _let_go(self) -> None:

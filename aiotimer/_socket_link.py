@@ -1,30 +1,41 @@
-"""The link of a process that cannot map memory: each request is a message, and acknowledged.
+"""A connection without a shared table: every request is a message, and acknowledged.
 
-The law of this file: the link keeps a table all the same, in its own memory. The names and the numbers in it
-are what it tells the server, request by request, and all at once when it reconnects.
+For sandboxes where memory cannot be mapped or descriptors cannot be passed. Timers are kept in a table of
+this process's own, and what is said on the socket is read from there at the moment it is said. The laws of
+this file:
+
+* What a message asks for is what the table holds under one lock when it is sent. So requests of one timer
+  may overtake each other on their way to that lock: the last one said is true.
+* Whatever goes wrong while something is being said ends the connection, an interruption too. The HELLO of
+  the next one lists what is armed then, and the server releases the rest. Of two HELLOs of a process the
+  later one counts, by its clock.
+* A release is owed until it is acknowledged: a thread sees to that, even when the last client has left.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import socket
 import threading
 from collections import deque
-from time import monotonic, sleep
+from time import monotonic
 
+from ._control import ping
 from ._core import layout, wire
-from ._core.reader import TableReader
+from ._core.reader import TableReader, Timer
 from ._core.requests import RELEASE
 from ._core.table import TimerTable
 from ._link import RETRY_EVERY, Link
+from ._outage import Hook
 from ._scratch import scratch_table
+from ._waiting import BUDGET_ON_LOOP, Steps, Wait, within
 from .errors import AiotimerError, ProtocolError, ServerUnavailable
 from .queue import RequestQueue, SocketQueue
 
-_REPAIR_EVERY = 0.1
-"""Seconds between attempts to reach a server that may hold a released timer. It waits for us for
-``runtime.PEERS_RETURN_WITHIN`` seconds after a restart, before it acts on what it adopted."""
+_LEAVE_WITHIN = 0.25
+"""Seconds that the last client to leave waits for the server to acknowledge it; then the thread does."""
 
 _HEAD_OF_HELLO, _PER_TIMER = 512, 16
 """Bytes of a HELLO without its timers, and of one timer besides its key; both on the safe side."""
@@ -39,123 +50,94 @@ class SocketLink(Link):
         """Forget everything, and start with an empty table of our own."""
         super().reset()
         self.queue: SocketQueue | None = None
-        self._repairing = False  # there is a thread that reconnects
-        self._repair_lock = threading.Lock()
-        self._unlisted: deque[tuple[str, float]] = deque()
-        self._retracted: deque[str] = deque()
+        self._saying_it = threading.RLock()
+        self._in_a_sentence = False  # on the thread that holds the lock
+        self._marked: dict[str, int] = {}  # by key, the word of timers of which something is to be said
+        self._unlisted: deque[str] = deque()
+        self._owing = False  # a server may hold timers of ours that it has not been told to forget
 
     def _first_table(self) -> TimerTable:
         return scratch_table(self.pools)
 
-    def tell(self, key: str, deadline: float, budget: float) -> None:
-        """Send a request and wait for its acknowledgement; reconnect if need be.
+    # -- requests --------------------------------------------------------------------------------
+
+    def tell(self, key: str, deadline: float, budget: float, word: int = 0) -> None:
+        """Say what the table holds for a timer, and wait for the acknowledgement; reconnect if need be.
 
         Raises:
             AiotimerError, OSError: the server did not acknowledge it within the budget.
         """
         until = monotonic() + budget
-        while True:
-            queue = self.queue
-            if queue is not None and self.connected:
-                try:
-                    queue.wait(queue.send(key, deadline), max(0.0, until - monotonic()))
-                    return
-                except OSError:
-                    self.hang_up()
-            try:
+        try:
+            while True:
+                queue = self.queue
+                if queue is not None and self.connected:
+                    try:
+                        number = self._say(queue, key, word, max(0.0, until - monotonic()))
+                        queue.wait(number, max(0.0, until - monotonic()))
+                        break
+                    except OSError:
+                        self._lose(queue)
                 self._check_silence()
                 # HELLO lists what is armed, but another thread may have said it before this was stored.
                 self.connect(max(0.0, until - monotonic()))
-            except BaseException:
-                self._repair()
-                raise
+        except BaseException:
+            self.mend_in_background()
+            raise
+        self.outage_over()
 
-    async def tell_async(self, key: str, deadline: float, budget: float) -> None:
-        """Do what :meth:`tell` does; the request is sent at once, only waiting is left to a thread."""
+    async def tell_async(self, key: str, deadline: float, budget: float, word: int = 0) -> None:
+        """Do what :meth:`tell` does; what can be sent is sent at once, waiting is left to a thread."""
         import asyncio
 
+        in_thread = functools.partial(asyncio.get_running_loop().run_in_executor, None)
         until = monotonic() + budget
-        while True:
-            queue = self.queue
-            if queue is not None and self.connected:
-                try:
-                    number = queue.send(key, deadline)
-                    left = max(0.0, until - monotonic())
-                    await asyncio.get_running_loop().run_in_executor(None, queue.wait, number, left)
-                    return
-                except OSError:
-                    self.hang_up()
-            try:
+        try:
+            while True:
+                queue = self.queue
+                if queue is not None and self.connected:
+                    try:
+                        if queue.ready():
+                            number = self._say(queue, key, word, BUDGET_ON_LOOP)
+                        else:  # the server has not read so far yet
+                            number = await in_thread(self._say, queue, key, word, until - monotonic())
+                        await in_thread(queue.wait, number, max(0.0, until - monotonic()))
+                        break
+                    except OSError:
+                        self._lose(queue)
                 self._check_silence()
                 await self.connect_async(max(0.0, until - monotonic()))
-            except BaseException:
-                self._repair()
-                raise
+        except BaseException:
+            self.mend_in_background()
+            raise
+        self.outage_over()
 
     def _check_silence(self) -> None:
         """Wait for a stuck server once a second, not in every step; the rest is left to a thread."""
         if monotonic() < self._silent_until:
             raise ServerUnavailable(self.path, "it did not answer a moment ago")
 
-    def untell(self, key: str, budget: float) -> None:
-        """Send a release and wait for its acknowledgement. Never raises.
+    def untell(self, key: str, budget: float, word: int = 0) -> None:
+        """Say that a timer has been released, and wait for the acknowledgement. Never fails.
 
         What cannot be said now is said by the next HELLO, which lists what is armed then.
         """
         with contextlib.suppress(AiotimerError, OSError):
-            self.tell(key, RELEASE, budget)
+            self.tell(key, RELEASE, budget, word)
 
-    async def untell_async(self, key: str, budget: float) -> None:
+    async def untell_async(self, key: str, budget: float, word: int = 0) -> None:
         """Do what :meth:`untell` does, suspending the task."""
         with contextlib.suppress(AiotimerError, OSError):
-            await self.tell_async(key, RELEASE, budget)
+            await self.tell_async(key, RELEASE, budget, word)
 
-    def retract(self, key: str) -> None:
-        """Send a release and do not wait; if it cannot be sent, leave it to a thread that waits."""
-        if self.queue is not None and self.connected:
-            try:
-                self.queue.send(key, RELEASE)
-                return
-            except OSError:
-                self.hang_up()
-        self._retracted.append(key)
-        self._repair()
-
-    def _repair(self) -> None:
-        """Reconnect in the background: the server may hold a timer that has been released since.
-
-        Only a HELLO can set that right, and the program may not come by here again for long. The thread
-        ends with its work, or with the last client.
-        """
-        with self._repair_lock:
-            if self._repairing:
-                return
-            self._repairing = True
-        try:
-            threading.Thread(target=self._reconnect, name="aiotimer-reconnect", daemon=True).start()
-        except RuntimeError:  # the interpreter is ending, and its timers with it
-            self._repairing = False
-
-    def _reconnect(self) -> None:
-        while True:
-            with self._repair_lock:
-                if self.users <= 0 or (self.connected and not self._retracted):
-                    self._repairing = False
-                    return
-            try:
-                self.connect(RETRY_EVERY)
-                self._release_retracted()
-            except (AiotimerError, OSError):
-                sleep(_REPAIR_EVERY)
-
-    def _release_retracted(self) -> None:
-        """Say of every retracted timer that it is released: the HELLO may have listed it just before."""
-        queue, retracted = self.queue, self._retracted  # the last client may leave meanwhile
-        while queue is not None and retracted:
-            key = retracted[0]
-            if all(key != armed for armed, _deadline in self._armed()):
-                queue.send(key, RELEASE)
-            retracted.popleft()
+    def retract(self, key: str, word: int = 0) -> None:
+        """Say that a timer has been released, and wait for nothing; the rest is left to the thread."""
+        self._marked[key] = word
+        queue = self.queue
+        if queue is not None and self.connected:
+            with contextlib.suppress(OSError):
+                self._say_marked(queue)
+        self.mend_in_background()
 
     def requests(self) -> RequestQueue:
         """Return the worker's end of the socket queue.
@@ -167,31 +149,158 @@ class SocketLink(Link):
             raise ServerUnavailable(self.path, "not connected")
         return self.queue
 
-    def _hello(self, *, offers_table: bool) -> wire.Hello:
-        self._unlisted = self._armed()
-        room = wire.MAX_FRAME - _HEAD_OF_HELLO
-        listed: list[tuple[str, float]] = []
-        while self._unlisted and (room := room - len(self._unlisted[0][0].encode()) - _PER_TIMER) > 0:
-            listed.append(self._unlisted.popleft())
-        return wire.with_armed(super()._hello(offers_table=False), tuple(listed))
+    # -- saying ----------------------------------------------------------------------------------
 
-    def _armed(self) -> deque[tuple[str, float]]:
+    def _say(self, queue: SocketQueue, key: str, word: int, budget: float) -> int:
+        """Say what is owed, and then what the table holds for a timer; return that request's number."""
+        number = 0
+        with self._saying_it:
+            try:
+                self._in_a_sentence = True
+                self._say_what_is_owed(queue)
+                number = queue.send(key, self._asked(key, word), budget)
+            finally:
+                self._in_a_sentence = False
+                if not number:
+                    self._lose(queue)
+        if self._marked:  # by a finaliser, in the middle of our sentence
+            self._say_marked(queue)
+        return number
+
+    def _say_marked(self, queue: SocketQueue) -> None:
+        """Say what is owed, unless this thread is at it: a finaliser of its own called us."""
+        done = False
+        with self._saying_it:
+            if self._in_a_sentence:
+                return
+            try:
+                self._in_a_sentence = True
+                self._say_what_is_owed(queue)
+                done = True
+            finally:
+                self._in_a_sentence = False
+                if not done:
+                    self._lose(queue)
+
+    def _say_what_is_owed(self, queue: SocketQueue) -> None:
+        while self._marked:
+            try:
+                key, word = self._marked.popitem()
+            except KeyError:  # a HELLO on another connection has just said it all
+                return
+            queue.send(key, self._asked(key, word), 0.0)
+
+    def _asked(self, key: str, word: int) -> float:
+        """Return what is asked for under a name now."""
+        assert self.table is not None
+        found = self.table.requested(key, word)
+        if found is not None:
+            return found
+        return next((deadline for armed, deadline in self._armed() if armed == key), RELEASE)
+
+    def _armed(self) -> list[tuple[str, float]]:
         """Return every armed timer as (key, deadline), soonest first."""
+        return [(layout.timer_key(t.scope, t.ordinal), t.deadline) for t in self._timers()]
+
+    def _timers(self) -> list[Timer]:
         assert self.table is not None
         raw = self.table.raw
-        timers = TableReader(lambda size, offset: bytes(raw[offset : offset + size])).timers()
-        return deque((layout.timer_key(t.scope, t.ordinal), t.deadline) for t in timers)
+        return TableReader(lambda size, offset: bytes(raw[offset : offset + size])).timers()
+
+    def _lose(self, queue: SocketQueue) -> None:
+        """Nothing more can be said on a connection. Another thread may have made a new one by now."""
+        if self.queue is queue:
+            self.hang_up()
+
+    # -- connecting ------------------------------------------------------------------------------
+
+    def _hello(self, *, offers_table: bool) -> wire.Hello:
+        hello = super()._hello(offers_table=False)
+        self._owing = True
+        self._marked.clear()  # the list says it
+        armed = deque(self._armed())
+        room = wire.MAX_FRAME - _HEAD_OF_HELLO
+        listed: list[tuple[str, float]] = []
+        while armed and (room := room - len(armed[0][0].encode()) - _PER_TIMER) > 0:
+            listed.append(armed.popleft())
+        self._unlisted = deque(key for key, _deadline in armed)
+        return wire.with_armed(hello, tuple(listed))
 
     def _offer(self) -> list[int]:
         return []
 
-    def _settle(self, connection: socket.socket, welcome: wire.Welcome, descriptor: int) -> None:
+    def _settle(self, connection: socket.socket, welcome: wire.Welcome, descriptor: int) -> Steps[None]:
         if welcome.has_table or descriptor >= 0:
             raise ProtocolError("a table for a client that did not ask for one")
         queue = SocketQueue(connection, os.getpid())
-        for key, deadline in self._unlisted:  # what did not fit into HELLO
-            number = queue.send(key, deadline)
-        if self._unlisted:
-            queue.wait(number, RETRY_EVERY)
+        deadlines = dict(self._armed())
+        for key in self._unlisted:  # what did not fit into HELLO
+            while not queue.ready():
+                yield Wait(connection.fileno(), write=True)
+                deadlines = dict(self._armed())
+            queue.send(key, deadlines.get(key, RELEASE), 0.0)
         self.queue = queue  # before anybody takes it for connected
         self._use(connection)
+
+    def hang_up(self) -> None:
+        """Close the connection and nothing else: the timers stay armed."""
+        self.queue = None
+        super().hang_up()
+
+    # -- outages, and the end --------------------------------------------------------------------
+
+    def needs_mending(self) -> bool:
+        """Whether something is owed, or nobody watches."""
+        queue = self.queue
+        said = queue is not None and self.connected and not self._marked
+        if self.users <= 0:
+            return self._owing
+        if said and queue is not None and queue.acknowledged:
+            self.outage_over()
+            return False
+        return True
+
+    def mend(self) -> None:
+        """Reconnect, and say what is owed."""
+        if not self.connected:
+            ping(self.path)
+            self.connect(RETRY_EVERY)
+        if self.users <= 0:
+            self._say_goodbye()
+        elif (queue := self.queue) is not None:
+            try:
+                self._say_marked(queue)
+                queue.wait(queue.sent, RETRY_EVERY)
+            except OSError:
+                self._lose(queue)
+
+    def leave(self, hook: Hook | None = None) -> None:
+        """A client is done; with the last one the server forgets this process's timers, if need be later."""
+        super().leave(hook)
+        if self.users <= 0 and self._owing:
+            self._say_goodbye()
+
+    def _depart(self) -> None:
+        for timer in self._timers():
+            self._marked[layout.timer_key(timer.scope, timer.ordinal)] = layout.FIRST_DEADLINE + timer.slot
+        assert self.table is not None
+        self.table.disarm()
+        if not self._owing:
+            self._let_go()
+
+    def _say_goodbye(self) -> None:
+        """Say BYE once everything is acknowledged; until then the thread stays."""
+        queue = self.queue
+        if queue is not None and self.connected:
+            try:
+                self._say_marked(queue)
+                queue.wait(queue.sent, within(_LEAVE_WITHIN))
+            except OSError:
+                self._lose(queue)
+            with self._entering:
+                if self.users > 0:
+                    return  # a new client goes on with the connection
+                if not self._marked and self._send(wire.encode(wire.Bye())):
+                    self._let_go()
+                    return
+        self.mend_in_background()

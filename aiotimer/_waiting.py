@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import select
 import sys
+from _thread import allocate_lock
 from collections.abc import Generator
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
@@ -100,6 +101,41 @@ async def run_async(steps: Steps[T], budget: float) -> T:
 def _set(future: Future[None]) -> None:
     if not future.done():
         future.set_result(None)
+
+
+class Turn:
+    """Somebody's turn at what one may do at a time. It ends when :attr:`over` is set.
+
+    Make it before the ``try``, take it inside, and end it in the ``finally``: an interruption between any
+    two bytecodes then leaves nothing taken, which no lock can promise that is not held by a ``with``.
+    """
+
+    __slots__ = ("over",)
+
+    def __init__(self) -> None:
+        self.over = False
+
+
+class Turns:
+    """One turn at a time."""
+
+    __slots__ = ("_lock", "_turn")
+
+    def __init__(self) -> None:
+        self._lock = allocate_lock()
+        self._turn: Turn | None = None
+
+    def take(self, turn: Turn) -> bool:
+        """Try to take the turn; return whether it is taken, by this one."""
+        with self._lock:
+            if not self.taken:
+                self._turn = turn
+            return self._turn is turn
+
+    @property
+    def taken(self) -> bool:
+        """Whether it is somebody's turn."""
+        return self._turn is not None and not self._turn.over
 
 
 BUDGET_ON_LOOP = 0.005

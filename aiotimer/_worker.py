@@ -10,6 +10,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Iterator
+from math import inf
 from mmap import mmap
 from time import monotonic
 from typing import Any, NamedTuple
@@ -51,6 +52,7 @@ class Worker:
         tables: every table it has timers in.
         own_tables: by kind, the tables that the server itself stores into on its behalf.
         connections: how many are open.
+        heard_at: its own clock, seconds, in the latest HELLO that listed its timers.
         reaping: set from the first action on it on.
         killed: SIGKILL has been sent.
         died_first: it was dead already when it was to be sent.
@@ -67,6 +69,7 @@ class Worker:
         self.tables: list[WatchedTable] = []
         self.own_tables: dict[str, tuple[WatchedTable, TimerTable]] = {}
         self.connections = 0
+        self.heard_at = -inf
         self.reaping: Reaping | None = None
         self.killed = False
         self.died_first = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ._client import CONNECT_TIMEOUT, BaseClient
+from ._core.layout import encode_scope
 from .errors import AiotimerError
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ class AsyncTimerClient(BaseClient):
         unavailable: what an acquire does when no server can be reached: ``"raise"`` an error, ``"warn"``
             once in the log and go on, or ``"ignore"``.
         budget: seconds for which an acquire may hold the task when a server has to be reached.
+        on_unwatched: called once with the reason when this process's timers are not being watched, because
+            its server is stuck or gone, and once with None when they are again. It runs in whichever
+            thread finds out, and must return soon; what it raises is logged.
 
     Raises:
         NotConfigured: no path was given and ``$AIOTIMER_SOCKET`` is not set.
@@ -87,8 +91,14 @@ class AsyncTimerClient(BaseClient):
         Raises:
             TypeError, ValueError: ``scope_id`` is not a name.
         """
-        self._disarm(scope_id)
-        await self._link.untell_async(scope_id, self.budget)
+        encode_scope(scope_id)
+        try:
+            self._disarm(scope_id)
+            await self._link.untell_async(scope_id, self.budget)
+        except BaseException:  # interrupted: it is released all the same
+            self._disarm(scope_id)
+            self._link.retract(scope_id)
+            raise
 
     async def aclose(self) -> None:
         """Leave. With the last client of the process the server forgets all its timers."""

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import os
 from time import monotonic
+from typing import TYPE_CHECKING
 
 from ._client import SOCKET_VARIABLE, BaseClient
 from ._default import default
 from ._waiting import loop_is_running
 from .errors import AiotimerError
 from .sync import TimerClient
+
+if TYPE_CHECKING:
+    from ._outage import Hook
 
 _ours: TimerClient | None = None  # the default client, if configure() made it
 _founded: str | None = None  # the socket of the private watchdog that this process founded and exported
@@ -29,6 +33,8 @@ _UNSET = _Unset()
 
 def configure(
     client: BaseClient | str | os.PathLike[str] | _Unset | None = _UNSET,
+    *,
+    on_unwatched: Hook | None = None,
 ) -> BaseClient | None:
     """Choose the server that watches ``expires`` blocks in this process.
 
@@ -39,6 +45,7 @@ def configure(
 
     Args:
         client: a client, the path of a server's socket, or None to undo what an earlier call did.
+        on_unwatched: as for a client, and only without one.
 
     Returns:
         The client in use from now on, None after ``configure(None)``.
@@ -46,8 +53,11 @@ def configure(
     Raises:
         ServerUnavailable: the private watchdog did not start.
         UnsafePath: the path cannot be a socket's, or there is no place for a private watchdog.
+        TypeError: ``on_unwatched`` beside a client, which has its own, or beside None.
     """
     global _ours
+    if on_unwatched is not None and (client is None or isinstance(client, BaseClient)):
+        raise TypeError("on_unwatched= is for a client that configure() makes; give it to your own client")
     if isinstance(client, _Unset) and not os.environ.get(SOCKET_VARIABLE):
         _found_watchdog()
     new: BaseClient | None
@@ -55,7 +65,7 @@ def configure(
     if isinstance(client, BaseClient) or client is None:
         new = client
     else:
-        made = new = TimerClient(None if isinstance(client, _Unset) else client)
+        made = new = TimerClient(None if isinstance(client, _Unset) else client, on_unwatched=on_unwatched)
         if not loop_is_running():
             try:
                 made.connect(made.budget)

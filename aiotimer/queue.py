@@ -271,14 +271,21 @@ class SocketQueue(MemoryQueue):
         self.wait(self.send(request.scope_id, request.expiration_time), self._budget)
         return True
 
-    def send(self, key: str, expiration_time: float) -> int:
+    def send(self, key: str, expiration_time: float, budget: float | None = None) -> int:
         """Send a request for the timer of a key (see ``layout.timer_key``) and return its number.
+
+        Interrupted or failed, it leaves a connection on which nothing more can be said.
+
+        Args:
+            key: whose.
+            expiration_time: as in a :class:`TimerRequest`.
+            budget: seconds this may take, by default the queue's.
 
         Raises:
             ConnectionError: it could not be sent within the budget.
         """
         layout.as_stored(expiration_time)
-        until = monotonic() + self._budget
+        until = monotonic() + (self._budget if budget is None else budget)
         with self._changed:
             number = self._number + 1
             frame = wire.encode(wire.Acquire(number, key, expiration_time))
@@ -293,6 +300,20 @@ class SocketQueue(MemoryQueue):
                 raise ConnectionError("the connection took only a part of a request")
             self._number = number
         return number
+
+    @property
+    def sent(self) -> int:
+        """The number of the last request sent."""
+        return self._number
+
+    @property
+    def acknowledged(self) -> bool:
+        """Whether all that was sent has been acknowledged, as far as anybody has read."""
+        return self._acknowledged >= self._number
+
+    def ready(self) -> bool:
+        """Whether a request can be sent without waiting."""
+        return bool(self._poll(select.POLLOUT, 0.0))
 
     def wait(self, number: int, timeout: float) -> None:
         """Wait until a request is acknowledged; one waiting thread at a time reads for all of them.
@@ -333,12 +354,16 @@ class SocketQueue(MemoryQueue):
         return [m for m in self._decoder.feed(data) if isinstance(m, wire.Ack)]
 
     def _wait_ready(self, event: int, until: float) -> None:
-        if self._socket.fileno() < 0:
+        if not self._poll(event, max(0.0, until - monotonic())):
+            raise ConnectionError("the server did not answer in time")
+
+    def _poll(self, event: int, timeout: float) -> object:
+        descriptor = self._socket.fileno()
+        if descriptor < 0:
             raise ConnectionError("the connection has been closed")
         poll = select.poll()
-        poll.register(self._socket, event)
-        if not poll.poll(max(0.0, until - monotonic()) * 1000):
-            raise ConnectionError("the server did not answer in time")
+        poll.register(descriptor, event)
+        return poll.poll(timeout * 1000)
 
     # -- the server's end ------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ._client import CONNECT_TIMEOUT, BaseClient
+from ._core.layout import encode_scope
 from ._waiting import within
 from .errors import AiotimerError
 
@@ -27,6 +28,9 @@ class TimerClient(BaseClient):
         unavailable: what an acquire does when no server can be reached: ``"raise"`` an error, ``"warn"``
             once in the log and go on, or ``"ignore"``.
         budget: seconds for which an acquire may hold the caller when a server has to be reached.
+        on_unwatched: called once with the reason when this process's timers are not being watched, because
+            its server is stuck or gone, and once with None when they are again. It runs in whichever
+            thread finds out, and must return soon; what it raises is logged.
 
     Raises:
         NotConfigured: no path was given and ``$AIOTIMER_SOCKET`` is not set.
@@ -78,6 +82,9 @@ class TimerClient(BaseClient):
             if self.raises(error):
                 self._retract(scope_id)
             self.missing(error)
+        except BaseException:  # interrupted: the caller does not hold this timer
+            self._retract(scope_id)
+            raise
 
     def release(self, scope_id: str) -> None:
         """Take the timer ``scope_id`` away; a no-op if it is not armed. Never fails for want of a server.
@@ -85,8 +92,14 @@ class TimerClient(BaseClient):
         Raises:
             TypeError, ValueError: ``scope_id`` is not a name.
         """
-        self._disarm(scope_id)
-        self._link.untell(scope_id, self.budget)
+        encode_scope(scope_id)
+        try:
+            self._disarm(scope_id)
+            self._link.untell(scope_id, self.budget)
+        except BaseException:  # interrupted: it is released all the same
+            self._disarm(scope_id)
+            self._link.retract(scope_id)
+            raise
 
     def close(self) -> None:
         """Leave. With the last client of the process the server forgets all its timers."""

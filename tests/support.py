@@ -115,6 +115,7 @@ class MemoryClient(aiotimer.TimerClient):
 
     def __init__(self, table: TimerTable) -> None:
         self._link = MemoryLink(table)
+        self._hook = None
         self._closed = False
         self.pools, self.sites = self._link.pools, self._link.sites
         self.unavailable = "raise"

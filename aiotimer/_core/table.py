@@ -23,6 +23,7 @@ pools first: a program that names its scopes ``rollout-{i}`` for ever stays smal
 from __future__ import annotations
 
 from _thread import allocate_lock
+from array import array
 from collections.abc import Callable, Iterable
 from math import inf, nan
 from typing import TYPE_CHECKING, TypeAlias
@@ -214,6 +215,29 @@ class TimerTable:
             for cell in self._cells_of.values():
                 assert cell.word is not None
                 self.cells[cell.word] = inf
+
+    def disarm(self) -> None:
+        """Release everything, whoever holds it: this process's last client is leaving."""
+        with self.lock:
+            mark = self.high_water
+            self.cells[FIRST_DEADLINE : FIRST_DEADLINE + mark] = array("d", [inf]) * mark
+
+    def requested(self, key: str, word: int) -> float | None:
+        """Return what is asked for under a name now, as an ``expiration_time``.
+
+        Args:
+            key: the timer's name (``layout.timer_key``).
+            word: the word index of its deadline, if it is an entry's.
+
+        Returns:
+            None if the slot has been given to another name since: then it takes a reading of all to know.
+        """
+        if not layout.split_key(key)[1]:
+            cell = self._cells_of.get((key, 0))
+            word = 0 if cell is None or cell.word is None else cell.word
+        elif self.key_of(word) != key:
+            return None
+        return layout.as_requested(self.cells[word] if word else inf)
 
     def armed_cells(self) -> dict[tuple[str, int], float]:
         """Return the keyed timers that are armed: ``{(scope, ordinal): deadline}``."""

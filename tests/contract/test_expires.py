@@ -705,14 +705,7 @@ async def test_cancelled_while_connecting_there_is_no_ghost(
         await client.aclose()
 
 
-@pytest.mark.parametrize(
-    "shared",
-    [
-        pytest.param(True, id="shared"),
-        # Fault 49, still open without a shared table: a cancelled request can overtake its own release.
-        pytest.param(False, id="socket", marks=pytest.mark.soak),
-    ],
-)
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "socket"])
 async def test_cancelled_at_any_turn_of_the_loop_there_is_no_ghost(
     server: ServerThread, shared: bool
 ) -> None:

@@ -1,26 +1,151 @@
-"""Faults 36 to 39: loops that wake early, servers that stand still.
+"""Faults 36 to 39: wall clocks that jump, loops that wake early, servers and workers that stand still.
 
 The laws of this file: a signal never precedes its deadline, whatever woke the server; what passed while a
 server stood still is given back, and what was released meanwhile is released.
+
+Fault 36 is shown with a wall clock of the processes' own: a preloaded library adds an hour to what they read.
+Setting the machine's would disturb everybody on it; ``AIOTIMER_TESTS_MAY_SET_THE_CLOCK=1`` allows it.
+Fault 39 is shown for the default policy, ``reap``; there is no other one yet.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
+import os
+import shutil
 import signal
-from collections.abc import Callable
+import subprocess
+import time
+from array import array
+from collections.abc import Callable, Iterator
 from contextvars import Context
+from pathlib import Path
 from time import monotonic
 
 import pytest
 import uvloop
 
 from aiotimer import TimerRequest
+from aiotimer._core.watch import Lifeline, Watch
 from aiotimer._watched import WatchedTable
 from tests.programs import HANGS, program
 from tests.serving import LOOPS, ServerProcess, bystander, clock_passes, serving
 from tests.support import short_socket, spawn_worker
+
+# -- fault 36 ------------------------------------------------------------------------------------------
+
+SHIM = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/time.h>
+#include <time.h>
+
+static volatile long *offset;
+
+__attribute__((constructor)) static void map_offset(void) {
+    int fd = open(getenv("WALL_CLOCK_OFFSET"), O_RDONLY | O_CLOEXEC);
+    offset = mmap(0, 8, PROT_READ, MAP_SHARED, fd, 0);
+}
+
+int clock_gettime(clockid_t clock, struct timespec *now) {
+    static int (*real)(clockid_t, struct timespec *);
+    if (!real) real = dlsym(RTLD_NEXT, "clock_gettime");
+    int result = real(clock, now);
+    if (!result && clock == CLOCK_REALTIME) now->tv_sec += *offset;
+    return result;
+}
+
+int gettimeofday(struct timeval *now, void *zone) {
+    struct timespec precise;
+    clock_gettime(CLOCK_REALTIME, &precise);
+    now->tv_sec = precise.tv_sec;
+    now->tv_usec = precise.tv_nsec / 1000;
+    return 0;
+}
+
+time_t time(time_t *where) {
+    struct timespec precise;
+    clock_gettime(CLOCK_REALTIME, &precise);
+    if (where) *where = precise.tv_sec;
+    return precise.tv_sec;
+}
+"""
+
+
+@pytest.fixture
+def steps_of_the_processes_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """A wall clock that all processes started from now on share: a function that moves it by seconds."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("there is no C compiler to make another wall clock with")
+    source, library, offset = tmp_path / "shim.c", tmp_path / "shim.so", tmp_path / "offset"
+    source.write_text(SHIM)
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+    offset.write_bytes(bytes(8))
+    monkeypatch.setenv("LD_PRELOAD", str(library))
+    monkeypatch.setenv("WALL_CLOCK_OFFSET", str(offset))
+
+    def step(seconds: int) -> None:
+        with offset.open("r+b") as file:
+            before = int.from_bytes(file.read(8), "little", signed=True)
+            file.seek(0)
+            file.write((before + seconds).to_bytes(8, "little", signed=True))
+
+    return step
+
+
+@pytest.fixture
+def steps_of_the_machines_clock() -> Iterator[Callable[[int], None]]:
+    """The machine's wall clock: a function that moves it by seconds. It is set right at the end."""
+    if os.environ.get("AIOTIMER_TESTS_MAY_SET_THE_CLOCK") != "1":
+        pytest.skip("it would disturb the machine: AIOTIMER_TESTS_MAY_SET_THE_CLOCK=1 allows it")
+    difference = time.time() - monotonic()
+
+    def step(seconds: int) -> None:
+        time.clock_settime(time.CLOCK_REALTIME, time.time() + seconds)
+
+    yield step
+    time.clock_settime(time.CLOCK_REALTIME, monotonic() + difference)
+
+
+TELLS_TIME = "say('wall', time.time()); sys.stdin.readline(); say('wall', time.time()); sys.stdin.readline()"
+
+
+@pytest.mark.parametrize("whose", ["processes", "machines"])
+@pytest.mark.parametrize("hours", [1, -1])
+@pytest.mark.parametrize("loop", LOOPS)
+def test_fault_36_the_wall_clock_is_stepped(
+    whose: str, hours: int, loop: str, request: pytest.FixtureRequest
+) -> None:
+    """Nobody is reaped for it, nobody is spared for it."""
+    step: Callable[[int], None] = request.getfixturevalue(f"steps_of_the_{whose}_clock")
+    with short_socket() as path, ServerProcess(path, loop) as server:
+        with (
+            spawn_worker(program("with", TELLS_TIME, after=30.0), path) as healthy,
+            spawn_worker(program("async with", HANGS["spin"], after=0.7), path) as hung,
+        ):
+            healthy.wait_line("deadline ")
+            deadline = float(hung.wait_line("deadline ").split()[-1])
+            before = float(healthy.wait_line("wall ").split()[-1])
+            step(3600 * hours)
+            healthy.say()
+            after = float(healthy.wait_line("wall ").split()[-1])
+            assert round((after - before) / 3600) == hours, "the clock was not stepped: the test is blind"
+            assert server.told("reaped", hung.pid)["late_s"] >= 0
+            assert hung.wait() == -signal.SIGKILL
+            assert monotonic() >= deadline
+            server.pass_by(deadline)
+            healthy.say()
+            assert healthy.wait() == 0
+        assert next(event["pid"] for event in server.events if event["event"] == "reaped") == hung.pid
+
+
+# -- fault 37 ------------------------------------------------------------------------------------------
 
 EARLY = 0.002
 """Seconds by which the loops of fault 37 fire early: more than uvloop's rounding."""
@@ -75,6 +200,8 @@ def test_fault_37_a_loop_that_wakes_early(
     assert 10 <= calls <= 80
 
 
+# -- fault 38 ------------------------------------------------------------------------------------------
+
 HELD = "say('held'); sys.stdin.readline()"
 
 
@@ -109,3 +236,74 @@ def test_fault_38_a_server_that_was_stopped(loop: str) -> None:
         assert about.index(("stalled", None)) < about.index(("reaped", never_releases.pid))
         reaped = {pid for kind, pid in about if kind == "reaped"}
         assert reaped == {never_releases.pid, not_concerned.pid}
+
+
+def test_fault_38_worker_and_server_frozen() -> None:
+    """A machine that was suspended: what was left when it stood still is left when it goes on."""
+    with short_socket() as path, ServerProcess(path, "uvloop") as server:
+        with (
+            spawn_worker(program("with", HELD, after=2.0), path) as healthy,
+            spawn_worker(program("with", HELD, after=2.0), path) as hung,
+        ):
+            workers = [healthy, hung]
+            deadlines = [float(worker.wait_line("deadline ").split()[-1]) for worker in workers]
+            for pid in (server.pid, healthy.pid, hung.pid):
+                os.kill(pid, signal.SIGSTOP)
+                os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
+            clock_passes(max(deadlines))
+            for pid in (server.pid, healthy.pid, hung.pid):
+                os.kill(pid, signal.SIGCONT)
+            server.told("stalled")
+            healthy.say()
+            healthy.wait_line("left")
+            assert server.told("reaped", hung.pid)["late_s"] >= 0
+            assert hung.wait() == -signal.SIGKILL
+            assert healthy.wait() == 0
+
+
+def test_fault_38_stalls_cannot_put_off_a_deadline_for_ever() -> None:
+    """Between any two of a thousand stalls the server runs for a while: that adds up to what was left.
+
+    Of five steps of 10 ms four count: the first one ends the stall.
+    """
+    now, ran, left = 100.0, 0.0, 5.0
+    lifeline = Lifeline(now)
+    watch = Watch(lifeline, connected=True)
+    hung = [now + left]
+    for _ in range(1000):
+        for _ in range(5):
+            now, ran = now + 0.01, ran + 0.01
+            if watch.look(array("d", hung), now).due:
+                assert left - 1e-6 <= ran <= left * 5 / 4 + 0.1
+                return
+            lifeline.tick(now)
+        now += 7.0
+    pytest.fail("never reaped")
+
+
+# -- fault 39 ------------------------------------------------------------------------------------------
+
+
+def seize(pid: int) -> None:
+    """Become the debugger of a process, and stop it: PTRACE_ATTACH (ptrace(2))."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.ptrace.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)
+    if libc.ptrace(16, pid, None, None):
+        pytest.skip(f"ptrace is not permitted here: {os.strerror(ctypes.get_errno())}")
+    os.waitpid(pid, os.WUNTRACED)
+
+
+def stop(pid: int) -> None:
+    os.kill(pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
+
+
+@pytest.mark.parametrize("stand_still", [stop, seize])
+def test_fault_39_a_worker_that_was_stopped(stand_still: Callable[[int], None]) -> None:
+    """A stopped worker, or one under a debugger, is as late as any other."""
+    with short_socket() as path, ServerProcess(path) as server:
+        with spawn_worker(program("with", HELD, after=0.7), path) as worker:
+            worker.wait_line("held")
+            stand_still(worker.pid)
+            assert server.told("reaped", worker.pid)["late_s"] >= 0
+            assert worker.wait() == -signal.SIGKILL

@@ -2,17 +2,30 @@
 
 The laws of this file: one SIGKILL is sent, through the pidfd; only a readable pidfd means dead. Fault 41, a
 worker hung in every way, is in ``tests/integration/test_reaping.py``.
+
+Two faults are about what there is not yet. 45: no helper dumps stacks; what is shown is that the owner's own
+``on_event``, which may hang no less, is called after the signal. 46: no breaker counts reaps; what is shown
+is that a limit that is wrong for everybody reaps everybody, once each, and that the server stands it.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
+import shutil
 import signal
-from collections.abc import Awaitable
+import subprocess
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from time import monotonic
 
 import pytest
 
 from aiotimer import TimerRequest, WorkerId
+from aiotimer.events import Event
 from aiotimer.process import send_signal, start_time
 from tests.programs import HANGS, PRELUDE
 from tests.serving import (
@@ -20,6 +33,7 @@ from tests.serving import (
     bystander,
     ended,
     is_alive,
+    line,
     number,
     serving,
     serving_as,
@@ -85,3 +99,144 @@ async def test_fault_44_a_victim_that_nobody_waits_for(monkeypatch: pytest.Monke
             assert server.armed(pid) == {}
             parent.say()
             assert await ended(parent) == 0
+
+
+# -- fault 42 ------------------------------------------------------------------------------------------
+
+
+def root_only() -> None:
+    if os.geteuid():
+        pytest.skip("only root may freeze a cgroup or a file system")
+
+
+@contextlib.contextmanager
+def frozen_cgroup() -> Iterator[tuple[Callable[[int], str], Callable[[], None], Callable[[], None]]]:
+    """A cgroup of version 1, whose frozen processes do not even die: how to get in, freeze, and thaw it."""
+    group = Path(f"/sys/fs/cgroup/freezer/aiotimer-test-{os.getpid()}")
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"no freezer of cgroup version 1: {error}")
+
+    def enter(pid: int) -> str:
+        (group / "cgroup.procs").write_text(str(pid))
+        return "/"
+
+    def switch(state: str) -> None:
+        (group / "freezer.state").write_text(state)
+        while (group / "freezer.state").read_text().strip() != state:
+            pass  # FREEZING
+
+    try:
+        yield enter, lambda: switch("FROZEN"), lambda: switch("THAWED")
+    finally:
+        switch("THAWED")
+        while (group / "cgroup.procs").read_text():
+            pass  # whoever is in there has been killed
+        group.rmdir()
+
+
+@contextlib.contextmanager
+def frozen_file_system() -> Iterator[tuple[Callable[[int], str], Callable[[], None], Callable[[], None]]]:
+    """A file system on a loop device: whoever writes while it is frozen is in uninterruptible sleep."""
+    tools = ("mkfs.ext4", "fsfreeze", "mount", "umount")
+    if not all(map(shutil.which, tools)):
+        pytest.skip(f"one of {', '.join(tools)} is missing")
+    with tempfile.TemporaryDirectory() as directory:
+        image, mounted = Path(directory, "image"), Path(directory, "mounted")
+        mounted.mkdir()
+        with image.open("wb") as file:
+            file.truncate(8 << 20)
+        subprocess.run(["mkfs.ext4", "-q", "-F", image], check=True)
+        if subprocess.run(["mount", "-o", "loop", image, mounted], capture_output=True).returncode:
+            pytest.skip("loop devices cannot be mounted here")
+
+        def switch(how: str) -> None:
+            subprocess.run(["fsfreeze", how, mounted], check=True)
+
+        try:
+            yield lambda _pid: str(mounted), lambda: switch("--freeze"), lambda: switch("--unfreeze")
+        finally:
+            subprocess.run(["fsfreeze", "--unfreeze", mounted], capture_output=True)
+            subprocess.run(["umount", mounted], check=True)
+
+
+STUCK = """
+directory = sys.stdin.readline().strip()
+say("ready")
+sys.stdin.readline()
+open(directory + "/file", "w").write("x" * 100)
+"""
+
+
+@pytest.mark.parametrize("ice", [frozen_cgroup, frozen_file_system])
+async def test_fault_42_what_cannot_die_is_reported_and_not_signalled_again(
+    ice: Callable[
+        [], AbstractContextManager[tuple[Callable[[int], str], Callable[[], None], Callable[[], None]]]
+    ],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    root_only()
+    monkeypatch.setattr("aiotimer._worker.UNKILLABLE_AFTER", 0.5)
+    sent: list[int] = []
+
+    def sends(pidfd: int, signum: int) -> None:
+        sent.append(signum)
+        send_signal(pidfd, signum)
+
+    monkeypatch.setattr("aiotimer._worker.send_signal", sends)
+    async with serving() as server:
+        with contextlib.ExitStack() as stack:
+            worker = stack.enter_context(spawn_worker(PRELUDE + STUCK, server.socket_path))
+            enter, freeze, thaw = stack.enter_context(ice())
+            stack.callback(worker.process.kill)
+            worker.say(enter(worker.pid))
+            await line(worker, "ready")
+            await asyncio.to_thread(freeze)
+            worker.say()
+            deadline = monotonic() + 0.3
+            server.register_timers([TimerRequest(worker.pid, "s", deadline)])
+            await server.told("unkillable", worker.pid)
+            assert is_alive(worker.pid)
+            assert sent == [signal.SIGKILL]
+            await server.pass_by(monotonic())
+            await server.pass_by(monotonic())
+            assert sent == [signal.SIGKILL] * 3, "one for it, one for each of two bystanders"
+            assert server.all_told("reaped", worker.pid) == []
+            await asyncio.to_thread(thaw)
+            await server.told("reaped", worker.pid)
+            assert await ended(worker) == -signal.SIGKILL
+            assert server.acted[worker.pid] >= deadline
+            assert sent == [signal.SIGKILL] * 3
+
+
+# -- faults 45 and 46 ------------------------------------------------------------------------------------
+
+
+async def test_fault_45_an_owner_who_hangs_delays_no_signal() -> None:
+    """Whatever ``on_event`` does, it does after the signal."""
+    dead: list[bool] = []
+
+    def slow(event: Event) -> None:
+        if event.event == "reaped" and event.worker_id is not None:
+            wait_dead(event.worker_id.pid)
+            dead.append(True)
+            raise LookupError("the owner's own")
+
+    async with serving(on_event=slow) as server:
+        with bystander() as one, bystander() as other:
+            server.register_timers([TimerRequest(one, "s", 0.0), TimerRequest(other, "s", 0.0)])
+            await server.told("reaped", one)
+            await server.told("reaped", other)
+    assert dead == [True, True]
+
+
+async def test_fault_46_a_limit_that_is_wrong_for_everybody() -> None:
+    async with serving() as server:
+        with contextlib.ExitStack() as stack:
+            pids = [stack.enter_context(bystander()) for _ in range(100)]
+            server.register_timers([TimerRequest(pid, "s", 0.0) for pid in pids])
+            for pid in pids:
+                await server.told("reaped", pid)
+            assert sorted(worker_id.pid for worker_id in server.reaps) == sorted(pids)
+            assert server.status()["workers"] == []

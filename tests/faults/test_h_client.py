@@ -221,17 +221,18 @@ def plan():
     yield seconds_pass(2.2)  # as many more rings
     say("complaints", len(lines))
     sys.stdin.readline()
-    if sys.argv[1] != "long with":  # which has no reason to ask again
-        yield heard("looks again")
-        say("lines", len(lines))
+    yield heard("looks again")
+    say("lines", len(lines), *told)
 
+told = []
+hook = lambda reason: told.append("unwatched" if reason else "watched")
 KIND
 """
 )
 
 KINDS = {
     "with": """
-client = TimerClient(budget=30)
+client = TimerClient(budget=30, on_unwatched=hook)
 client.connect()
 for until in plan():
     while not until():
@@ -239,7 +240,7 @@ for until in plan():
             time.sleep(0.001)
 """,
     "long with": """
-client = TimerClient(budget=30)
+client = TimerClient(budget=30, on_unwatched=hook)
 client.connect()
 for until in plan():
     while not until():
@@ -247,7 +248,7 @@ for until in plan():
             time.sleep(0.001)
 """,
     "acquire": """
-client = TimerClient(budget=30)
+client = TimerClient(budget=30, on_unwatched=hook)
 client.connect()
 for until in plan():
     while not until():
@@ -257,7 +258,7 @@ for until in plan():
 """,
     "async with": """
 async def main():
-    client = AsyncTimerClient(budget=30)
+    client = AsyncTimerClient(budget=30, on_unwatched=hook)
     await client.connect()
     for until in plan():
         while not until():
@@ -267,7 +268,7 @@ asyncio.run(main())
 """,
     "with on a loop": """
 async def main():
-    client = AsyncTimerClient(budget=30)
+    client = AsyncTimerClient(budget=30, on_unwatched=hook)
     await client.connect()
     for until in plan():
         while not until():
@@ -277,7 +278,7 @@ asyncio.run(main())
 """,
     "async acquire": """
 async def main():
-    client = AsyncTimerClient(budget=30)
+    client = AsyncTimerClient(budget=30, on_unwatched=hook)
     await client.connect()
     for until in plan():
         while not until():
@@ -289,8 +290,8 @@ asyncio.run(main())
 }
 
 
-@pytest.mark.soak  # six workers that spin: it needs a machine of its own
 def test_fault_53_a_stuck_server_is_noticed_once() -> None:
+    """It is said once, in the log and to the hook, and once that it is over: also to who asks no more."""
     with contextlib.ExitStack() as stack:
         path = stack.enter_context(short_socket())
         server = stack.enter_context(ServerProcess(path, bound=2.0))
@@ -309,6 +310,6 @@ def test_fault_53_a_stuck_server_is_noticed_once() -> None:
         for worker in workers.values():
             worker.say()
         assert [worker.wait() for worker in workers.values()] == [0] * len(KINDS)
-        lines = {kind: worker.lines[-1] for kind, worker in workers.items() if kind != "long with"}
-        assert lines == dict.fromkeys(lines, "lines 2")
+        lines = {kind: worker.lines[-1] for kind, worker in workers.items()}
+        assert lines == dict.fromkeys(KINDS, "lines 2 unwatched watched")
         assert not [event for event in server.events if event["event"] == "reaped"]

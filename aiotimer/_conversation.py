@@ -1,0 +1,100 @@
+"""How a process gets to know a server: find it, look whose it is, say HELLO, hear WELCOME.
+
+The laws of this file: written once, as steps that wait for nothing themselves (``_waiting``); a server of
+another user is not talked to; every descriptor that arrives is returned or closed.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import struct
+from collections.abc import Callable
+from time import monotonic
+
+from ._core import wire
+from ._waiting import Steps, Wait
+from .errors import Refused, ServerUnavailable
+
+_UCRED = struct.Struct("=iII")
+
+
+def reach(connection: socket.socket, path: str, starting_until: Callable[[], float]) -> Steps[None]:
+    """Connect a non-blocking socket to the server at ``path``.
+
+    Args:
+        connection: the socket.
+        path: the server's.
+        starting_until: until when (``CLOCK_MONOTONIC``) to wait for a server that is not there yet.
+
+    Raises:
+        ServerUnavailable: nobody listens there.
+        Refused: somebody does whom this process does not trust.
+    """
+    while True:
+        try:
+            connection.connect(path)
+            break
+        except BlockingIOError:  # the listen backlog is full: the server is busy
+            yield Wait(seconds=random.uniform(0.001, 0.01))  # jitter
+        except (FileNotFoundError, ConnectionRefusedError) as error:
+            if monotonic() >= starting_until():
+                raise ServerUnavailable(path, error.strerror or str(error)) from None
+            yield Wait(seconds=0.005)
+        except OSError as error:
+            raise ServerUnavailable(path, error.strerror or str(error)) from None
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    uid = _UCRED.unpack(credentials)[1]
+    if uid not in (os.geteuid(), 0):
+        raise Refused(path, f"it belongs to uid {uid}; that server is not trusted")
+
+
+def greet(
+    connection: socket.socket, path: str, hello: bytes, offered: list[int]
+) -> Steps[tuple[wire.Welcome, int]]:
+    """Say HELLO, with the descriptors that are offered, and wait for WELCOME.
+
+    Returns:
+        WELCOME, and the descriptor of a new table, or -1.
+
+    Raises:
+        ServerUnavailable: the server went away.
+        Refused: it does not want this client.
+    """
+    while hello:
+        try:
+            hello = hello[socket.send_fds(connection, [hello], offered) :]
+            offered = []
+        except BlockingIOError:
+            yield Wait(connection.fileno(), write=True)
+        except OSError as error:
+            raise ServerUnavailable(path, error.strerror or str(error)) from None
+    return (yield from _hear(connection, path))
+
+
+def _hear(connection: socket.socket, path: str) -> Steps[tuple[wire.Welcome, int]]:
+    decoder = wire.client_decoder()
+    received: list[int] = []
+    try:
+        while True:
+            yield Wait(connection.fileno())
+            try:
+                data, descriptors, _flags, _address = socket.recv_fds(
+                    connection, 65_536, 1, socket.MSG_CMSG_CLOEXEC
+                )
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise ServerUnavailable(path, error.strerror or str(error)) from None
+            received += descriptors
+            if not data:
+                raise ServerUnavailable(path, "it closed the connection")
+            for message in decoder.feed(data):
+                if isinstance(message, wire.Welcome):
+                    return message, received.pop() if received else -1
+                reason = message.reason if isinstance(message, wire.Refused) else "it sent nonsense"
+                raise Refused(path, reason)
+    finally:
+        for descriptor in received:
+            os.close(descriptor)

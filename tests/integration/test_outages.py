@@ -1,0 +1,193 @@
+"""A server that goes away and comes back: who hears of it, and what its absence may not undo.
+
+The law of this file: that timers are not being watched is said once, and so is the end of it, whether or not
+the program enters another block; and a client that has left is not reaped for what it left behind.
+"""
+
+from __future__ import annotations
+
+import queue
+import socket
+import threading
+from collections.abc import Iterator
+from time import monotonic
+
+import pytest
+
+import aiotimer
+from aiotimer import TimerClient, expires
+from aiotimer._core import wire
+from aiotimer._outage import Hook
+from aiotimer.process import time_namespace
+from tests.support import PATIENCE, ServerThread, private_runtime, short_socket
+
+sharing = pytest.mark.parametrize("shared", [True, False], ids=["shared", "socket"])
+
+
+@pytest.fixture(autouse=True)
+def _own_runtime() -> Iterator[None]:
+    with private_runtime():
+        yield
+
+
+def recorder() -> tuple[Hook, queue.SimpleQueue[str | None]]:
+    told: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    return told.put, told
+
+
+def mending_is_over() -> None:
+    """Wait until the threads that mend outages have ended."""
+    for thread in threading.enumerate():
+        if thread.name == "aiotimer-mending":
+            thread.join(PATIENCE)
+            assert not thread.is_alive()
+
+
+@sharing
+def test_the_hook_hears_of_both_ends_of_an_outage(shared: bool, caplog: pytest.LogCaptureFixture) -> None:
+    hook, told = recorder()
+    with short_socket() as path, ServerThread(path) as server:
+        with TimerClient(path, shared=shared, budget=0.02, on_unwatched=hook) as client:
+            server.stop()
+            while told.empty():  # it has just been connected: an attempt a second
+                with expires(0.2, "step", client):
+                    pass
+            reason = told.get()
+            assert reason is not None
+            assert path in reason
+            server.start()
+            assert told.get(timeout=PATIENCE) is None  # and no block is entered meanwhile
+            assert client.connected
+            mending_is_over()
+        assert told.empty()
+        said = [record.getMessage() for record in caplog.records if record.name == "aiotimer"]
+        said = [text for text in said if "watched" in text or "looks again" in text]
+        assert said == [
+            f"timers are not being watched: {reason}",
+            f"the timer server at {path!r} looks again",
+        ]
+
+
+@pytest.mark.parametrize("policy", ["raise", "ignore"])
+def test_the_hook_hears_of_it_whatever_the_policy(policy: str, caplog: pytest.LogCaptureFixture) -> None:
+    hook, told = recorder()
+    with short_socket() as path:
+        client = TimerClient(path, unavailable=policy, budget=0.02, on_unwatched=hook)  # type: ignore[arg-type]
+        if policy == "raise":
+            with pytest.raises(aiotimer.ServerUnavailable):
+                client.acquire("step", monotonic() + 60)
+        else:
+            client.acquire("step", monotonic() + 60)
+        assert told.get(timeout=PATIENCE)
+        with ServerThread(path):
+            assert told.get(timeout=PATIENCE) is None
+            client.close()
+        assert not caplog.records
+
+
+def test_a_hook_that_fails_is_logged_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
+    heard = threading.Event()
+
+    def hook(reason: str | None) -> None:
+        heard.set()
+        raise LookupError("the hook's own")
+
+    with short_socket() as path:
+        client = TimerClient(path, budget=0.02, on_unwatched=hook)
+        with expires(60, "step", client):
+            assert heard.wait(PATIENCE)
+        client.close()
+    assert any("on_unwatched failed" in record.getMessage() for record in caplog.records)
+
+
+def test_configure_takes_a_hook_for_the_client_it_makes() -> None:
+    hook, told = recorder()
+    with short_socket() as path:
+        client = aiotimer.configure(path, on_unwatched=hook)
+        assert told.get(timeout=PATIENCE)
+        with ServerThread(path):
+            assert told.get(timeout=PATIENCE) is None
+            aiotimer.configure(None)
+        for other in (client, None):
+            with pytest.raises(TypeError, match="give it to your own client"):
+                aiotimer.configure(other, on_unwatched=hook)
+
+
+@sharing
+def test_the_last_client_leaves_while_the_server_is_down(shared: bool) -> None:
+    """What it had armed must not be found armed by the next server."""
+    with short_socket() as path, ServerThread(path) as server:
+        client = TimerClient(path, shared=shared)
+        client.acquire("left behind", monotonic() + 0.05)
+        with expires(0.05, "left too", client):
+            server.stop()
+            client.close()
+        server.start()
+        mending_is_over()
+        with TimerClient(path) as other:
+            other.acquire("expires later", monotonic() + 0.2)
+            ((_worker, scopes),) = server.wait_reaps(1)
+            assert scopes == ["expires later"]
+
+
+@sharing
+def test_the_last_client_leaves_with_timers_armed(shared: bool) -> None:
+    with ServerThread() as server:
+        for _ in range(20):
+            client = TimerClient(server.path, shared=shared)
+            client.acquire("left behind", monotonic() + 600)
+            assert server.armed() == ["left behind"]
+            client.close()
+            server.wait_armed([])
+
+
+def test_a_new_client_after_the_last_one_left_during_an_outage() -> None:
+    with short_socket() as path, ServerThread(path) as server:
+        client = TimerClient(path, shared=False)
+        client.acquire("first", monotonic() + 600)
+        server.stop()
+        client.close()
+        client = TimerClient(path, shared=False, unavailable="ignore", budget=0.01)
+        client.acquire("second", monotonic() + 600)
+        server.start()
+        mending_is_over()
+        server.wait_armed(["second"])
+        client.close()
+        server.wait_armed([])
+
+
+def hello(clock: float, *armed: str) -> bytes:
+    timers = tuple((name, clock + 600) for name in armed)
+    message = wire.Hello(
+        version=wire.PROTOCOL_VERSION,
+        release="test",
+        pid=1,
+        shared=False,
+        time_namespace=time_namespace(),
+        clock=clock,
+        armed=timers,
+    )
+    return wire.encode(message)
+
+
+def answer(connection: socket.socket) -> wire.ToClient:
+    decoder = wire.client_decoder()
+    connection.settimeout(PATIENCE)
+    while True:
+        for message in decoder.feed(connection.recv(65_536)):
+            return message
+
+
+def test_of_two_hellos_the_later_one_counts_whichever_is_read_first() -> None:
+    """A connection that was given up in the middle may be read after the one that replaced it."""
+    now = monotonic()
+    with ServerThread() as server, socket.socket(socket.AF_UNIX) as new, socket.socket(socket.AF_UNIX) as old:
+        new.connect(server.path)
+        old.connect(server.path)
+        new.sendall(hello(now, "kept"))
+        assert isinstance(answer(new), wire.Welcome)
+        old.sendall(hello(now - 1, "kept", "released since"))
+        assert isinstance(answer(old), wire.Refused)
+        assert server.armed() == ["kept"]
+        new.sendall(wire.encode(wire.Acquire(1, "one more", now + 600)))
+        assert isinstance(answer(new), wire.Ack), "its connection is the one that stays"
