@@ -104,7 +104,8 @@ class Mended:
             return
         self._mending = True
         try:
-            threading.Thread(target=self._keep_mending, name="aiotimer-mending", daemon=True).start()
+            name = f"aiotimer: looking for {self.path}"
+            threading.Thread(target=self._keep_mending, name=name, daemon=True).start()
         except RuntimeError:  # the interpreter is ending, and its timers with it
             self._mending = False
 

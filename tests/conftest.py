@@ -6,14 +6,18 @@ Every async test and async fixture runs twice, on asyncio's own loop and on uvlo
 
 Hypothesis sets no deadline on an example: a slow machine is not a failure, and wall-clock durations
 are asserted in benchmarks only.
+
+No client outlives its test: what it left open is closed, or a thread would go on looking for its server.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import hypothesis
 import pytest
 import uvloop
+
+from aiotimer import _links
 
 hypothesis.settings.register_profile("aiotimer", deadline=None, print_blob=True)
 hypothesis.settings.register_profile(
@@ -27,3 +31,11 @@ def pytest_asyncio_loop_factories(
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     """The hook of pytest-asyncio that parametrises every async test by its event loop."""
     return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture(autouse=True)
+def _no_client_outlives_its_test() -> Iterator[None]:
+    yield
+    for link in list(_links._every_link):
+        link.give_up()
+    _links._links.clear()

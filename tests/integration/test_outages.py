@@ -38,7 +38,7 @@ def recorder() -> tuple[Hook, queue.SimpleQueue[str | None]]:
 def mending_is_over() -> None:
     """Wait until the threads that mend outages have ended."""
     for thread in threading.enumerate():
-        if thread.name == "aiotimer-mending":
+        if thread.name.startswith("aiotimer: looking for "):
             thread.join(PATIENCE)
             assert not thread.is_alive()
 
@@ -154,6 +154,7 @@ def test_a_new_client_after_the_last_one_left_during_an_outage() -> None:
         server.wait_armed(["second"])
         client.close()
         server.wait_armed([])
+        assert server.reaps == []
 
 
 def hello(clock: float, *armed: str) -> bytes:

@@ -27,7 +27,7 @@ def _own_runtime() -> Iterator[None]:
 def wait_for_repair() -> None:
     """Wait until the thread that reconnects, if there is one, has done so."""
     for thread in threading.enumerate():
-        if thread.name == "aiotimer-mending":
+        if thread.name.startswith("aiotimer: looking for "):
             thread.join(PATIENCE)
             assert not thread.is_alive()
 
