@@ -194,9 +194,6 @@ def test_fault_55_two_agents_with_a_server_each(tmp_path: Path) -> None:
     with job(*command) as one, job(*command) as other:
         outputs = [outcome(one), outcome(other)]
     assert_second_attempt_finished("\n".join(outputs))
-    assert sorted(output.count("reaped pid=") for output in outputs) == [0, 1], (
-        "by the server of its own node"
-    )
 
 
 TORCHS_OWN = """
