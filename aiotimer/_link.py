@@ -178,8 +178,8 @@ class Link:
                 offered = []
             except BlockingIOError:
                 yield Wait(connection.fileno(), write=True)
-            except OSError as error:
-                raise ServerUnavailable(self.path, error.strerror or str(error)) from None
+            except OSError:
+                break  # it has closed the connection already, and has perhaps said why
         return (yield from self._hear(connection))
 
     def _hear(self, connection: socket.socket) -> Steps[tuple[wire.Welcome, int]]:

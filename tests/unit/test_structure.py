@@ -44,7 +44,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("queue", "events"),
     ("_waiting", "_scratch", "_descriptors", "_soft", "_decorate", "_leaving", "_watched", "_control"),
     ("_link", "_worker", "_arguments"),
-    ("_socket_link", "_roster", "_reaper", "_report"),
+    ("_socket_link", "_roster", "_reaper", "_report", "_acceptor"),
     ("_links", "_greeting"),
     ("_client", "_connection"),
     ("client", "sync"),
