@@ -216,7 +216,7 @@ def serving(path: str | None = None, **options: Any) -> AbstractAsyncContextMana
 
 
 _NURSERY = """
-    import asyncio, ctypes, json, os, signal, sys, traceback
+    import asyncio, ctypes, json, os, resource, signal, sys, traceback
     import uvloop
     from aiotimer.server import TimerServer
 
@@ -237,6 +237,7 @@ _NURSERY = """
             say("stopped")
 
     libc = ctypes.CDLL(None)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     factory = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}[sys.argv[2]]
     pid = 0
     for order in sys.stdin:
