@@ -68,8 +68,8 @@ def greet(
             offered = []
         except BlockingIOError:
             yield Wait(connection.fileno(), write=True)
-        except OSError as error:
-            raise ServerUnavailable(path, error.strerror or str(error)) from None
+        except OSError:
+            break  # it has closed the connection already, and has perhaps said why
     return (yield from _hear(connection, path))
 
 

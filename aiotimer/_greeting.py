@@ -6,11 +6,13 @@ a client says of itself decides nothing but how to talk to it.
 
 from __future__ import annotations
 
+import errno
 import os
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from . import runtime
+from ._acceptor import EXHAUSTED, OUT_OF_DESCRIPTORS
 from ._core import layout, wire
 from ._version import __version__
 from .errors import AiotimerError, ProtocolError, ServerError, TableFull
@@ -44,8 +46,9 @@ def handle(server: TimerServer, roster: Roster, connection: Connection, message:
         try:
             _greet(roster, connection, message)
         except (AiotimerError, OSError, ValueError) as error:
-            server.refused(connection, str(error))
-            connection.refuse(str(error))
+            reason = _why(error)
+            server.refused(connection, reason)
+            connection.refuse(reason)
     elif isinstance(message, wire.Bye) and connection.worker is not None:
         if connection.table is not None:
             forget(connection.worker, connection.table)
@@ -85,6 +88,16 @@ def apply(roster: Roster, connection: Connection) -> str:
     return failure
 
 
+def _why(error: Exception) -> str:
+    """Say in words why a client is not served."""
+    code = error.errno if isinstance(error, OSError) else None
+    if code in EXHAUSTED:
+        return OUT_OF_DESCRIPTORS
+    if code == errno.ENOSPC:
+        return "there is no memory left for another timer table (the tmpfs that holds them is full)"
+    return str(error)
+
+
 def _greet(roster: Roster, connection: Connection, hello: wire.Hello) -> None:
     if hello.version != wire.PROTOCOL_VERSION:
         raise ServerError(
@@ -96,10 +109,21 @@ def _greet(roster: Roster, connection: Connection, hello: wire.Hello) -> None:
         os.close(pidfd)
         raise ServerError(f"process {worker_id.pid} belongs to uid {uid}, and this server to {os.geteuid()}")
     worker = roster.admit(worker_id, pidfd)
+    try:
+        _seat(roster, worker, connection, hello)
+    except BaseException:
+        roster.dismiss(worker)
+        raise
+
+
+def _seat(roster: Roster, worker: Worker, connection: Connection, hello: wire.Hello) -> None:
     same_clock = hello.time_namespace == time_namespace()
     offset = 0.0 if same_clock else monotonic() - hello.clock
     if hello.shared:
-        table, is_new = _shared_table(roster, worker, connection.take_descriptor())
+        offered = connection.take_descriptor()
+        if hello.offers_table and offered < 0:
+            raise ServerError("the table it offered did not arrive: " + OUT_OF_DESCRIPTORS)
+        table, is_new = _shared_table(roster, worker, offered)
     else:
         table, is_new = _socket_table(roster, worker, connection, hello, offset), False
     connection.worker, connection.table, connection.offset = worker, table, offset

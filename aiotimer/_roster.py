@@ -8,6 +8,7 @@ the process it names is alive and the same one: boot, pid, start time, and pidfd
 from __future__ import annotations
 
 import asyncio
+import errno
 import functools
 import mmap
 import os
@@ -18,14 +19,21 @@ from time import monotonic
 
 from . import runtime
 from ._core import layout
+from ._core.reader import TableReader
 from ._core.requests import WorkerId
 from ._core.table import TimerTable
 from ._core.watch import Due, Lifeline, Watch
 from ._watched import WatchedTable
 from ._worker import Worker
 from .errors import ServerError
-from .events import Event, log
+from .events import Event, log, shown
 from .process import pin
+
+_PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""Reasons why a table could not be adopted that say nothing about the table."""
+
+_ADOPT_AGAIN = 1.0
+"""Seconds after which those tables are tried again."""
 
 OnDue = Callable[[Worker, WatchedTable, tuple[Due, ...]], None]
 
@@ -52,6 +60,7 @@ class Roster:
         emit: Callable[[Event], None],
     ) -> None:
         self.workers: dict[WorkerId, Worker] = {}
+        self._by_pid: dict[int, Worker] = {}  # the newest with each pid: older ones are dead
         self.directory = directory
         self.lifeline = Lifeline(monotonic())
         self._loop = loop
@@ -59,6 +68,7 @@ class Roster:
         self._on_due = on_due
         self._on_dead = on_dead
         self._emit = emit
+        self._adoption: asyncio.TimerHandle | None = None
 
     def admit(self, worker_id: WorkerId, pidfd: int) -> Worker:
         """Return the worker of that identity, a new one if need be; takes over the pidfd."""
@@ -67,14 +77,22 @@ class Roster:
             os.close(pidfd)
             return worker
         worker = self.workers[worker_id] = Worker(worker_id, pidfd, self._loop)
+        self._by_pid[worker_id.pid] = worker
         self._loop.add_reader(pidfd, self._dead, worker)
         return worker
+
+    def dismiss(self, worker: Worker) -> None:
+        """Let go of a worker that turned out to be none: it has neither tables nor connections."""
+        if not worker.tables and not worker.connections and not worker.closed:
+            self._loop.remove_reader(worker.pidfd)
+            worker.close()
+            self._remove(worker)
 
     def find(self, worker_id: WorkerId | int) -> Worker | None:
         """Return the worker of an identity, or the living one with a bare pid."""
         if isinstance(worker_id, WorkerId):
             return self.workers.get(worker_id)
-        return next((w for w in self.workers.values() if w.id.pid == worker_id), None)
+        return self._by_pid.get(worker_id)
 
     def pinned(self, worker_id: WorkerId | int) -> Worker:
         """Return the worker of an identity, pinning its process if it is not known yet.
@@ -110,7 +128,7 @@ class Roster:
         own = worker.own_tables.get(kind)
         if own is None:
             watched = self.new_table(worker, kind)
-            own = worker.own_tables[kind] = (watched, _stored_by_us(watched))
+            own = worker.own_tables[kind] = (watched, _stored_by_us(watched.file.descriptor))
         return own
 
     def watch(self, worker: Worker, file: runtime.TableFile, *, connected: bool) -> WatchedTable:
@@ -127,14 +145,29 @@ class Roster:
             NewerLayout: there is a table that this version must not touch.
         """
         found, strangers = runtime.find_tables(self.directory)
-        for path in strangers:
-            log.warning("ignoring %s: it is not a timer table of this boot", path)
-        for entry in found:
+        for path, reason in strangers:
+            log.warning("ignoring %s: %s", shown(str(path)), reason)
+        self._adopt(found)
+
+    def _adopt(self, entries: list[runtime.Found]) -> None:
+        self._adoption = None
+        postponed = []
+        for entry in entries:
             try:
                 self._adopt_one(entry)
             except (ProcessLookupError, ServerError) as error:
                 log.info("removing %s: %s", entry.path, error)
-                entry.path.unlink(missing_ok=True)
+                runtime.remove(entry.path)
+            except OSError as error:
+                if error.errno in _PASSING:
+                    postponed.append(entry)
+                    log.error("cannot adopt %s yet: %s", entry.path, error.strerror)
+                else:
+                    log.error("ignoring %s: %s", entry.path, error.strerror)
+            except Exception:  # noqa: BLE001 - logged: one table is no reason to leave the others unwatched
+                log.exception("ignoring %s", entry.path)
+        if postponed:
+            self._adoption = self._loop.call_later(_ADOPT_AGAIN, self._adopt, postponed)
         for worker in list(self.workers.values()):
             for table in worker.tables:
                 if table.file.kind == "socket":
@@ -143,28 +176,51 @@ class Roster:
                     table.look()
 
     def _adopt_one(self, entry: runtime.Found) -> None:
+        if not entry.of_this_boot:
+            raise ServerError("it is of another boot")
         file = runtime.open_table(entry)
+        try:
+            worker = self._owner_of(entry, file)
+            self._take_over(worker, file)
+        except BaseException:
+            os.close(file.descriptor)
+            raise
+
+    def _owner_of(self, entry: runtime.Found, file: runtime.TableFile) -> Worker:
         try:
             worker_id, pidfd = pin(entry.worker.pid)
             if worker_id != entry.worker or os.fstat(pidfd).st_ino != entry.pidfd_inode:
                 os.close(pidfd)
                 raise ProcessLookupError(f"process {entry.worker.pid} is another one by now")
         except ProcessLookupError:
-            reaped_at = layout.read_word(os.pread(file.descriptor, 8, 8 * layout.REAPED_AT))
-            os.close(file.descriptor)
-            if reaped_at > 0.0:  # the earlier server died between its signal and its report
+            reaped_at = os.pread(file.descriptor, 8, 8 * layout.REAPED_AT)
+            if layout.read_word(reaped_at) > 0.0:  # the earlier server died between its signal and its report
                 self._emit(Event("reaped", entry.worker, detail="by an earlier server"))
             raise
-        worker = self.admit(worker_id, pidfd)
-        table = self.watch(worker, file, connected=entry.kind != "shared")
-        if entry.kind != "shared":
-            cells = _stored_by_us(table)
-            cells.adopt_cells((t.slot, t.scope, t.ordinal) for t in table.reader.timers())
-            worker.own_tables[entry.kind] = (table, cells)
-        self._emit(Event("adopted", worker.id, worker.name, detail=str(entry.path.name)))
+        return self.admit(worker_id, pidfd)
+
+    def _take_over(self, worker: Worker, file: runtime.TableFile) -> None:
+        assert file.path is not None
+        known = worker.table_of(file.inode)
+        if known is not None:  # its owner was faster, and has brought it along
+            known.file = known.file._replace(path=file.path)
+            os.close(file.descriptor)
+            return
+        try:
+            cells = None if file.kind == "shared" else _restored(file.descriptor)
+        except BaseException:
+            self.dismiss(worker)
+            raise
+        table = self.watch(worker, file, connected=file.kind != "shared")
+        if cells is not None:
+            worker.own_tables[file.kind] = (table, cells)
+        self._emit(Event("adopted", worker.id, worker.name, detail=file.path.name))
 
     def close(self) -> None:
         """Let go of every process; the tables of the living stay for the next server."""
+        if self._adoption is not None:
+            self._adoption.cancel()
+            self._adoption = None
         self._bury_the_dead()
         for worker in self.workers.values():
             self._loop.remove_reader(worker.pidfd)
@@ -172,6 +228,7 @@ class Roster:
                 table.suspend()
             worker.close()
         self.workers.clear()
+        self._by_pid.clear()
 
     def _bury_the_dead(self) -> None:
         """Notice who has died since the loop last looked: its owner may be waiting to hear of it."""
@@ -190,6 +247,7 @@ class Roster:
             worker.unmap()
             os.close(worker.pidfd)
         self.workers.clear()
+        self._by_pid.clear()
 
     def _dead(self, worker: Worker) -> None:
         self._loop.remove_reader(worker.pidfd)
@@ -197,11 +255,24 @@ class Roster:
         for table in list(worker.tables):
             worker.drop(table)
         worker.close()
+        self._remove(worker)
+
+    def _remove(self, worker: Worker) -> None:
         self.workers.pop(worker.id, None)
+        if self._by_pid.get(worker.id.pid) is worker:
+            del self._by_pid[worker.id.pid]
 
 
-def _stored_by_us(table: WatchedTable) -> TimerTable:
+def _stored_by_us(descriptor: int) -> TimerTable:
     """Return the storing side of a table that no worker maps."""
-    descriptor = table.file.descriptor
     mapping = mmap.mmap(descriptor, layout.TABLE_SIZE)
     return TimerTable(mapping, functools.partial(runtime.allocate, descriptor), now=monotonic)
+
+
+def _restored(descriptor: int) -> TimerTable:
+    """Return the storing side of a table that an earlier server kept, with what is armed in it."""
+    reader = TableReader(functools.partial(os.pread, descriptor))
+    runtime.allocate(descriptor, max(1, len(reader.deadlines())))  # a hole in it would be SIGBUS, for us
+    cells = _stored_by_us(descriptor)
+    cells.adopt_cells((timer.slot, timer.scope, timer.ordinal) for timer in reader.timers())
+    return cells

@@ -16,14 +16,13 @@ import functools
 import os
 from collections.abc import Callable
 from math import ceil, inf
-from pathlib import Path
 from time import monotonic
 from typing import Protocol
 
 from ._core import layout
 from ._core.reader import TableReader, Timer
 from ._core.watch import LATER_READ, RESTARTS, Due, Watch
-from .runtime import TableFile
+from .runtime import TableFile, remove
 
 
 class Closable(Protocol):
@@ -140,7 +139,7 @@ class WatchedTable:
         """Stop watching, and delete the file."""
         self.close()
         if self.file.path is not None:
-            Path(self.file.path).unlink(missing_ok=True)
+            remove(self.file.path)
 
     def close(self) -> None:
         """Stop watching. The file stays."""
@@ -161,7 +160,8 @@ class WatchedTable:
 
     def _write(self, promise: float) -> None:
         self._looks += 1.0
-        os.pwrite(self.file.descriptor, layout.server_line(promise, self._looks), 8 * layout.PROMISE)
+        with contextlib.suppress(OSError):  # its owner has cut it off, and the file system is full
+            os.pwrite(self.file.descriptor, layout.server_line(promise, self._looks), 8 * layout.PROMISE)
 
     def _schedule(self, wake_at: float, spare: int = 0) -> None:
         self._wake_at = wake_at

@@ -7,6 +7,7 @@ checked while the pidfd is held, so what was read belongs to the process that is
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -56,7 +57,12 @@ def pin(pid: int) -> tuple[WorkerId, int]:
     Raises:
         ProcessLookupError: there is no such process.
     """
-    pidfd = os.pidfd_open(pid)
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.ENOENT):  # by now it numbers a thread, which is no process
+            raise ProcessLookupError(f"no process {pid}") from None
+        raise
     return _identify(pid, pidfd), pidfd
 
 

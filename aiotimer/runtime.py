@@ -42,7 +42,10 @@ PEERS_RETURN_WITHIN = 2.0
 """Seconds that a restarted server gives a peer without a shared table to come back and say what is still
 armed: a release it could not send is known to nobody else."""
 
-_TABLE_NAME = re.compile(r"([0-9a-f]{8})-(\d+)-(\d+)-(\d+)-\d+\.(shared|socket|owner)")
+# As many digits as a C int and a 64-bit number can have: pidfd_open(2) is not asked about others.
+_TABLE_NAME = re.compile(
+    r"([0-9a-f]{8})-(\d{1,9})-(\d{1,20})-(\d{1,20})-\d+\.(shared|socket|owner)", re.ASCII
+)
 _MEMORY_FILESYSTEMS = frozenset({0x01021994, 0x858458F6})  # tmpfs, ramfs (statfs(2))
 
 
@@ -108,10 +111,38 @@ def state_directory(socket_path: str) -> Path:
     directory = base() / _digest(socket_path)
     try:
         _private_directory(directory)
-        (directory / "socket").write_text(socket_path)
+        _leave_note(directory / "socket", os.fsencode(socket_path))
     except OSError as error:
         raise UnsafePath(f"{directory}: {error.strerror}") from error
     return directory
+
+
+def _leave_note(note: Path, text: bytes) -> None:
+    """Write the path of the socket; a note that says so already is left alone, as on a full file system."""
+    if _read_note(note) == text:
+        return
+    if not _is_file(note):
+        note.unlink(missing_ok=True)  # opening a FIFO would block, a link would lead somewhere else
+    descriptor = os.open(note, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        os.write(descriptor, text)
+    finally:
+        os.close(descriptor)
+
+
+def _read_note(note: Path) -> bytes | None:
+    try:
+        return note.read_bytes() if _is_file(note) else None
+    except OSError:
+        return None  # it went away between the two, or it is not ours to read
+
+
+def _is_file(path: Path) -> bool:
+    """Whether it is a regular file itself: no link to one, and nothing that blocks whoever opens it."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return False
 
 
 def remove_if_empty(directory: Path) -> None:
@@ -129,8 +160,9 @@ def discard(socket_path: str) -> None:
     directory = base() / _digest(socket_path)
     if directory.is_dir():
         for path in directory.iterdir():
-            path.unlink(missing_ok=True)
-        directory.rmdir()
+            remove(path)
+        with contextlib.suppress(OSError):  # a directory that somebody else made in there, say
+            directory.rmdir()
     for leftover in (socket_path, socket_path + ".lock"):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(leftover)
@@ -141,11 +173,16 @@ def known_sockets() -> list[str]:
     found = set()
     for candidate in bases():
         for note in candidate.glob("*/socket"):
-            try:
-                found.add(note.read_text())
-            except OSError:
-                continue  # it went away between the two
+            text = _read_note(note)
+            if text is not None:
+                found.add(os.fsdecode(text))
     return sorted(found)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, if it can be: what stays is no reason to stop."""
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def _digest(socket_path: str) -> str:
@@ -295,6 +332,12 @@ class Found(NamedTuple):
     worker: WorkerId
     pidfd_inode: int
     kind: Kind
+    boot: str
+
+    @property
+    def of_this_boot(self) -> bool:
+        """Whether its worker may be alive."""
+        return self.boot == _boot()
 
 
 def create_table(directory: Path, worker: WorkerId, pidfd_inode: int, kind: Kind) -> TableFile:
@@ -369,28 +412,45 @@ def open_table(found: Found) -> TableFile:
     return table._replace(path=found.path, kind=found.kind)
 
 
-def find_tables(directory: Path) -> tuple[list[Found], list[Path]]:
-    """Return the tables of this boot in a state directory, and the files that do not belong there.
+def find_tables(directory: Path) -> tuple[list[Found], list[tuple[Path, str]]]:
+    """Return the tables in a state directory, and what does not belong there, with the reason.
+
+    Nothing but regular files is opened: a FIFO would block, a link lead elsewhere.
 
     Raises:
-        NewerLayout: a table of a newer layout is there.
+        NewerLayout: a table of a newer layout is there, by whatever name.
     """
     found: list[Found] = []
-    strangers: list[Path] = []
+    strangers: list[tuple[Path, str]] = []
     for path in sorted(directory.iterdir()):
         if path.name == "socket":
             continue
-        match = _TABLE_NAME.fullmatch(path.name)
-        if match is None or match[1] != _boot() or path.is_symlink() or not path.is_file():
-            strangers.append(path)
+        if not _is_file(path):
+            strangers.append((path, "it is not a regular file"))
             continue
-        with path.open("rb") as file:
-            version = layout.layout_version(file.read(16))
+        try:
+            version = _version_of(path)
+        except OSError as error:
+            strangers.append((path, str(error.strerror)))
+            continue
         if version is not None and version > layout.LAYOUT_VERSION:
-            raise NewerLayout(f"{path} has table layout {version}; this aiotimer knows 1")
+            known = layout.LAYOUT_VERSION
+            raise NewerLayout(f"{path} has table layout {version}; this aiotimer knows {known}")
+        match = _TABLE_NAME.fullmatch(path.name)
+        if match is None:
+            strangers.append((path, "it is not a timer table"))
+            continue
         worker = WorkerId(int(match[2]), int(match[3]))
-        found.append(Found(path, worker, int(match[4]), cast(Kind, match[5])))
+        found.append(Found(path, worker, int(match[4]), cast(Kind, match[5]), match[1]))
     return found, strangers
+
+
+def _version_of(path: Path) -> int | None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        return layout.layout_version(os.pread(descriptor, 16, 0))
+    finally:
+        os.close(descriptor)
 
 
 def _boot() -> str:

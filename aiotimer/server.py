@@ -16,13 +16,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import resource
 import weakref
 from collections.abc import Awaitable, Callable, Iterable
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from . import runtime
+from ._acceptor import BACKLOG, Acceptor, raise_descriptor_limit
 from ._connection import Connection
 from ._core.requests import TimerRequest, WorkerId
 from ._core.watch import BOUND
@@ -41,14 +41,8 @@ if TYPE_CHECKING:
 
     from ._core import wire
 
-BACKLOG = 4096
-"""The listen backlog (capped by net.core.somaxconn): as many workers may start at once."""
-
 BEAT = 0.5
 """Seconds between the server's own signs of life."""
-
-_ACCEPT_AGAIN = 0.1
-"""Seconds for which nobody is accepted after an accept has failed."""
 
 _LAGS = 120
 """Beats over which the worst lag is remembered: a minute."""
@@ -92,6 +86,7 @@ class TimerServer:
         self._loop: asyncio.AbstractEventLoop
         self._roster: Roster | None = None
         self._reaper: Reaper
+        self._acceptor: Acceptor
 
     # -- life ------------------------------------------------------------------------------------
 
@@ -109,7 +104,7 @@ class TimerServer:
         self._loop = asyncio.get_running_loop()
         self._lock = runtime.SocketLock(self.socket_path)
         try:
-            _raise_descriptor_limit()
+            raise_descriptor_limit()
             self._listener = runtime.bind(self._lock, BACKLOG)
             directory = runtime.state_directory(self.socket_path)
             self._reaper = Reaper(self._loop, self.reap_worker, self.emit)
@@ -122,7 +117,7 @@ class TimerServer:
             raise
         self._stopped = asyncio.Event()
         self._started_at = self._idle_since = monotonic()
-        self._listen()
+        self._acceptor = Acceptor(self._listener, self._loop, self._connected, self._not_accepted)
         self._next_beat = monotonic() + BEAT
         self._beat = self._loop.call_later(BEAT, self._show_life)
         _running.add(self)
@@ -131,10 +126,9 @@ class TimerServer:
         """Stop serving. Tables of living workers stay for the next server; their timers stay armed."""
         if self._lock is None:
             return
-        assert self._listener is not None
         assert self._stopped is not None
         _running.discard(self)
-        self._loop.remove_reader(self._listener)
+        self._acceptor.close()
         if self._beat is not None:
             self._beat.cancel()
         await self._reaper.stop()
@@ -265,24 +259,11 @@ class TimerServer:
 
     # -- connections -----------------------------------------------------------------------------
 
-    def _listen(self) -> None:
-        if self._listener is not None:
-            self._loop.add_reader(self._listener, self._accept)
+    def _connected(self, sock: socket.socket) -> None:
+        self._connections.add(Connection(self, sock, self._loop))
 
-    def _accept(self) -> None:
-        assert self._listener is not None
-        for _ in range(64):  # a burst at a time, so that looks get their turn
-            try:
-                sock, _address = self._listener.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:  # out of descriptors, most likely: trying again at once would spin
-                log.error("cannot accept a connection: %s", error)
-                self._loop.remove_reader(self._listener)
-                self._loop.call_later(_ACCEPT_AGAIN, self._listen)
-                return
-            sock.setblocking(False)
-            self._connections.add(Connection(self, sock, self._loop))
+    def _not_accepted(self, reason: str) -> None:
+        self.emit(Event("refused", detail=reason))
 
     def _worker_died(self, worker: Worker) -> None:
         self._idle_since = monotonic()
@@ -368,6 +349,7 @@ class TimerServer:
         for connection in self._connections:
             connection.socket.close()
         self._connections.clear()
+        self._acceptor.abandon()
         self._members.abandon()
         self._let_go()
 
@@ -382,10 +364,3 @@ def _after_fork_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
-
-
-def _raise_descriptor_limit() -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -25,7 +25,8 @@ READY_WITHIN = 15.0
 """Seconds that a server may take to start: importing from a slow file system takes long."""
 
 _CALM = 0.5
-"""Seconds that a server must have lived to be restarted at once rather than after as long a pause."""
+"""Seconds that a server lives if it can live at all. The second in a row that does not is not restarted at
+once, but after as long a pause."""
 
 _RESET = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGQUIT)
 """Signals that Python, or a shell's background, may ignore; a child is to find them at their defaults."""
@@ -68,6 +69,7 @@ class SupervisedServer:
         self.pid = 0
         self._arguments = arguments
         self._started_at = 0.0
+        self._short_lives = 0
         for descriptor in descriptors:
             os.set_inheritable(descriptor, True)
 
@@ -93,7 +95,8 @@ class SupervisedServer:
         if status in NOT_RESTARTED:
             self.pid = 0
             return False
-        if monotonic() - self._started_at < _CALM:
+        self._short_lives = self._short_lives + 1 if monotonic() - self._started_at < _CALM else 0
+        if self._short_lives > 1:
             select.select([], [], [], _CALM)  # it dies as soon as it starts; do not spin
         self._spawn()
         return True

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from . import _report, ancestor, connect, entry, imports, lateness, look, memory, rings
+from . import _report, ancestor, connect, entry, imports, lateness, load, look, memory, rings
 from ._report import Row
 
 MEASURES: dict[str, Callable[[bool], Iterator[Row]]] = {
@@ -18,6 +18,7 @@ MEASURES: dict[str, Callable[[bool], Iterator[Row]]] = {
     "memory": memory.measure,
     "connect": connect.measure,
     "lateness": lateness.measure,
+    "load": load.measure,
     "ancestor": ancestor.measure,
 }
 

@@ -215,28 +215,55 @@ def serving(path: str | None = None, **options: Any) -> AbstractAsyncContextMana
 # -- a server in a process of its own ------------------------------------------------------------------
 
 
-_SERVER = """
-    import asyncio, json, signal, sys
+_NURSERY = """
+    import asyncio, ctypes, json, os, resource, signal, sys, traceback
     import uvloop
     from aiotimer.server import TimerServer
 
+    def say(*words):  # whole lines, since two processes share the stream
+        os.write(1, (" ".join(map(str, words)) + "\\n").encode())
+
     async def serve():
-        tell = lambda event: print(json.dumps(event.as_json()), flush=True)
+        tell = lambda event: say(json.dumps(event.as_json()))
         server = TimerServer(sys.argv[1], on_event=tell, bound=float(sys.argv[3]))
         loop = asyncio.get_running_loop()
         serving = asyncio.current_task()
         loop.add_signal_handler(signal.SIGTERM, serving.cancel)
         await server.start()
-        print("ready", flush=True)
+        say("ready", os.getpid())
         try:
             await server.serve_forever()
         except asyncio.CancelledError:
-            print("stopped", flush=True)
+            say("stopped")
 
+    libc = ctypes.CDLL(None)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     factory = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}[sys.argv[2]]
-    with asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(serve())
+    pid = 0
+    for order in sys.stdin:
+        order = order.strip()
+        if order == "start":
+            pid = os.fork()
+            if pid:
+                continue
+            libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+            try:
+                with asyncio.Runner(loop_factory=factory) as runner:
+                    runner.run(serve())
+            except BaseException:
+                traceback.print_exc()
+                say("failed")
+                sys.exit(1)
+            break
+        if order == "freeze":
+            os.kill(pid, signal.SIGSTOP)
+            os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
+            say("frozen")
+        if order == "wait":
+            say("ended", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 """
+"""A process that has imported all that a server needs, and forks servers: a restart is a matter of some
+milliseconds, so that many fit into a test. It prints what they print."""
 
 
 class ServerProcess:
@@ -250,70 +277,76 @@ class ServerProcess:
         bound: see ``TimerServer``.
 
     Attributes:
+        pid: the server's process id; 0 while none runs.
         events: what servers here have told and :meth:`told` has read, as :meth:`Event.as_json` objects.
     """
 
     def __init__(self, path: str, loop: str = "asyncio", bound: float = 5.0) -> None:
         self.path = path
-        self.loop = loop
-        self.bound = bound
+        self.pid = 0
         self.events: list[dict[str, Any]] = []
-        self._process: SpawnedWorker | None = None
+        self._nursery = spawn_worker(_NURSERY, None, path, loop, str(bound))
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self._nursery.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        process, self._process = self._process, None
-        if process is not None:
-            process.__exit__()
-
-    @property
-    def pid(self) -> int:
-        """The server's process id."""
-        assert self._process is not None
-        return self._process.pid
+        self._nursery.__exit__()  # and a server that runs goes with it
+        self.pid = 0
 
     def start(self) -> None:
         """Start a server, and return when it serves."""
-        assert self._process is None
-        self._process = spawn_worker(_SERVER, None, self.path, self.loop, str(self.bound))
-        while not (found := self._process.wait_line("")).startswith("ready"):
-            self._note(found)
+        assert not self.pid
+        self._nursery.say("start")
+        self.pid = int(self._answer("ready").split()[-1])
 
-    def kill(self) -> None:
-        """SIGKILL it, and wait until it is gone."""
-        assert self._process is not None
-        self._process.process.kill()
-        assert self._process.wait() == -signal.SIGKILL
-        self.__exit__()
+    def kill(self, signum: signal.Signals = signal.SIGKILL) -> None:
+        """SIGKILL it (or send it another signal that it dies of), and wait until it is gone."""
+        os.kill(self.pid, signum)
+        assert self.wait() == -signum, self._nursery.output
 
     def terminate(self) -> None:
         """SIGTERM it: it stops in order."""
-        assert self._process is not None
-        self._process.process.terminate()
-        assert self._process.wait() == 0, self._process.output
-        self.__exit__()
+        os.kill(self.pid, signal.SIGTERM)
+        assert self.wait() == 0, self._nursery.output
+
+    def wait(self) -> int:
+        """Wait for its end, and return its exit code (-N: died of signal N)."""
+        self._nursery.say("wait")
+        code = int(self._answer("ended").split()[-1])
+        self.pid = 0
+        return code
 
     def freeze(self) -> None:
         """SIGSTOP it, and return when it stands still."""
-        os.kill(self.pid, signal.SIGSTOP)
-        os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOWAIT)
+        self._nursery.say("freeze")
+        self._answer("frozen")
 
     def thaw(self) -> None:
         """Let it go on."""
         os.kill(self.pid, signal.SIGCONT)
 
+    def _answer(self, text: str) -> str:
+        while True:
+            found = self._nursery.wait_line("")
+            assert not found.startswith("failed"), self._nursery.output
+            if found.startswith(text):
+                return found
+            self._note(found)
+
     def told(self, kind: str, pid: int | None = None) -> dict[str, Any]:
         """Wait for an event of a kind (about a process); events read before count too."""
-        assert self._process is not None
         until = monotonic() + PATIENCE
         while True:
             for event in self.events:
                 if event["event"] == kind and pid in (None, event["pid"]):
                     return event
-            self._note(self._process.wait_line("", until - monotonic()))
+            self._note(self._nursery.wait_line("", until - monotonic()))
 
     def pass_by(self, deadline: float) -> None:
         """Return when this server has dealt with whatever was due by ``deadline``: see the other one."""

@@ -10,6 +10,8 @@ from a signal that somebody sent to us for it.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -59,8 +61,8 @@ def _run(socket_path: str | None, command: tuple[str, ...]) -> int:
     private = socket_path is None
     path = check_socket_path(socket_path or str(base() / f"run-{os.getpid()}.sock"))
     events, server_end = os.pipe()
-    os.set_blocking(events, False)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, *FORWARDED})
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, signal.SIGIO, *FORWARDED})
+    reaped = _Reaped(events)
     arguments = ("--founder", founder_argument(), "--events-fd", str(server_end))
     server = SupervisedServer(path, arguments, (server_end,))
     try:
@@ -68,14 +70,14 @@ def _run(socket_path: str | None, command: tuple[str, ...]) -> int:
         pid = _spawn(command, {**os.environ, SOCKET_VARIABLE: path})
         if pid < 0:
             return -pid
-        status = _wait(pid, server)
+        status = _wait(pid, server, reaped)
     finally:
         server.stop()
         if private:
             discard(path)
     os.close(server_end)
-    with os.fdopen(events, "rb") as lines:
-        was_reaped = pid in _reaped_pids(lines.read() or b"")
+    was_reaped = pid in reaped.read()
+    os.close(events)
     return REAPED if was_reaped and status < 0 else status if status >= 0 else 128 - status
 
 
@@ -92,7 +94,7 @@ def _spawn(command: tuple[str, ...], environment: dict[str, str]) -> int:
         return -NOT_EXECUTABLE
 
 
-def _wait(pid: int, server: SupervisedServer) -> int:
+def _wait(pid: int, server: SupervisedServer, reaped: _Reaped) -> int:
     """Wait for the command, forwarding signals and restarting the server; return its exit code."""
     while True:
         while (child := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
@@ -101,16 +103,37 @@ def _wait(pid: int, server: SupervisedServer) -> int:
                 return code
             if child.si_pid == server.pid and not server.reaped(code):
                 click.echo("aiotimer: the timer server cannot be restarted", err=True)
-        caught = signal.sigwaitinfo({signal.SIGCHLD, *FORWARDED})
-        if caught.si_signo != signal.SIGCHLD and caught.si_code != _SI_KERNEL:
+        caught = signal.sigwaitinfo({signal.SIGCHLD, signal.SIGIO, *FORWARDED})
+        if caught.si_signo == signal.SIGIO:
+            reaped.read()
+        elif caught.si_signo != signal.SIGCHLD and caught.si_code != _SI_KERNEL:
             os.kill(pid, caught.si_signo)  # noqa: TID251 - our own child, not waited for yet
 
 
-def _reaped_pids(lines: bytes) -> set[int]:
-    """Return the pids that the server says it reaped."""
-    pids = set()
-    for line in lines.splitlines():
-        event = json.loads(line)
-        if event["event"] == "reaped":
-            pids.add(event["pid"])
-    return pids
+class _Reaped:
+    """Whom the server says it has reaped.
+
+    The pipe signals SIGIO when there is something to read (O_ASYNC): a pipe that is read only at the end is
+    full by then, and the last event, which may be about the command itself, was dropped.
+
+    Args:
+        events: the reading end of the pipe.
+    """
+
+    def __init__(self, events: int) -> None:
+        self._events = events
+        self._pids: set[int] = set()
+        self._unfinished = b""
+        os.set_blocking(events, False)
+        fcntl.fcntl(events, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(events, fcntl.F_SETFL, fcntl.fcntl(events, fcntl.F_GETFL) | os.O_ASYNC)
+
+    def read(self) -> set[int]:
+        """Read what there is; return the pids of everybody reaped so far."""
+        with contextlib.suppress(BlockingIOError):
+            while data := os.read(self._events, 65_536):
+                *lines, self._unfinished = (self._unfinished + data).split(b"\n")
+                for event in map(json.loads, lines):
+                    if event["event"] == "reaped":
+                        self._pids.add(event["pid"])
+        return self._pids

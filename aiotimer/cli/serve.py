@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import signal
@@ -14,9 +13,6 @@ import click
 from . import cli, resolve_socket, socket_option
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from ..events import Event
     from ..server import TimerServer
 
 
@@ -43,10 +39,12 @@ def serve(
     """
     from ..server import TimerServer
     from ..watchdog import FoundedServer
+    from ._sink import EventPipe, LogSink
 
-    logging.basicConfig(format="aiotimer: %(message)s", level=logging.INFO)
+    sink = LogSink()
+    logging.basicConfig(format="aiotimer: %(message)s", level=logging.INFO, handlers=[sink])
     path = resolve_socket(socket_path)
-    on_event = None if events_fd is None else _writer(events_fd)
+    on_event = None if events_fd is None else EventPipe(events_fd)
     if founder is None:
         server = TimerServer(path, on_event=on_event)
     else:
@@ -56,8 +54,11 @@ def serve(
         import uvloop
 
         factory = uvloop.new_event_loop
-    with asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(_serve(server, loop_name, ready_fd, quiet=founder is not None))
+    try:
+        with asyncio.Runner(loop_factory=factory) as runner:
+            runner.run(_serve(server, loop_name, ready_fd, quiet=founder is not None))
+    finally:
+        sink.leave()
 
 
 async def _serve(server: TimerServer, loop_name: str, ready_fd: int | None, *, quiet: bool) -> None:
@@ -72,19 +73,6 @@ async def _serve(server: TimerServer, loop_name: str, ready_fd: int | None, *, q
     if not quiet:  # standard output is the command's, not ours, when a supervisor started us
         click.echo(f"aiotimer: serving on {server.socket_path} (pid {os.getpid()}, {loop_name})")
     await server.serve_forever()
-
-
-def _writer(descriptor: int) -> Callable[[Event], object]:
-    """Return a function that writes events as JSON lines, and drops what a full pipe does not take."""
-    os.set_blocking(descriptor, False)
-
-    def write(event: Event) -> None:
-        try:
-            os.write(descriptor, json.dumps(event.as_json()).encode() + b"\n")
-        except (BlockingIOError, BrokenPipeError):
-            return
-
-    return write
 
 
 @cli.command(hidden=True)

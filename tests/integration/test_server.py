@@ -1,8 +1,8 @@
 """The server as its owner sees it: the ancestor's verbs, its socket, its life, and its bad clients.
 
 The laws of this file: one expired timer reaps its worker once and clears all its timers; what fails is tried
-again; nobody can start a second server on a socket, nor a first one where it is not safe; a client that
-breaks the rules loses its connection and nothing else.
+again; nobody can start a server where it is not safe; a client that breaks the rules loses its connection and
+nothing else.
 """
 
 from __future__ import annotations
@@ -395,64 +395,6 @@ async def test_of_two_timers_due_the_one_not_released_counts(monkeypatch: pytest
             event = await server.told("reaped", pid)
             assert event.scope == "b"
             assert len(server.all_told("late", pid)) == 1
-
-
-# -- one server per socket -------------------------------------------------------------------------------
-
-
-async def test_a_second_server_is_turned_away() -> None:
-    """Fault 8: the first keeps its socket and its workers."""
-    async with serving() as server:
-        inode = os.stat(server.socket_path).st_ino
-        with pytest.raises(AlreadyServing) as caught:
-            await TimerServer(server.socket_path).start()
-        assert server.socket_path in str(caught.value)
-        assert os.stat(server.socket_path).st_ino == inode
-        async with AsyncTimerClient(server.socket_path, unavailable="raise") as client:
-            assert client.connected
-
-
-async def test_a_second_server_in_another_process_is_turned_away() -> None:
-    """Fault 8: the lock is the kernel's, not this process's."""
-    source = """
-        import asyncio, sys
-        from aiotimer import TimerServer
-        try:
-            asyncio.run(TimerServer(sys.argv[1]).serve_forever())
-        except RuntimeError as error:
-            print(type(error).__name__, error.exit_code)
-    """
-    async with serving() as server:
-        with spawn_worker(source, None, server.socket_path) as other:
-            await line(other, "AlreadyServing 69")
-            assert await ended(other) == 0
-        async with AsyncTimerClient(server.socket_path, unavailable="raise") as client:
-            assert client.connected
-
-
-async def test_a_stale_socket_file_is_replaced() -> None:
-    """Fault 8: nobody listens there any more."""
-    with short_socket() as path:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stale:
-            stale.bind(path)
-        stale_inode = os.stat(path).st_ino
-        async with serving(path):
-            assert os.stat(path).st_ino != stale_inode or stat.S_IMODE(os.stat(path).st_mode) == 0o600
-            async with AsyncTimerClient(path, unavailable="raise") as client:
-                assert client.connected
-
-
-async def test_a_foreign_listener_is_refused_and_not_unlinked() -> None:
-    """Fault 8: somebody who does not know of our lock."""
-    with short_socket() as path, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as foreign:
-        foreign.bind(path)
-        foreign.listen()
-        inode = os.stat(path).st_ino
-        with pytest.raises(AlreadyServing):
-            await TimerServer(path).start()
-        assert os.stat(path).st_ino == inode
-        with raw_client(path) as client:  # it still listens
-            assert client.getpeername() == path
 
 
 async def test_what_is_not_a_socket_is_refused_and_not_removed() -> None:

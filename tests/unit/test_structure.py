@@ -55,7 +55,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("_conversation",),
     ("_link", "_worker", "_arguments"),
-    ("_socket_link", "_roster", "_reaper", "_report"),
+    ("_socket_link", "_roster", "_reaper", "_report", "_acceptor"),
     ("_links", "_greeting"),
     ("_client", "_connection"),
     ("client", "sync"),
