@@ -209,13 +209,6 @@ class TimerTable:
             mark = FIRST_DEADLINE + self.high_water
             self._fresh = [word for word in range(FIRST_DEADLINE, mark) if word not in taken]
 
-    def clear_cells(self) -> None:
-        """Release every keyed timer."""
-        with self.lock:
-            for cell in self._cells_of.values():
-                assert cell.word is not None
-                self.cells[cell.word] = inf
-
     def disarm(self) -> None:
         """Release everything, whoever holds it: this process's last client is leaving."""
         with self.lock:

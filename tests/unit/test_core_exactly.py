@@ -1,0 +1,209 @@
+"""What one character changes in ``_core``: boundaries, lengths, and who keeps what.
+
+The law of this file: each test here was written against a mutant of ``_core.watch`` or ``_core.table`` that
+all other tests let live; ``docs/explanation/testing.md`` tells how to find them, and which ones may live.
+"""
+
+from array import array
+from math import inf
+
+import pytest
+
+from aiotimer import TableFull
+from aiotimer._core import layout
+from aiotimer._core.layout import FIRST_DEADLINE
+from aiotimer._core.reader import TableReader
+from aiotimer._core.table import FIRST_CHUNK, Cell, TimerTable
+from aiotimer._core.watch import Lifeline, Watch
+from tests.support import memory_table, names_of, reading
+
+NOW = 1000.0
+
+
+# --- stalls
+
+
+def alive_until(lifeline: Lifeline, start: float, end: float) -> None:
+    """Show a sign of life every half second."""
+    now = start
+    while now < end:
+        now = min(end, now + 0.5)
+        lifeline.tick(now)
+
+
+def test_a_silence_of_just_the_tolerated_length_is_no_stall() -> None:
+    lifeline = Lifeline(0.0, beat=0.5, slack=1.0)
+    lifeline.tick(1.5)
+    assert not lifeline.stalls
+    lifeline.tick(3.0 + 2**-40)
+    assert lifeline.stalls == ((1.5, 3.0 + 2**-40),)
+
+
+def test_the_news_are_lengths() -> None:
+    lifeline = Lifeline(100.0)
+    lifeline.tick(107.0)
+    assert lifeline.news() == [7.0]
+    assert lifeline.news() == []
+
+
+def test_stalls_are_forgotten_one_by_one() -> None:
+    lifeline = Lifeline(0.0)
+    lifeline.tick(10.0)  # what it moved falls due by 20
+    alive_until(lifeline, 10.0, 20.5)
+    lifeline.tick(25.5)  # the second one
+    lifeline.tick(26.0)  # the first is of no more use
+    assert lifeline.stalls == ((20.5, 25.5),)
+    assert lifeline.effective(21.0) == 26.0
+
+
+def test_expired_includes_what_expires_just_now() -> None:
+    watch = Watch(Lifeline(NOW), connected=True)
+    assert [due.slot for due in watch.expired(array("d", [NOW, NOW + 1]), NOW)] == [0]
+
+
+# --- what is asked for under a name
+
+
+def entry(table: TimerTable, scope: str, deadline: float) -> int:
+    pool, word = table.take(table.pool(scope))
+    pool.cells[word] = deadline
+    return word
+
+
+def test_requested_is_what_a_keyed_timer_holds() -> None:
+    table = memory_table()
+    assert table.requested("s", 0) == -1.0
+    table.set(("s", 0), 7.0, NOW)
+    assert table.requested("s", 0) == 7.0
+    table.set(("s", 0), 0.0, NOW)
+    assert table.requested("s", 0) == 0.0
+    table.set(("s", 0), -5.0, NOW)
+    assert table.requested("s", 0) == -1.0
+
+
+def test_requested_is_what_an_entry_holds_while_the_slot_is_its_own() -> None:
+    table = memory_table()
+    first, second = entry(table, "s", 7.0), entry(table, "s", 8.0)
+    assert table.requested("s\0" + "1", first) == 7.0
+    assert table.requested("s\0" + "2", second) == 8.0
+    table.cells[first] = inf
+    assert table.requested("s\0" + "1", first) == -1.0
+    assert table.requested("s\0" + "1", second) is None
+    assert table.requested("other\0" + "1", first) is None
+
+
+def test_requested_of_a_keyed_timer_whose_slot_was_given_away() -> None:
+    table = refusing_to_grow()
+    fill_with_released_cells(table)
+    table.set(("new", 0), 5.0, NOW)  # takes the slot of the oldest name
+    assert table.requested("0", 0) == -1.0
+    assert table.requested("new", 0) == 5.0
+
+
+# --- the last client leaves
+
+
+def test_disarm_releases_everything_and_nothing_else() -> None:
+    table = memory_table()
+    for n in range(FIRST_CHUNK // 2):
+        table.set((f"k{n}", 0), 10.0 + n, NOW)
+        entry(table, "e", 20.0 + n)
+    mark = table.high_water
+    table.cells[FIRST_DEADLINE + mark] = 77.0  # not in use
+    table.disarm()
+    assert names_of(table) == []
+    assert list(TableReader(reading(table)).deadlines()) == [inf] * mark
+    assert table.high_water == mark
+    assert table.cells[FIRST_DEADLINE + mark] == 77.0
+    assert table.cells[layout.HIGH_WATER] == mark
+    table.set(("k0", 0), 1.0, NOW)
+    assert names_of(table) == ["k0"]
+
+
+# --- adoption, and a fork
+
+
+def test_an_adopted_cell_is_the_timer_of_its_name() -> None:
+    before = memory_table()
+    for n in range(3):
+        before.set((f"k{n}", 0), 10.0 + n, NOW)
+    before.set(("k0", 0), -1.0, NOW)
+    after = TimerTable(before.raw.obj, now=lambda: NOW)  # type: ignore[arg-type]  # the same mapping
+    after.adopt_cells((t.slot, t.scope, t.ordinal) for t in TableReader(reading(before)).timers())
+    cell = after.cell("k1")
+    assert cell.key == ("k1", 0)
+    cell.set(50.0, NOW)
+    assert after.armed_cells() == {("k1", 0): 50.0, ("k2", 0): 12.0}
+    mark = after.high_water
+    after.set(("new", 0), 60.0, NOW)
+    assert after.high_water == mark, "there were idle slots"
+
+
+def test_an_abandoned_table_has_no_slots() -> None:
+    table = memory_table()
+    table.set(("s", 0), 10.0, NOW)
+    table.abandon(bytearray(layout.TABLE_SIZE))
+    assert table.high_water == 0
+
+
+# --- who loses slots when there is no memory for more
+
+
+def refusing_to_grow() -> TimerTable:
+    grown = 0
+
+    def grow(slots: int) -> None:
+        nonlocal grown
+        grown += 1
+        if grown > 1:
+            raise OSError("no memory")
+
+    return memory_table(grow=grow)
+
+
+def fill_with_released_cells(table: TimerTable) -> list[Cell]:
+    cells = [table.cell(str(n)) for n in range(FIRST_CHUNK)]
+    for cell in cells:
+        cell.set(10.0, NOW)
+        cell.set(-1.0, NOW)
+    return cells
+
+
+def test_one_keyed_timer_loses_its_slot_for_one_new_name() -> None:
+    table = refusing_to_grow()
+    cells = fill_with_released_cells(table)
+    table.set(("new", 0), 10.0, NOW)
+    assert [cell.word is None for cell in cells] == [True] + [False] * (FIRST_CHUNK - 1)
+
+
+def test_one_idle_slot_is_taken_for_one_new_name() -> None:
+    table = refusing_to_grow()
+    pool = table.pool("old")
+    words = [table.take(pool)[1] for _ in range(FIRST_CHUNK)]
+    for word in words:
+        table.cells[word] = inf
+        pool.append(word)
+    table.set(("new", 0), 10.0, NOW)
+    assert len(pool) == FIRST_CHUNK - 1
+    assert pool.size == FIRST_CHUNK - 1
+
+
+def test_a_scope_with_an_entry_inside_keeps_its_pool_and_its_numbers() -> None:
+    """Or a later entry would be given the number, and so the name, of the one that is inside."""
+    table = refusing_to_grow()
+    pool = table.pool("s")
+    words = [table.take(pool)[1] for _ in range(FIRST_CHUNK)]
+    for word in words:
+        table.cells[word] = 10.0
+    for word in words[:2]:
+        table.cells[word] = inf
+        pool.append(word)
+    table.set(("one", 0), 10.0, NOW)
+    table.set(("two", 0), 10.0, NOW)
+    assert pool.size == FIRST_CHUNK - 2
+    assert table.pool("s") is pool
+    table.set(("one", 0), -1.0, NOW)
+    _pool, word = table.take(pool)
+    assert table.key_of(word) == f"s\0{FIRST_CHUNK + 1}"
+    with pytest.raises(TableFull):
+        table.take(pool)
