@@ -44,7 +44,7 @@ class Connection:
         self._loop = loop
         self.socket = sock
         self._decoder = wire.server_decoder()
-        self._unsent = b""
+        self._unsent = memoryview(b"")
         self._descriptors: list[int] = []
         self._silence: asyncio.TimerHandle | None = loop.call_later(SILENCE, self._too_silent)
         self.worker: Worker | None = None
@@ -60,7 +60,7 @@ class Connection:
 
     def send(self, message: wire.ToClient, descriptor: int = -1) -> None:
         """Send a message, with a descriptor if one is given; what does not fit waits for the peer."""
-        data = self._unsent + wire.encode(message)
+        data = bytes(self._unsent) + wire.encode(message)
         if self._unsent and len(data) > wire.MAX_REPLY:
             self.close()
             return
@@ -76,7 +76,7 @@ class Connection:
         except OSError:
             self.close()
             return
-        self._unsent = data[sent:]
+        self._unsent = memoryview(data)[sent:]  # what is left of megabytes is not copied at every send
         if self._unsent:
             self._loop.add_writer(self.socket, self._writable)
 

@@ -7,7 +7,7 @@ import socket
 from typing import Any, TypeVar
 
 from ._core import wire
-from .errors import AiotimerError, ProtocolError, ServerUnavailable
+from .errors import AiotimerError, ProtocolError, Refused, ServerUnavailable
 
 ANSWER_WITHIN = 2.0
 """Seconds for which an answer is waited for."""
@@ -25,6 +25,7 @@ def status(path: str) -> dict[str, Any]:
 
     Raises:
         ServerUnavailable: nobody answers there.
+        Refused: it does not want to: it is out of descriptors, say.
         ProtocolError: whoever does is no timer server of this protocol.
     """
     return _ask(path, wire.StatusRequest(), wire.Status).report
@@ -42,12 +43,17 @@ def _ask(path: str, question: wire.ToServer, kind: type[A]) -> A:
         connection.settimeout(ANSWER_WITHIN)
         try:
             connection.connect(path)
-            connection.sendall(wire.encode(question))
+            with contextlib.suppress(BrokenPipeError):  # it has said why, and closed the connection
+                connection.sendall(wire.encode(question))
             while data := connection.recv(65_536):
                 for answer in decoder.feed(data):
                     if isinstance(answer, kind):
                         return answer
+                    if isinstance(answer, wire.Refused):
+                        raise Refused(path, answer.reason)
                     raise ProtocolError(f"{type(answer).__name__} in answer to {type(question).__name__}")
+        except AiotimerError:
+            raise
         except TimeoutError:
             raise ServerUnavailable(path, f"no answer within {ANSWER_WITHIN:g} s") from None
         except OSError as error:

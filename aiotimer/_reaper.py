@@ -93,8 +93,12 @@ class Reaper:
     ) -> tuple[Due, Timer] | None:
         """Read the slots again; return the longest overdue that still holds its deadline."""
         found = None
+        deadlines = table.reader.deadlines()
         for candidate in due:
-            timer = table.timer(candidate)
+            held = candidate.slot < len(deadlines) and deadlines[candidate.slot] == candidate.deadline
+            if held and found is not None:
+                continue  # one is enough, and there may be thousands
+            timer = table.timer(candidate) if held else None
             if timer is None:
                 late_s = monotonic() - candidate.effective
                 detail = "released after its deadline, and before a signal"

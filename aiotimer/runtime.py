@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import itertools
 import os
@@ -453,6 +454,7 @@ def _version_of(path: Path) -> int | None:
         os.close(descriptor)
 
 
+@functools.cache
 def _boot() -> str:
     """Return the first eight hexadecimal digits of this boot's id (random(4))."""
     return Path("/proc/sys/kernel/random/boot_id").read_text()[:8]

@@ -17,6 +17,10 @@ Read = Callable[[int, int], bytes]
 """``read(size, offset)``: at most ``size`` bytes of the table, fewer at its end."""
 
 
+_BLOCK = 16
+"""Labels that are read at once: a page of them."""
+
+
 class Timer(NamedTuple):
     """One armed timer as found in a table.
 
@@ -90,9 +94,29 @@ class TableReader:
 
     def timers(self) -> list[Timer]:
         """Return every armed timer, soonest first."""
+        before = self.deadlines()
+        slots = [slot for slot, deadline in enumerate(before) if layout.is_armed(deadline)]
+        labels = self._labels(slots)
+        after = self.deadlines() if slots else before
+        there = len(after)
         armed = [
-            timer
-            for slot, deadline in enumerate(self.deadlines())
-            if layout.is_armed(deadline) and (timer := self.timer(slot, deadline))
+            Timer(slot, *label, before[slot])
+            for slot, label in zip(slots, labels, strict=True)
+            if slot < there and after[slot] == before[slot]
         ]
-        return sorted(armed, key=lambda timer: timer.deadline)
+        return sorted(armed, key=_soonest_first)
+
+    def _labels(self, slots: list[int]) -> list[tuple[str, int]]:
+        """Return the labels of some slots, read many at a time."""
+        blocks = {slot // _BLOCK for slot in slots}
+        size = _BLOCK * layout.LABEL_SIZE
+        read = {block: self._read(size, layout.label_offset(block * _BLOCK)) for block in blocks}
+        return [
+            layout.decode_label(read[slot // _BLOCK][start : start + layout.LABEL_SIZE])
+            for slot in slots
+            for start in (slot % _BLOCK * layout.LABEL_SIZE,)
+        ]
+
+
+def _soonest_first(timer: Timer) -> float:
+    return timer.deadline

@@ -12,7 +12,7 @@ import sys
 import click
 
 from .._version import __version__
-from ..errors import AiotimerError, ServerError, ServerUnavailable
+from ..errors import AiotimerError, Refused, ServerError, ServerUnavailable
 from ..runtime import SOCKET_VARIABLE, check_socket_path, default_socket
 
 EX_UNAVAILABLE = 69
@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
         code = _complain(error.format_message(), error.exit_code)
     except ServerError as error:
         code = _complain(str(error), error.exit_code)
-    except ServerUnavailable as error:
+    except (Refused, ServerUnavailable) as error:
         code = _complain(str(error), EX_UNAVAILABLE)
     except AiotimerError as error:
         code = _complain(str(error), 1)
