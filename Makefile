@@ -10,13 +10,15 @@ PYTHON      ?= python3
 VENV        ?= .venv
 TESTS       ?= tests
 PYTEST_ARGS ?=
-SOAK_TESTS  ?= $(wildcard tests/property tests/model tests/faults tests/integration)
+SOAK_TESTS  ?= $(wildcard tests/contract tests/property tests/model tests/faults tests/integration)
 WHEEL_TESTS ?= $(wildcard tests/unit tests/contract)
 VERSIONS    ?= 3.11 3.12 3.13 3.14
+EXCEPT      ?=
 DEMO        ?= $(BIN)/aiotimer run -- $(BIN)/python docs/examples/train.py
 
 BIN     := $(VENV)/bin
 PACKAGE := $(VENV)/.stamp-package
+TEST    := $(VENV)/.stamp-test
 DEV     := $(VENV)/.stamp-dev
 INPUTS  := pyproject.toml aiotimer/_version.py
 PIP     := -m pip --disable-pip-version-check --no-input
@@ -27,10 +29,10 @@ unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all soak coverage check lint types docs wheel bench clean
+.PHONY: help demo test test-all test-others soak coverage check lint types docs wheel bench clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-11s %s\n", $$1, $$2 }' Makefile
 
 # --- environment
 
@@ -42,9 +44,13 @@ $(PACKAGE): $(INPUTS) | $(BIN)/python
 	$(BIN)/python $(PIP) install --quiet --editable .
 	@touch $@
 
+$(TEST): $(INPUTS) | $(BIN)/python
+	$(BIN)/python $(PIP) install --quiet --editable '.[test]'
+	@touch $@ $(PACKAGE)
+
 $(DEV): $(INPUTS) | $(BIN)/python
 	$(BIN)/python $(PIP) install --quiet --editable '.[dev]'
-	@touch $@ $(PACKAGE)
+	@touch $@ $(TEST) $(PACKAGE)
 
 # --- use
 
@@ -56,10 +62,10 @@ bench: $(DEV) ## run the benchmarks
 
 # --- test
 
-test: $(DEV) ## run the tests
+test: $(TEST) ## run the tests
 	$(BIN)/python -m pytest $(TESTS) $(PYTEST_ARGS)
 
-soak: $(DEV) ## run the slow tests, and the property tests with many more examples
+soak: $(TEST) ## run the slow tests, and the property tests with many more examples
 	$(BIN)/python -m pytest -m 'soak or not soak' --hypothesis-profile=soak --timeout=7200 \
 	    -o faulthandler_timeout=7500 $(SOAK_TESTS) $(PYTEST_ARGS)
 
@@ -76,7 +82,7 @@ PROBE := import ensurepip, sys; print(sys.executable); \
 
 test-all: ## run the tests with every Python of $(VERSIONS) that is installed
 	@passed= failed= missing=; \
-	for version in $(VERSIONS); do \
+	for version in $(filter-out $(EXCEPT),$(VERSIONS)); do \
 	    python=; \
 	    for candidate in $$(command -v python$$version) $(PYTHON) \
 	            "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/$$version.*/bin/python; do \
@@ -90,7 +96,12 @@ test-all: ## run the tests with every Python of $(VERSIONS) that is installed
 	    then passed="$$passed $$version"; else failed="$$failed $$version"; fi; \
 	done; \
 	echo "passed:$${passed:- none}; failed:$${failed:- none}; not installed:$${missing:- none}"; \
-	[ -z "$$failed" ] && [ -n "$$passed" ]
+	[ -z "$$failed" ] && [ -n "$$passed$(EXCEPT)" ]
+
+THIS_VERSION := import sys; print("%d.%d" % sys.version_info[:2])
+
+test-others: $(BIN)/python ## the same, without the version that `make test` runs on
+	@$(MAKE) --no-print-directory test-all EXCEPT="$$($(BIN)/python -c '$(THIS_VERSION)')"
 
 # --- check
 

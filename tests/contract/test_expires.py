@@ -367,6 +367,8 @@ def test_functions_made_at_run_time_keep_their_own_lines() -> None:
     "name", ["a\0b.py", "x" * 300 + ".py", "\udcff.py", "dir/", "a\nb.py", "", "ü" * 200]
 )
 def test_any_file_name_makes_a_scope(name: str) -> None:
+    if "\0" in name and sys.gettrace() is not None:
+        pytest.skip("coverage looks for the file, and no file has such a name")
     client = MemoryClient(memory_table())
     names: dict[str, Any] = {"expires": expires, "client": client}
     source = "with expires(60, client=client) as block: pass"
