@@ -249,10 +249,8 @@ class _VirtualLink(Link):
         self.table.rang(looks, self.table.now())
         return True
 
-    def leave(self) -> None:
-        self.users -= 1
-        if self.users == 0:
-            self._timers._forget()
+    def _let_go(self) -> None:
+        self._timers._forget()  # the last client has left: the server forgets it all
 
 
 @contextmanager
