@@ -355,7 +355,7 @@ class GracefulBlock(Block):
     async def __aenter__(self) -> Self:
         """Begin the soft limit, then arm the timer."""
         if self._slot is None:
-            self._soft.start()
+            self._soft.start((self._client or configured()).link.call_later)
         try:
             return await super().__aenter__()
         except BaseException:

@@ -21,6 +21,7 @@ import weakref
 from math import inf
 from time import monotonic
 from types import CodeType
+from typing import TYPE_CHECKING
 
 from . import _waiting
 from ._control import ping
@@ -36,6 +37,9 @@ from .errors import AiotimerError, ProtocolError, Refused, ServerUnavailable
 from .process import time_namespace
 from .queue import RequestQueue, TableQueue
 from .runtime import allocate
+
+if TYPE_CHECKING:
+    from ._soft import CallLater
 
 RETRY_EVERY = 1.0
 """Seconds between attempts to reach a server that did not answer."""
@@ -55,9 +59,11 @@ class Link(Mended):
         sites: the same pools by (code object's id, instruction) of the calls that use them.
         starting_until: when (``CLOCK_MONOTONIC``) a server that has just been started should be there;
             until then a missing socket is waited for.
+        call_later: how soft limits are scheduled; None: by their loop, whose clock is the table's.
     """
 
     shared = True
+    call_later: CallLater | None = None
 
     def __init__(self, path: str) -> None:
         super().__init__(path)

@@ -2,7 +2,8 @@
 
 The laws of this file: the slot is read again just before the first action, and a release that is found there
 spares the worker; nothing is awaited in between; one reap of a worker is under way at a time; a reap that
-did not succeed is tried again, ever more slowly.
+did not succeed is tried again, ever more slowly, and one retry is pending at a time. A program that does not
+map the table is not reaped for it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from ._core.watch import Due
 from ._watched import WatchedTable
 from ._worker import Reaping, Worker
 from .events import Event, log
+from .process import maps_file
 
 
 class Reaper:
@@ -48,7 +50,11 @@ class Reaper:
         found = self._still_armed(worker, table, due)
         if found is None:
             return
-        if worker.reap_under_way or monotonic() < worker.retry_at:
+        if _is_another_program(worker, table):
+            self._emit(Event("exec", worker.id, worker.name, detail="its timers are dropped"))
+            worker.drop(table)
+            return
+        if worker.reap_under_way or worker.retry_at:
             worker.postponed.append((table, due))
             return
         worker.postponed.append((table, due))
@@ -134,3 +140,16 @@ class Reaper:
             if not table.closed:
                 table.watch.reopen(due)
                 table.look()
+
+
+def _is_another_program(worker: Worker, table: WatchedTable) -> bool:
+    """Whether an exec has put an end to the program whose table this is, and no connection could tell.
+
+    Of a connected worker the end of its connection tells it; its maps are not read: they may block.
+    """
+    if table.connection is not None or table.file.kind != "shared":
+        return False
+    try:
+        return maps_file(worker.id.pid, table.file.inode) is False
+    except OSError:
+        return False

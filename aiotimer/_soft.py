@@ -9,10 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+class Cancellable(Protocol):
+    """What has been scheduled."""
+
+    def cancel(self) -> None:
+        """Do not do it."""
+
+
+CallLater: TypeAlias = "Callable[[float, Callable[[], None]], Cancellable]"
+"""``call_later(seconds, callback)``, in a loop's thread."""
 
 
 class SoftLimit:
@@ -32,18 +43,24 @@ class SoftLimit:
         self._task: Callable[[], asyncio.Task[object] | None] = _nobody
         self._cancelling = 0
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._handle: asyncio.TimerHandle | None = None
+        self._call_later: CallLater | None = None
+        self._handle: Cancellable | None = None
 
-    def start(self) -> None:
-        """Begin to count, in the current task."""
+    def start(self, call_later: CallLater | None = None) -> None:
+        """Begin to count, in the current task.
+
+        Args:
+            call_later: counts on another clock than the loop's.
+        """
         self._loop = asyncio.get_running_loop()
+        self._call_later = call_later or self._loop.call_later
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("expires() with grace must be used inside a task")
         self._task = weakref.ref(task)
         self.fired = False
         self._cancelling = task.cancelling()
-        self._handle = self._loop.call_later(self.after, self._fire)
+        self._handle = self._call_later(self.after, self._fire)
 
     def restart(self, after: float) -> None:
         """Count again from now; callable from any thread."""
@@ -73,9 +90,9 @@ class SoftLimit:
 
     def _schedule(self) -> None:
         if self._handle is not None and not self.fired:
-            assert self._loop is not None
+            assert self._call_later is not None
             self._handle.cancel()
-            self._handle = self._loop.call_later(self.after, self._fire)
+            self._handle = self._call_later(self.after, self._fire)
 
     def _fire(self) -> None:
         self.fired = True

@@ -56,7 +56,7 @@ class Worker:
         reaping: set from the first action on it on.
         killed: SIGKILL has been sent.
         died_first: it was dead already when it was to be sent.
-        retry_at: ``CLOCK_MONOTONIC``; no reap is tried before, because one has failed.
+        retry_at: ``CLOCK_MONOTONIC``; when a reap that has failed is tried again. 0.0: none is pending.
         reap_under_way: a coroutine of the owner's is reaping it.
         postponed: what has expired and is not dealt with.
     """

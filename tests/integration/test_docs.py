@@ -38,7 +38,7 @@ import pytest
 
 import aiotimer
 from aiotimer import cli as command_line
-from aiotimer import errors
+from aiotimer import errors, testing
 from aiotimer._connection import SILENCE
 from aiotimer._core import layout, wire
 from aiotimer.cli import run, serve, status  # noqa: F401 - each adds its commands
@@ -378,6 +378,7 @@ def test_every_public_name_is_in_the_reference() -> None:
         re.MULTILINE,
     )
     assert {*aiotimer.__all__} - {"__version__"} <= {name.removeprefix("aiotimer.") for name in documented}
+    assert {f"aiotimer.testing.{name}" for name in testing.__all__} <= set(documented)
 
 
 # --- the reference of commands

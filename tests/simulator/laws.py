@@ -1,0 +1,219 @@
+"""The laws, and how each of them is checked: after every step; those about signals, at the signal itself.
+
+I1 *An armed timer ends*: by its release, by its worker's death or exec, or by a SIGKILL at most ``TIGHT``
+   seconds of virtual time after its effective deadline; ``LOOSE`` seconds if server and worker have not
+   been connected all the while. The time counts from when the entering of the block was over, and from when
+   a server has run freely: it has started, has not been stopped since, and may signal the worker. A thread
+   that is still in the middle of entering may not have rung yet: its timer has until the server looks by
+   itself. And at the end of every look: of what was visible when the promise was written, and whose
+   entering was over, nothing waits for the later read.
+I2 *No signal goes to any but the pinned process.* Its target is the process that stored the timer which is
+   the reason, and runs the program that stored it. (Forgiven is an exec of which the server has not heard:
+   the end of the connection is on its way.)
+I3 *None before the deadline.* A signal is not sent before the effective deadline of the timer which is the
+   reason, computed here from all signs of life that this server has ever shown.
+I4 *A release stored before the first signal is never reaped for.* The timer which is the reason had not
+   been released, visibly, when the server began to look it up again.
+I5 *A table affects only itself.* Nobody but its owner changes a slot: every slot of a tame table holds what
+   its owner has stored. Garbage in one table is the end of no look and of no server: an exception fails the
+   history. I1 to I4 hold for all others meanwhile.
+I6 *Bounded state.* What a watch remembers of a table is no more than it has slots; one handle wakes for it,
+   and one reads later. Of a worker one retry is pending, and what is postponed is bounded. Stalls are
+   forgotten when nothing that they moved is still to come.
+I7 *The client never waits.* An operation takes at most ``worker.MOST_STEPS`` steps, and waits for the
+   server only while it connects, for its budget at most. ``worker.Thread`` checks this itself.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from math import inf, isnan
+from typing import NamedTuple
+
+from aiotimer._core import layout
+from aiotimer._core.watch import ADOPTED_EVERY, Due
+
+from .server import BEAT, LAST_RETRY, Server, Table
+from .world import Armed, Broken, Process, TableFile, World
+
+TIGHT = 0.1
+"""A ring under way (``DELAY``), the later read, early wakes, and the steps of other callbacks."""
+
+LOOSE = ADOPTED_EVERY + TIGHT
+
+TOLERATED = BEAT + 1.0
+"""Seconds of silence that are no stall: as ``Lifeline`` has it."""
+
+MOST_POSTPONED = 64
+
+
+class Gap(NamedTuple):
+    """A silence of the server: it stood still."""
+
+    began: float
+    ended: float
+
+
+class Laws:
+    """Knows what the server has shown of itself, and what it may do.
+
+    Attributes:
+        signals: how many it has sent.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.server: Server | None = None
+        self.free_since = inf
+        self.signals = 0
+        self._gaps: list[Gap] = []
+        self._last_sign = -inf
+        self._epoch = 0
+        self._checked_until: dict[int, tuple[int, float]] = {}
+        self._next_file = 0
+
+    # -- told by the simulation --------------------------------------------------------------------
+
+    def born(self) -> None:
+        """A server comes into being: what an earlier one suffered is of no concern."""
+        self._gaps.clear()
+        self._last_sign = inf
+        self._epoch += 1
+        self.free_since = inf
+
+    def free(self) -> None:
+        """From now on a server runs freely."""
+        self.free_since = self.world.now
+
+    def unfree(self) -> None:
+        """It does not."""
+        self.free_since = inf
+
+    # -- told by the server ------------------------------------------------------------------------
+
+    def alive(self, now: float) -> None:
+        """The server shows a sign of life; if the last one is too long ago, it stood still."""
+        if now - self._last_sign > TOLERATED:
+            self._gaps.append(Gap(self._last_sign, now))
+        self._last_sign = now
+
+    def effective(self, deadline: float) -> float:
+        """Return when a deadline falls due: what was left before a gap is left again after it."""
+        for began, ended in self._gaps:
+            if began < deadline <= ended:
+                deadline = ended + (deadline - began)
+        return deadline
+
+    def about_to_signal(self, target: Process, table: Table, due: Due, since: int) -> None:
+        """The server is about to send SIGKILL."""
+        self.signals += 1
+        file, now = table.file, self.world.now
+        if target is not file.owner:
+            raise Broken("I2", f"{target} is signalled for a timer in {file}")
+        if table.line is None and 0 <= file.unmapped_at < since:
+            raise Broken("I2", f"{target} is signalled for what an earlier program of it stored in {file}")
+        if table.line is None and 0 <= file.left_at < since:
+            raise Broken("I4", f"{target} is signalled for what it left in {file} when it closed its client")
+        if not file.tame:
+            return  # who writes garbage into his own table harms himself
+        if now < self.effective(due.deadline):
+            raise Broken("I3", f"{target} is signalled {self.effective(due.deadline) - now:.6f} s early")
+        armed = file.visible.get(due.slot)
+        if armed is not None and armed.deadline == due.deadline:
+            return
+        gone = file.gone.get((due.slot, due.deadline), -1)
+        if file.mapped and gone < since:
+            raise Broken(
+                "I4", f"{target} is signalled for slot {due.slot} of {file}: released in step {gone}"
+            )
+
+    def looked(self, table: Table, wake_at: float, visible: dict[int, object]) -> None:
+        """A look is over."""
+        file = table.file
+        rung = table.line is not None and any(message.kind == "ring" for message in table.line.to_server)
+        if rung or not file.tame or not file.mapped or file.left_at >= 0 or file.owner.signalled:
+            return
+        for slot, armed in visible.items():
+            assert isinstance(armed, Armed)
+            still = file.visible.get(slot) is armed and armed.number in file.returned
+            if still and table.told.get(slot) != armed.deadline and self.effective(armed.deadline) < wake_at:
+                raise Broken("I1", f"a look at {file} has missed slot {slot}, which it will find too late")
+
+    def connection_changed(self, table: Table) -> None:
+        """A table has gained or lost its connection."""
+        table.file.stable_since = inf if table.line is None else self.world.now
+
+    # -- after every step --------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Check what can be checked at any time: one table's memory, and every timer's time."""
+        files = self.world.files
+        if not files:
+            return
+        self._next_file = (self._next_file + 1) % len(files)
+        self._check_memory(files[self._next_file])
+        if self.world.steps % 16 == 0 and self.server is not None:
+            self._check_bounds(self.server)
+        if self.free_since < inf:
+            now = self.world.now
+            for file in files:
+                if file.armed and file.tame and file.mapped and not file.owner.signalled:
+                    for armed in file.armed.values():
+                        if armed.deadline < now:
+                            self._check_time(file, armed, now)
+
+    def _check_time(self, file: TableFile, armed: Armed, now: float) -> None:
+        epoch, until = self._checked_until.get(armed.number, (0, 0.0))
+        if epoch == self._epoch and now <= until:
+            return
+        assert self.server is not None
+        over = file.returned.get(armed.number, armed.stored_at + self.server.bound + LOOSE)
+        protected = file.owner.protected_until
+        since = max(self.effective(armed.deadline), over, self.free_since)
+        if protected > -inf:
+            since = max(since, protected + LAST_RETRY)
+        stable = file.stable_since <= since
+        until = since + (TIGHT if stable else LOOSE)
+        self._checked_until[armed.number] = (self._epoch, until)
+        if now > until:
+            raise Broken(
+                "I1",
+                f"slot {armed.slot} of {file}, due at {armed.deadline:.6f} and by rights at {since:.6f}, "
+                f"is still armed, and nobody has been signalled",
+            )
+
+    def _check_memory(self, file: TableFile) -> None:
+        if not file.tame or not file.mapped or file.left_at >= 0:
+            return
+        mark = int(file.words[layout.HIGH_WATER])
+        for slot, stored in enumerate(file.words[layout.FIRST_DEADLINE : layout.FIRST_DEADLINE + mark]):
+            armed = file.armed.get(slot)
+            if stored != (inf if armed is None else armed.deadline) or isnan(stored):
+                raise Broken("I5", f"slot {slot} of {file} holds {stored}, which its owner did not store")
+
+    def _check_bounds(self, server: Server) -> None:
+        tables = [table for known in server.workers.values() for table in known.tables]
+        for table in tables:
+            slots = len(layout.deadlines(table.reader.snapshot()))
+            for remembered in (table.watch._reported, table.watch._cleared):
+                if len(remembered) > max(slots, layout.FIRST_SLOTS):
+                    raise Broken("I6", f"{len(remembered)} timers of {table} are remembered, of {slots}")
+        pending = Counter(handle.what for handle in server.handles if handle.callback is not None)
+        for what, count in pending.items():
+            if count > 1:
+                raise Broken("I6", f"{count} handles are pending to do this: {what}")
+        for known in server.workers.values():
+            if len(known.postponed) > MOST_POSTPONED:
+                raise Broken("I6", f"{len(known.postponed)} reaps of {known.process} are postponed")
+        stalls = server.lifeline.stalls
+        if stalls and server.idle and self._forgotten_by(stalls[0]) < self._last_sign - TOLERATED:
+            raise Broken("I6", f"{len(stalls)} stalls are remembered, the first for no reason")
+
+    def _forgotten_by(self, stall: tuple[float, float]) -> float:
+        """Return when no deadline is to come that a stall moved, and later ones moved on."""
+        began, ended = stall
+        last = ended + (ended - began)
+        for began, ended in self._gaps:
+            if stall[1] <= began < last:
+                last = max(last, ended + (ended - began))
+        return last

@@ -1,0 +1,359 @@
+"""A history: who takes the next step, what goes wrong, and how long everything takes.
+
+The laws of this file:
+
+* Everything follows from the seed. Nothing here reads a clock, or iterates over what has no order.
+* One step at a time: of a thread, of the server, or a misfortune. Each costs some microseconds; time leaps
+  only when the server has nothing to do.
+* A server that runs freely gets its turn: after ``PATIENCE`` steps of others at the latest.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, deque
+from dataclasses import dataclass
+from math import inf
+
+from .laws import Laws
+from .server import Server
+from .worker import Thread, Worker
+from .world import Broken, Line, Process, World
+
+PATIENCE = 12
+"""Steps that others may take while the server could."""
+
+COST = 2e-5
+"""Seconds that a step takes at most."""
+
+LEAPS = (1e-4, 2e-3, 0.05, 1.0, 8.0)
+"""Seconds by which time leaps at most."""
+
+TRACE = 80
+"""Steps that are shown of a history that has broken a law."""
+
+MOST_WORKERS = 3
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What takes part: the real thing, or one with a rule broken.
+
+    Attributes:
+        name: "" for the real thing.
+        server: the class of servers.
+        worker: the class of workers.
+        only: the misfortunes that happen, by name; all if it is empty.
+    """
+
+    name: str = ""
+    server: type[Server] = Server
+    worker: type[Worker] = Worker
+    only: tuple[str, ...] = ()
+
+
+class Failure(AssertionError):
+    """A history that broke a law, or an exception where there must be none.
+
+    Attributes:
+        law: which law; "" for another exception.
+        steps: how many steps it took.
+    """
+
+    def __init__(self, simulation: Simulation, error: Exception) -> None:
+        self.law = error.law if isinstance(error, Broken) else ""
+        self.steps = simulation.world.steps
+        lines = [f"{type(error).__name__}: {error}" if not self.law else str(error)]
+        lines += [f"  after {self.steps} steps of the history of seed {simulation.seed}; the last of them:"]
+        lines += [f"  {step:6d} {now:14.6f}  {who:18s} {what}" for step, now, who, what in simulation.trace]
+        again = f"python -m tests.simulator {simulation.seed} {simulation.length} {simulation.variant.name}"
+        lines += [f"  again: {again.rstrip()}"]
+        super().__init__("\n".join(lines))
+
+
+class Simulation:
+    """One history.
+
+    Attributes:
+        seed, length: what it follows from: the number, and how many steps at most.
+        variant: what takes part.
+        trace: its last steps.
+        happened: how often what has happened: misfortunes by name, the server's steps by their first word.
+    """
+
+    def __init__(self, seed: int, length: int, variant: Variant | None = None) -> None:
+        self.seed = seed
+        self.length = length
+        self.rng = rng = random.Random(seed)
+        self.world = World(rng)
+        self.laws = Laws(self.world)
+        self.happened: Counter[str] = Counter()
+        self.trace: deque[tuple[int, float, str, str]] = deque(maxlen=TRACE)
+        self.variant = variant or Variant()
+        self._bound = rng.choice((5.0, 5.0, 5.0, inf))
+        self._misfortune = rng.choice((0.01, 0.03) if self.variant.only else (0.0, 0.002, 0.01, 0.03))
+        self._eager = rng.choice((0.3, 0.6, 0.9))
+        self._server: Server | None = None
+        self._restart_at = -inf
+        self._hungry = 0
+        self._workers: list[Worker] = []
+
+    def run(self) -> Laws:
+        """Take all the steps.
+
+        Raises:
+            Failure: a law was broken.
+        """
+        try:
+            while self.world.steps < self.length:
+                self._step()
+        except Exception as error:
+            raise Failure(self, error) from error
+        return self.laws
+
+    # -- one step ----------------------------------------------------------------------------------
+
+    def _step(self) -> None:
+        world = self.world
+        world.steps += 1
+        who, what = self._act()
+        self.trace.append((world.steps, world.now, who, what))
+        world.now += self.rng.random() * COST
+        for file in world.files:
+            if file.held:
+                file.land()
+        self._thaw_and_die()
+        self.laws.check()
+
+    def _act(self) -> tuple[str, str]:
+        rng, now, server = self.rng, self.world.now, self._server
+        if rng.random() < self._misfortune:
+            name = rng.choice(self.variant.only or MISFORTUNES)
+            what = str(getattr(self, f"_{name}")())
+            if what:
+                self.happened[name] += 1
+                return "misfortune", what
+        ready = server is not None and now >= server.frozen_until and server.next_at() <= now
+        if ready and (self._hungry >= PATIENCE or rng.random() < 0.35):
+            return self._serve()
+        if server is None and now >= self._restart_at:
+            return "init", self._start_server()
+        if len(self._workers) < MOST_WORKERS and rng.random() < 0.1:
+            return "init", self._start_worker()
+        threads = [
+            t for w in self._workers if now >= w.process.frozen_until for t in w.threads if t.runnable(now)
+        ]
+        if threads and (ready or rng.random() < self._eager):
+            self._hungry += ready
+            thread = rng.choice(threads)
+            return str(thread), thread.step(rng)
+        return self._serve() if ready else ("time", self._pass())
+
+    def _serve(self) -> tuple[str, str]:
+        server = self._server
+        assert server is not None
+        self._hungry = 0
+        was_started = server.started
+        what = server.step()
+        self.happened[what.partition(" ")[0]] += 1
+        if server.started and not was_started:
+            self.laws.free()
+        return "server", what
+
+    def _pass(self) -> str:
+        """Let time pass, up to the next thing that happens."""
+        world, server = self.world, self._server
+        until = [file.next_landing() for file in world.files if file.held]
+        if server is None:
+            until.append(self._restart_at)
+        else:
+            until.append(max(server.next_at(), server.frozen_until))
+        for worker in self._workers:
+            until += [worker.process.dies_at]
+            until += [max(t.wakes_at(), worker.process.frozen_until) for t in worker.threads]
+        leap = self.rng.choice(LEAPS) * self.rng.random()
+        world.now = max(world.now, min(world.now + leap, min(until)))
+        return f"passes: {leap:.6f} s, or up to the next event"
+
+    def _thaw_and_die(self) -> None:
+        now, server = self.world.now, self._server
+        if (
+            server is not None
+            and server.started
+            and now >= server.frozen_until
+            and self.laws.free_since == inf
+        ):
+            self.laws.free()
+        for worker in list(self._workers):
+            if worker.process.dies_at <= now:
+                self._bury(worker)
+
+    # -- births and deaths -------------------------------------------------------------------------
+
+    def _start_server(self) -> str:
+        self.laws.born()
+        self._server = self.laws.server = self.variant.server(self.world, self.laws, self._bound)
+        return "a server starts"
+
+    def _start_worker(self) -> str:
+        process = self.world.start()
+        if process is None:
+            zombies = [p for p in self.world.processes.values() if not p.alive]
+            if not zombies:
+                return "has no pid to give"
+            gone = self.rng.choice(zombies)
+            del self.world.processes[gone.pid]
+            return f"waits for {gone}"
+        self._workers.append(self.variant.worker(self.world, process, self._reachable))
+        return f"starts {process}"
+
+    def _reachable(self) -> Server | None:
+        return self._server
+
+    def _bury(self, worker: Worker) -> None:
+        """A process is dead: the kernel closes what it had open."""
+        process = worker.process
+        process.alive = False
+        self._workers.remove(worker)
+        for file in self.world.files:
+            if file.owner is process:
+                file.land(everything=True)
+        for line in self._lines(process):
+            line.hang_up()
+        if self.rng.random() < 0.7:
+            self.world.processes.pop(process.pid, None)  # somebody waits for it at once
+        self.trace.append((self.world.steps, self.world.now, "kernel", f"{process} is dead"))
+
+    def _lines(self, process: Process) -> list[Line]:
+        return [] if self._server is None else [li for li in self._server.lines if li.process is process]
+
+    # -- misfortunes -------------------------------------------------------------------------------
+
+    def _crash(self) -> str:
+        if self._server is None:
+            return ""
+        self._server.crash()
+        self._server = self.laws.server = None
+        self.laws.unfree()
+        for file in self.world.files:
+            file.stable_since = inf
+        down = self.rng.choice((0.0, 0.01, 0.5, 3.0)) * self.rng.random()
+        self._restart_at = self.world.now + down
+        return f"SIGKILL to the server; it comes back after {down:.3f} s"
+
+    def _upgrade(self) -> str:
+        server = self._server
+        if server is None or not server.idle or self.world.now < server.frozen_until:
+            return ""
+        server.stop()
+        return f"SIGTERM; {self._crash()}"
+
+    def _stop_server(self) -> str:
+        if self._server is None:
+            return ""
+        self._server.frozen_until = self.world.now + self._while()
+        self.laws.unfree()
+        return f"SIGSTOP to the server until {self._server.frozen_until:.3f}"
+
+    def _stop_worker(self) -> str:
+        if not self._workers:
+            return ""
+        process = self.rng.choice(self._workers).process
+        process.frozen_until = self.world.now + self._while()
+        return f"SIGSTOP to {process} until {process.frozen_until:.3f}"
+
+    def _stop_everything(self) -> str:
+        if self._server is None:
+            return ""
+        until = self._server.frozen_until = self.world.now + self._while()
+        for worker in self._workers:
+            worker.process.frozen_until = until
+        self.laws.unfree()
+        return f"everything stands still until {until:.3f}"
+
+    def _while(self) -> float:
+        return self.rng.choice((0.01, 1.0, 3.0, 20.0)) * self.rng.random()
+
+    def _die(self) -> str:
+        if not self._workers:
+            return ""
+        worker = self.rng.choice(self._workers)
+        self._bury(worker)
+        return f"{worker.process} dies by itself"
+
+    def _exec(self) -> str:
+        if not self._workers:
+            return ""
+        old = self.rng.choice(self._workers)
+        process = old.process
+        process.program += 1
+        for file in self.world.files:
+            if file.owner is process and file.program < process.program:
+                file.unmapped_at = self.world.steps if file.unmapped_at < 0 else file.unmapped_at
+                file.disown()
+        for line in self._lines(process):
+            line.hang_up()
+        self._workers.remove(old)
+        self._workers.append(self.variant.worker(self.world, process, self._reachable))
+        return f"{process} runs another program"
+
+    def _fork(self) -> str:
+        process = self.world.start() if self._workers else None
+        if process is None:
+            return ""
+        parent = self.rng.choice(self._workers)
+        child = parent.forked(process)
+        self._workers.append(child)
+        return f"{parent.process} forks {process}, in {len(child.inherited)} blocks"
+
+    def _interrupt(self) -> str:
+        busy = [thread for thread in self._threads() if thread.busy and not thread.worker.inherited]
+        if not busy:
+            return ""
+        thread = self.rng.choice(busy)
+        return f"{thread}: {thread.interrupt()}"
+
+    def _threads(self) -> list[Thread]:
+        return [thread for worker in self._workers for thread in worker.threads]
+
+    def _break_line(self) -> str:
+        if not self._workers:
+            return ""
+        worker = self.rng.choice(self._workers)
+        worker.drop_line()
+        return f"a library of {worker.process} closes its connection"
+
+    def _turn_hostile(self) -> str:
+        if not self._workers:
+            return ""
+        worker = self.rng.choice(self._workers)
+        if worker.file is None or self.rng.random() < 0.7:
+            return ""
+        worker.hostile = True
+        worker.file.tame = False
+        for thread in worker.threads:
+            thread.entries.clear()
+        return f"{worker.process} turns hostile"
+
+    def _protect(self) -> str:
+        if not self._workers:
+            return ""
+        process = self.rng.choice(self._workers).process
+        process.protected_until = self.world.now + 2 * self.rng.random()
+        return f"{process} may not be signalled until {process.protected_until:.3f}"
+
+
+MISFORTUNES = (
+    "crash",
+    "upgrade",
+    "stop_server",
+    "stop_worker",
+    "stop_everything",
+    "die",
+    "exec",
+    "fork",
+    "interrupt",
+    "break_line",
+    "turn_hostile",
+    "protect",
+)
