@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 import threading
+from _thread import start_new_thread
 from collections.abc import Callable
-from time import sleep
+from time import monotonic, sleep
 from typing import TypeAlias
 
 from .errors import AiotimerError
@@ -47,6 +49,7 @@ class Mended:
         self._unwatched = False
         self._said = False
         self._mending = False
+        self._at_it = threading.Lock()  # held by the thread
 
     # -- what the kinds of link differ in --------------------------------------------------------
 
@@ -99,15 +102,30 @@ class Mended:
     # -- the thread ------------------------------------------------------------------------------
 
     def mend_in_background(self) -> None:
-        """See that there is a thread at it. Takes no lock: finalisers come here. Two at it do no harm."""
-        if self._mending:
+        """See that there is a thread at it. Waits for nothing: finalisers come here. Two at it do no harm.
+
+        When the interpreter ends, its timers end with it; a thread would not run any more.
+        """
+        if self._mending or sys.is_finalizing():
             return
         self._mending = True
         try:
-            name = f"aiotimer: looking for {self.path}"
-            threading.Thread(target=self._keep_mending, name=name, daemon=True).start()
-        except RuntimeError:  # the interpreter is ending, and its timers with it
+            # Not threading.Thread: its start() takes locks, and waits until the thread runs.
+            start_new_thread(self._in_thread, ())
+        except RuntimeError:  # no thread can be had
             self._mending = False
+
+    def wait_mended(self, timeout: float) -> bool:
+        """Wait until no thread is at it; return whether none is."""
+        until = monotonic() + timeout
+        while self._mending and monotonic() < until:
+            if self._at_it.acquire(timeout=max(0.0, until - monotonic())):
+                self._at_it.release()
+        return not self._mending
+
+    def _in_thread(self) -> None:
+        with self._at_it:
+            self._keep_mending()
 
     def _keep_mending(self) -> None:
         pause = _FIRST_PAUSE

@@ -19,6 +19,7 @@ import pytest
 
 from aiotimer import AsyncTimerClient, ServerUnavailable, TimerClient, expires
 from aiotimer._client import Unavailable
+from aiotimer._control import status
 from tests.programs import ENTRIES, PRELUDE, program
 from tests.serving import ServerProcess, serving
 from tests.support import short_socket, spawn_worker
@@ -193,6 +194,100 @@ def test_fault_48_the_server_dies_inside_the_block(shared: bool) -> None:
             assert "Traceback" not in worker.output
         reaped = {event["pid"] for event in server.events if event["event"] == "reaped"}
         assert reaped.isdisjoint(worker.pid for worker in workers)
+
+
+# -- fault 52 ------------------------------------------------------------------------------------------
+
+ENDINGS = {
+    "sys.exit": """
+with expires(600, "s", client):
+    sys.exit(7)
+""",
+    "os._exit": """
+with expires(600, "s", client):
+    os._exit(7)
+""",
+    "never left": """
+block = expires(600, "s", client).__enter__()
+sys.exit(7)
+""",
+    "daemon thread": """
+inside = threading.Event()
+
+def work():
+    with expires(600, "s", client):
+        inside.set()
+        while True:
+            with expires(600, "inner", client):
+                pass
+
+threading.Thread(target=work, daemon=True).start()
+inside.wait()
+sys.exit(7)
+""",
+    "atexit": """
+import atexit
+
+@atexit.register
+def last():
+    with expires(600, "s", client):
+        client.acquire("t", time.monotonic() + 600)
+        os.write(1, b"at exit\\n")
+
+sys.exit(7)
+""",
+    "a task inside": """
+async def work():
+    async with expires(600, "s", AsyncTimerClient(shared=SHARED)):
+        await asyncio.Event().wait()
+
+async def main():
+    task = asyncio.create_task(work())
+    await asyncio.sleep(0.05)
+    sys.exit(7)
+
+asyncio.run(main())
+""",
+    "signal": """
+def end(*_):
+    sys.exit(7)
+
+signal.signal(signal.SIGTERM, end)
+with expires(600, "s", client):
+    os.kill(os.getpid(), signal.SIGTERM)
+    threading.Event().wait()
+""",
+}
+
+
+@sharing
+@pytest.mark.parametrize("outage", [False, True], ids=["server", "outage"])
+def test_fault_52_the_interpreter_ends_inside_a_block(shared: bool, outage: bool) -> None:
+    """It ends: nothing waits for a lock, a thread or a server. No timer is left, and nobody is reaped."""
+    made = "client = TimerClient(shared=SHARED, budget=0.1)\nclient.connect()\n"
+    wait = "say('ready')\nsys.stdin.readline()\n"
+    with short_socket() as path, ServerProcess(path) as server, contextlib.ExitStack() as stack:
+        programs = {
+            ending: (PRELUDE + made + wait + source).replace("SHARED", repr(shared))
+            for ending, source in ENDINGS.items()
+        }
+        workers = {
+            ending: stack.enter_context(spawn_worker(source, path)) for ending, source in programs.items()
+        }
+        for worker in workers.values():
+            worker.wait_line("ready")
+        if outage:
+            server.kill()
+        for worker in workers.values():
+            worker.say()
+        assert {ending: worker.wait() for ending, worker in workers.items()} == dict.fromkeys(ENDINGS, 7)
+        assert "at exit" in workers["atexit"].output
+        assert not [ending for ending, worker in workers.items() if "Fatal" in worker.output]
+        if outage:
+            server.start()
+        server.pass_by(0.0)
+        assert status(path)["workers"] == []
+        assert [event["event"] for event in server.events if event["event"] == "reaped"] == ["reaped"]
 
 
 # -- fault 53 ------------------------------------------------------------------------------------------

@@ -210,7 +210,7 @@ def test_without_a_socket_commands_use_the_per_user_default() -> None:
         (("no-such-command-anywhere",), 127),
     ],
 )
-def test_run_passes_the_exit_status_through(command: tuple[str, ...], code: int) -> None:
+def test_fault_57_run_passes_the_exit_status_through(command: tuple[str, ...], code: int) -> None:
     result = call("run", "--", *command)
     assert result.returncode == code
     if code in (126, 127):
@@ -219,14 +219,14 @@ def test_run_passes_the_exit_status_through(command: tuple[str, ...], code: int)
         assert result.stderr == ""
 
 
-def test_run_is_124_when_the_command_itself_was_reaped() -> None:
+def test_fault_57_run_is_124_when_the_command_itself_was_reaped() -> None:
     result = call("run", "--", sys.executable, "-c", HANG)
     assert result.returncode == 124
     assert result.stdout == "inside\n"
     assert_one_line(result.stderr, "reaped", 'scope="the-hang"', "late=")
 
 
-def test_run_is_the_commands_own_status_when_a_child_of_it_was_reaped() -> None:
+def test_fault_57_run_is_the_commands_own_status_when_a_child_of_it_was_reaped() -> None:
     parent = f"import subprocess, sys; print(subprocess.call([sys.executable, '-c', {HANG!r}])); sys.exit(3)"
     result = call("run", "--", sys.executable, "-c", parent)
     assert result.returncode == 3
@@ -240,7 +240,7 @@ def test_run_is_125_when_aiotimer_fails() -> None:
     assert "another timer server" in result.stderr
 
 
-def test_run_forwards_signals_and_leaves_nothing_behind() -> None:
+def test_fault_57_run_forwards_signals_and_leaves_nothing_behind() -> None:
     waiting = """
 import os, signal, sys
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(9))

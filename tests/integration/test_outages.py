@@ -35,12 +35,9 @@ def recorder() -> tuple[Hook, queue.SimpleQueue[str | None]]:
     return told.put, told
 
 
-def mending_is_over() -> None:
-    """Wait until the threads that mend outages have ended."""
-    for thread in threading.enumerate():
-        if thread.name.startswith("aiotimer: looking for "):
-            thread.join(PATIENCE)
-            assert not thread.is_alive()
+def mending_is_over(client: TimerClient) -> None:
+    """Wait until the thread that looks for the server has ended."""
+    assert client.link.wait_mended(PATIENCE)
 
 
 @sharing
@@ -58,7 +55,7 @@ def test_the_hook_hears_of_both_ends_of_an_outage(shared: bool, caplog: pytest.L
             server.start()
             assert told.get(timeout=PATIENCE) is None  # and no block is entered meanwhile
             assert client.connected
-            mending_is_over()
+            mending_is_over(client)
         assert told.empty()
         said = [record.getMessage() for record in caplog.records if record.name == "aiotimer"]
         said = [text for text in said if "watched" in text or "looks again" in text]
@@ -123,7 +120,7 @@ def test_the_last_client_leaves_while_the_server_is_down(shared: bool) -> None:
             server.stop()
             client.close()
         server.start()
-        mending_is_over()
+        mending_is_over(client)
         with TimerClient(path) as other:
             other.acquire("expires later", monotonic() + 0.2)
             ((_worker, scopes),) = server.wait_reaps(1)
@@ -150,7 +147,7 @@ def test_a_new_client_after_the_last_one_left_during_an_outage() -> None:
         client = TimerClient(path, shared=False, unavailable="ignore", budget=0.01)
         client.acquire("second", monotonic() + 600)
         server.start()
-        mending_is_over()
+        mending_is_over(client)
         server.wait_armed(["second"])
         client.close()
         server.wait_armed([])

@@ -65,22 +65,22 @@ async def assert_all_reaped(sources: Sequence[str]) -> None:
 
 
 @pytest.mark.parametrize("entry", ["with", "async with"])
-async def test_hung_in_synchronous_code(entry: str) -> None:
+async def test_fault_41_hung_in_synchronous_code(entry: str) -> None:
     await assert_all_reaped([program(entry, hang) for hang in HANGS.values()])
 
 
-async def test_hung_in_an_await() -> None:
+async def test_fault_41_hung_in_an_await() -> None:
     hang = "await asyncio.Event().wait()"
     await assert_all_reaped([program("async with", hang, shared=shared) for shared in (True, False)])
 
 
-async def test_hung_after_an_acquire() -> None:
+async def test_fault_41_hung_after_an_acquire() -> None:
     await assert_all_reaped(
         [program(entry, HANGS["gil"]) for entry in ("acquire", "async acquire", "with on a loop")]
     )
 
 
-async def test_hung_without_shared_memory() -> None:
+async def test_fault_41_hung_without_shared_memory() -> None:
     # A plain `with` on a loop waits five milliseconds for an acknowledgement, and goes on: not here.
     waiting = [entry for entry in ENTRIES if entry != "with on a loop"]
     await assert_all_reaped([program(entry, HANGS["gil"], shared=False) for entry in waiting])

@@ -7,7 +7,6 @@ that was acknowledged is not lost with the server.
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterator
 from time import monotonic
 
@@ -24,28 +23,20 @@ def _own_runtime() -> Iterator[None]:
         yield
 
 
-def wait_for_repair() -> None:
-    """Wait until the thread that reconnects, if there is one, has done so."""
-    for thread in threading.enumerate():
-        if thread.name.startswith("aiotimer: looking for "):
-            thread.join(PATIENCE)
-            assert not thread.is_alive()
-
-
 def test_a_release_while_the_server_is_down_is_not_reaped_for() -> None:
     with short_socket() as path, ServerThread(path) as server, TimerClient(path, shared=False) as client:
         client.acquire("kept", monotonic() + 600)
         client.acquire("released", monotonic() + 0.05)
         server.stop()
         client.release("released")  # returns, though nobody hears it
-        assert armed_after_restart(server) == ["kept"]
+        assert armed_after_restart(server, client) == ["kept"]
         assert server.reaps == []
 
 
-def armed_after_restart(server: ServerThread) -> list[str]:
+def armed_after_restart(server: ServerThread, client: TimerClient) -> list[str]:
     """Start the server again, wait until the client is back, and return what is armed."""
     server.start()
-    wait_for_repair()
+    assert client.link.wait_mended(PATIENCE)
     server.wait_heard(wire.Hello)
     return server.armed()
 
@@ -55,7 +46,7 @@ def test_leaving_a_block_while_the_server_is_down_releases_it() -> None:
         with expires(after=0.05, scope="block", client=client):
             assert server.armed() == ["block"]
             server.stop()
-        assert armed_after_restart(server) == []
+        assert armed_after_restart(server, client) == []
         assert server.reaps == []
 
 
@@ -66,7 +57,7 @@ def test_more_timers_than_a_hello_has_room_for_come_back() -> None:
             client.acquire(name, monotonic() + 600 + number)
         server.stop()
         client.acquire("one more", monotonic() + 600)
-        assert armed_after_restart(server) == ["one more", *names]
+        assert armed_after_restart(server, client) == ["one more", *names]
 
 
 def test_a_hang_that_began_while_the_server_was_down_is_reaped() -> None:
