@@ -220,11 +220,13 @@ class Link(Mended):
 
     def remember_site(self, code: CodeType, instruction: int, pool: Pool) -> None:
         """Remember which pool a call without a scope uses. The code object is kept, so its id is its own."""
-        if len(self._codes) >= _MOST_CODES:
-            self.sites.clear()  # a program that makes code for ever; it starts over
-            self._codes.clear()
-        self._codes[id(code)] = code
+        codes = self._codes
+        if len(codes) >= _MOST_CODES:  # a program that makes code for ever; it starts over
+            self._codes = {}
+            self.sites.clear()
+            del codes  # only now: no site may outlive its code
         self.sites[id(code), instruction] = pool
+        self._codes[id(code)] = code  # last: another thread may be starting over, and the site is gone then
 
     def requests(self) -> RequestQueue:
         """Return this process's end of the request queue.

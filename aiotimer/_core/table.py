@@ -7,6 +7,8 @@ The laws of this file:
 * A slot has one owner at a time: the pool it lies idle in, the entry that popped it, or the keyed cell
   it belongs to. ``list.pop`` and ``list.append`` hand it over; each is atomic, so entries take no lock.
 * Everything slower (a new slot, a new label, a keyed timer) holds the table's lock.
+* ``pools`` gets new names without the lock, and a collection, with the finalisers of others, may run wherever
+  an object is made: so what goes through ``pools`` goes through a copy. ``dict.copy`` is atomic too.
 * The table does no I/O. Memory for more slots is made by the ``grow`` it was given; a ring is rung by
   whoever called, when :meth:`TimerTable.must_ring` says so.
 
@@ -344,7 +346,7 @@ class TimerTable:
 
     def _idle(self) -> int:
         keyed = sum(self.cells[cell.word] == inf for cell in self._cells_of.values() if cell.word)
-        return keyed + sum(map(len, self.pools.values()))
+        return keyed + sum(map(len, self.pools.copy().values()))
 
     def _reclaim(self, wanted: int) -> None:
         """Take idle slots from their names, oldest names first."""
@@ -357,7 +359,7 @@ class TimerTable:
                 del self._cells_of[key]
                 cell.word = None
                 self._fresh.append(word)
-        for scope, pool in list(self.pools.items()):
+        for scope, pool in self.pools.copy().items():
             while pool and len(self._fresh) < wanted:
                 try:
                     self._fresh.append(pool.pop())  # an entry may pop the last one first

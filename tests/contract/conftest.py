@@ -1,10 +1,11 @@
-"""What the contract suites share: a place for servers, one server per test, and no default client."""
+"""What the contract suites share: a place for servers, one per test, no default client and no old link."""
 
 from collections.abc import Iterator
 
 import pytest
 
 from aiotimer._default import default
+from aiotimer._links import _every_link
 from tests.support import ServerThread, private_runtime, short_socket
 
 
@@ -20,6 +21,15 @@ def _unconfigured(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     former, default.client = default.client, None
     yield
     default.client = former
+
+
+@pytest.fixture(autouse=True)
+def _unlinked() -> Iterator[None]:
+    """Leave no connection to a test's server, and no thread that looks for it, to the tests after it."""
+    yield
+    for link in list(_every_link):
+        link.hang_up()
+        link.reset()
 
 
 @pytest.fixture

@@ -37,9 +37,9 @@ def threads(program: Program) -> int:
 @pytest.mark.parametrize(
     ("protocol", "scope"),
     [
-        pytest.param(Protocol(), CRASHES, id="crashes-3-operations"),
-        pytest.param(Protocol(), HEARTBEAT, id="heartbeat-3-operations"),
         pytest.param(ANY_ORDER, EVERYTHING, id="everything-2-operations"),
+        pytest.param(Protocol(), CRASHES, id="crashes-3-operations", marks=pytest.mark.soak),
+        pytest.param(Protocol(), HEARTBEAT, id="heartbeat-3-operations", marks=pytest.mark.soak),
         pytest.param(
             Protocol(),
             replace(EVERYTHING, operations=3),  # 1.5 million states, 1.3 GB

@@ -428,6 +428,26 @@ def test_an_interrupted_reclaim_gives_no_slot_two_owners(
     assert interruption.number > 200, "it was hardly interrupted: the test is blind"
 
 
+def test_an_entry_may_take_the_last_idle_slot_while_labels_are_taken_away() -> None:
+    class Meanwhile(list[int]):
+        """What is free; whoever asks how much that is gives an entry time to come and take the last slot."""
+
+        def __len__(self) -> int:
+            taken.extend(pool.pop() for _ in list(pool))
+            return super().__len__()
+
+    table = memory_table()
+    taken: list[int] = []
+    Entry(table, "s").leave()
+    pool = table.pool("s")
+    table._fresh = Meanwhile()
+    with table.lock:
+        table._reclaim(1)
+    assert len(taken) == 1
+    assert list(table._fresh) == []
+    assert table.pools["s"] is pool, "its slot is in use, and comes back to it"
+
+
 def test_a_slot_has_one_owner_whatever_the_threads_do() -> None:
     table = memory_table()
     wrong: list[float] = []
