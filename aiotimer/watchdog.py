@@ -102,12 +102,19 @@ class FoundedServer(TimerServer):
     Args:
         socket_path: where to listen.
         founder: ``pid:start-time`` of that process.
+        on_event: see ``TimerServer``.
+        when_written: calls what it is given as soon as all that has been logged is written.
     """
 
     def __init__(
-        self, socket_path: str, founder: str, on_event: Callable[[Event], object] | None = None
+        self,
+        socket_path: str,
+        founder: str,
+        on_event: Callable[[Event], object] | None = None,
+        when_written: Callable[[Callable[[], object]], object] = lambda action: action(),
     ) -> None:
         super().__init__(socket_path, on_event=on_event)
+        self._when_written = when_written
         self._founder_pidfd = _pin(founder)
         self._ending: asyncio.TimerHandle | asyncio.Task[None] | None = None
 
@@ -132,7 +139,7 @@ class FoundedServer(TimerServer):
     def founder_gone(self) -> None:
         """The founder is dead, or does not want this server any more."""
         self._close_founder()
-        _let_go_of_stderr()
+        self._when_written(_let_go_of_stderr)
         self._end_when_idle()
 
     def _end_when_idle(self) -> None:

@@ -131,11 +131,12 @@ def _arm(timers: int, first: float, step: float) -> Callable[[TimerClient, int],
 def _idle_and_storm(workers: int, timers: int, stormers: int) -> Iterator[Row]:
     where = f"{workers:,} workers, {workers * timers:,} timers"
     with serving("uvloop") as server:
-        empty = resident_kib(server.pid)
+        empty, busy = resident_kib(server.pid), _cpu_seconds(server.pid)
         with Herd(server.path, workers, _arm(timers, monotonic() + 10_000, 1.0)) as herd:
             yield Row(f"{where}: not connected", workers - herd.connected, "", 0, exact=True)
             yield Row(f"{where}: not armed", workers - herd.armed, "", 0, exact=True)
-            yield Row(f"{where}: connected, all at once, after", herd.connect_s, "s")
+            note = f"the server worked for {_cpu_seconds(server.pid) - busy:.2f} s of it, arming included"
+            yield Row(f"{where}: connected, all at once, after", herd.connect_s, "s", note=note)
             full = resident_kib(server.pid)
             yield Row(f"{where}: server memory", full / 1024, "MiB", note=f"{empty / 1024:.1f} MiB empty")
             descriptors = len(os.listdir(f"/proc/{server.pid}/fd"))

@@ -14,6 +14,7 @@ import os
 import select
 import threading
 from collections import deque
+from collections.abc import Callable
 from time import monotonic
 
 from ..events import Event, log
@@ -41,7 +42,7 @@ class LogSink(logging.Handler):
         self.dropped = 0
         self._descriptor = descriptor
         self._capacity = capacity
-        self._lines: deque[str] = deque()
+        self._lines: deque[str | Callable[[], object]] = deque()
         self._changed = threading.Condition()
         self._idle = True
         self._ended = False
@@ -65,6 +66,15 @@ class LogSink(logging.Handler):
             if self._thread is None:
                 self._thread = threading.Thread(target=self._write_lines, name="aiotimer-log", daemon=True)
                 self._thread.start()
+
+    def then(self, action: Callable[[], object]) -> None:
+        """Do something as soon as every line so far is written: at once, or in the thread that writes."""
+        with self._changed:
+            if self._idle:
+                action()
+            else:
+                self._lines.append(action)
+                self._changed.notify_all()
 
     def leave(self, within: float = LEAVE_WITHIN) -> bool:
         """Wait until everything is written, for so many seconds at most; return whether it is."""
@@ -91,7 +101,10 @@ class LogSink(logging.Handler):
                         self._changed.wait()
                 line = self._lines.popleft()
             with contextlib.suppress(OSError):  # the reader is gone: a server is not stopped by that
-                self._write(line.encode(errors="backslashreplace") + b"\n")
+                if isinstance(line, str):
+                    self._write(line.encode(errors="backslashreplace") + b"\n")
+                else:
+                    line()
 
     def _write(self, data: bytes) -> None:
         while data:

@@ -48,7 +48,7 @@ def serve(
     if founder is None:
         server = TimerServer(path, on_event=on_event)
     else:
-        server = FoundedServer(path, founder, on_event=on_event)
+        server = FoundedServer(path, founder, on_event=on_event, when_written=sink.then)
     factory = asyncio.new_event_loop
     if loop_name == "uvloop":
         import uvloop

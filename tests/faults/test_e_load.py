@@ -64,8 +64,8 @@ from aiotimer._core import wire  # loaded here, once, rather than in every child
 
 def knock(number):
     signal.signal(signal.SIGALRM, lambda *_: None)
-    signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
-    client = TimerClient(unavailable="raise", budget=120 if number % 2 else 0.2)
+    signal.setitimer(signal.ITIMER_REAL, storm, storm)
+    client = TimerClient(unavailable="raise", budget=600 if number % 2 else 0.2)
     try:
         client.acquire("s", time.monotonic() + 1000)
     except ConnectionError as error:
@@ -79,7 +79,8 @@ def knock(number):
     sys.stdin.readline()
     os._exit(0)
 
-for number in range(int(sys.argv[1])):
+count, storm = int(sys.argv[1]), float(sys.argv[2])
+for number in range(count):
     if os.fork() == 0:
         knock(number)
 sys.stdin.readline()
@@ -92,12 +93,12 @@ def pids_that(crowd: SpawnedWorker, said: str, count: int) -> set[int]:
     return {int(crowd.wait_line(said, 4 * PATIENCE).split()[1]) for _ in range(count)}
 
 
-@pytest.mark.parametrize("count", [60, pytest.param(2000, marks=heavy)])
-def test_fault_32_connects_to_a_server_that_stands_still(count: int) -> None:
+@pytest.mark.parametrize(("count", "storm"), [(60, 0.01), pytest.param(2000, 0.1, marks=heavy)])
+def test_fault_32_connects_to_a_server_that_stands_still(count: int, storm: float) -> None:
     """Half of them have no patience. A connect() that a signal interrupts may look like a success."""
     with short_socket() as path, ServerProcess(path, "uvloop") as server:
         server.freeze()
-        with spawn_worker(CROWD, path, str(count)) as crowd:
+        with spawn_worker(CROWD, path, str(count), repr(storm)) as crowd:
             impatient = pids_that(crowd, "error", count // 2)
             server.thaw()
             patient = pids_that(crowd, "armed", count // 2)
@@ -111,7 +112,7 @@ def test_fault_32_connects_to_a_full_backlog(monkeypatch: pytest.MonkeyPatch) ->
     """The loop is blocked by a callback, and the kernel takes no more than a few connections."""
     monkeypatch.setattr("aiotimer.server.BACKLOG", 8)
     go_on = threading.Event()
-    with ServerThread() as server, spawn_worker(CROWD, server.path, "40") as crowd:
+    with ServerThread() as server, spawn_worker(CROWD, server.path, "40", "0.01") as crowd:
         blocked = threading.Thread(target=lambda: server.call(lambda _server: go_on.wait(4 * PATIENCE)))
         blocked.start()
         pids_that(crowd, "error", 20)
@@ -322,7 +323,7 @@ def test_fault_34_timers_due_in_one_millisecond(workers: int, after: float, loop
                 storm.wait_line("connected", 4 * PATIENCE)
             storm.say(repr(after))
             while not any(line.startswith("codes") for line in list(storm.lines)):
-                assert ping(path).pid == server.pid  # ServerUnavailable if it takes two seconds
+                assert ping(path).pid == server.pid
             assert storm.wait_line("codes").split()[1:] == ["-9"] * workers
         server.pass_by(monotonic())
         late = [event["late_s"] for event in server.events if event["event"] == "reaped"]
