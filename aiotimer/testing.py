@@ -72,13 +72,13 @@ class VirtualTimers:
         self._soft_limits: list[_SoftLimit] = []
         self._wake_at = inf
         self._watch = Watch(Lifeline(0.0, beat=inf), connected=True, bound=inf)  # we never stand still
-        self.path = f"/dev/null/virtual-timers-{next(_numbers)}"  # no process can ever connect there
+        self._path = f"/dev/null/virtual-timers-{next(_numbers)}"  # no process can ever connect there
         self._link = link = _VirtualLink(self)
         self._table = link.table
         self._reader = TableReader(lambda size, offset: bytes(link.table.raw[offset : offset + size]))
         with _linked(link):
-            self.client = TimerClient(self.path, unavailable="raise")
-            self.async_client = AsyncTimerClient(self.path, unavailable="raise")
+            self.client = TimerClient(self._path, unavailable="raise")
+            self.async_client = AsyncTimerClient(self._path, unavailable="raise")
 
     def __repr__(self) -> str:
         return f"<VirtualTimers, {self.now:g} s old: armed {self.armed}, reaped {self.reaped}>"
@@ -186,7 +186,7 @@ def virtual() -> Iterator[VirtualTimers]:
     former_path = os.environ.get(SOCKET_VARIABLE)
     former_client = default.client
     with _linked(timers._link):
-        os.environ[SOCKET_VARIABLE] = timers.path
+        os.environ[SOCKET_VARIABLE] = timers._path
         default.client = timers.client
         try:
             yield timers
@@ -234,7 +234,7 @@ class _VirtualLink(Link):
     table: TimerTable
 
     def __init__(self, timers: VirtualTimers) -> None:
-        super().__init__(timers.path)
+        super().__init__(timers._path)
         memory = mmap.mmap(-1, layout.TABLE_SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.table = TimerTable(memory, pools=self.pools, now=lambda: timers._now, offset=-timers._began)
         self.table.cells[layout.PROMISE] = inf

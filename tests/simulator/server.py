@@ -3,7 +3,8 @@
 The laws of this file:
 
 * Every decision is made by the real ``Watch``, ``Lifeline`` and ``TableReader``. What is written out here is
-  the order of the reads, the writes and the signal, with a pause after each of them.
+  the order of the reads, the writes and the signal, with a pause after each of them; ``test_faithful.py``
+  compares it with the real order.
 * One callback runs at a time, to its end: it is a loop. A crash drops it wherever it is.
 * A loop may wake early, by more than a millisecond, and then it goes on sleeping.
 
@@ -13,19 +14,25 @@ coroutine kind of ``reap_worker``, and what is in a frame. They have tests of th
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 from array import array
 from collections.abc import Generator
 from functools import partial
 from math import inf
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
 
 from aiotimer._core import layout
 from aiotimer._core.reader import TableReader, Timer
 from aiotimer._core.requests import WorkerId
 from aiotimer._core.watch import LATER_READ, RESTARTS, Due, Lifeline, Look, Watch
+from aiotimer._reaper import Reaper
 
 from .world import Line, Message, Process, TableFile, World
+
+if TYPE_CHECKING:
+    from aiotimer._watched import WatchedTable
+    from aiotimer._worker import Worker as RealWorker
 
 BEAT = 0.5
 """``server.BEAT``: seconds between signs of life."""
@@ -103,12 +110,18 @@ class Table:
     def __str__(self) -> str:
         return str(self.file)
 
+    def timer(self, due: Due) -> Timer | None:
+        """``WatchedTable.timer``."""
+        return self.reader.timer(due.slot, due.deadline)
+
 
 class Known:
     """``Worker``: a process that is pinned, its tables, its reaping."""
 
     def __init__(self, process: Process) -> None:
         self.process = process
+        self.id = process.id
+        self.name = "worker"
         self.tables: list[Table] = []
         self.killed = False
         self.retry_at = 0.0
@@ -117,6 +130,9 @@ class Known:
 
     def __str__(self) -> str:
         return str(self.process)
+
+
+_REAPER = Reaper(cast(asyncio.AbstractEventLoop, None), lambda _worker_id: False, lambda _event: None)
 
 
 class Server:
@@ -318,13 +334,9 @@ class Server:
         yield f"may not signal {known.process}"
 
     def confirm(self, table: Table, due: tuple[Due, ...]) -> tuple[Due, Timer] | None:
-        """``Reaper._still_armed``: read the slots again."""
-        found = None
-        for candidate in due:
-            timer = table.reader.timer(candidate.slot, candidate.deadline)
-            if timer is not None and found is None:
-                found = (candidate, timer)
-        return found
+        """``Reaper._still_armed``, the real one: read the slots again."""
+        worker, watched = cast("RealWorker", table.owner), cast("WatchedTable", table)
+        return _REAPER._still_armed(worker, watched, due)
 
     def signal(self, table: Table, due: Due, since: int) -> bool:
         """``Worker.kill``: False if it is not permitted."""
