@@ -652,7 +652,7 @@ async def test_tasks_that_connect_at_once_share_one_connection(server: ServerThr
 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "socket"])
-async def test_cancelled_while_connecting_nothing_is_armed(nobody: str, shared: bool) -> None:
+async def test_fault_49_cancelled_while_connecting_nothing_is_armed(nobody: str, shared: bool) -> None:
     client = AsyncTimerClient(nobody, shared=shared, budget=PATIENCE)
     with stand_in(nobody, None):
         task = asyncio.create_task(client.acquire("s", soon()))
@@ -670,7 +670,9 @@ async def test_cancelled_while_connecting_nothing_is_armed(nobody: str, shared: 
 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "socket"])
-async def test_cancelled_anywhere_in_an_acquire_nothing_is_armed(server: ServerThread, shared: bool) -> None:
+async def test_fault_49_cancelled_anywhere_in_an_acquire_nothing_is_armed(
+    server: ServerThread, shared: bool
+) -> None:
     """Cancel at every point where the acquire may be suspended: after 0, 1, 2, ... turns of the loop."""
     finished = 0
     for turns in range(200):

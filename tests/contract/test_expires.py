@@ -66,7 +66,7 @@ def here(client: AnyClient) -> list[str]:
 # --- each entry is a timer of its own
 
 
-def test_nested_at_two_sites(server: ServerThread, client: TimerClient) -> None:
+def test_fault_51_nested_at_two_sites(server: ServerThread, client: TimerClient) -> None:
     with expires(60, client=client) as outer:
         with expires(30, client=client) as inner:
             assert outer.scope != inner.scope
@@ -76,14 +76,14 @@ def test_nested_at_two_sites(server: ServerThread, client: TimerClient) -> None:
     assert server.armed() == []
 
 
-def test_nested_on_one_line(server: ServerThread, client: TimerClient) -> None:
+def test_fault_51_nested_on_one_line(server: ServerThread, client: TimerClient) -> None:
     with expires(60, client=client) as a, expires(60, client=client) as b:
         assert a.scope == b.scope
         assert server.armed() == [a.scope, f"{a.scope}#2"]
     assert server.armed() == []
 
 
-def test_nested_at_one_site(server: ServerThread, client: TimerClient) -> None:
+def test_fault_51_nested_at_one_site(server: ServerThread, client: TimerClient) -> None:
     blocks = [expires(60 - n, client=client) for n in range(3)]
     scope = blocks[0].scope
     names = [scope, f"{scope}#2", f"{scope}#3"]
@@ -96,7 +96,7 @@ def test_nested_at_one_site(server: ServerThread, client: TimerClient) -> None:
     assert server.armed() == []
 
 
-def test_recursive(server: ServerThread, client: TimerClient) -> None:
+def test_fault_51_recursive(server: ServerThread, client: TimerClient) -> None:
     def down(depth: int) -> int:
         with expires(60, scope="down", client=client):
             deepest = down(depth - 1) if depth > 1 else len(server.armed())
@@ -170,7 +170,7 @@ async def test_one_block_serves_with_and_async_with_in_turn(
     assert await asyncio.to_thread(server.armed) == []
 
 
-async def test_1000_concurrent_tasks(server: ServerThread, client: TimerClient) -> None:
+async def test_fault_51_1000_concurrent_tasks(server: ServerThread, client: TimerClient) -> None:
     leave = [asyncio.Event() for _ in range(1000)]
     inside = 0
     everybody = asyncio.Event()
@@ -207,7 +207,7 @@ async def test_1000_concurrent_tasks(server: ServerThread, client: TimerClient) 
     assert await asyncio.to_thread(server.armed) == []
 
 
-def test_64_threads(server: ServerThread, client: TimerClient) -> None:
+def test_fault_51_64_threads(server: ServerThread, client: TimerClient) -> None:
     inside, leave = threading.Barrier(65), threading.Barrier(65)
     failures: list[BaseException] = []
 
@@ -235,7 +235,7 @@ def test_64_threads(server: ServerThread, client: TimerClient) -> None:
     assert server.armed() == []
 
 
-def test_threads_at_full_speed_never_touch_each_others_timers() -> None:
+def test_fault_51_threads_at_full_speed_never_touch_each_others_timers() -> None:
     client = MemoryClient(memory_table(promise=inf))
     table = client.table
     wrong: list[float] = []
@@ -689,7 +689,7 @@ async def test_a_full_table_is_an_error_on_entering(grace: float | None) -> None
 
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "socket"])
 @pytest.mark.parametrize("grace", [None, 5], ids=["plain", "grace"])
-async def test_cancelled_while_connecting_there_is_no_ghost(
+async def test_fault_49_cancelled_while_connecting_there_is_no_ghost(
     nobody: str, shared: bool, grace: float | None
 ) -> None:
     client = AsyncTimerClient(nobody, shared=shared, budget=PATIENCE)
@@ -716,7 +716,7 @@ async def test_cancelled_while_connecting_there_is_no_ghost(
 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "socket"])
-async def test_cancelled_at_any_turn_of_the_loop_there_is_no_ghost(
+async def test_fault_49_cancelled_at_any_turn_of_the_loop_there_is_no_ghost(
     server: ServerThread, shared: bool
 ) -> None:
     inside = 0
@@ -744,7 +744,7 @@ async def test_cancelled_at_any_turn_of_the_loop_there_is_no_ghost(
     assert inside > 0, "it was never fast enough: the test is blind"
 
 
-async def test_cancelled_while_leaving_it_has_been_left(server: ServerThread) -> None:
+async def test_fault_49_cancelled_while_leaving_it_has_been_left(server: ServerThread) -> None:
     async with AsyncTimerClient(server.path, shared=False, budget=PATIENCE) as client:
         for turns in range(30):
             leaving = asyncio.Event()
@@ -787,7 +787,7 @@ def memory_client(promise: str) -> MemoryClient:
 
 @pytest.mark.parametrize("promise", PROMISES)
 @pytest.mark.parametrize("scope", ["s", None], ids=["scope", "no scope"])
-def test_interrupted_at_every_bytecode(promise: str, scope: str | None) -> None:
+def test_fault_50_interrupted_at_every_bytecode(promise: str, scope: str | None) -> None:
     for interruption in interruptions():
         client = memory_client(promise)
         with interruption:
@@ -805,7 +805,7 @@ def test_interrupted_at_every_bytecode(promise: str, scope: str | None) -> None:
 @pytest.mark.filterwarnings("ignore:coroutine '.*' was never awaited")
 @pytest.mark.parametrize("promise", PROMISES)
 @pytest.mark.parametrize("grace", [None, 5], ids=["plain", "grace"])
-def test_interrupted_at_every_bytecode_async(promise: str, grace: float | None) -> None:
+def test_fault_50_interrupted_at_every_bytecode_async(promise: str, grace: float | None) -> None:
     async def work(client: MemoryClient) -> None:
         for _ in range(2):
             async with expires(60, "s", client, grace=grace):
@@ -824,7 +824,7 @@ def test_interrupted_at_every_bytecode_async(promise: str, grace: float | None) 
 
 
 @pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")  # interrupted as soon as it was made
-def test_interrupted_by_a_signal_while_connecting(
+def test_fault_50_interrupted_by_a_signal_while_connecting(
     server: ServerThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with TimerClient(server.path) as client, expires(60, "s", client):
@@ -844,7 +844,7 @@ def test_interrupted_by_a_signal_while_connecting(
 
 
 @pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")  # interrupted as soon as it was made
-def test_interrupted_by_a_signal_without_a_table(server: ServerThread) -> None:
+def test_fault_50_interrupted_by_a_signal_without_a_table(server: ServerThread) -> None:
     for interruption in interruptions(by_signals=True):
         with TimerClient(server.path, shared=False, budget=PATIENCE) as client:
             client.connect(PATIENCE)
