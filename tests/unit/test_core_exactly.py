@@ -13,7 +13,7 @@ from aiotimer import TableFull
 from aiotimer._core import layout
 from aiotimer._core.layout import FIRST_DEADLINE
 from aiotimer._core.reader import TableReader
-from aiotimer._core.table import FIRST_CHUNK, Cell, TimerTable
+from aiotimer._core.table import FIRST_CHUNK, LATE, Cell, Pool, TimerTable
 from aiotimer._core.watch import Lifeline, Watch
 from tests.support import memory_table, names_of, reading
 
@@ -49,16 +49,38 @@ def test_the_news_are_lengths() -> None:
 def test_stalls_are_forgotten_one_by_one() -> None:
     lifeline = Lifeline(0.0)
     lifeline.tick(10.0)  # what it moved falls due by 20
-    alive_until(lifeline, 10.0, 20.5)
-    lifeline.tick(25.5)  # the second one
+    alive_until(lifeline, 10.0, 20.0)
+    lifeline.tick(25.0)  # the second one
     lifeline.tick(26.0)  # the first is of no more use
-    assert lifeline.stalls == ((20.5, 25.5),)
+    assert lifeline.stalls == ((20.0, 25.0),)
     assert lifeline.effective(21.0) == 26.0
 
 
 def test_expired_includes_what_expires_just_now() -> None:
     watch = Watch(Lifeline(NOW), connected=True)
     assert [due.slot for due in watch.expired(array("d", [NOW, NOW + 1]), NOW)] == [0]
+
+
+# --- what a table is made of
+
+
+def test_a_table_keeps_what_it_is_given() -> None:
+    pools: dict[str, Pool] = {}
+    table = TimerTable(bytearray(layout.TABLE_SIZE), pools=pools, now=lambda: NOW, offset=3.0)
+    assert table.offset == 3.0
+    pool = table.pool("s")
+    assert pools == {"s": pool}
+    assert pool.cells is table.cells
+    assert pool.now() == NOW
+
+
+def test_a_cell_rings_a_late_server() -> None:
+    table = memory_table(NOW - 2 * LATE)
+    cell = table.cell("s")
+    assert cell.set(NOW + 60, NOW)
+    table.rang(table.looks(), NOW)
+    assert not cell.set(NOW + 60, NOW)
+    assert cell.set(NOW + 60, NOW + LATE)
 
 
 # --- what is asked for under a name
@@ -72,6 +94,7 @@ def entry(table: TimerTable, scope: str, deadline: float) -> int:
 
 def test_requested_is_what_a_keyed_timer_holds() -> None:
     table = memory_table()
+    table.raw[:16] = layout.header()  # which read as deadlines would be armed ones
     assert table.requested("s", 0) == -1.0
     table.set(("s", 0), 7.0, NOW)
     assert table.requested("s", 0) == 7.0
