@@ -358,9 +358,11 @@ class GracefulBlock(Block):
             self._soft.start((self._client or configured()).link.call_later)
         try:
             return await super().__aenter__()
-        except BaseException:
+        except BaseException as error:
             if self._slot is None:
                 self._soft.stop()
+                if self._soft.was_the_cause(type(error)):  # connecting took longer than the block may
+                    await time_out(nothing(), self.scope, self._soft.after, error)
             raise
 
     def __aexit__(

@@ -353,7 +353,7 @@ def test_what_is_no_name_is_refused(make: Maker, server: ServerThread, scope: An
 
 
 def test_a_full_table_raises_even_if_a_missing_server_is_ignored(make: Maker, server: ServerThread) -> None:
-    with make(server.path, unavailable="ignore") as client:
+    with make(server.path, unavailable="ignore", budget=PATIENCE) as client:
         client.acquire("first", soon())
 
         def fill(s: TimerServer) -> None:

@@ -567,6 +567,18 @@ async def test_an_exception_that_comes_instead_of_the_cancellation_passes_throug
     assert here(client) == []
 
 
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "socket"])
+async def test_a_limit_that_is_over_before_the_block_has_been_entered(nobody: str, shared: bool) -> None:
+    client = AsyncTimerClient(nobody, shared=shared, budget=PATIENCE)
+    with stand_in(nobody, None):
+        with pytest.raises(TimeoutError, match=r"'s' was not done after 0\.01 s"):
+            async with expires(0.01, "s", client, grace=60):
+                pytest.fail("the block was entered")
+        assert current_task().cancelling() == 0
+        assert client.link.table is None or timers_of(client.link.table) == []
+    await client.aclose()
+
+
 async def test_graces_nest(client: TimerClient) -> None:
     with pytest.raises(TimeoutError, match="'outer'"):
         async with expires(0.02, scope="outer", client=client, grace=60):

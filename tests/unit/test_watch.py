@@ -288,6 +288,17 @@ def test_a_stall_may_hit_what_an_earlier_one_moved() -> None:
     assert lifeline.effective(0.5) == 10.5, "it fell due between the two"
 
 
+def test_a_stall_that_begins_when_the_last_deadline_moved_by_another_falls_due_moves_none_of_those() -> None:
+    lifeline = Lifeline(0.0, beat=0.5, slack=1.0)
+    lifeline.tick(10.0)
+    for n in range(20, 41):
+        lifeline.tick(n / 2)
+    assert lifeline.stalls == ((0.0, 10.0),), "a deadline of 10 falls due at 20, which is now"
+    lifeline.tick(25.0)
+    lifeline.tick(25.5)
+    assert lifeline.stalls == ((20.0, 25.0),), "nothing of the first is still to come"
+
+
 def test_repeated_stalls_cannot_put_a_deadline_off_for_ever() -> None:
     lifeline = Lifeline(0.0)
     now, stalls = 0.0, 0
