@@ -67,8 +67,8 @@ test: $(TEST) ## run the tests
 	$(BIN)/python -m pytest $(TESTS) $(PYTEST_ARGS)
 
 soak: $(TEST) ## run the slow tests, and the property tests with many more examples
-	$(BIN)/python -m pytest -m 'soak or not soak' --hypothesis-profile=soak --timeout=7200 \
-	    -o faulthandler_timeout=7500 $(SOAK_TESTS) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m 'soak or not soak' --hypothesis-profile=soak --timeout=90000 \
+	    -o faulthandler_timeout=100000 $(SOAK_TESTS) $(PYTEST_ARGS)
 
 coverage: $(TEST) ## run the tests that reach every line, and see that they do
 	rm -rf build/coverage && mkdir -p build/coverage
