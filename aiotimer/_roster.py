@@ -270,8 +270,16 @@ def _stored_by_us(descriptor: int) -> TimerTable:
 
 
 def _restored(descriptor: int) -> TimerTable:
-    """Return the storing side of a table that an earlier server kept, with what is armed in it."""
+    """Return the storing side of a table that an earlier server kept, with what is armed in it.
+
+    Raises:
+        ServerError: it is not as a server leaves it.
+        OSError: there is no memory for it.
+    """
     reader = TableReader(functools.partial(os.pread, descriptor))
+    snapshot = reader.snapshot()
+    if layout.read_word(snapshot) != layout.high_water(snapshot):
+        raise ServerError("it is damaged: its number of slots is none")
     runtime.allocate(descriptor, max(1, len(reader.deadlines())))  # a hole in it would be SIGBUS, for us
     cells = _stored_by_us(descriptor)
     cells.adopt_cells((timer.slot, timer.scope, timer.ordinal) for timer in reader.timers())

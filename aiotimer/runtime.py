@@ -122,9 +122,8 @@ def _leave_note(note: Path, text: bytes) -> None:
     """Write the path of the socket; a note that says so already is left alone, as on a full file system."""
     if _read_note(note) == text:
         return
-    if not _is_file(note):
-        note.unlink(missing_ok=True)  # opening a FIFO would block, a link would lead somewhere else
-    descriptor = os.open(note, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    note.unlink(missing_ok=True)  # opening a FIFO would block, a link would lead somewhere else
+    descriptor = os.open(note, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         os.write(descriptor, text)
     finally:

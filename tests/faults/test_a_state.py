@@ -203,11 +203,17 @@ async def test_fault_06_what_is_no_table_is_left_alone(what: str, caplog: pytest
 
 
 @pytest.mark.asyncio(loop_factories=["uvloop"])
+@pytest.mark.parametrize("slots", ["random", "nan", "inf", "1e300", "-5.0", "65537.0", "0.5", "16.0"])
 @pytest.mark.parametrize("kind", ["shared", "owner", "socket"])
-async def test_fault_06_a_table_full_of_random_bytes(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_fault_06_a_table_full_of_random_bytes(kind: str, slots: str) -> None:
     """Its worker is alive and the same one. Whatever stands in there can harm that one only."""
     with short_socket() as path, state_of(path) as directory, bystander() as pid, bystander() as victim:
-        garbage(directory / name_of(victim).replace(".shared", f".{kind}"))
+        planted = directory / name_of(victim).replace(".shared", f".{kind}")
+        garbage(planted)
+        if slots != "random":
+            with planted.open("r+b") as file:
+                file.seek(8 * layout.HIGH_WATER)
+                file.write(layout.word(float(slots)))
         table(directory / name_of(pid), deadline=monotonic() + 1000)
         async with serving(path) as server:
             await server.told("adopted", pid)
@@ -231,7 +237,7 @@ async def test_fault_06_the_note_in_the_directory(plant: str) -> None:
             note.symlink_to(target)
         else:
             note.write_text("something else")
-            note.chmod(0o200)
+            note.chmod(0)
         async with serving(path):
             assert note.read_text() == path
         assert target.read_text() == "precious"
