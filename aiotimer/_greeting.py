@@ -14,7 +14,7 @@ from . import runtime
 from ._core import layout, wire
 from ._version import __version__
 from .errors import AiotimerError, ProtocolError, ServerError, TableFull
-from .process import maps_file, pin_peer, time_namespace
+from .process import maps_file, pin_peer, program_of, time_namespace
 from .queue import SocketQueue
 
 if TYPE_CHECKING:
@@ -102,6 +102,7 @@ def _greet(roster: Roster, connection: Connection, hello: wire.Hello) -> None:
         table, is_new = _shared_table(roster, worker, connection.take_descriptor())
     else:
         table, is_new = _socket_table(roster, worker, connection, hello, offset), False
+    connection.program = program_of(worker_id.pid)
     connection.worker, connection.table, connection.offset = worker, table, offset
     table.connection = connection
     worker.connections += 1
