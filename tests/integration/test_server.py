@@ -485,7 +485,7 @@ async def test_fault_22_long_socket_paths(size: int) -> None:
 
 @pytest.mark.parametrize("trap", ["symlink", "world-writable", "file", "foreign"])
 @pytest.mark.parametrize("which", ["base", "tables"])
-async def test_fault_20_unsafe_state_directories_are_refused(trap: str, which: str, runtime_directory: Path) -> None:
+async def test_fault_20_unsafe_state_directories(trap: str, which: str, runtime_directory: Path) -> None:
     """Fault 20: a path through somebody else's hands is refused, not repaired."""
     if trap == "foreign" and os.geteuid() != 0:
         pytest.skip("only root can make a directory somebody else's")
@@ -623,7 +623,7 @@ async def test_fault_31_another_protocol_is_refused_with_both_versions_named() -
 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "socket"])
-async def test_fault_31_a_client_learns_why_it_is_refused(shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_fault_31_a_client_learns_why(shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fault 31, from the other side: a server that takes our version for another one."""
     async with serving() as server:
         monkeypatch.setattr("aiotimer._greeting.wire", NewerWire())
