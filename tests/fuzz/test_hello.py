@@ -10,8 +10,7 @@ import contextlib
 import fcntl
 import os
 import socket
-from collections.abc import Iterator
-from time import monotonic
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -19,10 +18,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aiotimer import TimerClient
 from aiotimer._core import layout, wire
 from tests.serving import open_descriptors
-from tests.support import PATIENCE, ServerThread, private_runtime
+from tests.support import PATIENCE, ServerThread, private_runtime, spawn_worker
 
 VALUES = st.recursive(
     st.none()
@@ -59,13 +57,23 @@ CHANGED = HELLOS.flatmap(
 )
 
 
+NEIGHBOUR = """
+import sys, time
+from aiotimer import TimerClient
+
+client = TimerClient(unavailable="raise", budget=30)
+client.acquire("stands", time.monotonic() + 100_000)
+print("armed")
+sys.stdin.read()
+"""
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[ServerThread]:
-    """A server of this whole file, and a worker whose timer must stand."""
-    with private_runtime(), ServerThread() as running:
-        with TimerClient(running.path, unavailable="raise", budget=30) as client:
-            client.acquire("stands", monotonic() + 100_000)
-            yield running
+    """A server of this whole file, and a worker whose timer must stand: another process than the attacker."""
+    with private_runtime(), ServerThread() as running, spawn_worker(NEIGHBOUR, running.path) as worker:
+        worker.wait_line("armed")
+        yield running
 
 
 def talk(path: str, data: bytes, descriptors: list[int]) -> bytes:
@@ -95,7 +103,9 @@ def frame(value: Any) -> bytes:
 
 def assert_unharmed(server: ServerThread) -> None:
     """The worker that was there before is as it was."""
-    assert "stands" in server.armed()
+    workers = [w for w in server.status()["workers"] if w["pid"] != os.getpid()]
+    assert [[timer["scope"] for timer in w["timers"]] for w in workers] == [["stands"]]
+    assert all(w["connected"] for w in workers)
 
 
 quick = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -143,7 +153,7 @@ def opened(path: str, flags: int) -> int:
     return os.open(path, flags)
 
 
-OFFERS = {
+OFFERS: dict[str, Callable[[], int]] = {
     "pipe": lambda: os.pipe()[0],
     "directory": lambda: opened("/tmp", os.O_RDONLY | os.O_DIRECTORY),
     "null": lambda: opened("/dev/null", os.O_RDWR),
@@ -189,14 +199,21 @@ def test_descriptors_stay_flat(server: ServerThread) -> None:
     assert open_descriptors() == before
 
 
-def test_a_table_that_cannot_be_written(server: ServerThread) -> None:
-    """It has a table's header, and the server cannot keep its promise in it: it is refused, and let go of."""
+@pytest.mark.parametrize("now", [True, False], ids=["sealed", "sealable"])
+def test_a_table_that_can_be_sealed(server: ServerThread, now: bool) -> None:
+    """The server could not keep its promise in it, now or later: it is refused, and let go of."""
     before = open_descriptors()
     hello = wire.Hello(wire.PROTOCOL_VERSION, "x", 1, True, 0, 0.0, True)
     for _ in range(3):
-        offered = sealed(layout.header())
-        answers = list(wire.client_decoder().feed(talk(server.path, wire.encode(hello), [offered])))
+        if now:
+            offered = sealed(layout.header())
+        else:
+            offered = os.memfd_create("table", os.MFD_ALLOW_SEALING)
+            os.ftruncate(offered, layout.TABLE_SIZE)
+            os.pwrite(offered, layout.header(), 0)
+        (answer,) = wire.client_decoder().feed(talk(server.path, wire.encode(hello), [offered]))
         os.close(offered)
-        assert [type(answer) for answer in answers] == [wire.Refused]
+        assert isinstance(answer, wire.Refused)
+        assert "sealed" in answer.reason
         assert_unharmed(server)
     assert open_descriptors() == before
