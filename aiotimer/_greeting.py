@@ -16,7 +16,7 @@ from ._acceptor import EXHAUSTED, OUT_OF_DESCRIPTORS
 from ._core import layout, wire
 from ._version import __version__
 from .errors import AiotimerError, ProtocolError, ServerError, TableFull
-from .process import maps_file, pin_peer, time_namespace
+from .process import maps_file, pin_peer, program_of, time_namespace
 from .queue import SocketQueue
 
 if TYPE_CHECKING:
@@ -126,6 +126,7 @@ def _seat(roster: Roster, worker: Worker, connection: Connection, hello: wire.He
         table, is_new = _shared_table(roster, worker, offered)
     else:
         table, is_new = _socket_table(roster, worker, connection, hello, offset), False
+    connection.program = program_of(worker_id.pid)
     connection.worker, connection.table, connection.offset = worker, table, offset
     table.connection = connection
     worker.connections += 1

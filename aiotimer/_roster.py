@@ -117,6 +117,10 @@ class Roster:
             OSError: there is no memory or descriptor for it.
         """
         file = runtime.create_table(self.directory, worker.id, worker.pidfd_inode, kind)
+        if os.geteuid() == 0 and os.fstat(file.descriptor).st_gid != worker.uid:
+            # Whose process it is about: the next server must know with whose rights to act. It is kept as the
+            # file's group, which has no rights on it.
+            os.fchown(file.descriptor, -1, worker.uid)
         return self.watch(worker, file, connected=True)
 
     def own_table(self, worker: Worker, kind: runtime.Kind) -> tuple[WatchedTable, TimerTable]:
@@ -197,7 +201,10 @@ class Roster:
             if layout.read_word(reaped_at) > 0.0:  # the earlier server died between its signal and its report
                 self._emit(Event("reaped", entry.worker, detail="by an earlier server"))
             raise
-        return self.admit(worker_id, pidfd)
+        worker = self.admit(worker_id, pidfd)
+        if os.geteuid() == 0:
+            worker.uid = os.fstat(file.descriptor).st_gid
+        return worker
 
     def _take_over(self, worker: Worker, file: runtime.TableFile) -> None:
         assert file.path is not None

@@ -1,12 +1,14 @@
 """A worker as the server knows it: a pinned process, the tables it has timers in, and its reaping.
 
 The laws of this file: signals go through the pidfd and nowhere else; one SIGKILL is sent, not a stream of
-them; only a readable pidfd means dead.
+them, with the rights of the user whose process it was when the server first saw it; only a readable pidfd
+means dead.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import Iterator
@@ -20,7 +22,7 @@ from ._core.requests import TimerRequest, WorkerId
 from ._core.table import TimerTable
 from ._core.watch import Due
 from ._watched import WatchedTable
-from .process import is_dead, name_of, send_signal
+from .process import is_dead, name_of, send_signal_as, uid_of
 
 UNKILLABLE_AFTER = 10.0
 """Seconds after SIGKILL at which a process that is still there is reported as unkillable."""
@@ -49,6 +51,7 @@ class Worker:
         pidfd: the process, pinned.
         pidfd_inode: unique to the process where the kernel makes it so.
         name: its command name.
+        uid: whose it was when it was pinned (when its timers were armed, if an earlier server did that).
         tables: every table it has timers in.
         own_tables: by kind, the tables that the server itself stores into on its behalf.
         connections: how many are open.
@@ -66,6 +69,10 @@ class Worker:
         self.pidfd = pidfd
         self.pidfd_inode = os.fstat(pidfd).st_ino
         self.name = name_of(worker_id.pid)
+        self.uid = os.geteuid()
+        if self.uid == 0:
+            with contextlib.suppress(ProcessLookupError):  # dead: nobody will be signalled
+                self.uid = uid_of(worker_id.pid)
         self.tables: list[WatchedTable] = []
         self.own_tables: dict[str, tuple[WatchedTable, TimerTable]] = {}
         self.connections = 0
@@ -91,7 +98,7 @@ class Worker:
         try:
             if is_dead(self.pidfd):  # a zombie would take the signal, and it would prove nothing
                 raise ProcessLookupError
-            send_signal(self.pidfd, signal.SIGKILL)
+            send_signal_as(self.uid, self.pidfd, signal.SIGKILL)
         except ProcessLookupError:
             self.died_first = True  # by itself, just before
             return True

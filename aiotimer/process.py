@@ -2,7 +2,8 @@
 
 The law of this file: a process is held by a pidfd, pinned before anything is believed about it, and a
 signal goes through that pidfd. A pid alone may by now be somebody else's; the pair (pid, start time) is
-checked while the pidfd is held, so what was read belongs to the process that is pinned.
+checked while the pidfd is held, so what was read belongs to the process that is pinned. Root signals another
+user's process with that user's rights, so that the kernel judges.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import select
 import signal
 import socket
 import struct
+import threading
+from typing import NamedTuple
 
 from ._core.requests import WorkerId
 
@@ -20,6 +23,20 @@ SO_PEERPIDFD = 77
 """Linux >= 6.5 (include/uapi/asm-generic/socket.h); not in Python's socket module up to 3.13."""
 
 _UCRED = struct.Struct("=iII")
+_SETRESUID = {"x86_64": 117, "aarch64": 147, "riscv64": 147}
+"""The system call itself: it changes one thread. The C library's function changes them all."""
+
+
+class Program(NamedTuple):
+    """What tells a program from the one that the same process runs after an exec: where the kernel put it.
+
+    Attributes:
+        start_code: where its code begins.
+        start_stack: where its stack began.
+    """
+
+    start_code: int
+    start_stack: int
 
 
 def start_time(pid: int) -> int:
@@ -31,12 +48,53 @@ def start_time(pid: int) -> int:
     Raises:
         ProcessLookupError: there is no such process.
     """
+    return int(_stat(pid)[19])
+
+
+def program_of(pid: int) -> Program:
+    """Return what program a process runs: fields 26 and 28 of proc_pid_stat(5).
+
+    Raises:
+        ProcessLookupError: there is no such process.
+    """
+    fields = _stat(pid)
+    return Program(int(fields[23]), int(fields[25]))
+
+
+def runs_another(pid: int, program: Program) -> bool:
+    """Whether a process, not known to be dead, runs another program than it did: it has called exec.
+
+    Raises:
+        OSError: it is gone, or its memory is not ours to see.
+    """
+    # In this order: of a process that exits the memory goes first, and its fields are 0 then; of one that
+    # is inside exec they may be 0 too, but it has memory.
+    now = program_of(pid)
+    with open(f"/proc/{pid}/maps", "rb") as file:
+        return bool(file.read(1)) and now != program
+
+
+def uid_of(pid: int) -> int:
+    """Return the real uid of a process (proc_pid_status(5)).
+
+    Raises:
+        ProcessLookupError: there is no such process.
+    """
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            return next(int(line.split()[1]) for line in file if line.startswith(b"Uid:"))
+    except (FileNotFoundError, ProcessLookupError):
+        raise ProcessLookupError(f"no process {pid}") from None
+
+
+def _stat(pid: int) -> list[bytes]:
+    """Return the fields of ``/proc/PID/stat`` from the third on."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             stat = file.read()
     except (FileNotFoundError, ProcessLookupError):
         raise ProcessLookupError(f"no process {pid}") from None
-    return int(stat[stat.rindex(b")") + 2 :].split()[19])
+    return stat[stat.rindex(b")") + 2 :].split()
 
 
 def name_of(pid: int) -> str:
@@ -126,6 +184,49 @@ def send_signal(pidfd: int, signum: int) -> None:
         PermissionError: it is not ours to signal.
     """
     signal.pidfd_send_signal(pidfd, signum)
+
+
+def send_signal_as(uid: int, pidfd: int, signum: int) -> None:
+    """Send a signal with the rights of a user, if this process is root; else with its own.
+
+    A thread of its own takes that user's uid on, sends, and ends: there is no way back to get wrong.
+
+    Raises:
+        ProcessLookupError: it is dead.
+        PermissionError: it is not that user's to signal.
+    """
+    if os.geteuid() != 0 or uid == 0:
+        send_signal(pidfd, signum)
+        return
+    failures: list[OSError] = []
+
+    def send() -> None:
+        try:
+            _become(uid)
+            send_signal(pidfd, signum)
+        except OSError as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=send, name="aiotimer-signal")
+    thread.start()
+    thread.join()
+    if failures:
+        raise failures[0]
+
+
+def _become(uid: int) -> None:
+    """Give this thread, and no other, the real and effective uid of a user, and no capabilities.
+
+    The saved uid stays 0, so that no process of the user passes for its equal (ptrace(2)).
+    """
+    import ctypes  # only root needs it
+
+    number = _SETRESUID.get(os.uname().machine)
+    if number is None:
+        raise PermissionError(f"cannot act as uid {uid} on this machine ({os.uname().machine})")
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.syscall(ctypes.c_long(number), ctypes.c_long(uid), ctypes.c_long(uid), ctypes.c_long(-1)):
+        raise OSError(ctypes.get_errno(), f"cannot act as uid {uid}")
 
 
 def time_namespace() -> int:

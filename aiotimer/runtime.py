@@ -390,9 +390,18 @@ def check_offered(descriptor: int) -> TableFile:
     ours = stat.S_ISREG(facts.st_mode) and facts.st_uid == os.geteuid()
     if not ours or facts.st_size != layout.TABLE_SIZE or not is_in_memory(descriptor):
         raise ServerError("the offered descriptor is not a timer table on tmpfs")
+    if _can_be_sealed(descriptor):
+        raise ServerError("the offered table could be sealed against the server's writing")
     if layout.layout_version(os.pread(descriptor, 16, 0)) != layout.LAYOUT_VERSION:
         raise ServerError("the offered table has another layout")
     return TableFile(descriptor, None, facts.st_ino, "shared")
+
+
+def _can_be_sealed(descriptor: int) -> bool:
+    try:
+        return fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) != fcntl.F_SEAL_SEAL
+    except OSError:
+        return False  # ramfs knows no seals
 
 
 def open_table(found: Found) -> TableFile:

@@ -32,7 +32,7 @@ from ._report import report
 from ._roster import Roster
 from ._worker import Worker
 from .events import Event, log, write_to_log
-from .process import maps_file
+from .process import is_dead, maps_file, runs_another
 
 if TYPE_CHECKING:
     import socket
@@ -289,16 +289,20 @@ class TimerServer:
         if table is None or table.closed or table.connection is not connection:
             return  # nothing was armed through it, or its owner has come back on another one already
         table.connection = None
-        if table.file.kind != "shared":
-            return
+        shared = table.file.kind == "shared"
         with contextlib.suppress(OSError):
-            if maps_file(worker.id.pid, table.file.inode) is False:
+            if shared:
+                replaced = maps_file(worker.id.pid, table.file.inode) is False
+            else:
+                replaced = connection.program is not None and runs_another(worker.id.pid, connection.program)
+            if replaced and not is_dead(worker.pidfd):  # else its pid may be another process's already
                 # Another program by now, or an interpreter that has unmapped everything at its end.
                 if table.timers():
                     self.emit(Event("exec", worker.id, worker.name, detail="its timers are dropped"))
                 forget(worker, table)
                 return
-        table.connection_lost()
+        if shared:
+            table.connection_lost()
 
     def refused(self, connection: Connection, reason: str) -> None:
         """A connection broke the rules, or its client is not served."""

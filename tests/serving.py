@@ -212,6 +212,17 @@ def serving(path: str | None = None, **options: Any) -> AbstractAsyncContextMana
     return serving_as(WatchfulServer, path, **options)
 
 
+async def assert_reaped(server: WatchfulServer, pid: int, deadline: float, scope: str = "victim") -> None:
+    """A process was killed, for this timer, once, and not before its deadline."""
+    event = await server.told("reaped", pid)
+    assert event.scope == scope
+    assert event.late_s is not None
+    assert event.late_s >= 0.0
+    assert server.acted[pid] >= deadline
+    assert [worker.pid for worker in server.reaps].count(pid) == 1
+    assert server.armed(pid) == {}
+
+
 # -- a server in a process of its own ------------------------------------------------------------------
 
 

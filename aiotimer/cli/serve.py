@@ -62,8 +62,11 @@ def serve(
 
 
 async def _serve(server: TimerServer, loop_name: str, ready_fd: int | None, *, quiet: bool) -> None:
+    from .._privileges import drop_capabilities
+
     loop = asyncio.get_running_loop()
     await server.start()
+    drop_capabilities()
     stopping: list[asyncio.Task[None]] = []
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, lambda: stopping.append(loop.create_task(server.stop())))

@@ -1,16 +1,19 @@
 """Faults 24 to 31: too much of everything.
 
 The laws of this file: what one worker does can harm only that worker. The protocol's faults, 24, 29 and 31,
-are in ``tests/integration/test_server.py``.
+and the flood of descriptors are in ``tests/integration/test_server.py``.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+from time import monotonic
+
 import pytest
 
 from tests.programs import PRELUDE
-from tests.serving import ended, line, number, serving
-from tests.support import spawn_worker
+from tests.serving import ServerProcess, ended, line, number, serving
+from tests.support import short_socket, spawn_worker
 
 ARM_ALL = {
     "expires": """
@@ -94,3 +97,55 @@ async def test_fault_30_a_million_scopes_one_after_the_other() -> None:
             assert server.armed(worker.pid).keys() == {"kept", "rollout-0", "new"}
             worker.say()
             assert await ended(worker) == 0
+
+
+VANDAL = (
+    PRELUDE
+    + """
+import glob, random, struct
+from aiotimer._core import layout
+
+client = TimerClient(unavailable="raise", budget=30)
+client.acquire("armed", time.monotonic() + 1000)
+raw = client.link.table.raw
+first = layout.deadline_offset(0)
+chance = random.Random(28)
+how, tables = sys.argv[1:]
+(own,) = glob.glob(f"{tables}/*-{os.getpid()}-*.shared")
+if how == "random":
+    raw[:8192] = chance.randbytes(8192)
+elif how in ("nan", "-inf"):
+    raw[first:first + 8 * 64] = struct.pack("64d", *[float(how)] * 64)
+else:
+    if how == "unlink":
+        os.unlink(own)
+    else:
+        os.truncate(own, int(how))
+say("done")
+sys.stdin.readline()
+os._exit(0)
+"""
+)
+
+
+@pytest.mark.parametrize(
+    "how", ["random", "nan", "-inf", "unlink", "0", "1", "63", "4095", "4097", "100000", str(2**26)]
+)
+def test_fault_28_a_spoilt_table(how: str, runtime_directory: Path) -> None:
+    """Whatever a worker does to its table while it is armed, the others stand, and the server looks on."""
+    with short_socket() as path, ServerProcess(path, bound=0.2) as server:
+        neighbour = PRELUDE + (
+            "client = TimerClient(unavailable='raise', budget=30)\n"
+            "client.acquire('stands', time.monotonic() + 1000)\nsay('armed')\nsys.stdin.readline()"
+        )
+        with spawn_worker(neighbour, path) as other:
+            other.wait_line("armed")
+            (tables,) = (runtime_directory / "aiotimer").iterdir()
+            before = set(tables.iterdir())
+            with spawn_worker(VANDAL, path, how, str(tables)) as vandal:
+                vandal.wait_line("done")
+                server.pass_by(monotonic() + 0.5)  # a few looks later
+                assert server.armed(other.pid).keys() == {"stands"}
+            server.pass_by(monotonic())
+            assert server.armed(other.pid).keys() == {"stands"}
+            assert before <= set(tables.iterdir())

@@ -409,7 +409,7 @@ async def test_what_is_not_a_socket_is_refused_and_not_removed() -> None:
 
 
 @pytest.mark.parametrize("size", [107, 108, 200])
-async def test_long_socket_paths(size: int) -> None:
+async def test_fault_22_long_socket_paths(size: int) -> None:
     """Fault 22: 107 bytes are what an address holds; more is refused before anything is made."""
     with short_directory() as directory:
         path = str(directory / ("s" * (size - len(str(directory)) - 1)))
@@ -427,7 +427,7 @@ async def test_long_socket_paths(size: int) -> None:
 
 @pytest.mark.parametrize("trap", ["symlink", "world-writable", "file", "foreign"])
 @pytest.mark.parametrize("which", ["base", "tables"])
-async def test_unsafe_state_directories_are_refused(trap: str, which: str, runtime_directory: Path) -> None:
+async def test_fault_20_unsafe_state_directories(trap: str, which: str, runtime_directory: Path) -> None:
     """Fault 20: a path through somebody else's hands is refused, not repaired."""
     if trap == "foreign" and os.geteuid() != 0:
         pytest.skip("only root can make a directory somebody else's")
@@ -472,7 +472,7 @@ async def test_what_a_server_makes_is_private(runtime_directory: Path) -> None:
 # -- bad clients --------------------------------------------------------------------------------------------
 
 
-async def test_silent_clients_are_closed() -> None:
+async def test_fault_29_silent_clients_are_closed() -> None:
     """Fault 29: HELLO never sent, half a frame and then silence. Who was greeted may be silent for ever."""
     hello = wire.encode(wire.Hello(1, "x", 1, True, 0, 0.0))
     async with serving() as server, AsyncTimerClient(server.socket_path, unavailable="raise") as client:
@@ -501,7 +501,7 @@ def nonsense(seed: int) -> bytes:
     return len(rubbish).to_bytes(4, "big") + rubbish
 
 
-async def test_random_bytes_close_that_connection_only() -> None:
+async def test_fault_24_random_bytes_close_that_connection_only() -> None:
     """Fault 24."""
     async with serving() as server:
         async with AsyncTimerClient(server.socket_path, unavailable="raise") as client:
@@ -532,7 +532,7 @@ async def test_requests_before_hello_are_refused(message: wire.ToServer) -> None
 
 
 @pytest.mark.parametrize("count", [1, 200])
-async def test_descriptors_that_nobody_asked_for(count: int) -> None:
+async def test_fault_30_descriptors_that_nobody_asked_for(count: int) -> None:
     """Fault 30: a flood of them is closed, and from a client that has been greeted it is the end."""
     hello = wire.encode(wire.Hello(1, "x", 1, False, 0, 0.0))
     before = open_descriptors()
@@ -549,7 +549,7 @@ async def test_descriptors_that_nobody_asked_for(count: int) -> None:
     assert open_descriptors() == before
 
 
-async def test_another_protocol_is_refused_with_both_versions_named() -> None:
+async def test_fault_31_another_protocol_is_refused_with_both_versions_named() -> None:
     """Fault 31."""
     hello = wire.Hello(
         version=99, release="9.9.9", pid=os.getpid(), shared=True, time_namespace=0, clock=monotonic()
@@ -565,7 +565,7 @@ async def test_another_protocol_is_refused_with_both_versions_named() -> None:
 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "socket"])
-async def test_a_client_learns_why_it_is_refused(shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_fault_31_a_client_learns_why(shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fault 31, from the other side: a server that takes our version for another one."""
     async with serving() as server:
         monkeypatch.setattr("aiotimer._greeting.wire", NewerWire())

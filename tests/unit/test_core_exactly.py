@@ -14,7 +14,7 @@ from aiotimer._core import layout
 from aiotimer._core.layout import FIRST_DEADLINE
 from aiotimer._core.reader import TableReader
 from aiotimer._core.table import FIRST_CHUNK, LATE, Cell, Pool, TimerTable
-from aiotimer._core.watch import Lifeline, Watch
+from aiotimer._core.watch import BOUND, Lifeline, Watch
 from tests.support import memory_table, names_of, reading
 
 NOW = 1000.0
@@ -59,6 +59,15 @@ def test_stalls_are_forgotten_one_by_one() -> None:
 def test_expired_includes_what_expires_just_now() -> None:
     watch = Watch(Lifeline(NOW), connected=True)
     assert [due.slot for due in watch.expired(array("d", [NOW, NOW + 1]), NOW)] == [0]
+
+
+def test_what_is_cleared_is_not_looked_for() -> None:
+    watch = Watch(Lifeline(NOW), connected=True)
+    deadlines = array("d", [NOW + 3, NOW + 4])
+    watch.clear(deadlines)
+    assert watch.look(deadlines, NOW).promise == NOW + BOUND
+    deadlines[1] = NOW + 3  # a new timer
+    assert watch.look(deadlines, NOW).promise == NOW + 3
 
 
 # --- what a table is made of
