@@ -126,7 +126,7 @@ def _seat(roster: Roster, worker: Worker, connection: Connection, hello: wire.He
         table, is_new = _shared_table(roster, worker, offered)
     else:
         table, is_new = _socket_table(roster, worker, connection, hello, offset), False
-    connection.program = program_of(worker_id.pid)
+    connection.program = program_of(worker.id.pid)
     connection.worker, connection.table, connection.offset = worker, table, offset
     table.connection = connection
     worker.connections += 1
