@@ -47,6 +47,9 @@ armed: a release it could not send is known to nobody else."""
 _TABLE_NAME = re.compile(
     r"([0-9a-f]{8})-(\d{1,9})-(\d{1,20})-(\d{1,20})-\d+\.(shared|socket|owner)", re.ASCII
 )
+# The version is in the name, not only in the header: a worker can write that, and would keep every server of
+# its owner from starting.
+_NEWER_NAME = re.compile(r".*\.v(\d{1,9})", re.ASCII)
 _MEMORY_FILESYSTEMS = frozenset({0x01021994, 0x858458F6})  # tmpfs, ramfs (statfs(2))
 
 
@@ -427,7 +430,7 @@ def find_tables(directory: Path) -> tuple[list[Found], list[tuple[Path, str]]]:
     Nothing but regular files is opened: a FIFO would block, a link lead elsewhere.
 
     Raises:
-        NewerLayout: a table of a newer layout is there, by whatever name.
+        NewerLayout: a table of a newer layout is there.
     """
     found: list[Found] = []
     strangers: list[tuple[Path, str]] = []
@@ -437,14 +440,10 @@ def find_tables(directory: Path) -> tuple[list[Found], list[tuple[Path, str]]]:
         if not _is_file(path):
             strangers.append((path, "it is not a regular file"))
             continue
-        try:
-            version = _version_of(path)
-        except OSError as error:
-            strangers.append((path, str(error.strerror)))
-            continue
-        if version is not None and version > layout.LAYOUT_VERSION:
+        newer = _NEWER_NAME.fullmatch(path.name)
+        if newer is not None and int(newer[1]) > layout.LAYOUT_VERSION:
             known = layout.LAYOUT_VERSION
-            raise NewerLayout(f"{path} has table layout {version}; this aiotimer knows {known}")
+            raise NewerLayout(f"{path} has table layout {newer[1]}; this aiotimer knows {known}")
         match = _TABLE_NAME.fullmatch(path.name)
         if match is None:
             strangers.append((path, "it is not a timer table"))
@@ -452,14 +451,6 @@ def find_tables(directory: Path) -> tuple[list[Found], list[tuple[Path, str]]]:
         worker = WorkerId(int(match[2]), int(match[3]))
         found.append(Found(path, worker, int(match[4]), cast(Kind, match[5]), match[1]))
     return found, strangers
-
-
-def _version_of(path: Path) -> int | None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    try:
-        return layout.layout_version(os.pread(descriptor, 16, 0))
-    finally:
-        os.close(descriptor)
 
 
 @functools.cache

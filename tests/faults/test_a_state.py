@@ -302,7 +302,7 @@ def out_of_descriptors(_pid: int) -> None:
 def test_fault_06_a_newer_layout_is_not_touched(name: str) -> None:
     """The server does not start, and says so: exit status 78. What it found stays as it was."""
     with short_socket() as path, state_of(path) as directory, bystander() as pid:
-        newer = directory / (name_of(pid) if name == "of a living process" else "table.v2")
+        newer = directory / ((name_of(pid) if name == "of a living process" else "table") + ".v2")
         table(newer, version=layout.LAYOUT_VERSION + 1)
         older = directory / f"{BOOT}-{a_dead_pid()}-12345-678-0.shared"
         table(older)
@@ -319,6 +319,19 @@ def test_fault_06_a_newer_layout_is_not_touched(name: str) -> None:
         assert older.exists(), "nothing was touched"
         assert not os.path.exists(path)
         assert is_alive(pid)
+
+
+@pytest.mark.asyncio(loop_factories=["uvloop"])
+async def test_fault_06_a_worker_that_writes_a_version_into_its_table(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The header is a worker's to spoil. The next server drops that table, and starts."""
+    with short_socket() as path, state_of(path) as directory, bystander() as pid:
+        planted = directory / name_of(pid)
+        table(planted, version=layout.LAYOUT_VERSION + 1)
+        lines = await assert_it_starts(path, directory, pid, caplog)
+        assert len(lines) == 1
+        assert not planted.exists()
 
 
 # -- fault 7 --------------------------------------------------------------------------------------------
