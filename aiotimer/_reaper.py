@@ -1,8 +1,8 @@
 """From an expired timer to a dead worker.
 
 The laws of this file: the slot is read again just before the first action, and a release that is found there
-spares the worker; nothing is awaited in between; one reap of a worker is under way at a time; a reap that
-did not succeed is tried again, ever more slowly.
+spares the worker; so does an exec; nothing is awaited in between; one reap of a worker is under way at a
+time; a reap that did not succeed is tried again, ever more slowly.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ._core.reader import Timer
 from ._core.requests import WorkerId
 from ._core.watch import Due
 from ._watched import WatchedTable
-from ._worker import Reaping, Worker
+from ._worker import Reaping, Worker, leave_behind
 from .events import Event, log
 
 
@@ -44,6 +44,9 @@ class Reaper:
         """Timers of a worker have expired: reap it, unless they have been released meanwhile."""
         if worker.killed:
             worker.clear()  # it is dying already
+            return
+        if worker.has_left(table):
+            leave_behind(worker, table, self._emit)
             return
         found = self._still_armed(worker, table, due)
         if found is None:

@@ -24,7 +24,7 @@ from ._core.requests import WorkerId
 from ._core.table import TimerTable
 from ._core.watch import Due, Lifeline, Watch
 from ._watched import WatchedTable
-from ._worker import Worker
+from ._worker import Worker, leave_behind
 from .errors import ServerError
 from .events import Event, log, shown
 from .process import pin
@@ -214,6 +214,10 @@ class Roster:
         table = self.watch(worker, file, connected=file.kind != "shared")
         if cells is not None:
             worker.own_tables[file.kind] = (table, cells)
+        if worker.has_left(table):  # while no server ran
+            leave_behind(worker, table, self._emit)
+            self.dismiss(worker)
+            return
         self._emit(Event("adopted", worker.id, worker.name, detail=file.path.name))
 
     def close(self) -> None:

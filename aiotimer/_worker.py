@@ -7,9 +7,10 @@ them; only a readable pidfd means dead.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import inf
 from mmap import mmap
 from time import monotonic
@@ -20,7 +21,8 @@ from ._core.requests import TimerRequest, WorkerId
 from ._core.table import TimerTable
 from ._core.watch import Due
 from ._watched import WatchedTable
-from .process import is_dead, name_of, send_signal
+from .events import Event
+from .process import is_dead, maps_file, name_of, runs_another_program, send_signal
 
 UNKILLABLE_AFTER = 10.0
 """Seconds after SIGKILL at which a process that is still there is reported as unkillable."""
@@ -113,6 +115,20 @@ class Worker:
         self.retry_at = monotonic() + pause
         return pause
 
+    def has_left(self, table: WatchedTable, *, maps: bool = False) -> bool:
+        """Whether it runs another program by now than the one that armed what is in a table.
+
+        Args:
+            table: one of its tables. What the server's owner armed is meant for the process.
+            maps: look into its memory too, which can take a while: whether it still maps the table.
+        """
+        kind = table.file.kind
+        left = kind != "owner" and runs_another_program(self.id.pid, table.program)
+        if not left and maps and kind == "shared":
+            with contextlib.suppress(OSError):  # it is not shown
+                left = maps_file(self.id.pid, table.file.inode) is False
+        return left and not is_dead(self.pidfd)  # else the pid may be another's by now
+
     def table_of(self, inode: int) -> WatchedTable | None:
         """Return its table with that inode."""
         return next((t for t in self.tables if t.file.inode == inode), None)
@@ -165,6 +181,14 @@ class Worker:
         for _own, cells in self.own_tables.values():
             _unmap(cells)
         self.own_tables.clear()
+
+
+def leave_behind(worker: Worker, table: WatchedTable, emit: Callable[[Event], None]) -> None:
+    """Drop a table that a process has left by an exec; say so if anything is armed in it."""
+    if table.timers():
+        # Or it is an interpreter that has unmapped everything at its end.
+        emit(Event("exec", worker.id, worker.name, detail="its timers are dropped"))
+    worker.drop(table)
 
 
 def _unmap(cells: TimerTable) -> None:

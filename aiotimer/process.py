@@ -8,6 +8,7 @@ checked while the pidfd is held, so what was read belongs to the process that is
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import select
 import signal
@@ -25,18 +26,72 @@ _UCRED = struct.Struct("=iII")
 def start_time(pid: int) -> int:
     """Return when a process started, in clock ticks since boot: field 22 of proc_pid_stat(5).
 
-    The second field, the name, may contain spaces and parentheses; what follows the *last* ``)`` is
-    unambiguous.
+    Raises:
+        ProcessLookupError: there is no such process.
+    """
+    return int(_stat(pid)[22])
+
+
+def program_of(pid: int) -> int:
+    """Return a mark of the program that a process runs, another one after every exec; 0: it is not shown.
+
+    It is made of where code and stack lie, which exec draws anew (were address randomisation switched off, a
+    program that executes itself with the same arguments would keep its mark). Reading that waits for no lock
+    of the process, unlike its maps. It is below 2**48: a float64 holds it.
+
+    Raises:
+        ProcessLookupError: there is no such process, or it is exiting and has no program.
+    """
+    stat = _stat(pid)
+    memory, code, end_of_code, stack = (stat[n] for n in (23, 26, 27, 28))
+    if memory == b"0":
+        raise ProcessLookupError(f"process {pid} is exiting")
+    if (code, stack) == (b"1", b"0"):  # ptrace_may_access() says no: it has another uid, or is not dumpable
+        return 0
+    return int.from_bytes(hashlib.blake2b(b" ".join((code, end_of_code, stack)), digest_size=6).digest())
+
+
+def runs_another_program(pid: int, mark: int) -> bool:
+    """Whether a process has executed another program since :func:`program_of` returned this mark.
+
+    False if it cannot be told; and the caller checks afterwards that the pid was still that process.
+    """
+    try:
+        now = program_of(pid) if mark else 0
+        if mark and not now and os.geteuid() != 0:
+            # Its memory was shown to us, so all its uids were ours: a program changed them that is set-uid.
+            return any(uid != os.geteuid() for uid in uids_of(pid))
+    except ProcessLookupError:
+        return False
+    return bool(now) and now != mark
+
+
+def uids_of(pid: int) -> tuple[int, int, int]:
+    """Return the real, effective and saved user id of a process.
 
     Raises:
         ProcessLookupError: there is no such process.
+    """
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            fields = next(line for line in file if line.startswith(b"Uid:")).split()
+    except (FileNotFoundError, ProcessLookupError):
+        raise ProcessLookupError(f"no process {pid}") from None
+    return int(fields[1]), int(fields[2]), int(fields[3])
+
+
+def _stat(pid: int) -> list[bytes]:
+    """Return the fields of proc_pid_stat(5), each at its number there; 0 to 2 are not given.
+
+    The second field, the name, may contain spaces and parentheses; what follows the *last* ``)`` is
+    unambiguous.
     """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             stat = file.read()
     except (FileNotFoundError, ProcessLookupError):
         raise ProcessLookupError(f"no process {pid}") from None
-    return int(stat[stat.rindex(b")") + 2 :].split()[19])
+    return [b"", b"", b"", *stat[stat.rindex(b")") + 2 :].split()]
 
 
 def name_of(pid: int) -> str:
@@ -115,6 +170,13 @@ def is_dead(pidfd: int) -> bool:
     """Whether a pinned process is dead, waited for or not."""
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def hung_up(connection: socket.socket) -> bool:
+    """Whether nobody has the other end of a connected Unix socket open any more."""
+    poll = select.poll()
+    poll.register(connection, 0)  # POLLHUP is always told
     return bool(poll.poll(0))
 
 

@@ -26,13 +26,12 @@ from ._acceptor import BACKLOG, Acceptor, raise_descriptor_limit
 from ._connection import Connection
 from ._core.requests import TimerRequest, WorkerId
 from ._core.watch import BOUND
-from ._greeting import apply, forget, handle
+from ._greeting import apply, handle
 from ._reaper import Reaper
 from ._report import report
 from ._roster import Roster
-from ._worker import Worker
+from ._worker import Worker, leave_behind
 from .events import Event, log, write_to_log
-from .process import maps_file
 
 if TYPE_CHECKING:
     import socket
@@ -289,16 +288,10 @@ class TimerServer:
         if table is None or table.closed or table.connection is not connection:
             return  # nothing was armed through it, or its owner has come back on another one already
         table.connection = None
-        if table.file.kind != "shared":
-            return
-        with contextlib.suppress(OSError):
-            if maps_file(worker.id.pid, table.file.inode) is False:
-                # Another program by now, or an interpreter that has unmapped everything at its end.
-                if table.timers():
-                    self.emit(Event("exec", worker.id, worker.name, detail="its timers are dropped"))
-                forget(worker, table)
-                return
-        table.connection_lost()
+        if worker.has_left(table, maps=True):
+            leave_behind(worker, table, self.emit)
+        elif table.file.kind == "shared":
+            table.connection_lost()
 
     def refused(self, connection: Connection, reason: str) -> None:
         """A connection broke the rules, or its client is not served."""
