@@ -123,7 +123,10 @@ class Reaper:
         worker.reaping = None
         if not table.closed:
             table.mark_reaped(0.0)
-        self._emit(Event("reap_failed", worker.id, worker.name, detail="it will be tried again"))
+        if not worker.refusal_told:
+            detail = worker.refusal or "it will be tried again"
+            self._emit(Event("reap_failed", worker.id, worker.name, detail=detail))
+            worker.refusal_told = bool(worker.refusal)
         self._loop.call_at(self._loop.time() + worker.back_off(), self._try_again, worker)
 
     def _try_again(self, worker: Worker) -> None:

@@ -101,14 +101,15 @@ class Roster:
             ProcessLookupError: there is no such process (any more).
         """
         worker = self.find(worker_id)
-        if worker is not None:
-            return worker
-        pid = worker_id.pid if isinstance(worker_id, WorkerId) else worker_id
-        found, pidfd = pin(pid)
-        if isinstance(worker_id, WorkerId) and found != worker_id:
-            os.close(pidfd)
-            raise ProcessLookupError(f"process {pid} is another one by now")
-        return self.admit(found, pidfd)
+        if worker is None:
+            pid = worker_id.pid if isinstance(worker_id, WorkerId) else worker_id
+            found, pidfd = pin(pid)
+            if isinstance(worker_id, WorkerId) and found != worker_id:
+                os.close(pidfd)
+                raise ProcessLookupError(f"process {pid} is another one by now")
+            worker = self.admit(found, pidfd)
+        worker.take_rights()
+        return worker
 
     def new_table(self, worker: Worker, kind: runtime.Kind) -> WatchedTable:
         """Make a table for a worker.
@@ -129,6 +130,8 @@ class Roster:
         if own is None:
             watched = self.new_table(worker, kind)
             own = worker.own_tables[kind] = (watched, _stored_by_us(watched.file.descriptor))
+        if kind == "owner":
+            own[0].note_rights(worker.uid)
         return own
 
     def watch(self, worker: Worker, file: runtime.TableFile, *, connected: bool) -> WatchedTable:
@@ -212,6 +215,9 @@ class Roster:
             self.dismiss(worker)
             raise
         table = self.watch(worker, file, connected=file.kind != "shared")
+        if file.kind == "owner" and os.geteuid() == worker.uid == 0:
+            # Not what it has now: it may be a set-uid program. Nothing noted: only root's own rights were.
+            worker.uid = max(0, table.number(layout.RIGHTS) - 1)
         if cells is not None:
             worker.own_tables[file.kind] = (table, cells)
         if worker.has_left(table):  # while no server ran

@@ -76,9 +76,9 @@ class WatchedTable:
         self._rounds = not isinstance(loop, asyncio.BaseEventLoop)  # uvloop: to the nearest millisecond
         self._spare = 0  # milliseconds to add after the next early wake
         self.connection: Closable | None = None  # whose owner's rings or requests come for this table
-        self.program = self._number(layout.PROGRAM)  # see process.program_of
+        self.program = self.number(layout.PROGRAM)  # see process.program_of
         # Go on counting where an earlier server stopped: a worker may remember its last ring by that.
-        self._looks = float(self._number(layout.LOOKS))
+        self._looks = float(self.number(layout.LOOKS))
 
     def look(self) -> None:
         """Look now: report what is due, promise, and schedule the next look."""
@@ -128,8 +128,17 @@ class WatchedTable:
     def note_program(self, mark: int) -> None:
         """Remember which program arms its timers here, and let the next server know."""
         self.program = mark
-        with contextlib.suppress(OSError):
-            os.pwrite(self.file.descriptor, layout.word(mark), 8 * layout.PROGRAM)
+        self._note(layout.PROGRAM, mark)
+
+    def note_rights(self, uid: int) -> None:
+        """Let the next server know with whose rights the worker is signalled."""
+        self._note(layout.RIGHTS, uid + 1)
+
+    def number(self, index: int) -> int:
+        """Return a whole number from the header, 0 if there is anything else."""
+        stored = os.pread(self.file.descriptor, 8, 8 * index)
+        number = layout.read_word(stored) if len(stored) == 8 else 0.0
+        return int(number) if 0.0 <= number < 2.0**52 else 0
 
     def connection_lost(self) -> None:
         """The owner cannot ring any more: promise nothing, so that its next acquire finds out."""
@@ -164,11 +173,9 @@ class WatchedTable:
         """Whether the table is not watched any more."""
         return self.file.descriptor < 0
 
-    def _number(self, index: int) -> int:
-        """Return a whole number from the header, 0 if there is anything else."""
-        stored = os.pread(self.file.descriptor, 8, 8 * index)
-        number = layout.read_word(stored) if len(stored) == 8 else 0.0
-        return int(number) if 0.0 <= number < 2.0**52 else 0
+    def _note(self, index: int, number: int) -> None:
+        with contextlib.suppress(OSError):  # its owner has cut it off, and the file system is full
+            os.pwrite(self.file.descriptor, layout.word(number), 8 * index)
 
     def _write(self, promise: float) -> None:
         self._looks += 1.0

@@ -20,9 +20,10 @@ from ._core.reader import Timer
 from ._core.requests import TimerRequest, WorkerId
 from ._core.table import TimerTable
 from ._core.watch import Due
+from ._rights import send_signal_as
 from ._watched import WatchedTable
 from .events import Event
-from .process import is_dead, maps_file, name_of, runs_another_program, send_signal
+from .process import is_dead, maps_file, name_of, runs_another_program, send_signal, uids_of
 
 UNKILLABLE_AFTER = 10.0
 """Seconds after SIGKILL at which a process that is still there is reported as unkillable."""
@@ -53,11 +54,15 @@ class Worker:
         name: its command name.
         tables: every table it has timers in.
         own_tables: by kind, the tables that the server itself stores into on its behalf.
+        uid: with whose rights it is signalled: the server's own; or, if root's server was told to watch
+            another user's process, that user's.
         connections: how many are open.
         heard_at: its own clock, seconds, in the latest HELLO that listed its timers.
         reaping: set from the first action on it on.
         killed: SIGKILL has been sent.
         died_first: it was dead already when it was to be sent.
+        refusal: why the kernel does not let it be killed, "" if that has not been tried or has worked.
+        refusal_told: that has been reported.
         retry_at: ``CLOCK_MONOTONIC``; no reap is tried before, because one has failed.
         reap_under_way: a coroutine of the owner's is reaping it.
         postponed: what has expired and is not dealt with.
@@ -70,11 +75,14 @@ class Worker:
         self.name = name_of(worker_id.pid)
         self.tables: list[WatchedTable] = []
         self.own_tables: dict[str, tuple[WatchedTable, TimerTable]] = {}
+        self.uid = os.geteuid()
         self.connections = 0
         self.heard_at = -inf
         self.reaping: Reaping | None = None
         self.killed = False
         self.died_first = False
+        self.refusal = ""
+        self.refusal_told = False
         self.retry_at = 0.0
         self.reap_under_way = False
         self.postponed: list[tuple[WatchedTable, tuple[Due, ...]]] = []
@@ -83,7 +91,7 @@ class Worker:
         self._unkillable: asyncio.TimerHandle | None = None
 
     def kill(self, on_unkillable: Any) -> bool:
-        """Send SIGKILL, once. Returns True: it is dead or dying; False: it is not ours to signal.
+        """Send SIGKILL, once. Returns True: it is dead or dying; False: it cannot be sent, see ``refusal``.
 
         Args:
             on_unkillable: called with this worker if it is still there ``UNKILLABLE_AFTER`` seconds later.
@@ -93,21 +101,39 @@ class Worker:
         try:
             if is_dead(self.pidfd):  # a zombie would take the signal, and it would prove nothing
                 raise ProcessLookupError
-            send_signal(self.pidfd, signal.SIGKILL)
+            if self.uid == os.geteuid():
+                send_signal(self.pidfd, signal.SIGKILL)
+            else:
+                send_signal_as(self.uid, self.pidfd, signal.SIGKILL)
         except ProcessLookupError:
             self.died_first = True  # by itself, just before
             return True
-        except PermissionError:
+        except OSError as error:
+            again = f"it will be tried again, soon only every {_LAST_RETRY:g} s"
+            self.refusal = f"as uid {self.uid}: {error.strerror}; {again}"
             return False
         self.killed = True
         self._unkillable = self._loop.call_later(UNKILLABLE_AFTER, on_unkillable, self)
         return True
+
+    def take_rights(self) -> None:
+        """Note whose process it is, if it is not root's: the first other uid counts.
+
+        Raises:
+            ProcessLookupError: it is gone.
+        """
+        if os.geteuid() == self.uid == 0:
+            uid = uids_of(self.id.pid)[0]
+            if is_dead(self.pidfd):
+                raise ProcessLookupError(f"process {self.id.pid} is gone")
+            self.uid = uid
 
     def settle(self) -> None:
         """It has been reaped, as far as its server is concerned: what is armed from now on is new."""
         self.postponed.clear()
         self.clear()
         self._backoff = _FIRST_RETRY
+        self.refusal, self.refusal_told = "", False
 
     def back_off(self) -> float:
         """A reap failed: return after how many seconds to try again."""

@@ -37,10 +37,12 @@ def serve(
     Prints one line when it is ready; everything that happens afterwards is a line on standard error.
     Stopping or killing it loses nothing: timers stay armed, the next server on the same socket goes on.
     """
+    from .._rights import drop_capabilities
     from ..server import TimerServer
     from ..watchdog import FoundedServer
     from ._sink import EventPipe, LogSink
 
+    drop_capabilities()  # before there are threads, the sink's for one
     sink = LogSink()
     logging.basicConfig(format="aiotimer: %(message)s", level=logging.INFO, handlers=[sink])
     path = resolve_socket(socket_path)
