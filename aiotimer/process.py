@@ -16,6 +16,7 @@ import socket
 import struct
 
 from ._core.requests import WorkerId
+from .errors import ServerError
 
 SO_PEERPIDFD = 77
 """Linux >= 6.5 (include/uapi/asm-generic/socket.h); not in Python's socket module up to 3.13."""
@@ -64,6 +65,20 @@ def runs_another_program(pid: int, mark: int) -> bool:
     except ProcessLookupError:
         return False
     return bool(now) and now != mark
+
+
+def check_proc() -> None:
+    """Check that /proc tells of the processes that this one sees, by the numbers it knows them by.
+
+    Raises:
+        ServerError: it is another pid namespace's, or none; what is read there would be of other processes.
+    """
+    try:
+        own = os.readlink("/proc/self")
+    except OSError as error:
+        raise ServerError(f"/proc cannot be read: {error.strerror}") from None
+    if own != str(os.getpid()):
+        raise ServerError("/proc is another pid namespace's (unshare --mount-proc mounts the right one)")
 
 
 def uids_of(pid: int) -> tuple[int, int, int]:

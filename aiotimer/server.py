@@ -32,6 +32,7 @@ from ._report import report
 from ._roster import Roster
 from ._worker import Worker, leave_behind
 from .events import Event, log, write_to_log
+from .process import check_proc
 
 if TYPE_CHECKING:
     import socket
@@ -96,10 +97,12 @@ class TimerServer:
             AlreadyServing: another server lives there.
             UnsafePath: the socket or the state directory cannot be used.
             NewerLayout: the state directory belongs to a newer aiotimer.
+            ServerError: /proc is not that of this process's pid namespace.
             RuntimeError: this server is running.
         """
         if self._lock is not None:
             raise RuntimeError("this timer server is running already")
+        check_proc()
         self._loop = asyncio.get_running_loop()
         self._lock = runtime.SocketLock(self.socket_path)
         try:
