@@ -19,7 +19,6 @@ from ._core import wire
 from ._watched import WatchedTable
 from ._worker import Worker
 from .errors import AiotimerError, ProtocolError
-from .process import Program
 from .queue import SocketQueue
 
 if TYPE_CHECKING:
@@ -51,7 +50,6 @@ class Connection:
         self.worker: Worker | None = None
         self.table: WatchedTable | None = None
         self.inbox: SocketQueue | None = None  # of a peer without a shared table
-        self.program: Program | None = None  # what the worker ran at HELLO
         self.offset = 0.0  # what to add to that peer's clock
         loop.add_reader(sock, self._readable)
 

@@ -16,7 +16,7 @@ from ._acceptor import EXHAUSTED, OUT_OF_DESCRIPTORS
 from ._core import layout, wire
 from ._version import __version__
 from .errors import AiotimerError, ProtocolError, ServerError, TableFull
-from .process import maps_file, pin_peer, program_of, time_namespace
+from .process import hung_up, maps_file, pin_peer, program_of, time_namespace
 from .queue import SocketQueue
 
 if TYPE_CHECKING:
@@ -110,13 +110,20 @@ def _greet(roster: Roster, connection: Connection, hello: wire.Hello) -> None:
         raise ServerError(f"process {worker_id.pid} belongs to uid {uid}, and this server to {os.geteuid()}")
     worker = roster.admit(worker_id, pidfd)
     try:
-        _seat(roster, worker, connection, hello)
+        program = program_of(worker_id.pid)
+        if hung_up(connection.socket):
+            # By an exec perhaps, which closes the socket before the mark changes; then the mark is another
+            # program's. Whatever the reason, nobody is there to be welcomed.
+            roster.dismiss(worker)
+            connection.close()
+            return
+        _seat(roster, worker, connection, hello, program)
     except BaseException:
         roster.dismiss(worker)
         raise
 
 
-def _seat(roster: Roster, worker: Worker, connection: Connection, hello: wire.Hello) -> None:
+def _seat(roster: Roster, worker: Worker, connection: Connection, hello: wire.Hello, program: int) -> None:
     same_clock = hello.time_namespace == time_namespace()
     offset = 0.0 if same_clock else monotonic() - hello.clock
     if hello.shared:
@@ -126,9 +133,9 @@ def _seat(roster: Roster, worker: Worker, connection: Connection, hello: wire.He
         table, is_new = _shared_table(roster, worker, offered)
     else:
         table, is_new = _socket_table(roster, worker, connection, hello, offset), False
-    connection.program = program_of(worker.id.pid)
     connection.worker, connection.table, connection.offset = worker, table, offset
     table.connection = connection
+    table.note_program(program)
     worker.connections += 1
     table.watch.connected = True
     table.look()

@@ -1,9 +1,8 @@
 """From an expired timer to a dead worker.
 
 The laws of this file: the slot is read again just before the first action, and a release that is found there
-spares the worker; nothing is awaited in between; one reap of a worker is under way at a time; a reap that
-did not succeed is tried again, ever more slowly, and one retry is pending at a time. A program that does not
-map the table is not reaped for it.
+spares the worker; so does an exec; nothing is awaited in between; one reap of a worker is under way at a
+time; a reap that did not succeed is tried again, ever more slowly, and one retry is pending at a time.
 """
 
 from __future__ import annotations
@@ -17,9 +16,8 @@ from ._core.reader import Timer
 from ._core.requests import WorkerId
 from ._core.watch import Due
 from ._watched import WatchedTable
-from ._worker import Reaping, Worker
+from ._worker import Reaping, Worker, leave_behind
 from .events import Event, log
-from .process import maps_file
 
 
 class Reaper:
@@ -47,12 +45,11 @@ class Reaper:
         if worker.killed:
             worker.clear()  # it is dying already
             return
+        if worker.has_left(table):
+            leave_behind(worker, table, self._emit)
+            return
         found = self._still_armed(worker, table, due)
         if found is None:
-            return
-        if _is_another_program(worker, table):
-            self._emit(Event("exec", worker.id, worker.name, detail="its timers are dropped"))
-            worker.drop(table)
             return
         if worker.reap_under_way or worker.retry_at:
             worker.postponed.append((table, due))
@@ -130,7 +127,10 @@ class Reaper:
         worker.reaping = None
         if not table.closed:
             table.mark_reaped(0.0)
-        self._emit(Event("reap_failed", worker.id, worker.name, detail="it will be tried again"))
+        if not worker.refusal_told:
+            detail = worker.refusal or "it will be tried again"
+            self._emit(Event("reap_failed", worker.id, worker.name, detail=detail))
+            worker.refusal_told = bool(worker.refusal)
         self._loop.call_at(self._loop.time() + worker.back_off(), self._try_again, worker)
 
     def _try_again(self, worker: Worker) -> None:
@@ -140,16 +140,3 @@ class Reaper:
             if not table.closed:
                 table.watch.reopen(due)
                 table.look()
-
-
-def _is_another_program(worker: Worker, table: WatchedTable) -> bool:
-    """Whether an exec has put an end to the program whose table this is, and no connection could tell.
-
-    Of a connected worker the end of its connection tells it; its maps are not read: they may block.
-    """
-    if table.connection is not None or table.file.kind != "shared":
-        return False
-    try:
-        return maps_file(worker.id.pid, table.file.inode) is False
-    except OSError:
-        return False

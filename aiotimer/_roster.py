@@ -24,7 +24,7 @@ from ._core.requests import WorkerId
 from ._core.table import TimerTable
 from ._core.watch import Due, Lifeline, Watch
 from ._watched import WatchedTable
-from ._worker import Worker
+from ._worker import Worker, leave_behind
 from .errors import ServerError
 from .events import Event, log, shown
 from .process import pin
@@ -101,14 +101,15 @@ class Roster:
             ProcessLookupError: there is no such process (any more).
         """
         worker = self.find(worker_id)
-        if worker is not None:
-            return worker
-        pid = worker_id.pid if isinstance(worker_id, WorkerId) else worker_id
-        found, pidfd = pin(pid)
-        if isinstance(worker_id, WorkerId) and found != worker_id:
-            os.close(pidfd)
-            raise ProcessLookupError(f"process {pid} is another one by now")
-        return self.admit(found, pidfd)
+        if worker is None:
+            pid = worker_id.pid if isinstance(worker_id, WorkerId) else worker_id
+            found, pidfd = pin(pid)
+            if isinstance(worker_id, WorkerId) and found != worker_id:
+                os.close(pidfd)
+                raise ProcessLookupError(f"process {pid} is another one by now")
+            worker = self.admit(found, pidfd)
+        worker.take_rights()
+        return worker
 
     def new_table(self, worker: Worker, kind: runtime.Kind) -> WatchedTable:
         """Make a table for a worker.
@@ -117,10 +118,6 @@ class Roster:
             OSError: there is no memory or descriptor for it.
         """
         file = runtime.create_table(self.directory, worker.id, worker.pidfd_inode, kind)
-        if os.geteuid() == 0 and os.fstat(file.descriptor).st_gid != worker.uid:
-            # Whose process it is about: the next server must know with whose rights to act. It is kept as the
-            # file's group, which has no rights on it.
-            os.fchown(file.descriptor, -1, worker.uid)
         return self.watch(worker, file, connected=True)
 
     def own_table(self, worker: Worker, kind: runtime.Kind) -> tuple[WatchedTable, TimerTable]:
@@ -133,6 +130,8 @@ class Roster:
         if own is None:
             watched = self.new_table(worker, kind)
             own = worker.own_tables[kind] = (watched, _stored_by_us(watched.file.descriptor))
+        if kind == "owner":
+            own[0].note_rights(worker.uid)
         return own
 
     def watch(self, worker: Worker, file: runtime.TableFile, *, connected: bool) -> WatchedTable:
@@ -201,10 +200,7 @@ class Roster:
             if layout.read_word(reaped_at) > 0.0:  # the earlier server died between its signal and its report
                 self._emit(Event("reaped", entry.worker, detail="by an earlier server"))
             raise
-        worker = self.admit(worker_id, pidfd)
-        if os.geteuid() == 0:
-            worker.uid = os.fstat(file.descriptor).st_gid
-        return worker
+        return self.admit(worker_id, pidfd)
 
     def _take_over(self, worker: Worker, file: runtime.TableFile) -> None:
         assert file.path is not None
@@ -219,8 +215,15 @@ class Roster:
             self.dismiss(worker)
             raise
         table = self.watch(worker, file, connected=file.kind != "shared")
+        if file.kind == "owner" and os.geteuid() == worker.uid == 0:
+            # Not what it has now: it may be a set-uid program. Nothing noted: only root's own rights were.
+            worker.uid = max(0, table.number(layout.RIGHTS) - 1)
         if cells is not None:
             worker.own_tables[file.kind] = (table, cells)
+        if worker.has_left(table):  # while no server ran
+            leave_behind(worker, table, self._emit)
+            self.dismiss(worker)
+            return
         self._emit(Event("adopted", worker.id, worker.name, detail=file.path.name))
 
     def close(self) -> None:

@@ -53,6 +53,7 @@ class WatchedTable:
         "_wake_at",
         "connection",
         "file",
+        "program",
         "reader",
         "watch",
     )  # fmt: skip
@@ -75,10 +76,9 @@ class WatchedTable:
         self._rounds = not isinstance(loop, asyncio.BaseEventLoop)  # uvloop: to the nearest millisecond
         self._spare = 0  # milliseconds to add after the next early wake
         self.connection: Closable | None = None  # whose owner's rings or requests come for this table
+        self.program = self.number(layout.PROGRAM)  # see process.program_of
         # Go on counting where an earlier server stopped: a worker may remember its last ring by that.
-        stored = os.pread(file.descriptor, 8, 8 * layout.LOOKS)
-        count = layout.read_word(stored) if len(stored) == 8 else 0.0
-        self._looks = count if 0.0 <= count < 2.0**52 else 0.0
+        self._looks = float(self.number(layout.LOOKS))
 
     def look(self) -> None:
         """Look now: report what is due, promise, and schedule the next look."""
@@ -125,6 +125,21 @@ class WatchedTable:
         with contextlib.suppress(OSError):
             os.pwrite(self.file.descriptor, layout.word(now), 8 * layout.REAPED_AT)
 
+    def note_program(self, mark: int) -> None:
+        """Remember which program arms its timers here, and let the next server know."""
+        self.program = mark
+        self._note(layout.PROGRAM, mark)
+
+    def note_rights(self, uid: int) -> None:
+        """Let the next server know with whose rights the worker is signalled."""
+        self._note(layout.RIGHTS, uid + 1)
+
+    def number(self, index: int) -> int:
+        """Return a whole number from the header, 0 if there is anything else."""
+        stored = os.pread(self.file.descriptor, 8, 8 * index)
+        number = layout.read_word(stored) if len(stored) == 8 else 0.0
+        return int(number) if 0.0 <= number < 2.0**52 else 0
+
     def connection_lost(self) -> None:
         """The owner cannot ring any more: promise nothing, so that its next acquire finds out."""
         self.watch.connected = False
@@ -157,6 +172,10 @@ class WatchedTable:
     def closed(self) -> bool:
         """Whether the table is not watched any more."""
         return self.file.descriptor < 0
+
+    def _note(self, index: int, number: int) -> None:
+        with contextlib.suppress(OSError):  # its owner has cut it off, and the file system is full
+            os.pwrite(self.file.descriptor, layout.word(number), 8 * index)
 
     def _write(self, promise: float) -> None:
         self._looks += 1.0

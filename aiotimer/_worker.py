@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import inf
 from mmap import mmap
 from time import monotonic
@@ -21,8 +21,10 @@ from ._core.reader import Timer
 from ._core.requests import TimerRequest, WorkerId
 from ._core.table import TimerTable
 from ._core.watch import Due
+from ._rights import send_signal_as
 from ._watched import WatchedTable
-from .process import is_dead, name_of, send_signal_as, uid_of
+from .events import Event
+from .process import is_dead, maps_file, name_of, runs_another_program, send_signal, uids_of
 
 UNKILLABLE_AFTER = 10.0
 """Seconds after SIGKILL at which a process that is still there is reported as unkillable."""
@@ -51,14 +53,17 @@ class Worker:
         pidfd: the process, pinned.
         pidfd_inode: unique to the process where the kernel makes it so.
         name: its command name.
-        uid: whose it was when it was pinned (when its timers were armed, if an earlier server did that).
         tables: every table it has timers in.
         own_tables: by kind, the tables that the server itself stores into on its behalf.
+        uid: with whose rights it is signalled: the server's own; or, if root's server was told to watch
+            another user's process, that user's.
         connections: how many are open.
         heard_at: its own clock, seconds, in the latest HELLO that listed its timers.
         reaping: set from the first action on it on.
         killed: SIGKILL has been sent.
         died_first: it was dead already when it was to be sent.
+        refusal: why the kernel does not let it be killed, "" if that has not been tried or has worked.
+        refusal_told: that has been reported.
         retry_at: ``CLOCK_MONOTONIC``; when a reap that has failed is tried again. 0.0: none is pending.
         reap_under_way: a coroutine of the owner's is reaping it.
         postponed: what has expired and is not dealt with.
@@ -69,17 +74,16 @@ class Worker:
         self.pidfd = pidfd
         self.pidfd_inode = os.fstat(pidfd).st_ino
         self.name = name_of(worker_id.pid)
-        self.uid = os.geteuid()
-        if self.uid == 0:
-            with contextlib.suppress(ProcessLookupError):  # dead: nobody will be signalled
-                self.uid = uid_of(worker_id.pid)
         self.tables: list[WatchedTable] = []
         self.own_tables: dict[str, tuple[WatchedTable, TimerTable]] = {}
+        self.uid = os.geteuid()
         self.connections = 0
         self.heard_at = -inf
         self.reaping: Reaping | None = None
         self.killed = False
         self.died_first = False
+        self.refusal = ""
+        self.refusal_told = False
         self.retry_at = 0.0
         self.reap_under_way = False
         self.postponed: list[tuple[WatchedTable, tuple[Due, ...]]] = []
@@ -88,7 +92,7 @@ class Worker:
         self._unkillable: asyncio.TimerHandle | None = None
 
     def kill(self, on_unkillable: Any) -> bool:
-        """Send SIGKILL, once. Returns True: it is dead or dying; False: it is not ours to signal.
+        """Send SIGKILL, once. Returns True: it is dead or dying; False: it cannot be sent, see ``refusal``.
 
         Args:
             on_unkillable: called with this worker if it is still there ``UNKILLABLE_AFTER`` seconds later.
@@ -98,27 +102,59 @@ class Worker:
         try:
             if is_dead(self.pidfd):  # a zombie would take the signal, and it would prove nothing
                 raise ProcessLookupError
-            send_signal_as(self.uid, self.pidfd, signal.SIGKILL)
+            if self.uid == os.geteuid():
+                send_signal(self.pidfd, signal.SIGKILL)
+            else:
+                send_signal_as(self.uid, self.pidfd, signal.SIGKILL)
         except ProcessLookupError:
             self.died_first = True  # by itself, just before
             return True
-        except PermissionError:
+        except OSError as error:
+            again = f"it will be tried again, soon only every {_LAST_RETRY:g} s"
+            self.refusal = f"as uid {self.uid}: {error.strerror}; {again}"
             return False
         self.killed = True
         self._unkillable = self._loop.call_later(UNKILLABLE_AFTER, on_unkillable, self)
         return True
+
+    def take_rights(self) -> None:
+        """Note whose process it is, if it is not root's: the first other uid counts.
+
+        Raises:
+            ProcessLookupError: it is gone.
+        """
+        if os.geteuid() == self.uid == 0:
+            uid = uids_of(self.id.pid)[0]
+            if is_dead(self.pidfd):
+                raise ProcessLookupError(f"process {self.id.pid} is gone")
+            self.uid = uid
 
     def settle(self) -> None:
         """It has been reaped, as far as its server is concerned: what is armed from now on is new."""
         self.postponed.clear()
         self.clear()
         self._backoff = _FIRST_RETRY
+        self.refusal, self.refusal_told = "", False
 
     def back_off(self) -> float:
         """A reap failed: return after how many seconds to try again."""
         pause, self._backoff = self._backoff, min(2 * self._backoff, _LAST_RETRY)
         self.retry_at = monotonic() + pause
         return pause
+
+    def has_left(self, table: WatchedTable, *, maps: bool = False) -> bool:
+        """Whether it runs another program by now than the one that armed what is in a table.
+
+        Args:
+            table: one of its tables. What the server's owner armed is meant for the process.
+            maps: look into its memory too, which can take a while: whether it still maps the table.
+        """
+        kind = table.file.kind
+        left = kind != "owner" and runs_another_program(self.id.pid, table.program)
+        if not left and maps and kind == "shared":
+            with contextlib.suppress(OSError):  # it is not shown
+                left = maps_file(self.id.pid, table.file.inode) is False
+        return left and not is_dead(self.pidfd)  # else the pid may be another's by now
 
     def table_of(self, inode: int) -> WatchedTable | None:
         """Return its table with that inode."""
@@ -172,6 +208,14 @@ class Worker:
         for _own, cells in self.own_tables.values():
             _unmap(cells)
         self.own_tables.clear()
+
+
+def leave_behind(worker: Worker, table: WatchedTable, emit: Callable[[Event], None]) -> None:
+    """Drop a table that a process has left by an exec; say so if anything is armed in it."""
+    if table.timers():
+        # Or it is an interpreter that has unmapped everything at its end.
+        emit(Event("exec", worker.id, worker.name, detail="its timers are dropped"))
+    worker.drop(table)
 
 
 def _unmap(cells: TimerTable) -> None:

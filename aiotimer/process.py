@@ -2,99 +2,111 @@
 
 The law of this file: a process is held by a pidfd, pinned before anything is believed about it, and a
 signal goes through that pidfd. A pid alone may by now be somebody else's; the pair (pid, start time) is
-checked while the pidfd is held, so what was read belongs to the process that is pinned. Root signals another
-user's process with that user's rights, so that the kernel judges.
+checked while the pidfd is held, so what was read belongs to the process that is pinned.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import select
 import signal
 import socket
 import struct
-import threading
-from typing import NamedTuple
 
 from ._core.requests import WorkerId
+from .errors import ServerError
 
 SO_PEERPIDFD = 77
 """Linux >= 6.5 (include/uapi/asm-generic/socket.h); not in Python's socket module up to 3.13."""
 
 _UCRED = struct.Struct("=iII")
-_SETRESUID = {"x86_64": 117, "aarch64": 147, "riscv64": 147}
-"""The system call itself: it changes one thread. The C library's function changes them all."""
-
-
-class Program(NamedTuple):
-    """What tells a program from the one that the same process runs after an exec: where the kernel put it.
-
-    Attributes:
-        start_code: where its code begins.
-        start_stack: where its stack began.
-    """
-
-    start_code: int
-    start_stack: int
 
 
 def start_time(pid: int) -> int:
     """Return when a process started, in clock ticks since boot: field 22 of proc_pid_stat(5).
 
-    The second field, the name, may contain spaces and parentheses; what follows the *last* ``)`` is
-    unambiguous.
-
     Raises:
         ProcessLookupError: there is no such process.
     """
-    return int(_stat(pid)[19])
+    return int(_stat(pid)[22])
 
 
-def program_of(pid: int) -> Program:
-    """Return what program a process runs: fields 26 and 28 of proc_pid_stat(5).
+def program_of(pid: int) -> int:
+    """Return a mark of the program that a process runs, another one after every exec; 0: it is not shown.
 
-    Raises:
-        ProcessLookupError: there is no such process.
-    """
-    fields = _stat(pid)
-    return Program(int(fields[23]), int(fields[25]))
-
-
-def runs_another(pid: int, program: Program) -> bool:
-    """Whether a process, not known to be dead, runs another program than it did: it has called exec.
+    It is made of where code and stack lie, which exec draws anew (were address randomisation switched off, a
+    program that executes itself with the same arguments would keep its mark). Reading that waits for no lock
+    of the process, unlike its maps. It is below 2**48: a float64 holds it.
 
     Raises:
-        OSError: it is gone, or its memory is not ours to see.
+        ProcessLookupError: there is no such process, or it is exiting and has no program.
     """
-    # In this order: of a process that exits the memory goes first, and its fields are 0 then; of one that
-    # is inside exec they may be 0 too, but it has memory.
-    now = program_of(pid)
-    with open(f"/proc/{pid}/maps", "rb") as file:
-        return bool(file.read(1)) and now != program
+    stat = _stat(pid)
+    memory, code, end_of_code, stack = (stat[n] for n in (23, 26, 27, 28))
+    if memory == b"0":
+        raise ProcessLookupError(f"process {pid} is exiting")
+    if (code, stack) == (b"1", b"0"):  # ptrace_may_access() says no: it has another uid, or is not dumpable
+        return 0
+    return int.from_bytes(hashlib.blake2b(b" ".join((code, end_of_code, stack)), digest_size=6).digest())
 
 
-def uid_of(pid: int) -> int:
-    """Return the real uid of a process (proc_pid_status(5)).
+def runs_another_program(pid: int, mark: int) -> bool:
+    """Whether a process has executed another program since :func:`program_of` returned this mark.
+
+    False if it cannot be told; and the caller checks afterwards that the pid was still that process.
+    """
+    try:
+        now = program_of(pid) if mark else 0
+        if mark and not now and os.geteuid() != 0:
+            # Its memory was shown to us, so all its uids were ours: a program changed them that is set-uid.
+            return any(uid != os.geteuid() for uid in uids_of(pid))
+    except ProcessLookupError:
+        return False
+    return bool(now) and now != mark
+
+
+def check_proc() -> None:
+    """Check that /proc tells of the processes that this one sees, by the numbers it knows them by.
+
+    Raises:
+        ServerError: it is another pid namespace's, or none; what is read there would be of other processes.
+    """
+    try:
+        own = os.readlink("/proc/self")
+    except OSError as error:
+        raise ServerError(f"/proc cannot be read: {error.strerror}") from None
+    if own != str(os.getpid()):
+        raise ServerError("/proc is another pid namespace's (unshare --mount-proc mounts the right one)")
+
+
+def uids_of(pid: int) -> tuple[int, int, int]:
+    """Return the real, effective and saved user id of a process.
 
     Raises:
         ProcessLookupError: there is no such process.
     """
     try:
         with open(f"/proc/{pid}/status", "rb") as file:
-            return next(int(line.split()[1]) for line in file if line.startswith(b"Uid:"))
+            fields = next(line for line in file if line.startswith(b"Uid:")).split()
     except (FileNotFoundError, ProcessLookupError):
         raise ProcessLookupError(f"no process {pid}") from None
+    return int(fields[1]), int(fields[2]), int(fields[3])
 
 
 def _stat(pid: int) -> list[bytes]:
-    """Return the fields of ``/proc/PID/stat`` from the third on."""
+    """Return the fields of proc_pid_stat(5), each at its number there; 0 to 2 are not given.
+
+    The second field, the name, may contain spaces and parentheses; what follows the *last* ``)`` is
+    unambiguous.
+    """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             stat = file.read()
     except (FileNotFoundError, ProcessLookupError):
         raise ProcessLookupError(f"no process {pid}") from None
-    return stat[stat.rindex(b")") + 2 :].split()
+    return [b"", b"", b"", *stat[stat.rindex(b")") + 2 :].split()]
 
 
 def name_of(pid: int) -> str:
@@ -176,6 +188,13 @@ def is_dead(pidfd: int) -> bool:
     return bool(poll.poll(0))
 
 
+def hung_up(connection: socket.socket) -> bool:
+    """Whether nobody has the other end of a connected Unix socket open any more."""
+    poll = select.poll()
+    poll.register(connection, 0)  # POLLHUP is always told
+    return bool(poll.poll(0))
+
+
 def send_signal(pidfd: int, signum: int) -> None:
     """Send a signal to a pinned process.
 
@@ -184,49 +203,6 @@ def send_signal(pidfd: int, signum: int) -> None:
         PermissionError: it is not ours to signal.
     """
     signal.pidfd_send_signal(pidfd, signum)
-
-
-def send_signal_as(uid: int, pidfd: int, signum: int) -> None:
-    """Send a signal with the rights of a user, if this process is root; else with its own.
-
-    A thread of its own takes that user's uid on, sends, and ends: there is no way back to get wrong.
-
-    Raises:
-        ProcessLookupError: it is dead.
-        PermissionError: it is not that user's to signal.
-    """
-    if os.geteuid() != 0 or uid == 0:
-        send_signal(pidfd, signum)
-        return
-    failures: list[OSError] = []
-
-    def send() -> None:
-        try:
-            _become(uid)
-            send_signal(pidfd, signum)
-        except OSError as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=send, name="aiotimer-signal")
-    thread.start()
-    thread.join()
-    if failures:
-        raise failures[0]
-
-
-def _become(uid: int) -> None:
-    """Give this thread, and no other, the real and effective uid of a user, and no capabilities.
-
-    The saved uid stays 0, so that no process of the user passes for its equal (ptrace(2)).
-    """
-    import ctypes  # only root needs it
-
-    number = _SETRESUID.get(os.uname().machine)
-    if number is None:
-        raise PermissionError(f"cannot act as uid {uid} on this machine ({os.uname().machine})")
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.syscall(ctypes.c_long(number), ctypes.c_long(uid), ctypes.c_long(uid), ctypes.c_long(-1)):
-        raise OSError(ctypes.get_errno(), f"cannot act as uid {uid}")
 
 
 def time_namespace() -> int:

@@ -26,13 +26,13 @@ from ._acceptor import BACKLOG, Acceptor, raise_descriptor_limit
 from ._connection import Connection
 from ._core.requests import TimerRequest, WorkerId
 from ._core.watch import BOUND
-from ._greeting import apply, forget, handle
+from ._greeting import apply, handle
 from ._reaper import Reaper
 from ._report import report
 from ._roster import Roster
-from ._worker import Worker
+from ._worker import Worker, leave_behind
 from .events import Event, log, write_to_log
-from .process import is_dead, maps_file, runs_another
+from .process import check_proc
 
 if TYPE_CHECKING:
     import socket
@@ -97,10 +97,12 @@ class TimerServer:
             AlreadyServing: another server lives there.
             UnsafePath: the socket or the state directory cannot be used.
             NewerLayout: the state directory belongs to a newer aiotimer.
+            ServerError: /proc is not that of this process's pid namespace.
             RuntimeError: this server is running.
         """
         if self._lock is not None:
             raise RuntimeError("this timer server is running already")
+        check_proc()
         self._loop = asyncio.get_running_loop()
         self._lock = runtime.SocketLock(self.socket_path)
         try:
@@ -289,19 +291,9 @@ class TimerServer:
         if table is None or table.closed or table.connection is not connection:
             return  # nothing was armed through it, or its owner has come back on another one already
         table.connection = None
-        shared = table.file.kind == "shared"
-        with contextlib.suppress(OSError):
-            if shared:
-                replaced = maps_file(worker.id.pid, table.file.inode) is False
-            else:
-                replaced = connection.program is not None and runs_another(worker.id.pid, connection.program)
-            if replaced and not is_dead(worker.pidfd):  # else its pid may be another process's already
-                # Another program by now, or an interpreter that has unmapped everything at its end.
-                if table.timers():
-                    self.emit(Event("exec", worker.id, worker.name, detail="its timers are dropped"))
-                forget(worker, table)
-                return
-        if shared:
+        if worker.has_left(table, maps=True):
+            leave_behind(worker, table, self.emit)
+        elif table.file.kind == "shared":
             table.connection_lost()
 
     def refused(self, connection: Connection, reason: str) -> None:

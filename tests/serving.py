@@ -197,6 +197,18 @@ class WatchfulServer(TimerServer):
         return armed(self.status(), pid)
 
 
+async def assert_reaped(server: WatchfulServer, pid: int, deadline: float, scope: str = "victim") -> Event:
+    """A process was killed, for this timer, once, and not before its deadline; return the event."""
+    event = await server.told("reaped", pid)
+    assert event.scope == scope
+    assert event.late_s is not None
+    assert event.late_s >= 0.0
+    assert server.acted[pid] >= deadline
+    assert [worker.pid for worker in server.reaps].count(pid) == 1
+    assert server.armed(pid) == {}
+    return event
+
+
 @contextlib.asynccontextmanager
 async def serving_as(kind: type[S], path: str | None = None, **options: Any) -> AsyncIterator[S]:
     """Serve in the running loop, on a socket of its own unless a path is given."""
@@ -210,17 +222,6 @@ async def serving_as(kind: type[S], path: str | None = None, **options: Any) -> 
 def serving(path: str | None = None, **options: Any) -> AbstractAsyncContextManager[WatchfulServer]:
     """Serve in the running loop as a :class:`WatchfulServer`."""
     return serving_as(WatchfulServer, path, **options)
-
-
-async def assert_reaped(server: WatchfulServer, pid: int, deadline: float, scope: str = "victim") -> None:
-    """A process was killed, for this timer, once, and not before its deadline."""
-    event = await server.told("reaped", pid)
-    assert event.scope == scope
-    assert event.late_s is not None
-    assert event.late_s >= 0.0
-    assert server.acted[pid] >= deadline
-    assert [worker.pid for worker in server.reaps].count(pid) == 1
-    assert server.armed(pid) == {}
 
 
 # -- a server in a process of its own ------------------------------------------------------------------

@@ -12,6 +12,8 @@ offset                written by  what
 64  ``PROMISE``       server     float64: when the server looks next
 72  ``LOOKS``         server     float64: how many looks there have been
 80  ``REAPED_AT``     server     float64: when the server began to reap the worker, or 0.0
+88  ``PROGRAM``       server     float64: a mark of the program that the worker runs, or 0.0
+96  ``RIGHTS``        server     float64: 1 + the uid with whose rights it is signalled, or 0.0
 192 ``HIGH_WATER``    worker     float64: slots below this are allocated and initialised
 200 ``RETIRED``       worker     float64: acquisitions counted in slots that were relabelled since
 256 deadlines         worker     65,536 x float64; ``inf`` or 0.0 = not armed
@@ -38,6 +40,8 @@ SLOTS = 65_536
 PROMISE = 8
 LOOKS = 9
 REAPED_AT = 10
+PROGRAM = 11
+RIGHTS = 12
 HIGH_WATER = 24
 RETIRED = 25
 FIRST_DEADLINE = 32

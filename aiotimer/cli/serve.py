@@ -37,10 +37,12 @@ def serve(
     Prints one line when it is ready; everything that happens afterwards is a line on standard error.
     Stopping or killing it loses nothing: timers stay armed, the next server on the same socket goes on.
     """
+    from .._rights import drop_capabilities
     from ..server import TimerServer
     from ..watchdog import FoundedServer
     from ._sink import EventPipe, LogSink
 
+    drop_capabilities()  # before there are threads, the sink's for one
     sink = LogSink()
     logging.basicConfig(format="aiotimer: %(message)s", level=logging.INFO, handlers=[sink])
     path = resolve_socket(socket_path)
@@ -62,11 +64,8 @@ def serve(
 
 
 async def _serve(server: TimerServer, loop_name: str, ready_fd: int | None, *, quiet: bool) -> None:
-    from .._privileges import drop_capabilities
-
     loop = asyncio.get_running_loop()
     await server.start()
-    drop_capabilities()
     stopping: list[asyncio.Task[None]] = []
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, lambda: stopping.append(loop.create_task(server.stop())))

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,10 +17,9 @@ import pytest
 
 from aiotimer import TimerRequest
 from aiotimer._core import wire
-from aiotimer._privileges import KEPT
 from tests.programs import PRELUDE
 from tests.serving import answer, bystander, ended, is_alive, line, raw_client, serving
-from tests.support import short_directory, short_socket, spawn_worker
+from tests.support import short_socket, spawn_worker
 
 NOBODY = 65534
 
@@ -164,60 +161,3 @@ async def test_fault_23_files_are_closed_to_other_users(runtime_directory: Path)
             with spawn_worker(source, None, *paths) as stranger:
                 assert await ended(stranger) == 0
                 assert stranger.lines == ["closed"] * 3
-
-
-# -- root -------------------------------------------------------------------------------------------------
-
-
-@needs_root
-@pytest.mark.parametrize("restart", [False, True], ids=["same server", "next server"])
-async def test_a_set_uid_program_is_not_killed_by_proxy(restart: bool) -> None:
-    """Root's server acts on another user's process with that user's rights, as they were at arming."""
-    if os.statvfs("/tmp").f_flag & os.ST_NOSUID:
-        pytest.skip("/tmp is mounted nosuid")
-    with short_directory() as directory:
-        directory.chmod(0o755)
-        source, become = directory / "become.c", directory / "become"
-        if not (compiler := shutil.which("cc")):
-            pytest.skip("there is no C compiler")
-        source.write_text(
-            "#include <stdio.h>\n#include <unistd.h>\n"
-            'int main(void) { setresuid(0, 0, 0); puts("became"); fflush(stdout); return getchar(); }\n'
-        )
-        subprocess.run([compiler, "-D_GNU_SOURCE", "-o", str(become), str(source)], check=True)
-        become.chmod(0o4755)
-        command = "import os, sys; os.setresuid(65534, 65534, 65534); print('ready', flush=True);"
-        command += f"sys.stdin.readline(); os.execv({str(become)!r}, ['become'])"
-        deadline = monotonic() + 1.0
-        path = str(directory / "s")
-        with spawn_worker(command, None) as worker, spawn_worker(command, None) as other:
-            await line(worker, "ready")
-            await line(other, "ready")
-            async with serving(path) as server:
-                server.register_timers([TimerRequest(p.pid, "mine", deadline) for p in (worker, other)])
-                worker.say()
-                await line(worker, "became")
-                if not restart:
-                    await server.told("reap_failed", worker.pid)
-                    await server.told("reaped", other.pid)  # still that user's
-            if restart:
-                async with serving(path) as server:
-                    await server.told("reap_failed", worker.pid)
-                    await server.told("reaped", other.pid)
-            assert is_alive(worker.pid)
-            assert await ended(other) == -signal.SIGKILL
-
-
-@needs_root
-def test_a_root_daemon_gives_up_what_it_does_not_need() -> None:
-    with short_socket() as path:
-        source = "import sys; from aiotimer.cli import main; main(['serve', '--socket', sys.argv[1]])"
-        with spawn_worker(source, None, path) as daemon:
-            daemon.wait_line("serving on")
-            status = Path(f"/proc/{daemon.pid}/status").read_text().splitlines()
-            facts = {key: value.strip() for key, _, value in (text.partition(":") for text in status)}
-            allowed = sum(1 << number for number in KEPT.values())
-            for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
-                assert int(facts[name], 16) & ~allowed == 0, name
-            daemon.process.terminate()
-            assert daemon.wait() == 0

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from tests.programs import ENTRIES, HANGS, PRELUDE, program
+from tests.programs import ENTRIES, HANGS, program
 from tests.serving import assert_reaped, ended, line, number, serving
 from tests.support import spawn_worker
 
@@ -73,35 +73,3 @@ async def test_fault_41_hung_without_shared_memory() -> None:
     # A plain `with` on a loop waits five milliseconds for an acknowledgement, and goes on: not here.
     waiting = [entry for entry in ENTRIES if entry != "with on a loop"]
     await assert_all_reaped([program(entry, HANGS["gil"], shared=False) for entry in waiting])
-
-
-# -- workers started by multiprocessing ----------------------------------------------------------------
-
-LAUNCHER = (
-    PRELUDE
-    + """
-import multiprocessing
-
-with expires(60, "launcher") as block:
-    child = multiprocessing.get_context(sys.argv[1]).Process(target=exec, args=(sys.argv[2], {}))
-    child.start()
-    say("child", child.pid)
-    child.join()
-    say("exitcode", child.exitcode)
-    sys.stdin.readline()
-"""
-)
-
-
-@pytest.mark.parametrize("method", ["spawn", "fork", "forkserver"])
-async def test_hung_worker_of_multiprocessing(method: str) -> None:
-    victim = program("with", HANGS["gil"])
-    async with serving() as server:
-        with spawn_worker(LAUNCHER, server.socket_path, method, victim) as launcher:
-            pid = int(await number(launcher, "child"))
-            deadline = await number(launcher, "deadline")
-            assert int(await number(launcher, "exitcode")) == -signal.SIGKILL
-            await assert_reaped(server, pid, deadline)
-            assert list(server.armed(launcher.pid)) == ["launcher"]
-            launcher.say()
-            assert await ended(launcher) == 0

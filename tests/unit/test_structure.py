@@ -39,7 +39,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("_core.wire", "_core.table", "_core.reader", "_core.ladder"),
     ("_core.watch",),
     ("_core",),
-    ("process", "_privileges"),
+    ("process", "_rights"),
     ("runtime",),
     ("queue", "events"),
     (

@@ -1,0 +1,127 @@
+"""Fault 17: workers and servers in different pid and time namespaces.
+
+The laws of this file: a worker that the server cannot see is told so at HELLO and is never armed; one that
+it sees by another number is the one that dies; and a deadline is the same moment on both sides of a time
+namespace, however it was armed.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.programs import HANGS, PRELUDE, program
+from tests.serving import assert_reaped, ended, is_alive, number, serving
+from tests.support import SpawnedWorker, short_socket, spawn_worker
+
+PID_NAMESPACE = ("--pid", "--fork", "--kill-child", "--mount-proc")
+"""Options of unshare(1): the command is process 1 of a namespace, and dies with unshare."""
+
+AHEAD = 100_000
+"""Seconds by which the clock of a time namespace is ahead: no deadline here is so far away."""
+
+TIME_NAMESPACE = ("--time", "--monotonic", str(AHEAD), "--fork", "--kill-child")
+
+
+def in_namespace(options: tuple[str, ...], code: str, path: str, *arguments: str) -> SpawnedWorker:
+    """Start ``python -c code`` in namespaces of its own, if that is permitted here."""
+    try:
+        subprocess.run(["unshare", *options, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip(f"unshare {' '.join(options)} is not permitted here")
+    launcher = "import os, sys; os.execvp('unshare', ['unshare', *sys.argv[1:]])"
+    interpreter = ("--", sys.executable, "-c", code, *arguments)
+    return spawn_worker(launcher, path, *options, *interpreter)
+
+
+def child_of(pid: int) -> int:
+    """Return the only child of a process, here ``unshare``."""
+    (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return int(child)
+
+
+# -- pid namespaces ----------------------------------------------------------------------------------------
+
+SERVER = """
+import sys
+from aiotimer.cli import main
+main(["serve", "--socket", sys.argv[1], *sys.argv[2:]])
+"""
+
+OUTSIDER = (
+    PRELUDE
+    + """
+from aiotimer import Refused
+
+client = TimerClient(unavailable="raise", budget=30, shared=SHARED)
+try:
+    client.acquire("outsider's", time.monotonic() + 0.1)
+except Refused as error:
+    say("refused", error)
+else:
+    say("armed")
+sys.stdin.readline()
+"""
+)
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_fault_17_a_worker_that_the_server_cannot_see(loop: str) -> None:
+    """The server is in a child namespace and would know it as pid 0: refused, and said by both sides."""
+    with short_socket() as path, in_namespace(PID_NAMESPACE, SERVER, path, path, "--loop", loop) as server:
+        server.wait_line("serving on")
+        for shared in (True, False):
+            with spawn_worker(OUTSIDER.replace("SHARED", repr(shared)), path) as worker:
+                said = worker.wait_line("refused")
+                assert "not visible in the server's pid namespace" in said
+                assert "not visible in the server's pid namespace" in server.wait_line("refused")
+                worker.say()
+                assert worker.wait() == 0
+                assert "armed" not in worker.lines
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "socket"])
+async def test_fault_17_a_worker_in_a_child_namespace(shared: bool) -> None:
+    """It calls itself 1. The server knows better, and process 1 of its own namespace is unharmed."""
+    body = "say('pid', os.getpid())\n" + HANGS["gil"]
+    source = program("with", body, shared=shared)
+    async with serving() as server:
+        with in_namespace(PID_NAMESPACE, source, server.socket_path) as unshare:
+            deadline = await number(unshare, "deadline")
+            assert await number(unshare, "pid") == 1
+            (known,) = server.status()["workers"]
+            assert known["pid"] == child_of(unshare.pid)
+            await assert_reaped(server, known["pid"], deadline)
+            await ended(unshare)
+        assert is_alive(1)
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_fault_17_a_server_that_sees_the_processes_of_another_namespace(loop: str) -> None:
+    """Without a /proc of its namespace it would read of other processes: it does not start."""
+    options = tuple(option for option in PID_NAMESPACE if option != "--mount-proc")
+    with short_socket() as path, in_namespace(options, SERVER, path, path, "--loop", loop) as server:
+        server.wait_line("/proc is another pid namespace's")
+        assert server.wait() == 70
+        assert not Path(path).exists()
+
+
+# -- time namespaces ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "socket"])
+@pytest.mark.parametrize("entry", ["with", "acquire", "async with", "async acquire"])
+async def test_fault_17_a_worker_in_a_time_namespace(entry: str, shared: bool) -> None:
+    """Its deadline is at the right moment of the server's clock: not early, and not hours late."""
+    async with serving() as server:
+        source = program(entry, HANGS["gil"], shared=shared)
+        with in_namespace(TIME_NAMESPACE, source, server.socket_path) as unshare:
+            deadline = await number(unshare, "deadline")
+            await server.until(lambda: server.all_told("reaped"), "the worker's end")
+            (event,) = server.all_told("reaped")
+            assert event.worker_id is not None
+            await assert_reaped(server, event.worker_id.pid, deadline - AHEAD)
+            await ended(unshare)
