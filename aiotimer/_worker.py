@@ -102,10 +102,10 @@ class Worker:
         try:
             if is_dead(self.pidfd):  # a zombie would take the signal, and it would prove nothing
                 raise ProcessLookupError
-            if self.uid == os.geteuid():
-                send_signal(self.pidfd, signal.SIGKILL)
-            else:
+            if os.geteuid() == 0 != self.uid:
                 send_signal_as(self.uid, self.pidfd, signal.SIGKILL)
+            else:
+                send_signal(self.pidfd, signal.SIGKILL)
         except ProcessLookupError:
             self.died_first = True  # by itself, just before
             return True

@@ -8,7 +8,6 @@ checked while the pidfd is held, so what was read belongs to the process that is
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import select
 import signal
@@ -20,6 +19,9 @@ from .errors import ServerError
 
 SO_PEERPIDFD = 77
 """Linux >= 6.5 (include/uapi/asm-generic/socket.h); not in Python's socket module up to 3.13."""
+
+_FACTOR, _LARGEST_MARK = 1_000_003, 2**48 - 59
+"""Two primes. A server of another version compares the marks too: they may change with the table's layout."""
 
 _UCRED = struct.Struct("=iII")
 
@@ -38,7 +40,7 @@ def program_of(pid: int) -> int:
 
     It is made of where code and stack lie, which exec draws anew (were address randomisation switched off, a
     program that executes itself with the same arguments would keep its mark). Reading that waits for no lock
-    of the process, unlike its maps. It is below 2**48: a float64 holds it.
+    of the process, unlike its maps. A float64 holds it.
 
     Raises:
         ProcessLookupError: there is no such process, or it is exiting and has no program.
@@ -49,7 +51,8 @@ def program_of(pid: int) -> int:
         raise ProcessLookupError(f"process {pid} is exiting")
     if (code, stack) == (b"1", b"0"):  # ptrace_may_access() says no: it has another uid, or is not dumpable
         return 0
-    return int.from_bytes(hashlib.blake2b(b" ".join((code, end_of_code, stack)), digest_size=6).digest())
+    mark = (int(code) * _FACTOR + int(end_of_code)) * _FACTOR + int(stack)
+    return mark % _LARGEST_MARK + 1
 
 
 def runs_another_program(pid: int, mark: int) -> bool:
