@@ -282,7 +282,9 @@ def _stored_by_us(descriptor: int) -> TimerTable:
 def _restored(descriptor: int) -> TimerTable:
     """Return the storing side of a table that an earlier server kept, with what is armed in it."""
     reader = TableReader(functools.partial(os.pread, descriptor))
-    runtime.allocate(descriptor, max(1, len(reader.deadlines())))  # a hole in it would be SIGBUS, for us
+    slots = len(reader.deadlines())
+    runtime.allocate(descriptor, max(1, slots))  # a hole in it would be SIGBUS, for us
+    os.pwrite(descriptor, layout.word(slots), 8 * layout.HIGH_WATER)  # it may say anything
     cells = _stored_by_us(descriptor)
     cells.adopt_cells((timer.slot, timer.scope, timer.ordinal) for timer in reader.timers())
     return cells

@@ -218,6 +218,22 @@ async def test_fault_06_a_table_full_of_random_bytes(kind: str, caplog: pytest.L
 
 
 @pytest.mark.asyncio(loop_factories=["uvloop"])
+@pytest.mark.parametrize("mark", [1e15, -1.0, float("nan")])
+async def test_fault_06_a_table_of_ours_that_claims_any_size(mark: float) -> None:
+    """The server adopts what it kept itself before; it does not believe how many slots that has."""
+    with short_socket() as path, state_of(path) as directory, bystander() as pid:
+        kept = directory / name_of(pid).replace(".shared", ".owner")
+        table(kept)
+        with kept.open("r+b") as file:
+            file.seek(8 * layout.HIGH_WATER)
+            file.write(layout.word(mark))
+        async with serving(path) as server:
+            assert server.all_told("adopted", pid)
+            server.register_timers([TimerRequest(pid, "s", 0.0)])
+            await server.told("reaped", pid)
+
+
+@pytest.mark.asyncio(loop_factories=["uvloop"])
 @pytest.mark.parametrize("plant", ["fifo", "link", "unreadable"])
 async def test_fault_06_the_note_in_the_directory(plant: str) -> None:
     """The file that names the socket may be anything, too: nobody waits for a FIFO, or follows a link."""
