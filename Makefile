@@ -60,6 +60,7 @@ test: $(DEV) ## run the tests
 	$(BIN)/python -m pytest $(TESTS) $(PYTEST_ARGS)
 
 soak: $(DEV) ## run the slow tests, and the property tests with many more examples
+	-$(BIN)/python $(PIP) install --quiet --editable ".[fuzz]"
 	$(BIN)/python -m pytest -m 'soak or not soak' --hypothesis-profile=soak --timeout=7200 \
 	    -o faulthandler_timeout=7500 $(SOAK_TESTS) $(PYTEST_ARGS)
 
