@@ -10,7 +10,7 @@ PYTHON      ?= python3
 VENV        ?= .venv
 TESTS       ?= tests
 PYTEST_ARGS ?=
-SOAK_TESTS  ?= $(wildcard tests/contract tests/property tests/model tests/simulator tests/faults tests/integration)
+SOAK_TESTS  ?= $(wildcard tests/contract tests/property tests/model tests/simulator tests/faults tests/fuzz tests/integration)
 WHEEL_TESTS ?= $(wildcard tests/unit tests/contract)
 COVERAGE_TESTS ?= $(wildcard tests/unit tests/property tests/contract tests/integration tests/faults)
 VERSIONS    ?= 3.11 3.12 3.13 3.14
@@ -67,6 +67,7 @@ test: $(TEST) ## run the tests
 	$(BIN)/python -m pytest $(TESTS) $(PYTEST_ARGS)
 
 soak: $(TEST) ## run the slow tests, and the property tests with many more examples
+	-$(BIN)/python $(PIP) install --quiet --editable ".[fuzz]"
 	$(BIN)/python -m pytest -m 'soak or not soak' --hypothesis-profile=soak --timeout=90000 \
 	    -o faulthandler_timeout=100000 $(SOAK_TESTS) $(PYTEST_ARGS)
 

@@ -5,7 +5,8 @@ The laws of this file:
 * Sockets are raw and non-blocking on both loops, because descriptors travel on them (``SCM_RIGHTS``), which
   no asyncio transport carries.
 * A connection's state is the connection's. Its end says nothing about the worker: EOF releases nothing.
-* What a peer can make us hold is bounded: one frame in, a reply out, two seconds of silence.
+* What a peer can make us hold is bounded: one frame in, a reply and ``MAX_UNREAD`` more out, two seconds
+  of silence.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 SILENCE = 2.0
 """Seconds that a peer may take over its first message, or over the rest of one it has begun."""
+
+MAX_UNREAD = 65_536
+"""Bytes of answers that may wait for a peer when it asks for another: one that does not read is dropped."""
 
 _CHUNK = 65_536
 
@@ -60,10 +64,11 @@ class Connection:
 
     def send(self, message: wire.ToClient, descriptor: int = -1) -> None:
         """Send a message, with a descriptor if one is given; what does not fit waits for the peer."""
-        data = bytes(self._unsent) + wire.encode(message)
-        if self._unsent and len(data) > wire.MAX_REPLY:
+        if len(self._unsent) > MAX_UNREAD:
+            self._server.refused(self, f"it does not read: {len(self._unsent)} bytes of answers wait for it")
             self.close()
             return
+        data = bytes(self._unsent) + wire.encode(message)
         try:
             if self._unsent:
                 sent = 0

@@ -16,7 +16,7 @@ from ._acceptor import EXHAUSTED, OUT_OF_DESCRIPTORS
 from ._core import layout, wire
 from ._version import __version__
 from .errors import AiotimerError, ProtocolError, ServerError, TableFull
-from .process import hung_up, maps_file, pin_peer, program_of, time_namespace
+from .process import hung_up, maps_file, peer_uid, pin_peer, program_of, time_namespace
 from .queue import SocketQueue
 
 if TYPE_CHECKING:
@@ -33,6 +33,10 @@ def handle(server: TimerServer, roster: Roster, connection: Connection, message:
     Raises:
         ProtocolError: it has no place here.
     """
+    if connection.worker is None and not isinstance(message, wire.Hello):
+        uid = peer_uid(connection.socket)
+        if uid not in (os.geteuid(), 0):  # the socket's mode keeps others out, unless somebody changed it
+            raise ProtocolError(f"{type(message).__name__} of uid {uid}, which is not this server's")
     if isinstance(message, wire.Ping):
         connection.send(wire.Pong(os.getpid(), server.lag_s))
     elif isinstance(message, wire.StatusRequest):

@@ -168,6 +168,13 @@ def pin_peer(connection: socket.socket) -> tuple[WorkerId, int, int]:
     return _identify(pid, pidfd), pidfd, uid
 
 
+def peer_uid(connection: socket.socket) -> int:
+    """Return the effective uid, at ``connect``, of the other end of a connected Unix socket."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    uid: int = _UCRED.unpack(credentials)[1]
+    return uid
+
+
 def _identify(pid: int, pidfd: int) -> WorkerId:
     """Read the start time of a pinned process, sure that it is its own."""
     try:

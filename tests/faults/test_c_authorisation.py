@@ -1,13 +1,17 @@
 """Faults 18 to 23: who may do what to whom.
 
-The laws of this file: other users are real users, in processes that have given up root; what needs root is
-skipped without it. Faults 20 and 22 as an embedder meets them are in ``tests/integration/test_server.py``.
+The laws of this file: a server serves its own uid and nobody else; who a worker is, the kernel says; nothing
+is made or opened through a path that is in other hands; what a worker writes anywhere can kill only the owner
+of the table it is written to.
 """
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
+import logging
 import os
+import socket
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -15,149 +19,272 @@ from time import monotonic
 
 import pytest
 
-from aiotimer import TimerRequest
-from aiotimer._core import wire
+from aiotimer import AsyncTimerClient, Refused, TimerClient, TimerServer
+from aiotimer._core import layout
+from aiotimer.errors import UnsafePath
 from tests.programs import PRELUDE
-from tests.serving import answer, bystander, ended, is_alive, line, raw_client, serving
-from tests.support import short_socket, spawn_worker
+from tests.serving import bystander, ended, is_alive, line, serving
+from tests.support import PATIENCE, short_directory, short_socket, spawn_worker
 
 NOBODY = 65534
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 
+
+def open_to_all(path: str) -> None:
+    """Undo what keeps other users away from a socket, so that the next line of defence is seen."""
+    os.chmod(os.path.dirname(path), 0o711)
+    os.chmod(path, 0o666)
+
+
+# -- fault 18 ------------------------------------------------------------------------------------------
+
 STRANGER = (
     PRELUDE
     + """
-client = TimerClient(unavailable="raise", budget=30, shared=SHARED)
-os.setresuid(65534, 65534, 65534)
+import socket
+from aiotimer import Refused, _links, _link, _socket_link, _waiting  # before the modules are out of reach
+from aiotimer._core import wire
+
+os.setuid(65534)
 try:
-    client.acquire("never", time.monotonic() + 60)
-except Exception as error:
-    say(type(error).__name__, error)
+    client = TimerClient(unavailable="raise", budget=30, shared=sys.argv[1] == "shared")
+    client.acquire("s", time.monotonic() + 60)
+except Refused as error:
+    say("refused", error.reason)
+for message in (wire.Ping(), wire.StatusRequest(), wire.Disown(), wire.Ring(1.0), wire.Acquire(1, "s", 1.0)):
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(os.environ["AIOTIMER_SOCKET"])
+        connection.sendall(wire.encode(message))
+        say("answer", connection.recv(1000))
+say("done")
+sys.stdin.readline()
 """
 )
 
 
 @needs_root
-@pytest.mark.parametrize("shared", [True, False], ids=["shared", "socket"])
-async def test_fault_18_another_user_is_refused(shared: bool) -> None:
-    """The server refuses by the kernel's word, even where the file modes would let the stranger in."""
+@pytest.mark.parametrize("kind", ["shared", "socket"])
+async def test_fault_18_another_uid_is_refused_and_logged(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "aiotimer")
     async with serving() as server:
-        os.chmod(server.socket_path, 0o666)
-        os.chmod(os.path.dirname(server.socket_path), 0o755)
-        source = STRANGER.replace("SHARED", repr(shared))
-        with spawn_worker(source, server.socket_path) as stranger:
-            assert "belongs to uid 65534" in await line(stranger, "Refused")
-            assert await ended(stranger) == 0
-        assert "belongs to uid 65534" in (await server.told("refused")).detail
-        assert server.armed(stranger.pid) == {}
+        open_to_all(server.socket_path)
+        with spawn_worker(STRANGER, server.socket_path, kind) as stranger:
+            said = await line(stranger, "refused")
+            assert f"uid {NOBODY}" in said
+            await line(stranger, "done")
+            assert stranger.lines.count("answer b''") == 5
+            assert not server.status()["workers"]
+            told = [event.detail for event in server.all_told("refused")]
+            for what in ("belongs to", "Ping of", "StatusRequest of", "Disown of", "Acquire of"):
+                assert any(what in detail and f"uid {NOBODY}" in detail for detail in told)
+                assert what in caplog.text
+            assert "a ring before HELLO" in told
 
 
 @needs_root
-async def test_fault_18_another_user_cannot_even_connect() -> None:
+async def test_fault_18_another_uid_cannot_even_connect() -> None:
     async with serving() as server:
-        os.chmod(os.path.dirname(server.socket_path), 0o755)
-        with spawn_worker(STRANGER.replace("SHARED", "True"), server.socket_path) as stranger:
-            assert "denied" in await line(stranger, "ServerUnavailable")
-            await ended(stranger)
-        assert server.events == []
+        os.chmod(os.path.dirname(server.socket_path), 0o711)
+        os.seteuid(NOBODY)
+        try:
+            with socket.socket(socket.AF_UNIX) as connection, pytest.raises(PermissionError):
+                connection.connect(server.socket_path)
+        finally:
+            os.seteuid(0)
 
 
-@pytest.mark.parametrize("shared", [True, False], ids=["shared", "socket"])
-async def test_fault_19_a_pid_in_a_message_is_ignored(shared: bool) -> None:
-    """A peer that says it is somebody else arms a timer on itself."""
+# -- fault 19 ------------------------------------------------------------------------------------------
+
+LIAR = (
+    PRELUDE
+    + """
+import socket
+from aiotimer._core import wire
+
+hello = wire.Hello(1, "x", int(sys.argv[1]), False, 0, time.monotonic(), False, (("s", 1.0),))
+with socket.socket(socket.AF_UNIX) as connection:
+    connection.connect(os.environ["AIOTIMER_SOCKET"])
+    connection.sendall(wire.encode(hello))
+    sys.stdin.read()
+"""
+)
+
+
+async def test_fault_19_a_pid_in_a_message_is_ignored() -> None:
+    """Whoever sends the message is meant, and reaped."""
     async with serving() as server:
-        with bystander() as victim, raw_client(server.socket_path) as connection:
-            hello = wire.Hello(wire.PROTOCOL_VERSION, "x", victim, shared, 0, monotonic())
-            loop = asyncio.get_running_loop()
-            await loop.sock_sendall(connection, wire.encode(hello))
-            await answer(connection, until=wire.Welcome)
-            if not shared:
-                request = wire.Acquire(1, "mine", monotonic() + 600)
-                await loop.sock_sendall(connection, wire.encode(request))
-                await answer(connection, until=wire.Ack)
-                assert server.armed(os.getpid()).keys() == {"mine"}
-            assert [worker["pid"] for worker in server.status()["workers"]] == [os.getpid()]
-            assert is_alive(victim)
+        with bystander() as pid, spawn_worker(LIAR, server.socket_path, str(pid)) as liar:
+            assert await ended(liar) == -9
+            await server.told("reaped", liar.pid)
+            await server.pass_by(monotonic())
+            assert is_alive(pid)
+            assert pid not in server.acted
+
+
+# -- fault 20 ------------------------------------------------------------------------------------------
+
+
+def lay(trap: str, victim: Path, elsewhere: Path) -> None:
+    if trap == "foreign" and os.geteuid() != 0:
+        pytest.skip("only root can make a directory somebody else's")
+    elsewhere.mkdir(mode=0o700)
+    if trap == "symlink":
+        victim.symlink_to(elsewhere)
+    elif trap == "file":
+        victim.write_text("")
+    else:
+        victim.mkdir()
+        victim.chmod(0o777 if trap == "world-writable" else 0o700)
+        if trap == "foreign":
+            os.chown(victim, 12345, 12345)
 
 
 @pytest.mark.parametrize("trap", ["symlink", "world-writable", "foreign"])
-def test_fault_20_serve_exits_with_77(trap: str, runtime_directory: Path) -> None:
-    base = runtime_directory / "aiotimer"
-    if trap == "symlink":
-        (runtime_directory / "elsewhere").mkdir(mode=0o700)
-        base.symlink_to(runtime_directory / "elsewhere")
-    else:
-        base.mkdir(mode=0o700)
-        if trap == "world-writable":
-            base.chmod(0o777)
-        elif os.geteuid() != 0:
-            pytest.skip("only root can make a directory somebody else's")
-        else:
-            os.chown(base, NOBODY, -1)
+def test_fault_20_serve_exits_77_and_says_why(trap: str, runtime_directory: Path) -> None:
+    victim = runtime_directory / "aiotimer"
+    lay(trap, victim, runtime_directory / "elsewhere")
     with short_socket() as path:
         command = [sys.executable, "-m", "aiotimer", "serve", "--socket", path]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 77, done.stderr
-        assert done.stderr.startswith("aiotimer: ")
-        assert str(base) in done.stderr
-        assert len(done.stderr.splitlines()) == 1
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+        assert done.returncode == 77
+        assert str(victim) in done.stderr
+        assert done.stderr.count("\n") == 1
         assert not os.path.exists(path)
 
 
-SQUATTER = """
-import os, socket, sys, time
-os.setresuid(65534, 65534, 65534)
-listener = socket.socket(socket.AF_UNIX)
-listener.bind(os.environ["AIOTIMER_SOCKET"])
-listener.listen()
-print("listening")
-listener.settimeout(60)
-connection, _ = listener.accept()
-print("heard", len(connection.recv(65536)))
-"""
+@pytest.mark.parametrize("trap", ["symlink", "world-writable", "file", "foreign"])
+@pytest.mark.parametrize("which", ["base", "tables"])
+async def test_fault_20_unsafe_state_directories_are_refused(
+    trap: str, which: str, runtime_directory: Path
+) -> None:
+    """A path through somebody else's hands is refused, not repaired."""
+    with short_socket() as path:
+        base = runtime_directory / "aiotimer"
+        victim = base
+        if which == "tables":
+            async with serving(path):
+                (victim,) = base.iterdir()  # where the tables of this socket go
+        else:
+            base.mkdir(mode=0o700)
+        with contextlib.suppress(FileNotFoundError):
+            victim.rmdir()
+        lay(trap, victim, runtime_directory / "elsewhere")
+        before = victim.lstat()
+        with pytest.raises(UnsafePath, match="aiotimer"):
+            await TimerServer(path).start()
+        assert victim.lstat().st_mode == before.st_mode
+        assert not os.path.exists(path)
+        assert list((runtime_directory / "elsewhere").iterdir()) == []
+
+
+# -- fault 21 ------------------------------------------------------------------------------------------
 
 
 @needs_root
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "socket"])
-def test_fault_21_a_squatted_socket(shared: bool) -> None:
-    """The client, who is not that user, tells a server of another user nothing."""
-    with short_socket() as path:
-        os.chmod(os.path.dirname(path), 0o777)
-        with spawn_worker(SQUATTER, path) as squatter:
-            squatter.wait_line("listening")
-            client = STRANGER.replace("SHARED", repr(shared)).replace("65534, 65534, 65534", "0, 0, 0")
-            with spawn_worker(client, path) as worker:
-                assert "uid 65534" in worker.wait_line("")
-                assert worker.wait() == 0
-            squatter.wait()
-            assert "heard 0" in squatter.output
+async def test_fault_21_a_squatted_socket_is_not_talked_to(shared: bool) -> None:
+    with short_socket() as path, socket.socket(socket.AF_UNIX) as squatter:
+        squatter.bind(path)
+        os.seteuid(NOBODY)
+        try:
+            squatter.listen()  # the kernel notes whose it is now
+        finally:
+            os.seteuid(0)
+        client = AsyncTimerClient(path, unavailable="raise", shared=shared)
+        with pytest.raises(Refused, match=f"uid {NOBODY}"):
+            await client.acquire("secret", monotonic() + 60)
+        await client.aclose()
+        with pytest.raises(Refused), TimerClient(path, unavailable="raise", shared=shared) as other:
+            other.acquire("secret", monotonic() + 60)
+        squatter.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                with squatter.accept()[0] as connection:
+                    assert connection.recv(1000) == b"", "not a byte"
 
 
-@needs_root
-async def test_fault_23_files_are_closed_to_other_users(runtime_directory: Path) -> None:
-    """Neither by name nor through /proc. Within one uid nothing is secret: SECURITY.md says so."""
-    runtime_directory.chmod(0o755)
-    async with serving() as server:
-        with bystander() as pid:
-            server.register_timers([TimerRequest(pid, "s", monotonic() + 600)])
-            (tables,) = (runtime_directory / "aiotimer").iterdir()
-            (table,) = tables.glob("*.owner")
-            os.chmod(tables.parent, 0o755)  # even if somebody opened the directories
-            os.chmod(tables, 0o755)
-            paths = [str(table), f"/proc/{os.getpid()}/fd", f"/proc/{os.getpid()}/mem"]
-            source = """
-                import os, sys
-                os.setresgid(65534, 65534, 65534)
-                os.setresuid(65534, 65534, 65534)
-                for path in sys.argv[1:]:
-                    try:
-                        os.listdir(path) if path.endswith("fd") else os.open(path, os.O_RDONLY)
-                    except PermissionError:
-                        print("closed")
-                    else:
-                        print("open", path)
-            """
-            with spawn_worker(source, None, *paths) as stranger:
-                assert await ended(stranger) == 0
-                assert stranger.lines == ["closed"] * 3
+# -- fault 22 --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [107, 108, 200])
+async def test_fault_22_long_socket_paths(size: int) -> None:
+    """107 bytes are what an address holds; more is refused before anything is made."""
+    with short_directory() as directory:
+        path = str(directory / ("s" * (size - len(str(directory)) - 1)))
+        assert len(os.fsencode(path)) == size
+        if size <= 107:
+            async with serving(path), AsyncTimerClient(path, unavailable="raise") as client:
+                assert client.connected
+                assert os.path.exists(path)
+        else:
+            for make in (TimerServer, TimerClient, AsyncTimerClient):
+                with pytest.raises(UnsafePath, match=f"{size} bytes"):
+                    make(path)
+            assert list(directory.iterdir()) == []
+
+
+# -- fault 23 ------------------------------------------------------------------------------------------
+
+VICTIM = (
+    PRELUDE
+    + """
+client = TimerClient(unavailable="raise", budget=30)
+client.acquire("s", time.monotonic() + 1000)
+say("armed")
+sys.stdin.readline()
+"""
+)
+
+INTRUDER = (
+    PRELUDE
+    + """
+import glob
+client = TimerClient(unavailable="raise", budget=30)
+client.acquire("mine", time.monotonic() + 1000)
+if sys.argv[4] == "another":
+    os.setuid(65534)
+def attempt(path):
+    try:
+        return os.open(path, os.O_RDWR)
+    except PermissionError:
+        return -1
+try:
+    links = [f"/proc/{sys.argv[1]}/fd/{name}" for name in os.listdir(f"/proc/{sys.argv[1]}/fd")]
+except PermissionError:
+    links = [f"/proc/{sys.argv[1]}/fd/{number}" for number in range(50)]
+links += glob.glob(f"/proc/{sys.argv[1]}/map_files/*") if sys.argv[4] == "another" else []
+opened = [path for path in [*links, sys.argv[2]] if attempt(path) >= 0] if sys.argv[4] == "another" else []
+say("opened", opened)
+descriptor = attempt(sys.argv[2])
+if descriptor >= 0:
+    os.pwrite(descriptor, __import__("struct").pack("=d", 1.0), int(sys.argv[3]))
+say("done")
+sys.stdin.readline()
+"""
+)
+
+
+@pytest.mark.parametrize("uid", ["same", pytest.param("another", marks=needs_root)])
+async def test_fault_23_a_worker_opens_the_table_of_another(uid: str, runtime_directory: Path) -> None:
+    """Across uids it cannot; within one uid it can, and then the table's owner is reaped, nobody else."""
+    async with serving(bound=0.1) as server:
+        with spawn_worker(VICTIM, server.socket_path) as victim:
+            await line(victim, "armed")
+            (directory,) = (runtime_directory / "aiotimer").iterdir()
+            (table,) = (
+                p for p in directory.iterdir() if f"-{victim.pid}-" in p.name or f".{victim.pid}." in p.name
+            )
+            assert stat.S_IMODE(table.stat().st_mode) == 0o600
+            arguments = (str(victim.pid), str(table), str(layout.deadline_offset(0)), uid)
+            with spawn_worker(INTRUDER, server.socket_path, *arguments) as intruder:
+                assert await line(intruder, "opened") == "opened []"
+                await line(intruder, "done")
+                if uid == "same":
+                    assert (await server.told("reaped", victim.pid)).scope == "s"
+                await server.pass_by(monotonic() + 0.2)
+                assert is_alive(victim.pid) == (uid == "another")
+                assert is_alive(intruder.pid)
+                assert intruder.pid not in server.acted

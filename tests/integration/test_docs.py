@@ -501,3 +501,29 @@ def test_versions_and_limits_are_as_documented() -> None:
         SILENCE,
         SILENCE,
     ]
+
+
+# --- what is promised, and its tests
+
+
+def every_test() -> set[str]:
+    sources = [path.read_text() for path in (ROOT / "tests").rglob("test_*.py")]
+    return {name for text in sources for name in re.findall(r"def (test_\w+)", text)}
+
+
+def test_every_line_of_the_failure_model_has_a_test_of_its_number() -> None:
+    page = (DOCS / "explanation/failure-model.md").read_text()
+    lines = {int(number) for number in re.findall(r"^\| (\d+) \|", page, flags=re.MULTILINE)}
+    tested = {int(name[11:13]) for name in every_test() if re.match(r"test_fault_\d\d_", name)}
+    assert sorted(lines) == list(range(1, 58))
+    assert sorted(lines - tested) == [], "lines without a test"
+    assert sorted(tested - lines) == [], "tests of no line"
+
+
+def test_every_promise_of_security_names_a_test_that_exists() -> None:
+    promises = [line for line in (ROOT / "SECURITY.md").read_text().splitlines() if line.startswith("| ")]
+    for promise in promises:
+        if "shown by" not in promise:
+            names = re.findall(r"`(test_\w+)`", promise)
+            assert names, promise
+            assert set(names) <= every_test(), promise

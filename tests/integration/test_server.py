@@ -8,11 +8,8 @@ nothing else.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-import random
 import signal
-import socket
 import stat
 from collections.abc import Awaitable
 from pathlib import Path
@@ -20,7 +17,7 @@ from time import monotonic
 
 import pytest
 
-from aiotimer import AsyncTimerClient, Refused, TimerClient, TimerRequest, TimerServer, WorkerId, __version__
+from aiotimer import TimerRequest, TimerServer, WorkerId, __version__
 from aiotimer._core import wire
 from aiotimer._core.reader import Timer
 from aiotimer._core.watch import Due
@@ -43,7 +40,7 @@ from tests.serving import (
     soon,
     wait_dead,
 )
-from tests.support import PATIENCE, short_directory, short_socket, spawn_worker
+from tests.support import PATIENCE, short_socket, spawn_worker
 
 
 class SparingServer(WatchfulServer):
@@ -408,57 +405,6 @@ async def test_what_is_not_a_socket_is_refused_and_not_removed() -> None:
 # -- where it may live -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [107, 108, 200])
-async def test_fault_22_long_socket_paths(size: int) -> None:
-    """Fault 22: 107 bytes are what an address holds; more is refused before anything is made."""
-    with short_directory() as directory:
-        path = str(directory / ("s" * (size - len(str(directory)) - 1)))
-        assert len(os.fsencode(path)) == size
-        if size <= 107:
-            async with serving(path), AsyncTimerClient(path, unavailable="raise") as client:
-                assert client.connected
-                assert os.path.exists(path)
-        else:
-            for make in (TimerServer, TimerClient, AsyncTimerClient):
-                with pytest.raises(UnsafePath, match=f"{size} bytes"):
-                    make(path)
-            assert list(directory.iterdir()) == []
-
-
-@pytest.mark.parametrize("trap", ["symlink", "world-writable", "file", "foreign"])
-@pytest.mark.parametrize("which", ["base", "tables"])
-async def test_fault_20_unsafe_state_directories(trap: str, which: str, runtime_directory: Path) -> None:
-    """Fault 20: a path through somebody else's hands is refused, not repaired."""
-    if trap == "foreign" and os.geteuid() != 0:
-        pytest.skip("only root can make a directory somebody else's")
-    with short_socket() as path:
-        base = runtime_directory / "aiotimer"
-        victim = base
-        if which == "tables":
-            async with serving(path):
-                (victim,) = base.iterdir()  # where the tables of this socket go
-        else:
-            base.mkdir(mode=0o700)
-        (runtime_directory / "elsewhere").mkdir(mode=0o700)
-        with contextlib.suppress(FileNotFoundError):
-            victim.rmdir()
-        if trap == "symlink":
-            victim.symlink_to(runtime_directory / "elsewhere")
-        elif trap == "file":
-            victim.write_text("")
-        else:
-            victim.mkdir()
-            victim.chmod(0o777 if trap == "world-writable" else 0o700)
-            if trap == "foreign":
-                os.chown(victim, 12345, 12345)
-        before = victim.lstat()
-        with pytest.raises(UnsafePath, match="aiotimer"):
-            await TimerServer(path).start()
-        assert victim.lstat().st_mode == before.st_mode
-        assert not os.path.exists(path)
-        assert list((runtime_directory / "elsewhere").iterdir()) == []
-
-
 async def test_what_a_server_makes_is_private(runtime_directory: Path) -> None:
     async with serving() as server:
         with bystander() as pid:
@@ -472,52 +418,6 @@ async def test_what_a_server_makes_is_private(runtime_directory: Path) -> None:
 # -- bad clients --------------------------------------------------------------------------------------------
 
 
-async def test_fault_29_silent_clients_are_closed() -> None:
-    """Fault 29: HELLO never sent, half a frame and then silence. Who was greeted may be silent for ever."""
-    hello = wire.encode(wire.Hello(1, "x", 1, True, 0, 0.0))
-    async with serving() as server, AsyncTimerClient(server.socket_path, unavailable="raise") as client:
-
-        async def answer_to(beginning: bytes) -> list[wire.ToClient]:
-            with raw_client(server.socket_path) as connection:
-                await asyncio.get_running_loop().sock_sendall(connection, beginning)
-                return await answer(connection)
-
-        beginnings = [b"", hello[:2], hello[:-1], wire.encode(wire.Ping())]
-        nothing, length, unfinished, pinged = await asyncio.gather(*map(answer_to, beginnings))
-        assert nothing == length == unfinished == []
-        assert [type(message) for message in pinged] == [wire.Pong]
-        assert client.connected
-        await client.acquire("s", monotonic() + 1)  # it rings
-        assert server.armed(os.getpid()).keys() == {"s"}
-        assert not server.all_told("refused")
-
-
-def nonsense(seed: int) -> bytes:
-    """Return bytes that are no message: rubbish, or rubbish in a frame."""
-    chance = random.Random(seed)
-    rubbish = chance.randbytes(chance.randrange(4, 2000))
-    if seed % 2:
-        return b"\xff" + rubbish  # a frame of 4 GB
-    return len(rubbish).to_bytes(4, "big") + rubbish
-
-
-async def test_fault_24_random_bytes_close_that_connection_only() -> None:
-    """Fault 24."""
-    async with serving() as server:
-        async with AsyncTimerClient(server.socket_path, unavailable="raise") as client:
-            await client.acquire("s", monotonic() + 60)
-            before = open_descriptors()
-            for seed in range(200):
-                with raw_client(server.socket_path) as connection:
-                    await asyncio.get_running_loop().sock_sendall(connection, nonsense(seed))
-                    with contextlib.suppress(ConnectionResetError):
-                        assert await answer(connection) == []
-            assert len(server.all_told("refused")) == 200
-            assert open_descriptors() == before
-            assert client.connected
-            assert server.armed(os.getpid()).keys() == {"s"}
-
-
 @pytest.mark.parametrize(
     "message",
     [wire.Ring(1.0), wire.Bye(), wire.Acquire(1, "s", 1.0)],
@@ -529,62 +429,6 @@ async def test_requests_before_hello_are_refused(message: wire.ToServer) -> None
             await asyncio.get_running_loop().sock_sendall(connection, wire.encode(message))
             assert await answer(connection) == []
         assert "before HELLO" in (await server.told("refused")).detail
-
-
-@pytest.mark.parametrize("count", [1, 200])
-async def test_fault_30_descriptors_that_nobody_asked_for(count: int) -> None:
-    """Fault 30: a flood of them is closed, and from a client that has been greeted it is the end."""
-    hello = wire.encode(wire.Hello(1, "x", 1, False, 0, 0.0))
-    before = open_descriptors()
-    async with serving() as server:
-        with raw_client(server.socket_path) as connection:
-            for _ in range(50):
-                socket.send_fds(connection, [wire.encode(wire.Ping())], [0] * count)
-            socket.send_fds(connection, [hello], [])
-            answers = await answer(connection, until=wire.Welcome)
-            assert [type(message) for message in answers] == [wire.Pong] * 50 + [wire.Welcome]
-            socket.send_fds(connection, [wire.encode(wire.Ping())], [0] * count)
-            assert await answer(connection) == []
-        assert "descriptors" in (await server.told("refused")).detail
-    assert open_descriptors() == before
-
-
-async def test_fault_31_another_protocol_is_refused_with_both_versions_named() -> None:
-    """Fault 31."""
-    hello = wire.Hello(
-        version=99, release="9.9.9", pid=os.getpid(), shared=True, time_namespace=0, clock=monotonic()
-    )
-    async with serving() as server:
-        with raw_client(server.socket_path) as connection:
-            await asyncio.get_running_loop().sock_sendall(connection, wire.encode(hello))
-            (refusal,) = await answer(connection)
-        assert isinstance(refusal, wire.Refused)
-        for name in ("99", "9.9.9", str(wire.PROTOCOL_VERSION), __version__):
-            assert name in refusal.reason
-        assert (await server.told("refused")).detail == refusal.reason
-
-
-@pytest.mark.parametrize("shared", [True, False], ids=["shared", "socket"])
-async def test_fault_31_a_client_learns_why(shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fault 31, from the other side: a server that takes our version for another one."""
-    async with serving() as server:
-        monkeypatch.setattr("aiotimer._greeting.wire", NewerWire())
-        client = AsyncTimerClient(server.socket_path, unavailable="raise", shared=shared)
-        with pytest.raises(Refused) as caught:
-            await client.acquire("s", monotonic() + 60)
-        assert "protocol 1 " in caught.value.reason
-        assert " 77 " in caught.value.reason
-        assert not client.connected
-        await client.aclose()
-
-
-class NewerWire:
-    """The wire module as a later version might be."""
-
-    PROTOCOL_VERSION = 77
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(wire, name)
 
 
 # -- its life ------------------------------------------------------------------------------------------------
