@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from ._core import wire
 from .errors import AiotimerError, ProtocolError, Refused, ServerUnavailable
+from .process import check_trusted
 
 ANSWER_WITHIN = 2.0
 """Seconds for which an answer is waited for."""
@@ -15,9 +16,14 @@ ANSWER_WITHIN = 2.0
 A = TypeVar("A", bound=wire.ToClient)
 
 
-def ping(path: str) -> wire.Pong:
-    """Return the server's answer to a ping; raises as :func:`status`."""
-    return _ask(path, wire.Ping(), wire.Pong)
+def ping(path: str, *, trusted: bool = False) -> wire.Pong:
+    """Return the server's answer to a ping; raises as :func:`status`.
+
+    Args:
+        path: where to ask.
+        trusted: ask a server only that a client would tell its timers; Refused if it is another user's.
+    """
+    return _ask(path, wire.Ping(), wire.Pong, trusted=trusted)
 
 
 def status(path: str) -> dict[str, Any]:
@@ -37,12 +43,14 @@ def disown(path: str) -> None:
         _ask(path, wire.Disown(), wire.Pong)
 
 
-def _ask(path: str, question: wire.ToServer, kind: type[A]) -> A:
+def _ask(path: str, question: wire.ToServer, kind: type[A], *, trusted: bool = False) -> A:
     decoder = wire.client_decoder()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(ANSWER_WITHIN)
         try:
             connection.connect(path)
+            if trusted:
+                check_trusted(connection, path)
             with contextlib.suppress(BrokenPipeError):  # it has said why, and closed the connection
                 connection.sendall(wire.encode(question))
             while data := connection.recv(65_536):

@@ -9,15 +9,13 @@ from __future__ import annotations
 import os
 import random
 import socket
-import struct
 from collections.abc import Callable
 from time import monotonic
 
 from ._core import wire
 from ._waiting import Steps, Wait
 from .errors import Refused, ServerUnavailable
-
-_UCRED = struct.Struct("=iII")
+from .process import check_trusted
 
 
 def reach(connection: socket.socket, path: str, starting_until: Callable[[], float]) -> Steps[None]:
@@ -44,10 +42,7 @@ def reach(connection: socket.socket, path: str, starting_until: Callable[[], flo
             yield Wait(seconds=0.005)
         except OSError as error:
             raise ServerUnavailable(path, error.strerror or str(error)) from None
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    uid = _UCRED.unpack(credentials)[1]
-    if uid not in (os.geteuid(), 0):
-        raise Refused(path, f"it belongs to uid {uid}; that server is not trusted")
+    check_trusted(connection, path)
 
 
 def greet(

@@ -326,7 +326,7 @@ class Link(Mended):
         """
         table = self.table
         if table is None or not self.ring(table.now()):
-            ping(self.path)
+            ping(self.path, trusted=True)
             self.connect(RETRY_EVERY)
 
     def _send(self, frame: bytes) -> bool:

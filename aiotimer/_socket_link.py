@@ -263,7 +263,7 @@ class SocketLink(Link):
     def mend(self) -> None:
         """Reconnect, and say what is owed."""
         if not self.connected:
-            ping(self.path)
+            ping(self.path, trusted=True)
             self.connect(RETRY_EVERY)
         if self.users <= 0:
             self._say_goodbye()

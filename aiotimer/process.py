@@ -15,7 +15,7 @@ import socket
 import struct
 
 from ._core.requests import WorkerId
-from .errors import ServerError
+from .errors import Refused, ServerError
 
 SO_PEERPIDFD = 77
 """Linux >= 6.5 (include/uapi/asm-generic/socket.h); not in Python's socket module up to 3.13."""
@@ -173,6 +173,17 @@ def peer_uid(connection: socket.socket) -> int:
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
     uid: int = _UCRED.unpack(credentials)[1]
     return uid
+
+
+def check_trusted(connection: socket.socket, path: str) -> None:
+    """Refuse a server that belongs to neither this user nor root.
+
+    Raises:
+        Refused: it does.
+    """
+    uid = peer_uid(connection)
+    if uid not in (os.geteuid(), 0):
+        raise Refused(path, f"it belongs to uid {uid}; that server is not trusted")
 
 
 def _identify(pid: int, pidfd: int) -> WorkerId:

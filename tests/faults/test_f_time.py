@@ -247,12 +247,13 @@ def test_fault_38_worker_and_server_frozen() -> None:
         ):
             workers = [healthy, hung]
             deadlines = [float(worker.wait_line("deadline ").split()[-1]) for worker in workers]
-            for pid in (server.pid, healthy.pid, hung.pid):
-                os.kill(pid, signal.SIGSTOP)
-                os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
+            server.freeze()
+            for worker in workers:
+                stop(worker.pid)
             clock_passes(max(deadlines))
-            for pid in (server.pid, healthy.pid, hung.pid):
-                os.kill(pid, signal.SIGCONT)
+            server.thaw()
+            for worker in workers:
+                os.kill(worker.pid, signal.SIGCONT)
             server.told("stalled")
             healthy.say()
             healthy.wait_line("left")

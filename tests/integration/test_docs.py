@@ -48,7 +48,7 @@ ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs"
 PAGES = {str(path.relative_to(ROOT)): path for path in [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]}
 
-LANGUAGES = frozenset({"python", "console", "text", "{toctree}", "{eval-rst}"})
+LANGUAGES = frozenset({"python", "console", "text", "{toctree}", "{eval-rst}", "{include} ../../SECURITY.md"})
 """``sh``, ``bash`` or ``py`` would not be executed."""
 
 RUNNER = """
@@ -435,7 +435,7 @@ def test_the_table_is_as_documented() -> None:
     assert [offset for offset, _ in extents] == [0, *(offset + size for offset, size in extents[:-1])]
     assert sum(extents[-1]) == layout.TABLE_SIZE
     offsets = {what: number(offset) for offset, _, what, *_ in table if what != "-"}
-    words = ("PROMISE", "LOOKS", "REAPED_AT", "HIGH_WATER", "RETIRED")
+    words = ("PROMISE", "LOOKS", "REAPED_AT", "PROGRAM", "RIGHTS", "HIGH_WATER", "RETIRED")
     assert offsets == {
         "magic": 0,
         "version": len(layout.MAGIC),
