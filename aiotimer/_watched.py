@@ -22,6 +22,7 @@ from typing import Protocol
 from ._core import layout
 from ._core.reader import TableReader, Timer
 from ._core.watch import LATER_READ, RESTARTS, Due, Watch
+from .events import log
 from .runtime import TableFile, remove
 
 
@@ -88,7 +89,7 @@ class WatchedTable:
             snapshot = self.reader.snapshot()
             decision = watch.look(layout.deadlines(snapshot), monotonic())
             if decision.due:
-                self._on_due(self, decision.due)
+                self._report(decision.due)
                 if self.closed:
                     return
             self._write(decision.promise)
@@ -101,6 +102,14 @@ class WatchedTable:
         if self._later is not None:
             self._later.cancel()
         self._later = self._loop.call_later(LATER_READ, self._read_later)
+
+    def _report(self, due: tuple[Due, ...]) -> None:
+        """Hand over what is due. Whatever goes wrong there, this table goes on being looked at."""
+        try:
+            self._on_due(self, due)
+        except Exception:  # noqa: BLE001 - logged; it is due again at the next look
+            log.exception("an expired timer could not be dealt with; it will be tried again")
+            self.watch.reopen(due)
 
     def rung(self, deadline: float) -> None:
         """The owner rang."""

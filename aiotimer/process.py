@@ -65,7 +65,7 @@ def runs_another_program(pid: int, mark: int) -> bool:
         if mark and not now and os.geteuid() != 0:
             # Its memory was shown to us, so all its uids were ours: a program changed them that is set-uid.
             return any(uid != os.geteuid() for uid in uids_of(pid))
-    except ProcessLookupError:
+    except OSError:  # it is gone; or there is no descriptor to look with
         return False
     return bool(now) and now != mark
 

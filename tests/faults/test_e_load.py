@@ -32,7 +32,7 @@ from time import monotonic
 
 import pytest
 
-from aiotimer import Refused, TimerRequest
+from aiotimer import Refused, TimerRequest, process
 from aiotimer._acceptor import BACKLOG, Acceptor
 from aiotimer._control import ping, status
 from aiotimer._core import wire
@@ -45,7 +45,9 @@ from tests.serving import (
     answer,
     armed,
     bystander,
+    ended,
     is_alive,
+    number,
     raw_client,
     serving,
     wait_dead,
@@ -199,6 +201,30 @@ def test_fault_33_no_descriptors_left() -> None:
             assert {worker["pid"] for worker in report["workers"]} == set(watched[3:])
             with spawn_worker(MANY, path, "1") as newcomer:
                 newcomer.wait_line("armed")
+
+
+@pytest.mark.parametrize("fault", [OSError(errno.EMFILE, "Too many open files"), LookupError("ours")])
+async def test_fault_33_what_fails_on_the_way_to_a_kill_is_tried_again(
+    fault: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To see whether the worker is the same program takes a descriptor. Without one, it is taken for it."""
+    failures = 0
+    really = process._stat
+
+    def failing(pid: int) -> list[bytes]:
+        nonlocal failures
+        failures += 1
+        if failures == 1:
+            raise fault
+        return really(pid)
+
+    async with serving(bound=0.5) as server:
+        with spawn_worker(program("with", HANGS["gil"], after=1.0), server.socket_path) as worker:
+            await number(worker, "deadline")
+            monkeypatch.setattr(process, "_stat", failing)
+            await server.told("reaped", worker.pid)
+            assert failures >= 1
+            assert await ended(worker) == -signal.SIGKILL
 
 
 class Exhausted(socket.socket):
