@@ -149,9 +149,11 @@ class Link(Mended):
             offered = self._offer()
             hello = wire.encode(self._hello(offers_table=bool(offered)))
             welcome, descriptor = yield from greet(connection, self.path, hello, offered)
-            if self._resets != resets:
-                raise ServerUnavailable(self.path, "the last client was closed meanwhile")
-            yield from self._settle(connection, welcome, descriptor)
+            yield from self._say_more(connection, welcome)
+            with self._entering:  # nobody leaves meanwhile
+                if self._resets != resets:
+                    raise ServerUnavailable(self.path, "the last client was closed meanwhile")
+                self._settle(connection, welcome, descriptor)
         except BaseException:
             if self._socket is not connection:
                 connection.close()
@@ -176,8 +178,12 @@ class Link(Mended):
             return []
         return [self._table_descriptor]
 
-    def _settle(self, connection: socket.socket, welcome: wire.Welcome, descriptor: int) -> Steps[None]:
-        """Take the connection into use. A generator, for the kind that has still something to say."""
+    def _say_more(self, connection: socket.socket, welcome: wire.Welcome) -> Steps[None]:
+        """Say what HELLO had no room for: nothing, with a table."""
+        yield from ()
+
+    def _settle(self, connection: socket.socket, welcome: wire.Welcome, descriptor: int) -> None:
+        """Take the connection into use."""
         if welcome.has_table and self.table is None:
             if descriptor < 0:
                 raise ProtocolError("a welcome without its table")
@@ -188,7 +194,6 @@ class Link(Mended):
         assert self.table is not None
         self._use(connection)
         self.table.forget_rings()
-        yield from ()
 
     def _use(self, connection: socket.socket) -> None:
         old, old_inode = self._socket, self._socket_inode

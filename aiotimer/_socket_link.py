@@ -50,6 +50,7 @@ class SocketLink(Link):
         """Forget everything, and start with an empty table of our own."""
         super().reset()
         self.queue: SocketQueue | None = None
+        self._next_queue: SocketQueue | None = None  # of a connection that is not in use yet
         self._saying_it = threading.RLock()
         self._in_a_sentence = False  # on the thread that holds the lock
         self._marked: dict[str, int] = {}  # by key, the word of timers of which something is to be said
@@ -229,8 +230,8 @@ class SocketLink(Link):
     def _offer(self) -> list[int]:
         return []
 
-    def _settle(self, connection: socket.socket, welcome: wire.Welcome, descriptor: int) -> Steps[None]:
-        if welcome.has_table or descriptor >= 0:
+    def _say_more(self, connection: socket.socket, welcome: wire.Welcome) -> Steps[None]:
+        if welcome.has_table:
             raise ProtocolError("a table for a client that did not ask for one")
         queue = SocketQueue(connection, os.getpid())
         deadlines = dict(self._armed())
@@ -239,7 +240,12 @@ class SocketLink(Link):
                 yield Wait(connection.fileno(), write=True)
                 deadlines = dict(self._armed())
             queue.send(key, deadlines.get(key, RELEASE), 0.0)
-        self.queue = queue  # before anybody takes it for connected
+        self._next_queue = queue
+
+    def _settle(self, connection: socket.socket, welcome: wire.Welcome, descriptor: int) -> None:
+        if descriptor >= 0:
+            raise ProtocolError("a descriptor for a client that did not ask for one")
+        self.queue = self._next_queue  # before anybody takes it for connected
         self._use(connection)
 
     def hang_up(self) -> None:
