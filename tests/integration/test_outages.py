@@ -6,16 +6,17 @@ the program enters another block; and a client that has left is not reaped for w
 
 from __future__ import annotations
 
+import asyncio
 import queue
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from time import monotonic
 
 import pytest
 
 import aiotimer
-from aiotimer import TimerClient, expires
+from aiotimer import AsyncTimerClient, TimerClient, _outage, expires
 from aiotimer._core import wire
 from aiotimer._outage import Hook
 from aiotimer.process import time_namespace
@@ -25,7 +26,11 @@ sharing = pytest.mark.parametrize("shared", [True, False], ids=["shared", "socke
 
 
 @pytest.fixture(autouse=True)
-def _own_runtime() -> Iterator[None]:
+def _own_runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    def start(function: Callable[..., object], arguments: tuple[object, ...]) -> None:
+        threading.Thread(target=function, args=arguments, daemon=True).start()
+
+    monkeypatch.setattr(_outage, "start_new_thread", start)  # coverage follows these threads only
     with private_runtime():
         yield
 
@@ -189,3 +194,52 @@ def test_of_two_hellos_the_later_one_counts_whichever_is_read_first() -> None:
         assert server.armed() == ["kept"]
         new.sendall(wire.encode(wire.Acquire(1, "one more", now + 600)))
         assert isinstance(answer(new), wire.Ack), "its connection is the one that stays"
+
+
+# -- interrupted requests --------------------------------------------------------------------------------
+
+
+class Interrupted(BaseException):
+    """As a signal handler may raise."""
+
+
+@sharing
+@pytest.mark.parametrize("when", ["acquire", "release"])
+def test_an_interrupted_request_leaves_nothing_armed(
+    shared: bool, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise Interrupted
+
+    with ServerThread() as server, TimerClient(server.path, shared=shared, budget=PATIENCE) as client:
+        if when == "release":
+            client.acquire("s", monotonic() + 0.5)
+        with monkeypatch.context() as patch:
+            patch.setattr(type(client.link), "tell", interrupted)
+            patch.setattr(type(client.link), "untell", interrupted)
+            with pytest.raises(Interrupted):
+                if when == "acquire":
+                    client.acquire("s", 0.0)
+                else:
+                    client.release("s")
+        server.wait_armed([])
+        assert client.link.wait_mended(PATIENCE)
+
+
+@sharing
+async def test_a_release_that_is_cancelled_has_been_made(
+    shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def interrupted(*_: object) -> None:
+        raise Interrupted
+
+    with ServerThread() as server:
+        client = AsyncTimerClient(server.path, shared=shared, budget=PATIENCE)
+        await client.acquire("s", monotonic() + 600)
+        with monkeypatch.context() as patch:
+            patch.setattr(type(client.link), "untell_async", interrupted)
+            with pytest.raises(Interrupted):
+                await client.release("s")
+        await asyncio.to_thread(server.wait_armed, [])
+        await client.aclose()
+        assert client.link.wait_mended(PATIENCE)
