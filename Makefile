@@ -108,7 +108,7 @@ test-others: $(BIN)/python ## the same, without the version that `make test` run
 
 # --- check
 
-check: lint types docs wheel ## everything but the tests: lint, types, docs, and the wheel as installed
+check: lint types docs wheel coverage ## lint, types, docs, the wheel as installed, and coverage
 
 lint: $(DEV) ## ruff, both of its halves
 	$(BIN)/ruff check
