@@ -377,6 +377,17 @@ def interruptions(*, by_signals: bool = False) -> Iterator[Interruption]:
 _PACKAGE = str(Path(aiotimer.__file__).parent) + os.sep
 
 
+@contextlib.contextmanager
+def every_thread_at_once() -> Iterator[None]:
+    """Switch threads as often as CPython can."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(interval)
+
+
 # -- places ----------------------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ import random
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack, ExitStack, contextmanager, nullcontext
+from contextlib import AsyncExitStack, ExitStack, nullcontext
 from math import inf
 from time import monotonic
 from typing import Any, TypeAlias
@@ -34,6 +34,7 @@ from tests.support import (
     PATIENCE,
     MemoryClient,
     ServerThread,
+    every_thread_at_once,
     interruptions,
     memory_table,
     names_of,
@@ -259,17 +260,6 @@ def _slot(block: Any) -> int:
     slot = block._slot
     assert isinstance(slot, int)
     return slot
-
-
-@contextmanager
-def every_thread_at_once() -> Iterator[None]:
-    """Switch threads as often as CPython can."""
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(interval)
 
 
 def run_threads(work: Callable[[int], None], count: int) -> None:

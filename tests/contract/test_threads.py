@@ -12,11 +12,9 @@ import collections
 import os
 import random
 import signal
-import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from time import monotonic
 
 import pytest
@@ -25,21 +23,10 @@ from aiotimer import TimerClient, _scratch, expires
 from aiotimer._block import Block
 from aiotimer._core.layout import FIRST_DEADLINE, HIGH_WATER
 from aiotimer._core.table import FIRST_CHUNK, TimerTable
-from tests.support import PATIENCE, MemoryClient, ServerThread, memory_table, timers_of
+from tests.support import PATIENCE, MemoryClient, ServerThread, every_thread_at_once, memory_table, timers_of
 
 THREADS = 64
 YEAR = 365 * 86_400.0
-
-
-@contextmanager
-def every_thread_at_once() -> Iterator[None]:
-    """Switch threads as often as CPython can."""
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(interval)
 
 
 def slot_of(block: Block) -> int:

@@ -42,6 +42,19 @@ from tests.serving import (
 from tests.support import spawn_worker
 
 
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The signals that servers here have sent so far."""
+    sent: list[int] = []
+
+    def sends(pidfd: int, signum: int) -> None:
+        sent.append(signum)
+        send_signal(pidfd, signum)
+
+    monkeypatch.setattr("aiotimer._worker.send_signal", sends)
+    return sent
+
+
 class TooLateServer(WatchfulServer):
     """A server whose every victim dies by itself between the decision and the signal."""
 
@@ -76,14 +89,7 @@ sys.stdin.readline()  # and does not wait for its child
 )
 
 
-async def test_fault_44_a_victim_that_nobody_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    sent: list[int] = []
-
-    def sends(pidfd: int, signum: int) -> None:
-        sent.append(signum)
-        send_signal(pidfd, signum)
-
-    monkeypatch.setattr("aiotimer._worker.send_signal", sends)
+async def test_fault_44_a_victim_that_nobody_waits_for(sent: list[int]) -> None:
     async with serving() as server:
         with spawn_worker(UNWAITED, server.socket_path) as parent:
             pid = int(await number(parent, "child"))
@@ -174,17 +180,11 @@ async def test_fault_42_what_cannot_die_is_reported_and_not_signalled_again(
     ice: Callable[
         [], AbstractContextManager[tuple[Callable[[int], str], Callable[[], None], Callable[[], None]]]
     ],
+    sent: list[int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     root_only()
     monkeypatch.setattr("aiotimer._worker.UNKILLABLE_AFTER", 0.5)
-    sent: list[int] = []
-
-    def sends(pidfd: int, signum: int) -> None:
-        sent.append(signum)
-        send_signal(pidfd, signum)
-
-    monkeypatch.setattr("aiotimer._worker.send_signal", sends)
     async with serving() as server:
         with contextlib.ExitStack() as stack:
             worker = stack.enter_context(spawn_worker(PRELUDE + STUCK, server.socket_path))
