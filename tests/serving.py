@@ -85,12 +85,12 @@ def open_descriptors() -> int:
 # -- workers, from a coroutine -----------------------------------------------------------------------
 
 
-async def line(worker: SpawnedWorker, text: str) -> str:
+async def line(worker: SpawnedWorker, text: str, patience: float = PATIENCE) -> str:
     """Return the line of a worker's output that begins with ``text``, without blocking the loop.
 
     The order of lines does not matter: a worker's children write to the same stream.
     """
-    until = monotonic() + PATIENCE
+    until = monotonic() + patience
     while True:
         for found in list(worker.lines):
             if found.startswith(text):
@@ -98,9 +98,9 @@ async def line(worker: SpawnedWorker, text: str) -> str:
         await asyncio.to_thread(worker.wait_line, text, until - monotonic())
 
 
-async def number(worker: SpawnedWorker, name: str) -> float:
+async def number(worker: SpawnedWorker, name: str, patience: float = PATIENCE) -> float:
     """Wait for a line ``name 12.5`` of a worker's output, and return its number."""
-    found = await line(worker, name + " ")
+    found = await line(worker, name + " ", patience)
     return float(found.removeprefix(name))
 
 

@@ -96,6 +96,7 @@ async def test_fault_30_65537_timers(kind: str, policy: str) -> None:
 MANY_NAMES = (
     PRELUDE
     + """
+sys.settrace(None)  # coverage would make minutes of it
 client = TimerClient(unavailable="raise", budget=30)
 client.acquire("kept", time.monotonic() + 1000)
 for number in range(500_000):
@@ -111,12 +112,13 @@ with expires(60, "rollout-0", client), expires(60, "new", client):
 )
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.asyncio(loop_factories=["asyncio"])
 async def test_fault_30_a_million_scopes_one_after_the_other() -> None:
     """Names do not use a table up: idle slots are given to new ones, and keep their own timers apart."""
     async with serving() as server:
         with spawn_worker(MANY_NAMES, server.socket_path) as worker:
-            assert await number(worker, "slots") < 1000
+            assert await number(worker, "slots", 8 * PATIENCE) < 1000  # a million of anything takes a while
             assert server.armed(worker.pid).keys() == {"kept", "rollout-0", "new"}
             worker.say()
             assert await ended(worker) == 0
