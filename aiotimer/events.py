@@ -16,15 +16,18 @@ from ._core.requests import WorkerId
 log = logging.getLogger("aiotimer")
 
 Kind: TypeAlias = Literal[
-    "reaped", "unkillable", "reap_failed", "late", "worker_gone", "exec", "adopted", "stalled", "refused"
-]
+    "expired", "reaped", "unkillable", "reap_failed", "late", "observed", "finished", "held", "breaker",
+    "worker_gone", "exec", "adopted", "stalled", "refused",
+]  # fmt: skip
 
 _LEVELS = {
+    "expired": logging.DEBUG,
     "adopted": logging.DEBUG,
     "worker_gone": logging.DEBUG,
     "late": logging.WARNING,
     "unkillable": logging.ERROR,
     "reap_failed": logging.ERROR,
+    "breaker": logging.ERROR,
 }
 
 
@@ -32,10 +35,13 @@ class Event(NamedTuple):
     """One thing that happened.
 
     Attributes:
-        event: its kind. ``reaped``: a worker was signalled and is dead. ``unkillable``: it was signalled
-            and would not die. ``reap_failed``: ``reap_worker`` returned False or raised. ``late``: a
-            timer expired, and was released before the signal. ``worker_gone``: a worker died by itself
-            with timers armed. ``exec``: a worker runs another program now, its timers are dropped.
+        event: its kind. ``expired``: a timer has, and what follows from it begins. ``reaped``: a worker
+            was signalled and is dead. ``unkillable``: it was signalled and would not die.
+            ``reap_failed``: ``reap_worker`` returned False or raised. ``late``: a timer expired, and was
+            released before the signal. ``observed``: a timer expired, and nobody was signalled, as was
+            wanted; ``finished``: such a timer was released after all. ``held``: the worker is stopped or
+            in a debugger, and is not reaped for that long, as was wanted. ``breaker``: too many reaps, the
+            server only observes from now on. ``worker_gone``: a worker died by itself with timers armed. ``exec``: a worker runs another program now, its timers are dropped.
             ``adopted``: a table of an earlier server. ``stalled``: the server stood still. ``refused``:
             a client that is not served.
         worker_id: whom it happened to, None for the server itself.
@@ -43,6 +49,10 @@ class Event(NamedTuple):
         scope: the timer it was about.
         late_s: seconds between the deadline and the first action on the worker (or its release).
         detail: the rest, in words.
+        outcome: what has become of an expiry: ``pending``, ``reaped``, ``unkillable``, ``late``,
+            ``observed``, ``finished``, ``gone``; "" for other events.
+        verdict: what the worker was doing, in words.
+        evidence: the directory with what was found out.
     """
 
     event: Kind
@@ -51,6 +61,9 @@ class Event(NamedTuple):
     scope: str = ""
     late_s: float | None = None
     detail: str = ""
+    outcome: str = ""
+    verdict: str = ""
+    evidence: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """Return the event as the object that goes into a JSON line; ``time`` is wall time, for people."""
@@ -62,6 +75,9 @@ class Event(NamedTuple):
             "scope": self.scope,
             "late_s": self.late_s,
             "detail": self.detail,
+            "outcome": self.outcome,
+            "verdict": self.verdict,
+            "evidence": self.evidence,
         }
 
     def __str__(self) -> str:
@@ -74,6 +90,10 @@ class Event(NamedTuple):
             fields.append(f"scope={shown(self.scope)}")
         if self.late_s is not None:
             fields.append(f"late={self.late_s * 1000:.1f}ms")
+        if self.verdict:
+            fields.append(f"verdict={shown(self.verdict)}")
+        if self.evidence:
+            fields.append(f"evidence={shown(self.evidence)}")
         if self.detail:
             fields.append(f"({_printable(self.detail)})")
         return f"{self.event} " + " ".join(fields)

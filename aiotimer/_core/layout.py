@@ -14,11 +14,16 @@ offset                written by  what
 80  ``REAPED_AT``     server     float64: when the server began to reap the worker, or 0.0
 88  ``PROGRAM``       server     float64: a mark of the program that the worker runs, or 0.0
 96  ``RIGHTS``        server     float64: 1 + the uid with whose rights it is signalled, or 0.0
+112 ``POLICY``        server     80 bytes of ASCII, padded with NUL: how this worker wants to be reaped
 192 ``HIGH_WATER``    worker     float64: slots below this are allocated and initialised
 200 ``RETIRED``       worker     float64: acquisitions counted in slots that were relabelled since
+208 ``DUMP_SIGNAL``   worker     float64: the signal that makes it write its stacks, or 0.0
+216 ``DUMP_FILE``     worker     float64: its descriptor of this file, to which it writes them
 256 deadlines         worker     65,536 x float64; ``inf`` or 0.0 = not armed
 528,384 counts        worker     65,536 x float64: acquisitions through this slot, under this label
-1,052,672 labels      worker     65,536 x 256 bytes: length, ordinal, UTF-8 text
+1,052,672 labels      worker     65,536 x 256 bytes: length, flags, ordinal, UTF-8 text
+17,829,888 rows       worker     65,536 x 64 float64: how long the blocks of this slot took
+51,384,320 stacks     worker     what it wrote when it was sent ``DUMP_SIGNAL``, one dump after the other
 ====================  =========  ==========================================================
 
 What stands in the worker's part is untrusted: any double may be a deadline (NaN, -inf, denormal), any
@@ -44,6 +49,8 @@ PROGRAM = 11
 RIGHTS = 12
 HIGH_WATER = 24
 RETIRED = 25
+DUMP_SIGNAL = 26
+DUMP_FILE = 27
 FIRST_DEADLINE = 32
 FIRST_COUNT = 528_384 // 8
 COUNT_OF = FIRST_COUNT - FIRST_DEADLINE
@@ -51,7 +58,19 @@ COUNT_OF = FIRST_COUNT - FIRST_DEADLINE
 
 LABELS_OFFSET = 1_052_672
 LABEL_SIZE = 256
-TABLE_SIZE = LABELS_OFFSET + SLOTS * LABEL_SIZE
+POLICY_OFFSET, POLICY_SIZE = 112, 80
+
+ROWS_OFFSET = LABELS_OFFSET + SLOTS * LABEL_SIZE
+ROW_WORDS = 64
+ROW_SIZE = 8 * ROW_WORDS
+"""A slot's row: see ``_core/durations.py``."""
+
+TABLE_SIZE = ROWS_OFFSET + SLOTS * ROW_SIZE
+STACKS_OFFSET = TABLE_SIZE
+"""The file may be longer than the table: stacks are appended there."""
+
+OBSERVED = 1
+"""A flag on a label: the timer is observed; nobody is signalled for it."""
 
 SCOPE_BYTES = 240
 """The longest scope, in bytes of UTF-8: what a label cell holds beside its 8-byte head, rounded down."""
@@ -166,9 +185,9 @@ def encode_scope(scope: str) -> bytes:
     return text
 
 
-def encode_label(text: bytes, ordinal: int) -> bytes:
+def encode_label(text: bytes, ordinal: int, flags: int = 0) -> bytes:
     """Return a label cell: ordinal 0 for a keyed timer, n >= 1 for the n-th of a scope's entries."""
-    return _LABEL.pack(len(text), 0, ordinal & 0xFFFF_FFFF) + text
+    return _LABEL.pack(len(text), flags, ordinal & 0xFFFF_FFFF) + text
 
 
 def decode_label(cell: bytes) -> tuple[str, int]:
@@ -178,6 +197,28 @@ def decode_label(cell: bytes) -> tuple[str, int]:
     length, _flags, ordinal = _LABEL.unpack_from(cell)
     text = cell[_LABEL.size : _LABEL.size + min(length, SCOPE_BYTES)]
     return text.decode(errors="backslashreplace") or "?", int(ordinal)
+
+
+def label_flags(cell: bytes) -> int:
+    """Return the flags of a label cell, 0 of a cell that is cut off."""
+    return int(_LABEL.unpack_from(cell)[1]) if len(cell) >= _LABEL.size else 0
+
+
+def policy(text: str) -> bytes:
+    """Return how a worker wants to be reaped, as it stands in a table.
+
+    Raises:
+        ValueError: it is not ASCII, or too long.
+    """
+    data = text.encode("ascii")
+    if len(data) > POLICY_SIZE:
+        raise ValueError(f"a policy of {len(data)} bytes; at most {POLICY_SIZE} fit")
+    return data.ljust(POLICY_SIZE, b"\0")
+
+
+def decode_policy(data: bytes) -> str:
+    """Return what :func:`policy` stored; a worker may have written anything else there."""
+    return data.partition(b"\0")[0].decode("ascii", errors="replace")
 
 
 def timer_name(scope: str, ordinal: int) -> str:

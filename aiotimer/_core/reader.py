@@ -29,12 +29,14 @@ class Timer(NamedTuple):
         scope: the label's text.
         ordinal: 0 for a keyed timer, n for the n-th concurrent entry of its scope.
         deadline: the stored value.
+        observed: nobody is to be signalled for it.
     """
 
     slot: int
     scope: str
     ordinal: int
     deadline: float
+    observed: bool = False
 
     @property
     def name(self) -> str:
@@ -87,35 +89,40 @@ class TableReader:
         """Return the timer in a slot, None if it does not hold ``deadline`` any more."""
         if self.deadline(slot) != deadline:
             return None
-        scope, ordinal = self.label(slot)
+        cell = self._read(layout.LABEL_SIZE, layout.label_offset(slot))
         if self.deadline(slot) != deadline:
             return None
-        return Timer(slot, scope, ordinal, deadline)
+        return _timer(slot, cell, deadline)
 
     def timers(self) -> list[Timer]:
         """Return every armed timer, soonest first."""
         before = self.deadlines()
         slots = [slot for slot, deadline in enumerate(before) if layout.is_armed(deadline)]
-        labels = self._labels(slots)
+        cells = self._labels(slots)
         after = self.deadlines() if slots else before
         there = len(after)
         armed = [
-            Timer(slot, *label, before[slot])
-            for slot, label in zip(slots, labels, strict=True)
+            _timer(slot, cell, before[slot])
+            for slot, cell in zip(slots, cells, strict=True)
             if slot < there and after[slot] == before[slot]
         ]
         return sorted(armed, key=_soonest_first)
 
-    def _labels(self, slots: list[int]) -> list[tuple[str, int]]:
-        """Return the labels of some slots, read many at a time."""
+    def _labels(self, slots: list[int]) -> list[bytes]:
+        """Return the label cells of some slots, read many at a time."""
         blocks = {slot // _BLOCK for slot in slots}
         size = _BLOCK * layout.LABEL_SIZE
         read = {block: self._read(size, layout.label_offset(block * _BLOCK)) for block in blocks}
         return [
-            layout.decode_label(read[slot // _BLOCK][start : start + layout.LABEL_SIZE])
+            read[slot // _BLOCK][start : start + layout.LABEL_SIZE]
             for slot in slots
             for start in (slot % _BLOCK * layout.LABEL_SIZE,)
         ]
+
+
+def _timer(slot: int, cell: bytes, deadline: float) -> Timer:
+    observed = bool(layout.label_flags(cell) & layout.OBSERVED)
+    return Timer(slot, *layout.decode_label(cell), deadline, observed)
 
 
 def _soonest_first(timer: Timer) -> float:

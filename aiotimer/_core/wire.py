@@ -43,6 +43,8 @@ class Hello(msgspec.Struct, tag="hello", array_like=True, frozen=True):
         offers_table: the descriptor of a table that the client has already comes with this message.
         armed: socket-only: every timer now armed, as (key, deadline); see :class:`Acquire`. Timers that
             an older connection of this client armed and that are not in this list are released.
+        reap: how this worker wants to be reaped (see ``_core/ladder.py``), "" as the server does it.
+        observe: nobody is to be signalled for this worker's timers; their expiry is recorded.
     """
 
     version: int
@@ -53,6 +55,8 @@ class Hello(msgspec.Struct, tag="hello", array_like=True, frozen=True):
     clock: float
     offers_table: bool = False
     armed: tuple[tuple[str, float], ...] = ()
+    reap: str = ""
+    observe: bool = False
 
 
 class Welcome(msgspec.Struct, tag="welcome", array_like=True, frozen=True):
@@ -141,8 +145,87 @@ class Disown(msgspec.Struct, tag="disown", array_like=True, frozen=True):
     """Founder to its private watchdog: end as if I had gone."""
 
 
-ToServer: TypeAlias = Hello | Ring | Bye | Acquire | Ping | StatusRequest | Disown
-ToClient: TypeAlias = Welcome | Refused | Ack | Pong | Status
+class Attend(msgspec.Struct, tag="attend", array_like=True, frozen=True):
+    """Client to server, instead of HELLO: this connection answers questions about one of my event loops.
+
+    Attributes:
+        version: the client's ``PROTOCOL_VERSION``.
+    """
+
+    version: int
+
+
+class Inspect(msgspec.Struct, tag="inspect", array_like=True, frozen=True):
+    """Server to client, on a connection that attends: what are your tasks waiting for?
+
+    Attributes:
+        number: to be repeated in the answer.
+        slots: the timers of interest, as slots of this process's table; empty: none in particular.
+    """
+
+    number: int
+    slots: tuple[int, ...] = ()
+
+
+class TaskReport(msgspec.Struct, array_like=True, frozen=True):
+    """One task of an event loop, or several that wait at the same place.
+
+    Attributes:
+        name: of the task (of the first one).
+        count: how many tasks this is about.
+        slots: which of the slots asked for belong to blocks that it has entered.
+        frames: outermost first: (file, line, function) of every coroutine on the way to what it waits for.
+        waits_for: that thing, in words; "" if it runs or is about to.
+    """
+
+    name: str
+    count: int
+    slots: tuple[int, ...]
+    frames: tuple[tuple[str, int, str], ...]
+    waits_for: str
+
+
+class Tasks(msgspec.Struct, tag="tasks", array_like=True, frozen=True):
+    """Client to server: the answer to :class:`Inspect`, given from inside the loop: so it is alive.
+
+    Attributes:
+        number: of the question.
+        loop: the loop, in words.
+        thread: the name of its thread.
+        tasks: what its tasks wait for; those with slots first.
+        left_out: how many tasks did not fit.
+        stacks: the stacks of all threads of the process, as ``faulthandler`` writes them.
+    """
+
+    number: int
+    loop: str
+    thread: str
+    tasks: tuple[TaskReport, ...]
+    left_out: int
+    stacks: str
+
+
+class DumpRequest(msgspec.Struct, tag="dump?", array_like=True, frozen=True):
+    """Anyone to server: what is this worker of yours doing? It is not harmed.
+
+    Attributes:
+        pid: which of the workers that the server has pinned.
+    """
+
+    pid: int
+
+
+class Dump(msgspec.Struct, tag="dump", array_like=True, frozen=True):
+    """Server: the object that ``aiotimer dump --json`` prints; ``error`` says why there is none."""
+
+    report: dict[str, Any]
+    error: str = ""
+
+
+ToServer: TypeAlias = (
+    Hello | Ring | Bye | Acquire | Ping | StatusRequest | Disown | Attend | Tasks | DumpRequest
+)
+ToClient: TypeAlias = Welcome | Refused | Ack | Pong | Status | Inspect | Dump
 
 M = TypeVar("M")
 
