@@ -33,6 +33,7 @@ from ._outage import Hook, Mended
 from ._scratch import scratch
 from ._version import __version__
 from ._waiting import Steps, Turn, Turns, Wait, loop_is_running, within
+from ._witness import Witness
 from .errors import AiotimerError, ProtocolError, Refused, ServerUnavailable
 from .process import time_namespace
 from .queue import RequestQueue, TableQueue
@@ -40,6 +41,9 @@ from .runtime import allocate
 
 if TYPE_CHECKING:
     from ._soft import CallLater
+
+OBSERVE_VARIABLE = "AIOTIMER_OBSERVE"
+"""Set to anything but 0: nobody is to be signalled for this process's timers, or by this server."""
 
 RETRY_EVERY = 1.0
 """Seconds between attempts to reach a server that did not answer."""
@@ -72,9 +76,11 @@ class Link(Mended):
         self._codes: dict[int, CodeType] = {}
         self.starting_until = -inf
         self.users = 0
+        self.reap, self.observe = "", False
         self._turns = Turns()  # at connecting
         self._entering = threading.RLock()  # held while somebody enters or leaves
         self._resets = 0
+        self.witness = Witness()
         self.reset()
 
     def reset(self) -> None:
@@ -170,6 +176,8 @@ class Link(Mended):
             time_namespace=time_namespace(),
             clock=monotonic(),
             offers_table=offers_table,
+            reap=self.reap,
+            observe=self.observe or os.environ.get(OBSERVE_VARIABLE, "0") not in ("", "0"),
         )
 
     def _offer(self) -> list[int]:
@@ -204,6 +212,7 @@ class Link(Mended):
         self.watched = self.table if self.shared else None
         if old is not None:
             close(old, old_inode)
+        self.witness.connected(connection)
 
     def _map(self, descriptor: int, offset: float) -> None:
         mapping = mmap.mmap(descriptor, layout.TABLE_SIZE)
@@ -213,15 +222,16 @@ class Link(Mended):
         now = monotonic if offset == 0.0 else lambda: monotonic() + offset
         self.table = TimerTable(mapping, self._grow, self.pools, now=now, offset=offset)
         _mapped.add(self.table)
+        self.witness.mapped(descriptor, self.table)
 
     def _grow(self, slots: int) -> None:
         if not is_open(self._table_descriptor, self._table_inode):
             raise OSError("the program closed the table's descriptor")
         allocate(self._table_descriptor, slots)
 
-    def pool(self, scope: str) -> Pool:
+    def pool(self, scope: str, *, observed: bool = False) -> Pool:
         """Return the pool of a scope: in the table, or in scratch while there is no table."""
-        return (self.table or scratch()).pool(scope)
+        return (self.table or scratch()).pool(scope, observed=observed)
 
     def remember_site(self, code: CodeType, instruction: int, pool: Pool) -> None:
         """Remember which pool a call without a scope uses. The code object is kept, so its id is its own."""
@@ -349,7 +359,28 @@ class Link(Mended):
             return False
         return True
 
+    # -- evidence --------------------------------------------------------------------------------
+
+    def attend(self) -> None:
+        """See to it that the server can ask the running event loop, if there is one, for its tasks."""
+        if self.connected:
+            self.witness.attend(self)
+
     # -- the end ---------------------------------------------------------------------------------
+
+    def ask_for(self, reap: str, *, observe: bool) -> None:
+        """How this process wants to be reaped: said in HELLO, so the first client that asks decides.
+
+        Raises:
+            ValueError: it has been decided otherwise.
+        """
+        if (reap or observe) and (reap, observe) != (self.reap, self.observe):
+            if self.users > 0:
+                raise ValueError(
+                    f"this process's first client of {self.path!r} asked for reap={self.reap!r}, "
+                    f"observe={self.observe}; all its clients share that, so give it to the first one"
+                )
+            self.reap, self.observe = reap, observe
 
     def enter(self, hook: Hook | None = None) -> None:
         """One more client uses this link; ``hook`` wants to hear of outages."""
@@ -398,6 +429,7 @@ class Link(Mended):
     def _let_go(self) -> None:
         """Close what is open. Entries that are active keep their table, and release in it."""
         self.hang_up()
+        self.witness.end()
         if is_open(self._table_descriptor, self._table_inode):
             os.close(self._table_descriptor)
         if self.table is not None:

@@ -10,9 +10,10 @@ from sys import _getframe
 from typing import cast
 
 from ._arguments import MOST, named_pool, seconds, site_pool
-from ._block import Block, GracefulBlock
+from ._block import Block
 from ._client import BaseClient
 from ._default import default, default_client
+from ._graceful import GracefulBlock
 
 _MOST_INT = 10**9
 """Up to here an int is compared with an int, which is quicker; beyond, ``seconds`` decides."""
@@ -24,6 +25,7 @@ def expires(
     client: BaseClient | None = None,
     *,
     grace: float | None = None,
+    observe: bool = False,
 ) -> Block:
     """Return a countdown around a block: if the block is not left in time, this process is reaped.
 
@@ -39,6 +41,8 @@ def expires(
         grace: only in ``async with``: at ``after`` the block's own task is cancelled, and leaves the
             block with TimeoutError as from ``asyncio.timeout``; this many seconds later, if the block has
             still not been left, the process is reaped.
+        observe: nobody is signalled for this block. That it was not left in time is recorded, with evidence,
+            and how long it took in the end: to find the right limit.
 
     Returns:
         The block. In it, ``.scope``, ``.deadline``, ``.remaining()`` and ``.renew()`` are about its timer.
@@ -63,6 +67,8 @@ def expires(
     if client is None:
         client = default.client
     try:
+        if observe:
+            raise KeyError  # it has a pool of its own, which is not remembered by the call
         if scope is None:
             frame = _getframe(1)
             block._pool = client.sites[id(frame.f_code), frame.f_lasti]  # type: ignore[union-attr]
@@ -70,7 +76,10 @@ def expires(
             block._pool = client.pools[scope]  # type: ignore[union-attr]
     except (KeyError, AttributeError):  # a new name, or nothing is configured
         client = client or default_client()
-        block._pool = site_pool(_getframe(1), client) if scope is None else named_pool(scope, client)
+        if scope is None:
+            block._pool = site_pool(_getframe(1), client, observed=observe)
+        else:
+            block._pool = named_pool(scope, client, observed=observe)
     if grace is not None:
         cast(GracefulBlock, block).add_grace(seconds(grace, "grace"))
     return block

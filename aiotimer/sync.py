@@ -31,8 +31,15 @@ class TimerClient(BaseClient):
         on_unwatched: called once with the reason when this process's timers are not being watched, because
             its server is stuck or gone, and once with None when they are again. It runs in whichever
             thread finds out, and must return soon; what it raises is logged.
+        reap: in which steps this process is to be reaped, such as ``"dump,TERM:10,KILL"``; by default as the
+            server does it, which limits what may be asked for and refuses the rest.
+        observe: nobody is to be signalled for this process's timers; their expiry is recorded. The same as
+            ``AIOTIMER_OBSERVE=1`` in its environment.
+
+    A process says the last two once to a server, for all its clients: the first one decides.
 
     Raises:
+        ValueError: another client of this process has asked that server for another ``reap`` or ``observe``.
         NotConfigured: no path was given and ``$AIOTIMER_SOCKET`` is not set.
         UnsafePath: the path cannot be a socket's.
     """

@@ -21,7 +21,7 @@ offset                written by  what
 216 ``DUMP_FILE``     worker     float64: its descriptor of this file, to which it writes them
 256 deadlines         worker     65,536 x float64; ``inf`` or 0.0 = not armed
 528,384 counts        worker     65,536 x float64: acquisitions through this slot, under this label
-1,052,672 labels      worker     65,536 x 256 bytes: length, flags, ordinal, UTF-8 text
+1,052,672 labels      worker     65,536 x 256 bytes: length, ordinal, UTF-8 text
 17,829,888 rows       worker     65,536 x 64 float64: how long the blocks of this slot took
 51,384,320 stacks     worker     what it wrote when it was sent ``DUMP_SIGNAL``, one dump after the other
 ====================  =========  ==========================================================
@@ -69,8 +69,9 @@ TABLE_SIZE = ROWS_OFFSET + SLOTS * ROW_SIZE
 STACKS_OFFSET = TABLE_SIZE
 """The file may be longer than the table: stacks are appended there."""
 
-OBSERVED = 1
-"""A flag on a label: the timer is observed; nobody is signalled for it."""
+OBSERVED = 1 << 29
+"""A bit of an ordinal: the timer is observed; nobody is signalled for it. It is a part of the timer's key, so
+that an observed entry and another one of the same scope are two timers, on the socket as well."""
 
 SCOPE_BYTES = 240
 """The longest scope, in bytes of UTF-8: what a label cell holds beside its 8-byte head, rounded down."""
@@ -162,6 +163,11 @@ def label_offset(slot: int) -> int:
     return LABELS_OFFSET + LABEL_SIZE * slot
 
 
+def row_offset(slot: int) -> int:
+    """Return the byte offset of a slot's row."""
+    return ROWS_OFFSET + ROW_SIZE * slot
+
+
 def encode_scope(scope: str) -> bytes:
     """Check a scope and return its UTF-8 bytes.
 
@@ -185,9 +191,9 @@ def encode_scope(scope: str) -> bytes:
     return text
 
 
-def encode_label(text: bytes, ordinal: int, flags: int = 0) -> bytes:
+def encode_label(text: bytes, ordinal: int) -> bytes:
     """Return a label cell: ordinal 0 for a keyed timer, n >= 1 for the n-th of a scope's entries."""
-    return _LABEL.pack(len(text), flags, ordinal & 0xFFFF_FFFF) + text
+    return _LABEL.pack(len(text), 0, ordinal & 0xFFFF_FFFF) + text
 
 
 def decode_label(cell: bytes) -> tuple[str, int]:
@@ -197,11 +203,6 @@ def decode_label(cell: bytes) -> tuple[str, int]:
     length, _flags, ordinal = _LABEL.unpack_from(cell)
     text = cell[_LABEL.size : _LABEL.size + min(length, SCOPE_BYTES)]
     return text.decode(errors="backslashreplace") or "?", int(ordinal)
-
-
-def label_flags(cell: bytes) -> int:
-    """Return the flags of a label cell, 0 of a cell that is cut off."""
-    return int(_LABEL.unpack_from(cell)[1]) if len(cell) >= _LABEL.size else 0
 
 
 def policy(text: str) -> bytes:
@@ -223,6 +224,7 @@ def decode_policy(data: bytes) -> str:
 
 def timer_name(scope: str, ordinal: int) -> str:
     """Return the name of one timer: the scope, and ``#n`` from a scope's second concurrent entry on."""
+    ordinal &= OBSERVED - 1
     return scope if ordinal <= 1 else f"{scope}#{ordinal}"
 
 

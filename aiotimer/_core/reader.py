@@ -12,10 +12,14 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from . import layout
+from .durations import Durations, Ran
 
 Read = Callable[[int, int], bytes]
 """``read(size, offset)``: at most ``size`` bytes of the table, fewer at its end."""
 
+
+_MOST_ENTRIES = 2.0**53
+"""A count beyond that is none."""
 
 _BLOCK = 16
 """Labels that are read at once: a page of them."""
@@ -27,7 +31,8 @@ class Timer(NamedTuple):
     Attributes:
         slot: where.
         scope: the label's text.
-        ordinal: 0 for a keyed timer, n for the n-th concurrent entry of its scope.
+        ordinal: 0 for a keyed timer, n for the n-th concurrent entry of its scope, with ``layout.OBSERVED``
+            added for one that is observed.
         deadline: the stored value.
         observed: nobody is to be signalled for it.
     """
@@ -85,6 +90,26 @@ class TableReader:
         """Return the scope and the ordinal on a slot's label, whatever the slot holds."""
         return layout.decode_label(self._read(layout.LABEL_SIZE, layout.label_offset(slot)))
 
+    def row(self, slot: int) -> array[float]:
+        """Return a slot's row (``_core/durations.py``); fewer words where the table ends."""
+        data = self._read(layout.ROW_SIZE, layout.row_offset(slot))
+        return array("d", data[: len(data) // 8 * 8])
+
+    def durations(self) -> dict[str, Ran]:
+        """Return, by scope, how often it was entered and how long that took."""
+        slots = len(self.deadlines())
+        counts = self.counts(slots)
+        cells = self._labels(list(range(slots)))
+        found: dict[str, Ran] = {}
+        for slot, (count, cell) in enumerate(zip(counts, cells, strict=False)):
+            if not 0.0 < count < _MOST_ENTRIES:
+                continue
+            scope = layout.decode_label(cell)[0]
+            ran = found.get(scope) or Ran(0, Durations())
+            ran.durations.add(Durations.of_row(self.row(slot)))
+            found[scope] = Ran(ran.entries + int(count), ran.durations)
+        return found
+
     def timer(self, slot: int, deadline: float) -> Timer | None:
         """Return the timer in a slot, None if it does not hold ``deadline`` any more."""
         if self.deadline(slot) != deadline:
@@ -121,8 +146,8 @@ class TableReader:
 
 
 def _timer(slot: int, cell: bytes, deadline: float) -> Timer:
-    observed = bool(layout.label_flags(cell) & layout.OBSERVED)
-    return Timer(slot, *layout.decode_label(cell), deadline, observed)
+    scope, ordinal = layout.decode_label(cell)
+    return Timer(slot, scope, ordinal, deadline, bool(ordinal & layout.OBSERVED))
 
 
 def _soonest_first(timer: Timer) -> float:

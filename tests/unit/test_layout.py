@@ -33,17 +33,20 @@ def test_regions_follow_each_other_and_do_not_touch() -> None:
         16,  # magic, version, capacity
         8 * layout.PROMISE,
         8 * layout.RIGHTS + 8,
+        layout.POLICY_OFFSET,
+        layout.POLICY_OFFSET + layout.POLICY_SIZE,
         8 * layout.HIGH_WATER,
-        8 * layout.RETIRED + 8,
+        8 * layout.DUMP_FILE + 8,
         layout.deadline_offset(0),
         layout.deadline_offset(SLOTS - 1) + 8,
         layout.count_offset(0),
         layout.count_offset(SLOTS - 1) + 8,
         layout.label_offset(0),
-        layout.label_offset(SLOTS),
+        layout.row_offset(0),
+        layout.row_offset(SLOTS),
     ]
     assert ends == sorted(ends)
-    assert ends[-1] == layout.TABLE_SIZE
+    assert ends[-1] == layout.TABLE_SIZE == layout.STACKS_OFFSET
 
 
 def test_the_two_sides_write_into_different_cache_lines() -> None:
