@@ -5,11 +5,15 @@
 #
 #   make test PYTHON=python3.13 VENV=.venv-3.13     another interpreter, another environment
 #   make test TESTS=tests/unit PYTEST_ARGS=-x       a part of the suite
+#   make test JOBS=0                                in one process, as a debugger wants it
 
 PYTHON      ?= python3
 VENV        ?= .venv
 TESTS       ?= tests
 PYTEST_ARGS ?=
+# Tests mostly wait, for processes to start and for deadlines: three at a time keep two cores busy.
+JOBS        ?= 3
+PARALLEL    := -n $(JOBS) --dist worksteal
 SOAK_TESTS  ?= $(wildcard tests/contract tests/property tests/model tests/simulator tests/faults tests/fuzz tests/integration)
 WHEEL_TESTS ?= $(wildcard tests/unit tests/contract)
 COVERAGE_TESTS ?= $(wildcard tests/unit tests/property tests/contract tests/integration tests/fuzz tests/faults)
@@ -64,7 +68,7 @@ bench: $(DEV) ## run the benchmarks
 # --- test
 
 test: $(TEST) ## run the tests
-	$(BIN)/python -m pytest $(TESTS) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(TESTS) $(PYTEST_ARGS)
 
 soak: $(TEST) ## run the slow tests, and the property tests with many more examples
 	-$(BIN)/python $(PIP) install --quiet --editable ".[fuzz]"
@@ -73,7 +77,7 @@ soak: $(TEST) ## run the slow tests, and the property tests with many more examp
 
 coverage: $(TEST) ## run the tests that reach every line, and see that they do
 	rm -rf build/coverage && mkdir -p build/coverage
-	$(BIN)/python -m coverage run -m pytest -q $(COVERAGE_TESTS) $(PYTEST_ARGS)
+	$(BIN)/python -m coverage run -m pytest -q $(PARALLEL) $(COVERAGE_TESTS) $(PYTEST_ARGS)
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
 	$(BIN)/python -m coverage report --include='aiotimer/_core/*' --fail-under=100
@@ -132,7 +136,7 @@ wheel: $(DEV) ## build the wheel, install it in a fresh environment, and test th
 	cd $(WHEEL) && venv/bin/python -c \
 	    'import aiotimer, sys; assert aiotimer.__file__.startswith(sys.prefix), aiotimer.__file__'
 	wheel=$$(echo $(WHEEL)/dist/*.whl) && $(WHEEL)/venv/bin/python $(PIP) install --quiet "$$wheel[test]"
-	cd $(WHEEL) && venv/bin/python -m pytest $(WHEEL_TESTS)
+	cd $(WHEEL) && venv/bin/python -m pytest $(PARALLEL) $(WHEEL_TESTS)
 
 clean: ## remove environments, builds and caches
 	rm -rf .venv .venv-* build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
