@@ -6,6 +6,7 @@ a client says of itself decides nothing but how to talk to it.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 from time import monotonic
@@ -13,9 +14,12 @@ from typing import TYPE_CHECKING
 
 from . import runtime
 from ._acceptor import EXHAUSTED, OUT_OF_DESCRIPTORS
+from ._attending import Channel
 from ._core import layout, wire
+from ._dump import BUDGET, dump
 from ._version import __version__
 from .errors import AiotimerError, ProtocolError, ServerError, TableFull
+from .events import log
 from .process import hung_up, maps_file, peer_uid, pin_peer, program_of, time_namespace
 from .queue import SocketQueue
 
@@ -53,12 +57,63 @@ def handle(server: TimerServer, roster: Roster, connection: Connection, message:
             reason = _why(error)
             server.refused(connection, reason)
             connection.refuse(reason)
+    elif connection.worker is None and isinstance(message, wire.Attend | wire.Tasks | wire.DumpRequest):
+        _handle_evidence(server, roster, connection, message)
     elif isinstance(message, wire.Bye) and connection.worker is not None:
         if connection.table is not None:
             forget(connection.worker, connection.table)
         connection.close()
     else:
         raise ProtocolError(f"{type(message).__name__} before HELLO")
+
+
+def _handle_evidence(
+    server: TimerServer,
+    roster: Roster,
+    connection: Connection,
+    message: wire.Attend | wire.Tasks | wire.DumpRequest,
+) -> None:
+    if connection.channel is not None:
+        if not isinstance(message, wire.Tasks):
+            raise ProtocolError(f"{type(message).__name__} on a connection that attends")
+        connection.channel.answered(message)
+    elif isinstance(message, wire.Attend):
+        _attend(roster, connection, message)
+    elif isinstance(message, wire.DumpRequest):
+        report = _send_dump(server, roster, connection, message.pid)
+        connection.reports(asyncio.get_running_loop().create_task(report))
+    else:
+        raise ProtocolError("Tasks before ATTEND")
+
+
+def _attend(roster: Roster, connection: Connection, attend: wire.Attend) -> None:
+    """Take a connection on which a worker's event loop answers; one of whoever is no worker is closed."""
+    worker = None
+    try:
+        worker_id, pidfd, uid = pin_peer(connection.socket)
+        os.close(pidfd)
+        if attend.version == wire.PROTOCOL_VERSION and uid == os.geteuid():
+            worker = roster.find(worker_id)
+    except OSError as error:
+        log.debug("a connection that attends is closed: %s", error)
+    if worker is None or worker.closed:
+        connection.close()
+    else:
+        connection.channel = Channel(worker, connection.send)
+
+
+async def _send_dump(server: TimerServer, roster: Roster, connection: Connection, pid: int) -> None:
+    worker = roster.find(pid)
+    if worker is None or worker.closed:
+        connection.send(wire.Dump({}, f"no worker with pid {pid} is known here"))
+        return
+    try:
+        found = await dump(worker, getattr(server, "evidence_budget", BUDGET))
+    except Exception as error:  # noqa: BLE001 - logged, and told to whoever asks
+        log.exception("no dump of process %d", pid)
+        connection.send(wire.Dump({}, f"it failed: {error}"))
+        return
+    connection.send(wire.Dump(found))
 
 
 def forget(worker: Worker, table: WatchedTable) -> None:
