@@ -100,6 +100,6 @@ def stack(
         "gil": None,
         "state": "",
         "syscall": "",
-        "frames": frames or [],
+        "frames": [] if frames is None else frames,
         "native": [],
     }

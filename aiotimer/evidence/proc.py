@@ -68,7 +68,7 @@ def nothing() -> dict[str, Any]:
 def syscall_name(text: str, machine: str | None = None) -> str:
     """Return in words what a ``syscall`` file of /proc says: a call's name, its number, or ``running``."""
     first = text.split()[0] if text.split() else ""
-    if not first.lstrip("-").isdigit():
+    if not (first.isascii() and first.removeprefix("-").isdigit()):
         return first[:16]
     if int(first) < 0:
         return "no system call"

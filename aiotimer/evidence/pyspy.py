@@ -159,7 +159,7 @@ def parse(output: bytes, pid: int) -> list[dict[str, Any]]:
     try:
         traces = json.loads(output)
         return [_stack(trace, pid) for trace in traces[:MAX_STACKS]]
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise HelperFailed(f"wrote what is no dump: {type(error).__name__}") from None
 
 
