@@ -4,6 +4,6 @@
 """
 
 from .findings import Answers, Findings, Subject
-from .gather import gather
+from .gathering import gather
 
 __all__ = ["Answers", "Findings", "Subject", "gather"]

@@ -4,9 +4,9 @@ The laws of this file:
 
 * A helper is a process of its own session with a time limit; it is killed when that has passed, through its
   pidfd, and when nobody waits for it any more. What it prints is bounded.
-* py-spy stops the worker for the milliseconds in which it reads (else it may read nonsense), so it comes
-  last; one that is stopped already, traced or in uninterruptible sleep is read as it is. Should py-spy leave
-  it stopped because it was killed in between, it is continued.
+* py-spy stops the worker for the milliseconds in which it reads, or it might read nonsense; one that is
+  stopped already, traced or in uninterruptible sleep is read as it is. Should py-spy leave it stopped
+  because it was killed in between, it is continued.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ def dump(pid: int, pidfd: int, table: int, table_inode: int, limit: float, given
         TimeoutError: it wrote nothing.
     """
     signum, descriptor = _words(table)
-    check_safe(pid, pidfd, signum, descriptor, table_inode)
+    check_safe(pid, pidfd, table, table_inode, signum, descriptor)
     blocked_before = _threads_blocking(pid, signum)
     start = max(layout.STACKS_OFFSET, os.fstat(table).st_size)
     _send(pid, pidfd, signum)
@@ -124,7 +124,7 @@ def dump(pid: int, pidfd: int, table: int, table_inode: int, limit: float, given
     return text.decode(errors="backslashreplace")
 
 
-def check_safe(pid: int, pidfd: int, signum: int, descriptor: int, table_inode: int) -> None:
+def check_safe(pid: int, pidfd: int, table: int, table_inode: int, signum: int, descriptor: int) -> None:
     """Check that a worker's dump signal can be sent to it without harm.
 
     Raises:
@@ -135,8 +135,10 @@ def check_safe(pid: int, pidfd: int, signum: int, descriptor: int, table_inode: 
     try:
         fields = status_fields(pid)
         state = fields.get("State", "")
-        if fields.get("TracerPid", "0") != "0" or state[:1] in ("T", "t"):
-            raise NotSafe(f"not sent to a process that is {state[3:-1] or 'traced'}")
+        if fields.get("TracerPid", "0") != "0":
+            raise NotSafe("not sent to a process that is traced")
+        if state[:1] in ("T", "t"):
+            raise NotSafe("not sent to a process that is stopped")
         if state[:1] == "D":
             raise NotSafe("not sent to a process in uninterruptible sleep")
         if not _has(fields, "SigCgt", signum):
@@ -144,7 +146,8 @@ def check_safe(pid: int, pidfd: int, signum: int, descriptor: int, table_inode: 
         tids = _tids(pid)
         if len(_threads_blocking(pid, signum)) == len(tids):
             raise NotSafe("every thread blocks the dump signal")
-        if os.stat(f"/proc/{pid}/fd/{descriptor}").st_ino != table_inode:
+        file = os.stat(f"/proc/{pid}/fd/{descriptor}")
+        if (file.st_dev, file.st_ino) != (os.fstat(table).st_dev, table_inode):
             raise NotSafe("the descriptor for its stacks is another file by now")
     except (OSError, ValueError) as error:
         raise NotSafe(f"it cannot be told whether it is safe: {error}") from None

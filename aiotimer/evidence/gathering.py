@@ -4,8 +4,9 @@ The laws of this file:
 
 * It never takes longer than its budget, never blocks the loop and never raises: a probe that fails, hangs
   or is refused is a word in ``Findings.probes``.
-* What does not touch the worker comes first; then its dump signal, which interrupts a system call, and only
-  if not every loop of it answered; then helpers, which may stop it for a moment.
+* What does not touch the worker comes first. If every loop of it answered, that is all. Else py-spy, which
+  stops it for some milliseconds and lets it go on where it was. Its dump signal comes last, and only if
+  there are no stacks yet: C code that a handler interrupts sees EINTR, and may end what it hung in.
 * It works on duplicates of the descriptors it is given: they may be closed meanwhile.
 """
 
@@ -91,15 +92,14 @@ class _Gathering:
             return
         await asyncio.gather(self._probe("proc", self._look_into_proc), self._probe("tasks", self._ask))
         every_loop_answered = self._asked > 0 and self._answered == self._asked
-        if every_loop_answered:
-            self._probes["stacks"] = (
-                "sent with the tasks" if self._stacks else "not needed: every loop answered"
-            )
-        else:
-            await self._probe("stacks", self._dump)
+        if every_loop_answered and self._stacks:
+            self._probes["py-spy"] = self._probes["stacks"] = "not needed: every loop answered"
+            return
         if not self._is_gone():
             await self._probe("py-spy", self._spy)
-        if not every_loop_answered and not self._is_gone():
+        if not self._is_gone() and not self._stacks:
+            await self._probe("stacks", self._dump)
+        if not self._is_gone() and not every_loop_answered:
             await self._probe("pstree", self._see_tasks)
 
     def close(self) -> None:
@@ -191,14 +191,14 @@ class _Gathering:
         program = pyspy.find_pyspy()
         if program is None:
             raise _Not("not installed")
-        limit = self._left()
+        limit = self._left() - min(STACKS_WITHIN, self._left() / 3)  # which are kept for the dump signal
 
         def spy(pidfd: int, given_up: threading.Event) -> list[dict[str, Any]]:
             return pyspy.dump(program, self._subject.id.pid, pidfd, limit, given_up)
 
         found = await self._with_pidfd(spy, limit)
-        if found:
-            self._stacks = _merged(found, self._stacks)
+        if any(one["frames"] for one in found):
+            self._stacks = found
 
     async def _see_tasks(self) -> None:
         command = pyspy.pstree_command(self._subject.id.pid)
@@ -268,14 +268,6 @@ def _words(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error) or type(error).__name__
-
-
-def _merged(seen: list[dict[str, Any]], written: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the stacks that py-spy saw, with what only the worker's own dump tells."""
-    current = {one["ident"] for one in written if one["current"]}
-    for one in seen:
-        one["current"] = one["ident"] in current
-    return seen
 
 
 def _know_threads(found: list[dict[str, Any]], process: dict[str, Any]) -> None:
