@@ -41,7 +41,9 @@ def handle(server: TimerServer, roster: Roster, connection: Connection, message:
         uid = peer_uid(connection.socket)
         if uid not in (os.geteuid(), 0):  # the socket's mode keeps others out, unless somebody changed it
             raise ProtocolError(f"{type(message).__name__} of uid {uid}, which is not this server's")
-    if isinstance(message, wire.Ping):
+    if connection.channel is not None or isinstance(message, wire.Attend | wire.Tasks | wire.DumpRequest):
+        _handle_evidence(server, roster, connection, message)
+    elif isinstance(message, wire.Ping):
         connection.send(wire.Pong(os.getpid(), server.lag_s))
     elif isinstance(message, wire.StatusRequest):
         connection.send(wire.Status(server.status()))
@@ -57,8 +59,6 @@ def handle(server: TimerServer, roster: Roster, connection: Connection, message:
             reason = _why(error)
             server.refused(connection, reason)
             connection.refuse(reason)
-    elif connection.worker is None and isinstance(message, wire.Attend | wire.Tasks | wire.DumpRequest):
-        _handle_evidence(server, roster, connection, message)
     elif isinstance(message, wire.Bye) and connection.worker is not None:
         if connection.table is not None:
             forget(connection.worker, connection.table)
@@ -68,22 +68,21 @@ def handle(server: TimerServer, roster: Roster, connection: Connection, message:
 
 
 def _handle_evidence(
-    server: TimerServer,
-    roster: Roster,
-    connection: Connection,
-    message: wire.Attend | wire.Tasks | wire.DumpRequest,
+    server: TimerServer, roster: Roster, connection: Connection, message: wire.ToServer
 ) -> None:
-    if connection.channel is not None:
-        if not isinstance(message, wire.Tasks):
-            raise ProtocolError(f"{type(message).__name__} on a connection that attends")
-        connection.channel.answered(message)
+    """Answer a message about what a worker is doing, or one on a connection that is for this alone."""
+    channel = connection.channel
+    if channel is not None and isinstance(message, wire.Tasks):
+        channel.answered(message)
+    elif channel is not None or connection.worker is not None:
+        raise ProtocolError(f"{type(message).__name__} in the middle of another conversation")
     elif isinstance(message, wire.Attend):
         _attend(roster, connection, message)
     elif isinstance(message, wire.DumpRequest):
         report = _send_dump(server, roster, connection, message.pid)
         connection.reports(asyncio.get_running_loop().create_task(report))
     else:
-        raise ProtocolError("Tasks before ATTEND")
+        raise ProtocolError(f"{type(message).__name__} before ATTEND")
 
 
 def _attend(roster: Roster, connection: Connection, attend: wire.Attend) -> None:

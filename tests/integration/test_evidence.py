@@ -26,15 +26,14 @@ from aiotimer.process import pin
 from tests.support import PATIENCE, SpawnedWorker, spawn_worker
 
 WORKER = """\
-import asyncio, ctypes, faulthandler, os, signal, struct, sys, threading, time
+import asyncio, ctypes, faulthandler, os, signal, struct, subprocess, sys, threading, time
 ctypes.CDLL(None).prctl(0x59616D61, ctypes.c_ulong(-1))  # PR_SET_PTRACER: anybody
 table = int(sys.argv[1])
 signum = signal.SIGRTMIN + 7
 own = os.open(f"/proc/self/fd/{table}", os.O_RDWR | os.O_APPEND)
 faulthandler.register(signum, file=own, all_threads=True)
 os.pwrite(table, struct.pack("=dd", signum, own), 8 * 26)
-def go():
-    os.write(1, b"go\\n")
+go = b"go\\n"
 def run(step):
     step()
 """
@@ -44,12 +43,12 @@ LINE = len(WORKER.splitlines()) + 2
 """The line that the body of a :func:`hanging` worker hangs in."""
 
 BODIES = {
-    "spin": "go()\n    while True: pass",
-    "sleep": "go(); time.sleep(1000)",
-    "lock": "lock = threading.Lock(); lock.acquire(); go(); lock.acquire()",
+    "spin": "os.write(1, go)\n    while True: pass",
+    "sleep": "os.write(1, go); time.sleep(1000)",
+    "lock": "lock = threading.Lock(); lock.acquire(); os.write(1, go); lock.acquire()",
     # Calls without letting go of the GIL; and unlike sleep() it goes on after a signal.
-    "gil": "lock = ctypes.PyDLL(None).pthread_mutex_lock; m = bytes(64); lock(m); go(); lock(m)",
-    "pipe": "ends = os.pipe(); go(); os.read(ends[0], 1)",
+    "gil": "lock = ctypes.PyDLL(None).pthread_mutex_lock; m = bytes(64); lock(m); os.write(1, go); lock(m)",
+    "pipe": "ends = os.pipe(); os.write(1, go); os.read(ends[0], 1)",
 }
 
 
@@ -142,7 +141,7 @@ async def test_synchronous_code_that_hangs(name: str, tmp_path: Path) -> None:
 
 
 async def test_a_coroutine_that_blocks_its_loop(tmp_path: Path) -> None:
-    body = "go(); time.sleep(1000)"
+    body = "os.write(1, go); time.sleep(1000)"
     with hanging(tmp_path, body, run="asyncio.run(step())", kind="async def") as it:
         found = await gather(it.subject(), PATIENCE)
         assert found.verdict == f"event loop blocked in Python at app.py:{LINE} in step"
@@ -160,7 +159,7 @@ async def test_the_memory_of_what_has_been_read_is_given_back(tmp_path: Path) ->
 
 
 async def test_the_block_in_a_thread_by_its_scope(tmp_path: Path) -> None:
-    body = "lock = threading.Lock(); lock.acquire(); go(); lock.acquire()"
+    body = "lock = threading.Lock(); lock.acquire(); os.write(1, go); lock.acquire()"
     run = "thread = threading.Thread(target=step); thread.start(); thread.join()"
     with hanging(tmp_path, body, run=run) as it:
         found = await gather(it.subject(scope=f"app.py:{LINE}"), PATIENCE)
@@ -170,9 +169,8 @@ async def test_the_block_in_a_thread_by_its_scope(tmp_path: Path) -> None:
 
 
 async def test_proc(tmp_path: Path) -> None:
-    with hanging(
-        tmp_path, f"child = __import__('subprocess').Popen(['sleep', '1000']); {BODIES['pipe']}"
-    ) as it:
+    with hanging(tmp_path, f"child = subprocess.Popen('cat', stdin=-1, stdout=-3); {BODIES['pipe']}") as it:
+        await asyncio.to_thread(wait_for_syscall, it.pid, "read")
         found = (await gather(it.subject(), PATIENCE)).process
         assert found["state"] == "S (sleeping)"
         assert found["rss_bytes"] > 1_000_000
@@ -180,19 +178,17 @@ async def test_proc(tmp_path: Path) -> None:
         assert found["descriptor_count"] == len(found["descriptors"]) >= 5
         assert [name for _number, name in found["descriptors"] if name.startswith("/memfd:table")]
         (child,) = found["children"]
-        assert child["name"] in ("sleep", "app.py", "python")
+        assert child["name"] == "cat"
         assert [thread["tid"] for thread in found["threads"]] == [it.pid]
         assert found["tracer"] == 0
         assert set(found) == set(proc.nothing())
-        os.kill(child["pid"], signal.SIGKILL)
 
 
 async def test_a_process_of_many_threads_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proc, "MAX_THREADS", 2)
     monkeypatch.setattr(proc, "MAX_DESCRIPTORS", 2)
-    body = (
-        "[threading.Thread(target=time.sleep, args=[1000]).start() for _ in '1234']; go(); time.sleep(1000)"
-    )
+    start = "[threading.Thread(target=time.sleep, args=[1000]).start() for _ in '1234']"
+    body = f"{start}; {BODIES['sleep']}"
     with hanging(tmp_path, body) as it:
         found = (await gather(it.subject(), PATIENCE)).process
         assert (len(found["threads"]), found["thread_count"]) == (2, 5)
