@@ -36,6 +36,9 @@ PROC_WITHIN = 0.5
 STACKS_WITHIN = 1.0
 """Seconds for the worker to write its stacks."""
 
+HELPER_WITHIN = 2.0
+"""Seconds for a helper: py-spy takes 0.2 s, and longer if there are many libraries to read symbols of."""
+
 _SHARE = 0.95
 """Of the budget, what the probes have; the rest is for ending them."""
 
@@ -191,10 +194,12 @@ class _Gathering:
         program = pyspy.find_pyspy()
         if program is None:
             raise _Not("not installed")
-        limit = self._left() - min(STACKS_WITHIN, self._left() / 3)  # which are kept for the dump signal
+        # A share of what is left is kept for the dump signal, and some for ending it in time.
+        limit = min(HELPER_WITHIN, self._left() - min(STACKS_WITHIN, self._left() / 3))
+        ends_by = limit - min(0.1, limit / 5)
 
         def spy(pidfd: int, given_up: threading.Event) -> list[dict[str, Any]]:
-            return pyspy.dump(program, self._subject.id.pid, pidfd, limit, given_up)
+            return pyspy.dump(program, self._subject.id.pid, pidfd, ends_by, given_up)
 
         found = await self._with_pidfd(spy, limit)
         if any(one["frames"] for one in found):
@@ -204,7 +209,7 @@ class _Gathering:
         command = pyspy.pstree_command(self._subject.id.pid)
         if command is None:
             raise _Not("needs CPython 3.14")
-        limit = self._left()
+        limit = min(HELPER_WITHIN, self._left())
         found = await self._in_thread(partial(pyspy.run, command, limit), limit)
         self._pstree = found.decode(errors="backslashreplace")
 

@@ -200,6 +200,7 @@ async def test_a_peer_that_is_gone_is_closed(monkeypatch: pytest.MonkeyPatch) ->
             loop = Loop(connection)
             await loop.say(wire.Attend(wire.PROTOCOL_VERSION))
             await loop.closed()
+        assert server.events == []
 
 
 async def test_a_process_has_so_many_loops_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
