@@ -13,6 +13,7 @@ The laws of this file:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 from collections.abc import Awaitable, Callable
@@ -88,10 +89,12 @@ class _Gathering:
             self._pidfd = os.dup(self._subject.pidfd)
             if self._subject.table >= 0:
                 self._table = os.dup(self._subject.table)
+            pinned = _is_pidfd_of(self._pidfd, self._subject.id.pid)
         except OSError as error:
             self._probes["proc"] = _words(error)
             return
-        if self._is_gone():
+        if self._is_gone() or not pinned:
+            self._gone = True
             return
         await asyncio.gather(self._probe("proc", self._look_into_proc), self._probe("tasks", self._ask))
         every_loop_answered = self._asked > 0 and self._answered == self._asked
@@ -179,12 +182,12 @@ class _Gathering:
     async def _dump(self) -> None:
         if self._table < 0:
             raise _Not("the worker shares no table to write them to")
-        table, limit = os.dup(self._table), min(STACKS_WITHIN, self._left())
+        limit = min(STACKS_WITHIN, self._left())
 
-        def dump(pidfd: int, given_up: threading.Event) -> str:
+        def dump(pidfd: int, table: int, given_up: threading.Event) -> str:
             return stacks.dump(self._subject.id.pid, pidfd, table, self._subject.table_inode, limit, given_up)
 
-        text = await self._with_pidfd(dump, limit + 0.1, table)
+        text = await self._with_duplicates(dump, limit + 0.1, self._pidfd, self._table)
         if found := stacks.parse(text):
             self._raw, self._stacks = text, found
         else:
@@ -201,7 +204,7 @@ class _Gathering:
         def spy(pidfd: int, given_up: threading.Event) -> list[dict[str, Any]]:
             return pyspy.dump(program, self._subject.id.pid, pidfd, ends_by, given_up)
 
-        found = await self._with_pidfd(spy, limit)
+        found = await self._with_duplicates(spy, limit, self._pidfd)
         if any(one["frames"] for one in found):
             self._stacks = found
 
@@ -249,24 +252,28 @@ class _Gathering:
         given_up = threading.Event()
         return await in_thread(partial(function, given_up), min(limit, self._left()), given_up.set, release)
 
-    async def _with_pidfd(
-        self, function: Callable[[int, threading.Event], T], limit: float, *owned: int
-    ) -> T:
-        """Call a function in a thread with a pidfd of its own.
+    async def _with_duplicates(self, function: Callable[..., T], limit: float, *descriptors: int) -> T:
+        """Call a function in a thread with duplicates of descriptors.
 
-        It and the descriptors ``owned`` are closed when the function has returned, or is not called at all.
+        They are closed when it has returned, however late, or is not called at all.
         """
-        pidfd = os.dup(self._pidfd)
-
-        def close() -> None:
-            for descriptor in (pidfd, *owned):
-                os.close(descriptor)
-
-        return await self._in_thread(partial(function, pidfd), limit, close)
+        with contextlib.ExitStack() as stack:
+            duplicates = []
+            for descriptor in descriptors:
+                duplicates.append(os.dup(descriptor))
+                stack.callback(os.close, duplicates[-1])
+            close = stack.pop_all().close
+        return await self._in_thread(partial(function, *duplicates), limit, close)
 
 
 class _Not(Exception):
     """There is nothing from a probe; in words, why."""
+
+
+def _is_pidfd_of(descriptor: int, pid: int) -> bool:
+    """Whether a descriptor pins a process; it may have been closed, and be something else by now."""
+    with open(f"/proc/self/fdinfo/{descriptor}") as file:
+        return f"\nPid:\t{pid}\n" in file.read()
 
 
 def _words(error: Exception) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import re
 import signal
@@ -19,10 +20,12 @@ from pathlib import Path
 
 import pytest
 
+from aiotimer import WorkerId
 from aiotimer._core import layout, wire
-from aiotimer.evidence import Findings, Subject, gather, proc, pyspy, stacks
+from aiotimer.evidence import Answers, Findings, Subject, gather, proc, pyspy, stacks
 from aiotimer.evidence.stacks import NotSafe
 from aiotimer.process import pin
+from tests.serving import bystander
 from tests.support import PATIENCE, SpawnedWorker, spawn_worker
 
 WORKER = """\
@@ -195,6 +198,137 @@ async def test_a_process_of_many_threads_is_cut(tmp_path: Path, monkeypatch: pyt
         assert len(found["descriptors"]) == 2 < found["descriptor_count"]
 
 
+TASKS = wire.Tasks(1, "a loop", "MainThread", (), 0, "")
+
+
+async def test_the_stacks_of_a_worker_of_which_one_loop_did_not_answer(tmp_path: Path) -> None:
+    async def one_of_two() -> Answers:
+        return Answers([TASKS], 2)
+
+    with hanging(tmp_path, BODIES["sleep"]) as it:
+        found = await gather(it.subject(one_of_two), PATIENCE)
+        assert found.verdict == f"event loop blocked in Python at app.py:{LINE} in step"
+        assert found.probes["tasks"] == "of 2 loops only 1 answered within 0.5 s"
+
+
+async def test_who_answers_without_stacks_is_asked_for_them(tmp_path: Path) -> None:
+    async def all_of_them() -> list[wire.Tasks]:
+        return [TASKS, TASKS]
+
+    with hanging(tmp_path, BODIES["sleep"]) as it:
+        found = await gather(it.subject(all_of_them, f"app.py:{LINE}"), PATIENCE)
+        assert found.where == f"app.py:{LINE}"
+        assert found.probes["tasks"].endswith(" s")
+
+
+async def test_who_asks_for_ever_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def for_ever() -> list[wire.Tasks]:
+        await asyncio.get_running_loop().create_future()
+        raise AssertionError
+
+    monkeypatch.setattr("aiotimer.evidence.gathering.ASK_WITHIN", 0.05)
+    with hanging(tmp_path, BODIES["sleep"]) as it:
+        found = await gather(it.subject(for_ever), PATIENCE)
+        assert found.probes["tasks"].startswith("no answer within ")
+        assert found.verdict.startswith("event loop blocked in Python at ")
+
+
+@pytest.mark.parametrize(
+    ("handler", "words"),
+    [
+        ("lambda *_: None", "no answer within "),
+        ("lambda *_: os.write(own, go)", "what the worker wrote is no dump"),
+    ],
+)
+async def test_a_worker_that_does_not_write_its_stacks(
+    handler: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aiotimer.evidence.gathering.STACKS_WITHIN", 0.1 if "answer" in words else PATIENCE)
+    body = f"faulthandler.unregister(signum); signal.signal(signum, {handler}); {BODIES['sleep']}"
+    with hanging(tmp_path, body) as it:
+        found = await gather(it.subject(), PATIENCE)
+        assert found.probes["stacks"].startswith(words)
+        assert found.stacks == []
+
+
+async def test_a_pyspy_that_sees_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pyspy, "find_pyspy", lambda: "py-spy")
+    monkeypatch.setattr(pyspy, "dump", lambda *_: [])
+    with hanging(tmp_path, BODIES["sleep"]) as it:
+        found = await gather(it.subject(), PATIENCE)
+        assert found.where == f"app.py:{LINE}"
+
+
+async def test_without_a_descriptor_to_spare_there_is_less(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    duplicate, left = os.dup, [2, 1]
+
+    def scarce(descriptor: int) -> int:
+        if not left:
+            raise OSError(errno.EMFILE, "Too many open files")
+        left.pop()
+        return duplicate(descriptor)
+
+    with hanging(tmp_path, BODIES["sleep"]) as it:
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(2):
+            monkeypatch.setattr(os, "dup", scarce)
+            found = await gather(it.subject(), PATIENCE)
+            monkeypatch.setattr(os, "dup", duplicate)
+            assert "Too many open files" in found.probes.values()
+            left.append(1)
+        assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_what_ends_while_it_is_read_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(path: str) -> bytes:
+        raise ProcessLookupError(path)
+
+    monkeypatch.setattr(proc, "_bytes", gone)
+    found = proc.nothing()
+    proc.collect(pin_self(), found)
+    assert found["threads"] == found["children"] == found["command"] == []
+    assert found["descriptors"]  # these are links
+    assert proc.state_of(os.getpid()) == ""
+    found["threads"] = [{"tid": 1}]
+    proc._children(os.getpid(), found)
+    proc._syscall(os.getpid(), found)
+    assert found["children"] == []
+
+
+def test_children_that_end_while_they_are_read_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proc, "_text", lambda path: f"{os.getpid()} 4194305")
+    found = {**proc.nothing(), "threads": [{"tid": 1}]}
+    monkeypatch.setattr(proc, "_fields", fields_of_ours)
+    proc._children(1, found)
+    assert [child["pid"] for child in found["children"]] == [os.getpid()]
+
+
+def fields_of_ours(path: str) -> dict[str, str]:
+    """Return the fields of this process, and of no other."""
+    if str(os.getpid()) not in path:
+        raise ProcessLookupError(path)
+    return {"Name": "us", "State": "R (running)"}
+
+
+def test_a_process_that_becomes_another_while_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = pin_self()
+    starts = iter([worker.started, 1])
+    monkeypatch.setattr(proc, "start_time", lambda _pid: next(starts))
+    found = proc.nothing()
+    with pytest.raises(ProcessLookupError):
+        proc.collect(worker, found)
+    assert found == proc.nothing()
+
+
+def pin_self() -> WorkerId:
+    """Return who this process is."""
+    worker, pidfd = pin(os.getpid())
+    os.close(pidfd)
+    return worker
+
+
 # -- when the signal must not be sent ------------------------------------------------------------------
 
 
@@ -296,6 +430,23 @@ async def test_a_pidfd_that_is_closed_already(tmp_path: Path) -> None:
     with hanging(tmp_path, BODIES["sleep"]) as it:
         found = await gather(it.subject()._replace(pidfd=-1), PATIENCE)
         assert found.verdict == "nothing is known"
+
+
+async def test_a_pidfd_that_is_another_process_s_by_now(tmp_path: Path) -> None:
+    with hanging(tmp_path, BODIES["sleep"]) as it, bystander() as other:
+        pidfd = os.pidfd_open(other)
+        for wrong in (pidfd, it.table):
+            found = await gather(it.subject()._replace(pidfd=wrong), PATIENCE)
+            assert (found.verdict, found.probes) == ("gone", {})
+        os.close(pidfd)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can signal another user's process")
+async def test_a_worker_that_has_become_another_user(tmp_path: Path) -> None:
+    body = f"os.setresuid(65534, 65534, 65534); {BODIES['sleep']}"
+    with hanging(tmp_path, body) as it:
+        found = await gather(it.subject(), PATIENCE)
+        assert found.where == f"app.py:{LINE}"
 
 
 # -- py-spy ----------------------------------------------------------------------------------------------
