@@ -129,12 +129,15 @@ async def test_fault_45_a_helper_that_cannot_be_run(subject: Subject, helper: Ca
     nothing_lost(found)
 
 
+@pytest.mark.parametrize("native", ["exit 1", "exec sleep 1000"])
 async def test_fault_45_a_helper_without_native_stacks(
-    subject: Subject, helper: Callable[[str], Path]
+    native: str, subject: Subject, helper: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(pyspy, "_SHARE", 0.01)
     frame = '{"name": "f", "filename": "/app/x.py", "line": 3, "module": null}'
     trace = f'[{{"os_thread_id": {subject.id.pid}, "thread_id": 1, "owns_gil": false, "frames": [{frame}]}}]'
-    helper(f"case $* in *--native*) exit 1;; esac; echo '{trace}'".replace("{", "{{").replace("}", "}}"))
+    helper(f"case $* in *--native*) {native};; esac; echo '{trace}'".replace("{", "{{").replace("}", "}}"))
+    monkeypatch.setattr(gathering, "HELPER_WITHIN", PATIENCE)
     found = await gather(subject, PATIENCE)
     assert found.where == "x.py:3"
     assert found.verdict.startswith("blocked in Python at x.py:3 in f")
