@@ -23,6 +23,7 @@ from .errors import AiotimerError, ProtocolError
 from .queue import SocketQueue
 
 if TYPE_CHECKING:
+    from ._attending import Channel
     from .server import TimerServer
 
 SILENCE = 2.0
@@ -55,6 +56,8 @@ class Connection:
         self.table: WatchedTable | None = None
         self.inbox: SocketQueue | None = None  # of a peer without a shared table
         self.offset = 0.0  # what to add to that peer's clock
+        self.channel: Channel | None = None  # of a peer that attends
+        self.report: asyncio.Task[None] | None = None  # under way for a peer that asked for it
         loop.add_reader(sock, self._readable)
 
     @property
@@ -101,7 +104,23 @@ class Connection:
         self._loop.remove_writer(self.socket)
         self.socket.close()
         self._drop_descriptors()
+        if self.channel is not None:
+            self.channel.close()
+        if self.report is not None:
+            self.report.cancel()
         self._server.connection_closed(self)
+
+    def reports(self, report: asyncio.Task[None]) -> None:
+        """It will be sent something that takes a while to make; until then its silence is no fault.
+
+        Raises:
+            ProtocolError: that is so already.
+        """
+        if self.report is not None:
+            report.cancel()
+            raise ProtocolError("a second question before the answer to the first")
+        self.report = report
+        report.add_done_callback(self._reported)
 
     def take_descriptor(self) -> int:
         """Return the descriptor that came with the last message, -1 if there was none."""
@@ -150,12 +169,20 @@ class Connection:
         self._watch_for_silence()
 
     def _watch_for_silence(self) -> None:
-        waiting = self._decoder.pending or self.worker is None
+        busy = self.worker is not None or self.channel is not None or self.report is not None
+        waiting = self._decoder.pending or not busy
         if waiting and self._silence is None:
             self._silence = self._loop.call_later(SILENCE, self._too_silent)
         elif not waiting and self._silence is not None:
             self._silence.cancel()
             self._silence = None
+
+    def _reported(self, report: asyncio.Task[None]) -> None:
+        self.report = None
+        if not report.cancelled() and report.exception() is not None:
+            self.close()
+        if not self.closed:
+            self._watch_for_silence()
 
     def _too_silent(self) -> None:
         self._silence = None

@@ -13,6 +13,9 @@ from .process import check_trusted
 ANSWER_WITHIN = 2.0
 """Seconds for which an answer is waited for."""
 
+DUMP_WITHIN = 30.0
+"""Seconds for which evidence is waited for: a budget of 3 s is usual, and one of a server may be longer."""
+
 A = TypeVar("A", bound=wire.ToClient)
 
 
@@ -43,10 +46,36 @@ def disown(path: str) -> None:
         _ask(path, wire.Disown(), wire.Pong)
 
 
-def _ask(path: str, question: wire.ToServer, kind: type[A], *, trusted: bool = False) -> A:
+def dump(path: str, pid: int, within: float | None = None) -> dict[str, Any]:
+    """Return the evidence of what a live worker is doing, as a record (see ``docs/reference/cli.md``).
+
+    Args:
+        path: the server's socket.
+        pid: the worker.
+        within: seconds to wait for it; by default, longer than any server's usual budget.
+
+    Raises:
+        Refused: it watches no such worker, or something failed there.
+        ServerUnavailable, ProtocolError: as :func:`status`.
+    """
+    answer = _ask(path, wire.DumpRequest(pid), wire.Dump, within=DUMP_WITHIN if within is None else within)
+    if answer.error:
+        raise Refused(path, answer.error)
+    return answer.report
+
+
+def _ask(
+    path: str,
+    question: wire.ToServer,
+    kind: type[A],
+    *,
+    trusted: bool = False,
+    within: float | None = None,
+) -> A:
+    within = ANSWER_WITHIN if within is None else within
     decoder = wire.client_decoder()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(ANSWER_WITHIN)
+        connection.settimeout(within)
         try:
             connection.connect(path)
             if trusted:
@@ -63,7 +92,7 @@ def _ask(path: str, question: wire.ToServer, kind: type[A], *, trusted: bool = F
         except AiotimerError:
             raise
         except TimeoutError:
-            raise ServerUnavailable(path, f"no answer within {ANSWER_WITHIN:g} s") from None
+            raise ServerUnavailable(path, f"no answer within {within:g} s") from None
         except OSError as error:
             raise ServerUnavailable(path, error.strerror or str(error)) from None
     raise ServerUnavailable(path, "it closed the connection without an answer")

@@ -6,6 +6,7 @@ a client says of itself decides nothing but how to talk to it.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 from time import monotonic
@@ -13,9 +14,12 @@ from typing import TYPE_CHECKING
 
 from . import runtime
 from ._acceptor import EXHAUSTED, OUT_OF_DESCRIPTORS
+from ._attending import Channel
 from ._core import layout, wire
+from ._dump import BUDGET, dump
 from ._version import __version__
 from .errors import AiotimerError, ProtocolError, ServerError, TableFull
+from .events import log
 from .process import hung_up, maps_file, peer_uid, pin_peer, program_of, time_namespace
 from .queue import SocketQueue
 
@@ -37,7 +41,9 @@ def handle(server: TimerServer, roster: Roster, connection: Connection, message:
         uid = peer_uid(connection.socket)
         if uid not in (os.geteuid(), 0):  # the socket's mode keeps others out, unless somebody changed it
             raise ProtocolError(f"{type(message).__name__} of uid {uid}, which is not this server's")
-    if isinstance(message, wire.Ping):
+    if connection.channel is not None or isinstance(message, wire.Attend | wire.Tasks | wire.DumpRequest):
+        _handle_evidence(server, roster, connection, message)
+    elif isinstance(message, wire.Ping):
         connection.send(wire.Pong(os.getpid(), server.lag_s))
     elif isinstance(message, wire.StatusRequest):
         connection.send(wire.Status(server.status()))
@@ -59,6 +65,54 @@ def handle(server: TimerServer, roster: Roster, connection: Connection, message:
         connection.close()
     else:
         raise ProtocolError(f"{type(message).__name__} before HELLO")
+
+
+def _handle_evidence(
+    server: TimerServer, roster: Roster, connection: Connection, message: wire.ToServer
+) -> None:
+    """Answer a message about what a worker is doing, or one on a connection that is for this alone."""
+    channel = connection.channel
+    if channel is not None and isinstance(message, wire.Tasks):
+        channel.answered(message)
+    elif channel is not None or connection.worker is not None:
+        raise ProtocolError(f"{type(message).__name__} in the middle of another conversation")
+    elif isinstance(message, wire.Attend):
+        _attend(roster, connection, message)
+    elif isinstance(message, wire.DumpRequest):
+        report = _send_dump(server, roster, connection, message.pid)
+        connection.reports(asyncio.get_running_loop().create_task(report))
+    else:
+        raise ProtocolError(f"{type(message).__name__} before ATTEND")
+
+
+def _attend(roster: Roster, connection: Connection, attend: wire.Attend) -> None:
+    """Take a connection on which a worker's event loop answers; one of whoever is no worker is closed."""
+    worker = None
+    try:
+        worker_id, pidfd, uid = pin_peer(connection.socket)
+        os.close(pidfd)
+        if attend.version == wire.PROTOCOL_VERSION and uid == os.geteuid():
+            worker = roster.find(worker_id)
+    except OSError as error:
+        log.debug("a connection that attends is closed: %s", error)
+    if worker is None or worker.closed:
+        connection.close()
+    else:
+        connection.channel = Channel(worker, connection.send)
+
+
+async def _send_dump(server: TimerServer, roster: Roster, connection: Connection, pid: int) -> None:
+    worker = roster.find(pid)
+    if worker is None or worker.closed:
+        connection.send(wire.Dump({}, f"no worker with pid {pid} is known here"))
+        return
+    try:
+        found = await dump(worker, getattr(server, "evidence_budget", BUDGET))
+    except Exception as error:  # noqa: BLE001 - logged, and told to whoever asks
+        log.exception("no dump of process %d", pid)
+        connection.send(wire.Dump({}, f"it failed: {error}"))
+        return
+    connection.send(wire.Dump(found))
 
 
 def forget(worker: Worker, table: WatchedTable) -> None:

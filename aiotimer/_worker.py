@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from math import inf
 from mmap import mmap
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._core.reader import Timer
 from ._core.requests import TimerRequest, WorkerId
@@ -25,6 +25,9 @@ from ._rights import send_signal_as
 from ._watched import WatchedTable
 from .events import Event
 from .process import is_dead, maps_file, name_of, runs_another_program, send_signal, uids_of
+
+if TYPE_CHECKING:
+    from ._attending import Channel
 
 UNKILLABLE_AFTER = 10.0
 """Seconds after SIGKILL at which a process that is still there is reported as unkillable."""
@@ -58,6 +61,7 @@ class Worker:
         uid: with whose rights it is signalled: the server's own; or, if root's server was told to watch
             another user's process, that user's.
         connections: how many are open.
+        channels: its event loops that answer questions, as their connections.
         heard_at: its own clock, seconds, in the latest HELLO that listed its timers.
         reaping: set from the first action on it on.
         killed: SIGKILL has been sent.
@@ -78,6 +82,7 @@ class Worker:
         self.own_tables: dict[str, tuple[WatchedTable, TimerTable]] = {}
         self.uid = os.geteuid()
         self.connections = 0
+        self.channels: list[Channel] = []
         self.heard_at = -inf
         self.reaping: Reaping | None = None
         self.killed = False

@@ -1,0 +1,78 @@
+"""What a worker is doing, asked for by a person: the record behind ``aiotimer dump PID``.
+
+The law of this file: nothing is signalled that could harm the worker; what is found has the shape of the
+record of an expiry, with nothing expired.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from time import monotonic
+from typing import Any
+
+from ._attending import subject_of
+from ._core.reader import Timer
+from ._worker import Worker
+from .evidence import gather
+
+BUDGET = 3.0
+"""Seconds that gathering evidence may take, unless a server has been told otherwise."""
+
+_serials = itertools.count(1)
+
+
+async def dump(worker: Worker, budget: float) -> dict[str, Any]:
+    """Return a record of what a live worker is doing.
+
+    Args:
+        worker: whom; it is not harmed.
+        budget: seconds that it may take.
+    """
+    now, wall = monotonic(), time.time()  # noqa: TID251 - for people; no decision rests on it
+    timers = sorted(worker.timers(), key=lambda timer: timer.deadline)
+    # Of several timers, the one that would expire first is the one to be asked about.
+    soonest = next((timer for table in _shared(worker) for timer in table if timer in timers[:1]), None)
+    subject = subject_of(worker, timers[0].name if timers else "", (soonest.slot,) if soonest else ())
+    found = await gather(subject, budget)
+    stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(wall))
+    return {
+        "id": f"{stamp}-{worker.id.pid}-{next(_serials)}",
+        "event": "dump",
+        "outcome": "dump",
+        "time": wall,
+        "pid": worker.id.pid,
+        "name": worker.name,
+        "scope": "",
+        "limit_s": None,
+        "exact": False,
+        "entered": None,
+        "ran_s": None,
+        "late_s": None,
+        "verdict": found.verdict.replace("awaiting forever", "awaiting", 1),  # nothing says for how long
+        "where": found.where,
+        "evidence": "",
+        "ladder": "",
+        "signals": [],
+        "detail": "",
+        "timers": [_timer(timer, now) for timer in timers],
+        "tasks": found.tasks,
+        "stacks": found.stacks,
+        "process": found.process,
+        "probes": found.probes,
+    }
+
+
+def _shared(worker: Worker) -> list[list[Timer]]:
+    return [table.timers() for table in worker.tables if table.file.kind == "shared"]
+
+
+def _timer(timer: Timer, now: float) -> dict[str, Any]:
+    return {
+        "scope": timer.name,
+        "remaining_s": timer.deadline - now,
+        "limit_s": None,
+        "expired": timer.deadline <= now,
+        "observed": timer.observed,
+        "ran": {"count": 0, "sampled": 0, "median_s": None, "p99_s": None, "max_s": None},
+    }

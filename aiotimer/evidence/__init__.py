@@ -1,0 +1,9 @@
+"""Evidence: what a worker was doing when its timer expired.
+
+:func:`gather` asks every probe there is, within a budget; :mod:`.verdict` puts what they found in words.
+"""
+
+from .findings import Answers, Findings, Subject
+from .gathering import gather
+
+__all__ = ["Answers", "Findings", "Subject", "gather"]

@@ -1,0 +1,105 @@
+"""What is asked about a worker, and what was found out: the two ends of :func:`aiotimer.evidence.gather`.
+
+The law of this file: what is not known is ``""``, ``None`` or empty; no key is ever absent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple, TypeAlias
+
+from .._core import wire
+from .._core.requests import WorkerId
+
+Frame: TypeAlias = list[Any]
+"""``[file, line, function]``; JSON has no tuples."""
+
+ASK_WITHIN = 0.5
+"""Seconds that a worker's event loops have to answer: a loop that is alive does so in milliseconds."""
+
+
+class Answers(list[wire.Tasks]):
+    """What a worker's loops answered.
+
+    Args:
+        answers: of those that did.
+        asked: how many loops there are.
+    """
+
+    def __init__(self, answers: list[wire.Tasks], asked: int) -> None:
+        super().__init__(answers)
+        self.asked = asked
+
+
+class Subject(NamedTuple):
+    """A worker to find something out about.
+
+    Attributes:
+        id: who it is.
+        pidfd: the process, pinned. It is duplicated: it may be closed at any time.
+        name: its command name.
+        scope: the timer in question, "" if there is none.
+        slots: where that timer is in its table; given to its loops by ``ask``.
+        table: a descriptor of its table's file, duplicated too; -1: there is none.
+        table_inode: of that file.
+        ask: ask every loop of the worker; None: none has said that it would answer. It returns
+            :class:`Answers`, or a plain list if all answered.
+    """
+
+    id: WorkerId
+    pidfd: int
+    name: str
+    scope: str
+    slots: tuple[int, ...] = ()
+    table: int = -1
+    table_inode: int = 0
+    ask: Callable[[], Awaitable[list[wire.Tasks]]] | None = None
+
+
+class Findings(NamedTuple):
+    """What is known about it.
+
+    Attributes:
+        verdict: what it was doing, in words.
+        where: the line of the user's code, ``train.py:42``; "" if that is not known.
+        tasks: what the tasks of its loops wait for; those of the timer's own block have ``own``.
+        stacks: its threads' Python stacks; ``native`` are the C functions on top, if they are known.
+        process: what /proc says; see ``evidence/proc.py``.
+        probes: how each probe went: how long it took, or why there is nothing from it.
+        stacks_text: the stacks for people.
+        tasks_text: the tasks for people.
+    """
+
+    verdict: str
+    where: str
+    tasks: list[dict[str, Any]]
+    stacks: list[dict[str, Any]]
+    process: dict[str, Any]
+    probes: dict[str, str]
+    stacks_text: str
+    tasks_text: str
+
+
+def stack(
+    thread: str = "", frames: list[Frame] | None = None, *, current: bool = False, ident: int = 0
+) -> dict[str, Any]:
+    """Return the stack of one thread, with nothing else known about it.
+
+    Args:
+        thread: its name.
+        frames: outermost first.
+        current: the dump was written by this thread.
+        ident: ``threading.get_ident()`` of it.
+    """
+    return {
+        "thread": thread,
+        "ident": ident,
+        "tid": 0,
+        "main": False,
+        "current": current,
+        "gil": None,
+        "state": "",
+        "syscall": "",
+        "frames": [] if frames is None else frames,
+        "native": [],
+    }

@@ -1,0 +1,293 @@
+"""Find out what a worker is doing, with every probe there is, within a budget.
+
+The laws of this file:
+
+* It never takes longer than its budget, never blocks the loop and never raises: a probe that fails, hangs
+  or is refused is a word in ``Findings.probes``.
+* What does not touch the worker comes first. If every loop of it answered, that is all. Else py-spy, which
+  stops it for some milliseconds and lets it go on where it was. Its dump signal comes last, and only if
+  there are no stacks yet: C code that a handler interrupts sees EINTR, and may end what it hung in.
+* It works on duplicates of the descriptors it is given: they may be closed meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import threading
+from collections.abc import Awaitable, Callable
+from functools import partial
+from time import monotonic
+from typing import Any, TypeVar
+
+from ..events import log
+from ..process import is_dead
+from . import proc, pyspy, stacks
+from .findings import ASK_WITHIN, Findings, Subject
+from .texts import stacks_text, tasks_text
+from .threads import TooManyStuck, in_thread
+from .verdict import verdict
+
+T = TypeVar("T")
+
+PROC_WITHIN = 0.5
+"""Seconds for /proc: it takes milliseconds, unless a lock of the worker is held for ever."""
+
+STACKS_WITHIN = 1.0
+"""Seconds for the worker to write its stacks."""
+
+HELPER_WITHIN = 2.0
+"""Seconds for a helper: py-spy takes 0.2 s, and longer if there are many libraries to read symbols of."""
+
+_SHARE = 0.95
+"""Of the budget, what the probes have; the rest is for ending them."""
+
+
+async def gather(subject: Subject, budget: float) -> Findings:
+    """Find out what a worker is doing.
+
+    Args:
+        subject: which one.
+        budget: seconds; what is known by then is returned.
+
+    Returns:
+        What was found: usually within a third of a second.
+    """
+    gathering = _Gathering(subject, budget)
+    try:
+        async with asyncio.timeout(budget):
+            await gathering.run()
+    except TimeoutError:
+        pass  # the words of the probes say so
+    except Exception:  # noqa: BLE001 - logged; what has been found is no worse for it
+        log.exception("gathering evidence of process %d failed", subject.id.pid)
+    finally:
+        gathering.close()
+    return gathering.findings()
+
+
+class _Gathering:
+    """The state of one gathering."""
+
+    def __init__(self, subject: Subject, budget: float) -> None:
+        self._subject = subject
+        self._until = monotonic() + budget * _SHARE
+        self._pidfd = self._table = -1
+        self._process = proc.nothing()
+        self._probes: dict[str, str] = {}
+        self._tasks: list[dict[str, Any]] = []
+        self._stacks: list[dict[str, Any]] = []
+        self._raw = ""
+        self._pstree = ""
+        self._asked = self._answered = 0
+        self._gone = False
+
+    async def run(self) -> None:
+        """Let one probe after the other find out what it can."""
+        try:
+            self._pidfd = os.dup(self._subject.pidfd)
+            if self._subject.table >= 0:
+                self._table = os.dup(self._subject.table)
+            pinned = _is_pidfd_of(self._pidfd, self._subject.id.pid)
+        except OSError as error:
+            self._probes["proc"] = _words(error)
+            return
+        if self._is_gone() or not pinned:
+            self._gone = True
+            return
+        await asyncio.gather(self._probe("proc", self._look_into_proc), self._probe("tasks", self._ask))
+        every_loop_answered = self._asked > 0 and self._answered == self._asked
+        if every_loop_answered and self._stacks:
+            self._probes["py-spy"] = self._probes["stacks"] = "not needed: every loop answered"
+            return
+        if not self._is_gone():
+            await self._probe("py-spy", self._spy)
+        if not self._is_gone() and not self._stacks:
+            await self._probe("stacks", self._dump)
+        if not self._is_gone() and not every_loop_answered:
+            await self._probe("pstree", self._see_tasks)
+
+    def close(self) -> None:
+        """Let go of the descriptors; threads that still run have their own."""
+        self._is_gone()
+        for descriptor in (self._pidfd, self._table):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._pidfd = self._table = -1
+
+    def findings(self) -> Findings:
+        """Return what is known by now."""
+        process = dict(self._process)  # a thread that hangs may still write to the other one
+        _know_threads(self._stacks, process)
+        said = verdict(
+            process,
+            self._tasks,
+            self._stacks,
+            self._subject.scope,
+            gone=self._gone,
+            asked=self._asked,
+            answered=self._answered,
+        )
+        return Findings(
+            said.text,
+            said.where,
+            self._tasks,
+            self._stacks,
+            process,
+            self._probes,
+            stacks_text(self._stacks, self._raw),
+            tasks_text(self._tasks, self._pstree),
+        )
+
+    # -- the probes ------------------------------------------------------------------------------
+
+    async def _look_into_proc(self) -> None:
+        collect = partial(proc.collect, self._subject.id, self._process)
+        await self._in_thread(lambda _given_up: collect(), PROC_WITHIN)
+        if self._process["state"][:1] == "D" and not proc.state_of(self._subject.id.pid).startswith("D"):
+            self._process["state"] = proc.state_of(self._subject.id.pid)  # it was but a moment's wait
+
+    async def _ask(self) -> None:
+        ask = self._subject.ask
+        if ask is None:
+            raise _Not("no loop of the worker has said that it would answer")
+        try:
+            # Whoever asks has a limit of its own, and returns what came within it.
+            answers = await asyncio.wait_for(ask(), min(2 * ASK_WITHIN, self._left()))
+        except TimeoutError:
+            self._asked = 1
+            raise
+        self._answered = len(answers)
+        self._asked = max(getattr(answers, "asked", 0), self._answered)
+        for answer in answers:
+            self._tasks += [
+                {
+                    "loop": answer.loop,
+                    "thread": answer.thread,
+                    "name": task.name,
+                    "count": task.count,
+                    "own": bool(task.slots),
+                    "frames": [list(frame) for frame in task.frames],
+                    "waits_for": task.waits_for,
+                }
+                for task in answer.tasks
+            ]
+            if answer.stacks and not self._stacks:
+                self._raw = answer.stacks
+                self._stacks = stacks.parse(answer.stacks)
+        if self._answered < self._asked:
+            raise _Not(f"of {self._asked} loops only {self._answered} answered within {ASK_WITHIN:g} s")
+
+    async def _dump(self) -> None:
+        if self._table < 0:
+            raise _Not("the worker shares no table to write them to")
+        limit = min(STACKS_WITHIN, self._left())
+
+        def dump(pidfd: int, table: int, given_up: threading.Event) -> str:
+            return stacks.dump(self._subject.id.pid, pidfd, table, self._subject.table_inode, limit, given_up)
+
+        text = await self._with_duplicates(dump, limit + 0.1, self._pidfd, self._table)
+        if found := stacks.parse(text):
+            self._raw, self._stacks = text, found
+        else:
+            raise _Not("what the worker wrote is no dump")
+
+    async def _spy(self) -> None:
+        program = pyspy.find_pyspy()
+        if program is None:
+            raise _Not("not installed")
+        # A share of what is left is kept for the dump signal, and some for ending it in time.
+        limit = min(HELPER_WITHIN, self._left() - min(STACKS_WITHIN, self._left() / 3))
+        ends_by = limit - min(0.1, limit / 5)
+
+        def spy(pidfd: int, given_up: threading.Event) -> list[dict[str, Any]]:
+            return pyspy.dump(program, self._subject.id.pid, pidfd, ends_by, given_up)
+
+        found = await self._with_duplicates(spy, limit, self._pidfd)
+        if any(one["frames"] for one in found):
+            self._stacks = found
+
+    async def _see_tasks(self) -> None:
+        command = pyspy.pstree_command(self._subject.id.pid)
+        if command is None:
+            raise _Not("needs CPython 3.14")
+        limit = min(HELPER_WITHIN, self._left())
+        found = await self._in_thread(partial(pyspy.run, command, limit), limit)
+        self._pstree = found.decode(errors="backslashreplace")
+
+    # -- how they are carried out ----------------------------------------------------------------
+
+    async def _probe(self, name: str, probe: Callable[[], Awaitable[None]]) -> None:
+        """Carry out one probe, and note how it went."""
+        started = monotonic()
+        self._probes[name] = "not finished within the budget"
+        try:
+            if self._left() <= 0:
+                return
+            await probe()
+            self._probes[name] = f"{monotonic() - started:.3f} s"
+        except TimeoutError:
+            self._probes[name] = f"no answer within {monotonic() - started:.1f} s"
+        except ProcessLookupError:
+            self._probes[name] = "the process is gone"
+            self._is_gone()
+        except (OSError, _Not, TooManyStuck, stacks.NotSafe, pyspy.HelperFailed) as error:
+            self._probes[name] = _words(error)
+        except Exception as error:  # noqa: BLE001 - logged: one probe's fault is no other's
+            log.exception("the probe %s of process %d failed", name, self._subject.id.pid)
+            self._probes[name] = f"failed: {_words(error)}"
+
+    def _left(self) -> float:
+        return max(0.0, self._until - monotonic())
+
+    def _is_gone(self) -> bool:
+        if self._pidfd >= 0 and is_dead(self._pidfd):
+            self._gone = True
+        return self._gone
+
+    async def _in_thread(
+        self, function: Callable[[threading.Event], T], limit: float, release: Callable[[], object] = int
+    ) -> T:
+        given_up = threading.Event()
+        return await in_thread(partial(function, given_up), min(limit, self._left()), given_up.set, release)
+
+    async def _with_duplicates(self, function: Callable[..., T], limit: float, *descriptors: int) -> T:
+        """Call a function in a thread with duplicates of descriptors.
+
+        They are closed when it has returned, however late, or is not called at all.
+        """
+        with contextlib.ExitStack() as stack:
+            duplicates = []
+            for descriptor in descriptors:
+                duplicates.append(os.dup(descriptor))
+                stack.callback(os.close, duplicates[-1])
+            close = stack.pop_all().close
+        return await self._in_thread(partial(function, *duplicates), limit, close)
+
+
+class _Not(Exception):
+    """There is nothing from a probe; in words, why."""
+
+
+def _is_pidfd_of(descriptor: int, pid: int) -> bool:
+    """Whether a descriptor pins a process; it may have been closed, and be something else by now."""
+    with open(f"/proc/self/fdinfo/{descriptor}") as file:
+        return f"\nPid:\t{pid}\n" in file.read()
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__
+
+
+def _know_threads(found: list[dict[str, Any]], process: dict[str, Any]) -> None:
+    """Add to stacks what /proc says of their threads."""
+    threads = {thread["tid"]: thread for thread in process["threads"]}
+    first = next(iter(threads.values()), None)
+    for one in found:
+        known = threads.get(one["tid"]) if one["tid"] else (first if one["main"] else None)
+        if known is not None:
+            one["tid"] = known["tid"]
+            one["state"], one["syscall"] = known["state"], known["syscall"]

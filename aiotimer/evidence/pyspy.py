@@ -1,0 +1,188 @@
+"""Helpers that look into a worker from outside: py-spy, and from CPython 3.14 on ``asyncio pstree``.
+
+The laws of this file:
+
+* A helper is a process of its own session with a time limit; it is killed when that has passed, through its
+  pidfd, and when nobody waits for it any more. What it prints is bounded.
+* py-spy stops the worker for the milliseconds in which it reads, or it might read nonsense; one that is
+  stopped already, traced or in uninterruptible sleep is read as it is. Should py-spy leave it stopped
+  because it was killed in between, it is continued.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from ..process import send_signal
+from .findings import Frame, stack
+from .proc import state_of
+from .stacks import MAX_FRAMES, MAX_NAME, MAX_STACKS
+
+MAX_OUTPUT = 4 * 1024 * 1024
+"""Bytes of output after which a helper is killed."""
+
+_SHARE = 0.7
+"""Of the time, what native stacks have before plain ones are asked for."""
+
+_MAX_ERRORS = 4096
+_STANDING = ("T", "t", "D")
+
+
+class HelperFailed(Exception):
+    """A helper did not deliver; in words, why."""
+
+
+def find_pyspy() -> str | None:
+    """Return the path of py-spy: beside this interpreter, else on the PATH; None if it is not installed."""
+    beside = Path(sys.executable).parent / "py-spy"
+    return str(beside) if os.access(beside, os.X_OK) else shutil.which("py-spy")
+
+
+def pstree_command(pid: int) -> list[str] | None:
+    """Return the command that prints the await chains of another process; None before CPython 3.14."""
+    if sys.version_info < (3, 14):
+        return None
+    return [sys.executable, "-P", "-m", "asyncio", "pstree", str(pid)]
+
+
+def run(command: Sequence[str], limit: float, given_up: threading.Event) -> bytes:
+    """Run a helper and return what it wrote to its standard output. Blocks for at most ``limit`` seconds.
+
+    Args:
+        command: what to run.
+        limit: seconds.
+        given_up: set when nobody waits for it any more: it is killed then.
+
+    Raises:
+        HelperFailed: it could not be run, took too long, wrote too much or did not succeed.
+    """
+    until = monotonic() + limit
+    try:
+        helper = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd="/",
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise HelperFailed(f"cannot be run: {error.strerror}") from None
+    with helper:
+        pidfd = os.pidfd_open(helper.pid)  # our child, and not waited for: it is that one
+        try:
+            output, errors = _read(helper, until, given_up)
+            status = _wait(helper, pidfd, until)
+        finally:
+            if helper.returncode is None:
+                send_signal(pidfd, signal.SIGKILL)
+            os.close(pidfd)
+    if status != 0:
+        words = errors.decode(errors="backslashreplace").strip().splitlines()
+        reason = next((w for w in reversed(words) if "ermission" in w or "ptrace" in w), words[-1:])
+        raise HelperFailed(f"failed: {reason if isinstance(reason, str) else ''.join(reason)}"[:200])
+    return output
+
+
+def _read(helper: subprocess.Popen[bytes], until: float, given_up: threading.Event) -> tuple[bytes, bytes]:
+    """Return what a helper writes until it closes both of its outputs."""
+    assert helper.stdout is not None
+    assert helper.stderr is not None
+    poll = select.poll()
+    output, errors = bytearray(), bytearray()
+    open_ends = {helper.stdout.fileno(): output, helper.stderr.fileno(): errors}
+    for descriptor in open_ends:
+        poll.register(descriptor, select.POLLIN)
+    while open_ends:
+        if given_up.is_set() or monotonic() >= until:
+            raise HelperFailed("took too long")
+        for descriptor, _event in poll.poll(10):  # milliseconds: to hear of being given up
+            data = os.read(descriptor, 65_536)
+            if not data:
+                poll.unregister(descriptor)
+                del open_ends[descriptor]
+                continue
+            into = open_ends[descriptor]
+            into += data
+            if len(output) > MAX_OUTPUT:
+                raise HelperFailed("wrote too much")
+            del errors[:-_MAX_ERRORS]
+    return bytes(output), bytes(errors)
+
+
+def _wait(helper: subprocess.Popen[bytes], pidfd: int, until: float) -> int:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    if not poll.poll(max(0.0, until - monotonic()) * 1000):
+        raise HelperFailed("took too long")
+    return helper.wait()
+
+
+def dump(program: str, pid: int, pidfd: int, limit: float, given_up: threading.Event) -> list[dict[str, Any]]:
+    """Return the stacks of a worker's threads as py-spy sees them. Blocks for at most ``limit`` seconds.
+
+    Raises:
+        HelperFailed: it did not deliver.
+    """
+    until = monotonic() + limit
+    standing = state_of(pid)[:1] in _STANDING
+    ways = [["--nonblocking"]] if standing else [["--native"], []]
+    while True:
+        command = [program, "dump", "--pid", str(pid), "--json", *ways.pop(0)]
+        left = max(0.0, until - monotonic())
+        try:
+            # Native stacks need what plain ones do not, symbols above all, and may take too long.
+            return parse(run(command, left * _SHARE if ways else left, given_up), pid)
+        except HelperFailed:
+            if not ways or given_up.is_set():
+                raise
+        finally:
+            if not standing and state_of(pid).startswith("T"):
+                send_signal(pidfd, signal.SIGCONT)
+
+
+def parse(output: bytes, pid: int) -> list[dict[str, Any]]:
+    """Return the stacks in py-spy's JSON, in its order.
+
+    Raises:
+        HelperFailed: it is none.
+    """
+    try:
+        traces = json.loads(output)
+        return [_stack(trace, pid) for trace in traces[:MAX_STACKS]]
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+        raise HelperFailed(f"wrote what is no dump: {type(error).__name__}") from None
+
+
+def _stack(trace: dict[str, Any], pid: int) -> dict[str, Any]:
+    frames: list[Frame] = []
+    native: list[str] = []
+    for frame in trace["frames"][:MAX_FRAMES]:  # innermost first
+        name = str(frame["name"])[:MAX_NAME]
+        if frame.get("module") is None:
+            frames.append([str(frame["filename"])[:MAX_NAME], int(frame["line"]), name])
+        elif not frames:
+            native.append(f"{name} ({os.path.basename(str(frame['module']))[:MAX_NAME]})")
+    tid = int(trace.get("os_thread_id") or 0)
+    found = stack(str(trace.get("thread_name") or "")[:MAX_NAME], frames[::-1])
+    found.update(
+        ident=int(trace.get("thread_id") or 0),
+        tid=tid,
+        main=tid == pid,
+        gil=bool(trace.get("owns_gil")),
+        native=native[::-1],
+    )
+    if found["main"] and not found["thread"]:
+        found["thread"] = "MainThread"
+    return found

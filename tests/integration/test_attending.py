@@ -1,0 +1,357 @@
+"""Connections that attend, questions on them, and dumps: the server's end of it, with a client by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from time import monotonic
+from typing import Any
+
+import pytest
+
+from aiotimer import TimerServer, _attending, _control
+from aiotimer._attending import ask, subject_of
+from aiotimer._connection import Connection
+from aiotimer._core import wire
+from aiotimer._worker import Worker
+from aiotimer.errors import Refused, ServerUnavailable
+from aiotimer.evidence import Subject, gather, pyspy
+from aiotimer.process import time_namespace
+from tests.programs import program
+from tests.serving import WatchfulServer, answer, line, raw_client, serving_as, soon
+from tests.support import PATIENCE, spawn_worker
+
+
+@pytest.fixture(autouse=True)
+def no_pyspy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These tests are not about it."""
+    monkeypatch.setattr(pyspy, "find_pyspy", lambda: None)
+
+
+class AttentiveServer(WatchfulServer):
+    """A server that tells whoever waits of every message, too."""
+
+    def handle(self, connection: Connection, message: wire.ToServer) -> None:
+        """Handle it, then tell."""
+        super().handle(connection, message)
+        self.changed()
+
+
+def serving() -> AbstractAsyncContextManager[AttentiveServer]:
+    """Serve in the running loop."""
+    return serving_as(AttentiveServer)
+
+
+class Loop:
+    """A connection that attends."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+        self._decoder = wire.client_decoder()
+
+    async def asked(self) -> wire.Inspect:
+        """Return the next question."""
+        (question,) = await answer(self.connection, wire.Inspect)
+        assert isinstance(question, wire.Inspect)
+        return question
+
+    async def say(self, message: wire.ToServer) -> None:
+        """Send a message."""
+        await asyncio.get_running_loop().sock_sendall(self.connection, wire.encode(message))
+
+    async def closed(self) -> None:
+        """Wait until the server has closed it, without a word."""
+        assert await answer(self.connection) == []
+
+
+def tasks(number: int, name: str = "Task-1", **facts: Any) -> wire.Tasks:
+    """Return an answer."""
+    report = wire.TaskReport(name, 1, (3,), (("/app/train.py", 42, "rollout"),), "a future")
+    return wire.Tasks(**{"loop": "a loop", "thread": "MainThread", "left_out": 0, "stacks": "", **facts,
+                         "number": number, "tasks": (report,)})  # fmt: skip
+
+
+@contextlib.asynccontextmanager
+async def worker_of(server: WatchfulServer) -> AsyncIterator[Worker]:
+    """Make this process a worker of the server's."""
+    hello = wire.Hello(wire.PROTOCOL_VERSION, "test", os.getpid(), True, time_namespace(), monotonic())
+    with raw_client(server.socket_path) as connection:
+        await asyncio.get_running_loop().sock_sendall(connection, wire.encode(hello))
+        assert isinstance((await answer(connection, wire.Welcome))[0], wire.Welcome)
+        worker = server._members.find(os.getpid())
+        assert worker is not None
+        yield worker
+
+
+@contextlib.asynccontextmanager
+async def attending(server: WatchfulServer, worker: Worker) -> AsyncIterator[Loop]:
+    """Open a connection that attends."""
+    before = len(worker.channels)
+    with raw_client(server.socket_path) as connection:
+        loop = Loop(connection)
+        await loop.say(wire.Attend(wire.PROTOCOL_VERSION))
+        await server.until(lambda: len(worker.channels) > before, "it attends")
+        yield loop
+
+
+async def test_every_loop_is_asked_and_answers() -> None:
+    async with serving() as server, worker_of(server) as worker:
+        async with attending(server, worker) as one, attending(server, worker) as two:
+            asking = asyncio.ensure_future(ask(worker, (3, 4), PATIENCE))
+            for loop in (one, two):
+                question = await loop.asked()
+                assert question.slots == (3, 4)
+                await loop.say(tasks(question.number))
+            answers = await asking
+            assert [one.tasks[0].name for one in answers] == ["Task-1"] * 2
+            assert answers.asked == 2
+            again = asyncio.ensure_future(ask(worker, (), PATIENCE))
+            for loop in (one, two):
+                await loop.say(tasks((await loop.asked()).number))
+            assert len(await again) == 2
+        await server.until(lambda: not worker.channels, "both are closed")
+        assert await ask(worker) == []
+
+
+async def test_a_loop_that_does_not_answer_is_counted_and_asked_one_thing_at_a_time() -> None:
+    async with serving() as server, worker_of(server) as worker:
+        async with attending(server, worker) as dead, attending(server, worker) as alive:
+            for _ in range(2):
+                asking = asyncio.ensure_future(ask(worker, (), 0.1))
+                await alive.say(tasks((await alive.asked()).number))
+                answers = await asking
+                assert (len(answers), answers.asked) == (1, 2)
+            question = await dead.asked()
+            third = asyncio.ensure_future(ask(worker, (9,), PATIENCE))
+            await alive.say(tasks((await alive.asked()).number))
+            await dead.say(tasks(question.number, "late"))  # now, and nobody wants it any more
+            question = await dead.asked()
+            assert question.slots == (9,)
+            await dead.say(tasks(question.number, "new"))
+            assert [one.tasks[0].name for one in await third] == ["new", "Task-1"]
+
+
+async def test_a_loop_that_ends_is_not_waited_for() -> None:
+    async with serving() as server, worker_of(server) as worker:
+        async with attending(server, worker) as loop:
+            asking = asyncio.ensure_future(ask(worker, (), PATIENCE))
+            queued = asyncio.ensure_future(ask(worker, (), PATIENCE))
+            await loop.asked()
+        for question in (asking, queued):
+            answers = await question
+            assert (answers, answers.asked) == ([], 1)
+
+
+@pytest.mark.parametrize("nonsense", ["unasked", "number", "twice", "hello", "ping", "attend"])
+async def test_nonsense_closes_the_connection(nonsense: str) -> None:
+    async with serving() as server, worker_of(server) as worker, attending(server, worker) as loop:
+        asking = None
+        if nonsense == "unasked":
+            await loop.say(tasks(0))
+        elif nonsense in ("number", "twice"):
+            asking = asyncio.ensure_future(ask(worker, (), PATIENCE))
+            number = (await loop.asked()).number
+            for _ in range(2):
+                await loop.say(tasks(number + (nonsense == "number")))
+        else:
+            hello = wire.Hello(wire.PROTOCOL_VERSION, "test", 1, True, 0, 0.0)
+            messages: dict[str, wire.ToServer] = {"hello": hello, "ping": wire.Ping()}
+            await loop.say(messages.get(nonsense, wire.Attend(wire.PROTOCOL_VERSION)))
+        await loop.closed()
+        await server.told("refused")
+        assert worker.channels == []
+        if asking is not None:
+            assert len(await asking) == (nonsense == "twice")
+
+
+async def test_an_answer_without_an_attend_is_refused() -> None:
+    async with serving() as server:
+        with raw_client(server.socket_path) as connection:
+            loop = Loop(connection)
+            await loop.say(tasks(1))
+            await loop.closed()
+        assert "before ATTEND" in (await server.told("refused")).detail
+
+
+@pytest.mark.parametrize("version", [wire.PROTOCOL_VERSION, wire.PROTOCOL_VERSION + 1])
+async def test_who_is_no_worker_or_speaks_another_protocol_is_closed(version: int) -> None:
+    async with serving() as server, contextlib.AsyncExitStack() as stack:
+        if version != wire.PROTOCOL_VERSION:
+            await stack.enter_async_context(worker_of(server))
+        with raw_client(server.socket_path) as connection:
+            loop = Loop(connection)
+            await loop.say(wire.Attend(version))
+            await loop.closed()
+        assert server.events == []
+
+
+async def test_a_peer_that_is_gone_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(_connection: socket.socket) -> None:
+        raise ProcessLookupError("no process")
+
+    async with serving() as server, worker_of(server):
+        monkeypatch.setattr("aiotimer._greeting.pin_peer", gone)
+        with raw_client(server.socket_path) as connection:
+            loop = Loop(connection)
+            await loop.say(wire.Attend(wire.PROTOCOL_VERSION))
+            await loop.closed()
+        assert server.events == []
+
+
+async def test_a_process_has_so_many_loops_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_attending, "MAX_CHANNELS", 1)
+    async with serving() as server, worker_of(server) as worker, attending(server, worker):
+        with raw_client(server.socket_path) as connection:
+            loop = Loop(connection)
+            await loop.say(wire.Attend(wire.PROTOCOL_VERSION))
+            await loop.closed()
+        assert "more than 1" in (await server.told("refused")).detail
+        assert len(worker.channels) == 1
+
+
+async def test_the_silence_of_a_loop_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aiotimer._connection.SILENCE", 0.05)
+    async with serving() as server, worker_of(server) as worker, attending(server, worker) as loop:
+        with raw_client(server.socket_path) as later:
+            await Loop(later).closed()  # whoever says nothing is
+        asking = asyncio.ensure_future(ask(worker, (), PATIENCE))
+        await loop.say(tasks((await loop.asked()).number))
+        assert len(await asking) == 1
+
+
+async def test_what_loops_answer_is_the_evidence() -> None:
+    written = (
+        "Thread 0x1 (most recent call first):\n"
+        '  File "/app/other.py", line 1 in other\n\n'
+        "Current thread 0x2 (most recent call first):\n"
+        '  File "/app/train.py", line 9 in <module>\n'
+    )
+    async with serving() as server, worker_of(server) as worker, attending(server, worker) as loop:
+        subject = subject_of(worker, "train.py:40", (3,))
+        assert subject.table_inode == worker.tables[0].file.inode
+        gathering = asyncio.ensure_future(gather(subject, PATIENCE))
+        await loop.say(tasks((await loop.asked()).number, stacks=written))
+        found = await gathering
+        assert found.verdict == "awaiting forever (loop alive) at train.py:42 in rollout"
+        assert found.where == "train.py:42"
+        (task,) = found.tasks
+        assert task["own"]
+        assert task["frames"] == [["/app/train.py", 42, "rollout"]]
+        assert len(found.stacks) == 2
+        assert "in other" in found.stacks_text
+        assert "rollout" in found.tasks_text
+        assert found.probes["stacks"] == "not needed: every loop answered"
+
+
+async def test_a_subject_without_a_table_and_without_loops() -> None:
+    async with serving() as server, worker_of(server) as worker:
+        assert subject_of(worker).ask is None
+        tables, worker.tables = worker.tables, []
+        assert subject_of(worker).table == -1
+        worker.tables = tables
+
+
+# -- dumps -----------------------------------------------------------------------------------------------
+
+
+async def test_a_dump_of_a_live_worker() -> None:
+    body = "line = sys.stdin.readline()"
+    async with serving() as server:
+        with spawn_worker(program("with", body, after=1000), server.socket_path) as worker:
+            await line(worker, "deadline")
+            found = await asyncio.to_thread(_control.dump, server.socket_path, worker.pid, PATIENCE)
+            assert (found["event"], found["outcome"], found["pid"]) == ("dump", "dump", worker.pid)
+            assert found["scope"] == ""
+            (timer,) = found["timers"]
+            assert timer["scope"] == "victim"
+            assert 0 < timer["remaining_s"] < 1000
+            assert not timer["expired"]
+            assert found["process"]["state"]
+            assert found["verdict"]
+            assert set(found["probes"]) >= {"proc", "tasks", "stacks", "py-spy"}
+            assert json.loads(json.dumps(found)) == found
+            worker.say("go on")
+            await line(worker, "left")  # it has not been harmed
+        assert server.events == []
+
+
+async def test_a_dump_of_whoever_is_no_worker_is_refused() -> None:
+    async with serving() as server:
+        with pytest.raises(Refused, match=f"no worker with pid {os.getpid()}"):
+            await asyncio.to_thread(_control.dump, server.socket_path, os.getpid(), PATIENCE)
+    with pytest.raises(ServerUnavailable):
+        _control.dump("/nowhere", 1)
+
+
+async def test_a_dump_that_fails_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("whatever")
+
+    monkeypatch.setattr("aiotimer._dump.subject_of", fail)
+    async with serving() as server, worker_of(server):
+        with pytest.raises(Refused, match="it failed: whatever"):
+            await asyncio.to_thread(_control.dump, server.socket_path, os.getpid(), PATIENCE)
+    assert "no dump of process" in caplog.text
+
+
+class Endless:
+    """A gatherer that ends only when it is cancelled."""
+
+    def __init__(self) -> None:
+        self.begun = asyncio.Event()
+        self.cancelled = asyncio.Event()
+
+    async def __call__(self, _subject: Subject, _budget: float) -> None:
+        self.begun.set()
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            self.cancelled.set()
+
+
+async def test_one_dump_at_a_time_and_none_for_whoever_has_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aiotimer._connection.SILENCE", 0.05)
+    async with serving() as server, worker_of(server):
+        for leaves in ("asks again", "goes"):
+            endless = Endless()
+            monkeypatch.setattr("aiotimer._dump.gather", endless)
+            with raw_client(server.socket_path) as connection:
+                peer = Loop(connection)
+                await peer.say(wire.DumpRequest(os.getpid()))
+                await endless.begun.wait()
+                with raw_client(server.socket_path) as later:
+                    await Loop(later).closed()  # and the one that waits for its dump is not
+                assert not endless.cancelled.is_set()
+                if leaves == "asks again":
+                    await peer.say(wire.DumpRequest(os.getpid()))
+                    await peer.closed()
+            await endless.cancelled.wait()
+        assert "a second question" in (await server.told("refused")).detail
+
+
+async def test_after_a_dump_silence_counts_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aiotimer._connection.SILENCE", 0.05)
+    async with serving() as server:
+        with raw_client(server.socket_path) as connection:
+            await Loop(connection).say(wire.DumpRequest(1))
+            (dump,) = await answer(connection)  # up to the end of the stream
+            assert isinstance(dump, wire.Dump)
+            assert dump.error
+
+
+async def test_stopping_the_server_ends_a_dump(monkeypatch: pytest.MonkeyPatch) -> None:
+    endless = Endless()
+    monkeypatch.setattr("aiotimer._dump.gather", endless)
+    async with serving() as server, worker_of(server):
+        with raw_client(server.socket_path) as connection:
+            await Loop(connection).say(wire.DumpRequest(os.getpid()))
+            await endless.begun.wait()
+            await TimerServer.stop(server)
+            assert await soon(endless.cancelled.is_set)

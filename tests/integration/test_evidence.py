@@ -1,0 +1,502 @@
+"""Evidence of real processes: what they hang in is told, and telling does them no harm.
+
+The laws of this file: a body prints its line and hangs in the same line, so that the line to be found is
+that one however soon it is looked at; limits are as long as a test's patience, where nothing is to hang.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import re
+import signal
+import struct
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from aiotimer import WorkerId
+from aiotimer._core import layout, wire
+from aiotimer.evidence import Answers, Findings, Subject, gather, proc, pyspy, stacks
+from aiotimer.evidence.stacks import NotSafe
+from aiotimer.process import pin
+from tests.serving import bystander
+from tests.support import PATIENCE, SpawnedWorker, spawn_worker
+
+WORKER = """\
+import asyncio, ctypes, faulthandler, os, signal, struct, subprocess, sys, threading, time
+ctypes.CDLL(None).prctl(0x59616D61, ctypes.c_ulong(-1))  # PR_SET_PTRACER: anybody
+table = int(sys.argv[1])
+signum = signal.SIGRTMIN + 7
+own = os.open(f"/proc/self/fd/{table}", os.O_RDWR | os.O_APPEND)
+faulthandler.register(signum, file=own, all_threads=True)
+os.pwrite(table, struct.pack("=dd", signum, own), 8 * 26)
+go = b"go\\n"
+def run(step):
+    step()
+"""
+"""A worker that registers its dump as the package's client does, by hand."""
+
+LINE = len(WORKER.splitlines()) + 2
+"""The line that the body of a :func:`hanging` worker hangs in."""
+
+BODIES = {
+    "spin": "os.write(1, go)\n    while True: pass",
+    "sleep": "os.write(1, go); time.sleep(1000)",
+    "lock": "lock = threading.Lock(); lock.acquire(); os.write(1, go); lock.acquire()",
+    # Calls without letting go of the GIL; and unlike sleep() it goes on after a signal.
+    "gil": "lock = ctypes.PyDLL(None).pthread_mutex_lock; m = bytes(64); lock(m); os.write(1, go); lock(m)",
+    "pipe": "ends = os.pipe(); os.write(1, go); os.read(ends[0], 1)",
+}
+
+
+@pytest.fixture(autouse=True)
+def patient_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No probe gives up before a test does; and there is no py-spy, unless a test wants it."""
+    monkeypatch.setattr("aiotimer.evidence.gathering.PROC_WITHIN", PATIENCE)
+    monkeypatch.setattr("aiotimer.evidence.gathering.STACKS_WITHIN", PATIENCE)
+    monkeypatch.setattr(pyspy, "find_pyspy", lambda: None)
+
+
+class Hanging:
+    """A worker process that hangs, and its table."""
+
+    def __init__(self, worker: SpawnedWorker, table: int) -> None:
+        self.worker = worker
+        self.pid = worker.pid
+        self.table = table
+        self.id, self.pidfd = pin(worker.pid)
+
+    def subject(
+        self, ask: Callable[[], Awaitable[list[wire.Tasks]]] | None = None, scope: str = ""
+    ) -> Subject:
+        """Return it as what evidence is gathered about."""
+        inode = os.fstat(self.table).st_ino
+        return Subject(self.id, self.pidfd, "python", scope, (), self.table, inode, ask)
+
+    def announce(self, signum: float, descriptor: float) -> None:
+        """Announce another dump signal."""
+        os.pwrite(self.table, struct.pack("=dd", signum, descriptor), 8 * layout.DUMP_SIGNAL)
+
+    def announced(self) -> tuple[int, int]:
+        """Return what is announced."""
+        signum, descriptor = struct.unpack("=dd", os.pread(self.table, 16, 8 * layout.DUMP_SIGNAL))
+        return int(signum), int(descriptor)
+
+
+@contextlib.contextmanager
+def hanging(directory: Path, body: str, *, run: str = "run(step)", kind: str = "def") -> Iterator[Hanging]:
+    """Run a worker that hangs in ``body``, the function ``step`` of ``app.py``; yield it then."""
+    source = directory / "app.py"
+    source.write_text(f"{WORKER}{kind} step():\n    {body}\n{run}\n")
+    table = os.memfd_create("table")
+    os.ftruncate(table, layout.TABLE_SIZE)
+    try:
+        with SpawnedWorker(
+            subprocess.Popen(
+                [sys.executable, str(source), str(table)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                pass_fds=[table],
+            )
+        ) as worker:
+            worker.wait_line("go")
+            found = Hanging(worker, table)
+            try:
+                yield found
+            finally:
+                os.close(found.pidfd)
+    finally:
+        os.close(table)
+
+
+def signals_waiting(pid: int) -> int:
+    """Return which signals are on their way to a process, as a mask."""
+    fields = proc.status_fields(pid)
+    return int(fields["ShdPnd"], 16) | int(fields["SigPnd"], 16)
+
+
+# -- stacks ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", BODIES)
+async def test_synchronous_code_that_hangs(name: str, tmp_path: Path) -> None:
+    with hanging(tmp_path, BODIES[name]) as it:
+        found = await gather(it.subject(), PATIENCE)
+        hangs_in = LINE + (name == "spin")
+        # Of the spinning one, the line that it says it from may be seen too.
+        assert found.where in (f"app.py:{hangs_in}", f"app.py:{LINE}" if name == "spin" else "")
+        assert re.fullmatch(rf"blocked in Python at {found.where} in step \(.*\)", found.verdict), found
+        functions = [function for _file, _line, function in found.stacks[-1]["frames"]]
+        assert functions[:3] == ["<module>", "run", "step"]
+        assert found.stacks[-1]["main"]
+        assert "in step\n" in found.stacks_text
+        again = await gather(it.subject(), PATIENCE)  # it has not been harmed, and answers once more
+        assert again.where == found.where or name == "spin"
+        assert it.worker.process.poll() is None
+
+
+async def test_a_coroutine_that_blocks_its_loop(tmp_path: Path) -> None:
+    body = "os.write(1, go); time.sleep(1000)"
+    with hanging(tmp_path, body, run="asyncio.run(step())", kind="async def") as it:
+        found = await gather(it.subject(), PATIENCE)
+        assert found.verdict == f"event loop blocked in Python at app.py:{LINE} in step"
+
+
+async def test_the_memory_of_what_has_been_read_is_given_back(tmp_path: Path) -> None:
+    with hanging(tmp_path, BODIES["sleep"]) as it:
+        found = await gather(it.subject(), PATIENCE)
+        assert found.stacks
+        size = os.fstat(it.table).st_size
+        assert size > layout.STACKS_OFFSET
+        assert not os.pread(it.table, size, layout.STACKS_OFFSET).strip(b"\0")
+        await gather(it.subject(), PATIENCE)
+        assert os.fstat(it.table).st_size > size
+
+
+async def test_the_block_in_a_thread_by_its_scope(tmp_path: Path) -> None:
+    body = "lock = threading.Lock(); lock.acquire(); os.write(1, go); lock.acquire()"
+    run = "thread = threading.Thread(target=step); thread.start(); thread.join()"
+    with hanging(tmp_path, body, run=run) as it:
+        found = await gather(it.subject(scope=f"app.py:{LINE}"), PATIENCE)
+        assert found.verdict == f"blocked in Python at app.py:{LINE} in step"
+        assert len(found.stacks) == 2
+        assert found.process["thread_count"] == 2
+
+
+async def test_proc(tmp_path: Path) -> None:
+    with hanging(tmp_path, f"child = subprocess.Popen('cat', stdin=-1, stdout=-3); {BODIES['pipe']}") as it:
+        await asyncio.to_thread(wait_for_syscall, it.pid, "read")
+        found = (await gather(it.subject(), PATIENCE)).process
+        assert found["state"] == "S (sleeping)"
+        assert found["rss_bytes"] > 1_000_000
+        assert found["command"] == [sys.executable, str(tmp_path / "app.py"), str(it.table)]
+        assert found["descriptor_count"] == len(found["descriptors"]) >= 5
+        assert [name for _number, name in found["descriptors"] if name.startswith("/memfd:table")]
+        (child,) = found["children"]
+        assert child["name"] == "cat"
+        assert [thread["tid"] for thread in found["threads"]] == [it.pid]
+        assert found["tracer"] == 0
+        assert set(found) == set(proc.nothing())
+
+
+async def test_a_process_of_many_threads_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proc, "MAX_THREADS", 2)
+    monkeypatch.setattr(proc, "MAX_DESCRIPTORS", 2)
+    start = "[threading.Thread(target=time.sleep, args=[1000]).start() for _ in '1234']"
+    body = f"{start}; {BODIES['sleep']}"
+    with hanging(tmp_path, body) as it:
+        found = (await gather(it.subject(), PATIENCE)).process
+        assert (len(found["threads"]), found["thread_count"]) == (2, 5)
+        assert len(found["descriptors"]) == 2 < found["descriptor_count"]
+
+
+TASKS = wire.Tasks(1, "a loop", "MainThread", (), 0, "")
+
+
+async def test_the_stacks_of_a_worker_of_which_one_loop_did_not_answer(tmp_path: Path) -> None:
+    async def one_of_two() -> Answers:
+        return Answers([TASKS], 2)
+
+    with hanging(tmp_path, BODIES["sleep"]) as it:
+        found = await gather(it.subject(one_of_two), PATIENCE)
+        assert found.verdict == f"event loop blocked in Python at app.py:{LINE} in step"
+        assert found.probes["tasks"] == "of 2 loops only 1 answered within 0.5 s"
+
+
+async def test_who_answers_without_stacks_is_asked_for_them(tmp_path: Path) -> None:
+    async def all_of_them() -> list[wire.Tasks]:
+        return [TASKS, TASKS]
+
+    with hanging(tmp_path, BODIES["sleep"]) as it:
+        found = await gather(it.subject(all_of_them, f"app.py:{LINE}"), PATIENCE)
+        assert found.where == f"app.py:{LINE}"
+        assert found.probes["tasks"].endswith(" s")
+
+
+async def test_who_asks_for_ever_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def for_ever() -> list[wire.Tasks]:
+        await asyncio.get_running_loop().create_future()
+        raise AssertionError
+
+    monkeypatch.setattr("aiotimer.evidence.gathering.ASK_WITHIN", 0.05)
+    with hanging(tmp_path, BODIES["sleep"]) as it:
+        found = await gather(it.subject(for_ever), PATIENCE)
+        assert found.probes["tasks"].startswith("no answer within ")
+        assert found.verdict.startswith("event loop blocked in Python at ")
+
+
+@pytest.mark.parametrize(
+    ("handler", "words"),
+    [
+        ("lambda *_: None", "no answer within "),
+        ("lambda *_: os.write(own, go)", "what the worker wrote is no dump"),
+    ],
+)
+async def test_a_worker_that_does_not_write_its_stacks(
+    handler: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aiotimer.evidence.gathering.STACKS_WITHIN", 0.1 if "answer" in words else PATIENCE)
+    body = f"faulthandler.unregister(signum); signal.signal(signum, {handler}); {BODIES['sleep']}"
+    with hanging(tmp_path, body) as it:
+        found = await gather(it.subject(), PATIENCE)
+        assert found.probes["stacks"].startswith(words)
+        assert found.stacks == []
+
+
+async def test_a_pyspy_that_sees_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pyspy, "find_pyspy", lambda: "py-spy")
+    monkeypatch.setattr(pyspy, "dump", lambda *_: [])
+    with hanging(tmp_path, BODIES["sleep"]) as it:
+        found = await gather(it.subject(), PATIENCE)
+        assert found.where == f"app.py:{LINE}"
+
+
+async def test_without_a_descriptor_to_spare_there_is_less(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    duplicate, left = os.dup, [2, 1]
+
+    def scarce(descriptor: int) -> int:
+        if not left:
+            raise OSError(errno.EMFILE, "Too many open files")
+        left.pop()
+        return duplicate(descriptor)
+
+    with hanging(tmp_path, BODIES["sleep"]) as it:
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(2):
+            monkeypatch.setattr(os, "dup", scarce)
+            found = await gather(it.subject(), PATIENCE)
+            monkeypatch.setattr(os, "dup", duplicate)
+            assert "Too many open files" in found.probes.values()
+            left.append(1)
+        assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_what_ends_while_it_is_read_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(path: str) -> bytes:
+        raise ProcessLookupError(path)
+
+    monkeypatch.setattr(proc, "_bytes", gone)
+    found = proc.nothing()
+    proc.collect(pin_self(), found)
+    assert found["threads"] == found["children"] == found["command"] == []
+    assert found["descriptors"]  # these are links
+    assert proc.state_of(os.getpid()) == ""
+    found["threads"] = [{"tid": 1}]
+    proc._children(os.getpid(), found)
+    proc._syscall(os.getpid(), found)
+    assert found["children"] == []
+
+
+def test_children_that_end_while_they_are_read_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proc, "_text", lambda path: f"{os.getpid()} 4194305")
+    found = {**proc.nothing(), "threads": [{"tid": 1}]}
+    monkeypatch.setattr(proc, "_fields", fields_of_ours)
+    proc._children(1, found)
+    assert [child["pid"] for child in found["children"]] == [os.getpid()]
+
+
+def fields_of_ours(path: str) -> dict[str, str]:
+    """Return the fields of this process, and of no other."""
+    if str(os.getpid()) not in path:
+        raise ProcessLookupError(path)
+    return {"Name": "us", "State": "R (running)"}
+
+
+def test_a_process_that_becomes_another_while_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = pin_self()
+    starts = iter([worker.started, 1])
+    monkeypatch.setattr(proc, "start_time", lambda _pid: next(starts))
+    found = proc.nothing()
+    with pytest.raises(ProcessLookupError):
+        proc.collect(worker, found)
+    assert found == proc.nothing()
+
+
+def pin_self() -> WorkerId:
+    """Return who this process is."""
+    worker, pidfd = pin(os.getpid())
+    os.close(pidfd)
+    return worker
+
+
+# -- when the signal must not be sent ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("signum", [0.0, float("nan"), float("inf"), -1.0, float(signal.SIGKILL), 65.0])
+async def test_no_other_signal_is_sent_than_a_real_time_one(signum: float, tmp_path: Path) -> None:
+    with hanging(tmp_path, BODIES["sleep"]) as it:
+        it.announce(signum, it.announced()[1])
+        found = await gather(it.subject(), PATIENCE)
+        assert found.probes["stacks"] == "the worker has no dump signal"
+        assert found.verdict.startswith("no Python stack; the main thread is ")
+        assert it.worker.process.poll() is None
+
+
+@pytest.mark.parametrize(
+    ("before", "change", "reason"),
+    [
+        ("", (1, 0), "does not catch"),
+        ("", (0, -1), "another file"),
+        ("", (0, 1000), "cannot be told"),
+        ("signal.pthread_sigmask(signal.SIG_BLOCK, [signum]); ", (0, 0), "every thread blocks"),
+        ("faulthandler.unregister(signum); ", (0, 0), "does not catch"),
+    ],
+)
+async def test_the_signal_is_not_sent_where_it_would_harm(
+    before: str, change: tuple[int, int], reason: str, tmp_path: Path
+) -> None:
+    with hanging(tmp_path, before + BODIES["sleep"]) as it:
+        signum, descriptor = it.announced()
+        it.announce(signum + change[0], descriptor + change[1])
+        found = await gather(it.subject(), PATIENCE)
+        assert reason in found.probes["stacks"]
+        assert signals_waiting(it.pid) == 0
+        assert it.worker.process.poll() is None
+
+
+async def test_a_stopped_worker_is_told_and_left_alone(tmp_path: Path) -> None:
+    with hanging(tmp_path, BODIES["sleep"]) as it:
+        os.kill(it.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, it.pid, os.WSTOPPED | os.WNOWAIT)
+        found = await gather(it.subject(), PATIENCE)
+        assert found.verdict == "stopped"
+        assert "stopped" in found.probes["stacks"]
+        assert signals_waiting(it.pid) == 0
+        assert proc.state_of(it.pid) == "T (stopped)"
+
+
+TRACER = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+seized = libc.ptrace(0x4206, int(sys.argv[1]), None, None)  # PTRACE_SEIZE: it goes on
+print("traced" if seized == 0 else os.strerror(ctypes.get_errno()), flush=True)
+sys.stdin.read()
+"""
+
+
+async def test_a_worker_in_a_debugger(tmp_path: Path) -> None:
+    with hanging(tmp_path, BODIES["sleep"]) as it, spawn_worker(TRACER, None, str(it.pid)) as tracer:
+        assert tracer.wait_line("") == "traced"
+        found = await gather(it.subject(), PATIENCE)
+        assert found.verdict == f"in a debugger ({found.process['tracer_name']}, pid {tracer.pid})"
+        assert "traced" in found.probes["stacks"]
+        assert signals_waiting(it.pid) == 0
+
+
+async def test_a_worker_in_uninterruptible_sleep_is_sent_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields = proc.status_fields
+    monkeypatch.setattr(
+        stacks, "status_fields", lambda pid, tid=None: {**fields(pid, tid), "State": "D (disk sleep)"}
+    )
+    with hanging(tmp_path, BODIES["sleep"]) as it:
+        found = await gather(it.subject(), PATIENCE)
+        assert "uninterruptible" in found.probes["stacks"]
+
+
+@pytest.mark.parametrize("waited_for", [False, True])
+async def test_a_dead_worker_is_gone(waited_for: bool, tmp_path: Path) -> None:
+    with hanging(tmp_path, BODIES["sleep"]) as it:
+        it.worker.process.kill()
+        os.waitid(os.P_PID, it.pid, os.WEXITED | (0 if waited_for else os.WNOWAIT))
+        found = await gather(it.subject(), PATIENCE)
+        assert (found.verdict, found.stacks) == ("gone", [])
+        with pytest.raises(NotSafe):
+            stacks.check_safe(it.pid, it.pidfd, it.table, it.subject().table_inode, *it.announced())
+        with pytest.raises(ProcessLookupError) if waited_for else contextlib.nullcontext():
+            proc.collect(it.id, proc.nothing())
+
+
+async def test_a_pid_that_is_another_s_by_now(tmp_path: Path) -> None:
+    with hanging(tmp_path, BODIES["sleep"]) as it:
+        subject = it.subject()
+        found = await gather(subject._replace(id=subject.id._replace(started=1)), PATIENCE)
+        assert found.probes["proc"] == "the process is gone"
+        assert found.process == proc.nothing()
+
+
+async def test_a_pidfd_that_is_closed_already(tmp_path: Path) -> None:
+    with hanging(tmp_path, BODIES["sleep"]) as it:
+        found = await gather(it.subject()._replace(pidfd=-1), PATIENCE)
+        assert found.verdict == "nothing is known"
+
+
+async def test_a_pidfd_that_is_another_process_s_by_now(tmp_path: Path) -> None:
+    with hanging(tmp_path, BODIES["sleep"]) as it, bystander() as other:
+        pidfd = os.pidfd_open(other)
+        for wrong in (pidfd, it.table):
+            found = await gather(it.subject()._replace(pidfd=wrong), PATIENCE)
+            assert (found.verdict, found.probes) == ("gone", {})
+        os.close(pidfd)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can signal another user's process")
+async def test_a_worker_that_has_become_another_user(tmp_path: Path) -> None:
+    body = f"os.setresuid(65534, 65534, 65534); {BODIES['sleep']}"
+    with hanging(tmp_path, body) as it:
+        found = await gather(it.subject(), PATIENCE)
+        assert found.where == f"app.py:{LINE}"
+
+
+# -- py-spy ----------------------------------------------------------------------------------------------
+
+
+def real_pyspy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Use the py-spy that is installed, if one is."""
+    monkeypatch.undo()
+    monkeypatch.setattr("aiotimer.evidence.gathering.PROC_WITHIN", PATIENCE)
+    monkeypatch.setattr("aiotimer.evidence.gathering.STACKS_WITHIN", PATIENCE)
+    if pyspy.find_pyspy() is None:
+        pytest.skip("py-spy is not installed")
+
+
+def succeeded(found: Findings) -> None:
+    """py-spy did deliver; skip the test where the machine lets nobody trace."""
+    if "ermission" in found.probes["py-spy"]:
+        pytest.skip("this machine does not let us trace our own processes")
+    assert found.probes["py-spy"].endswith(" s"), found.probes
+
+
+async def test_pyspy_sees_who_holds_the_gil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real_pyspy(monkeypatch)
+    with hanging(tmp_path, BODIES["gil"]) as it:
+        await asyncio.to_thread(wait_for_syscall, it.pid, "futex")
+        found = await gather(it.subject(), PATIENCE)
+        succeeded(found)
+        assert found.verdict == f"holding the GIL in native code, called at app.py:{LINE} in step"
+        (one,) = found.stacks
+        assert (one["gil"], one["main"], one["state"]) == (True, True, "S (sleeping)")
+        assert it.pid == one["tid"]
+        assert it.worker.process.poll() is None
+
+
+async def test_pyspy_sees_what_a_stopped_worker_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real_pyspy(monkeypatch)
+    with hanging(tmp_path, BODIES["sleep"]) as it:
+        os.kill(it.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, it.pid, os.WSTOPPED | os.WNOWAIT)
+        found = await gather(it.subject(), PATIENCE)
+        succeeded(found)
+        assert found.verdict == f"stopped at app.py:{LINE} in step"
+        assert proc.state_of(it.pid) == "T (stopped)"
+
+
+def wait_for_syscall(pid: int, name: str) -> None:
+    """Wait until a process is in a system call."""
+    for _ in range(int(PATIENCE / 0.01)):
+        with open(f"/proc/{pid}/syscall") as file:
+            if proc.syscall_name(file.read()) == name:
+                return
+        signal.sigtimedwait([], 0.01)
+    raise AssertionError(f"process {pid} is not in {name}")
