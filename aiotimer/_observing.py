@@ -114,7 +114,12 @@ class Observer:
         if expiry.outcome == "pending":
             self._teller.tell(expiry, "observed", "observed")
         after = max(0.0, at - expiry.due.effective)
-        self._teller.tell(expiry, "finished", "finished", f"finished {after:.1f} s after its limit")
+        if expiry.table.closed:
+            self._teller.tell(
+                expiry, "worker_gone", "gone", f"it left its timers {after:.1f} s after the limit"
+            )
+        else:
+            self._teller.tell(expiry, "finished", "finished", f"finished {after:.1f} s after its limit")
 
     def died(self, worker: Worker) -> bool:
         """A worker is dead; return whether anything of it was overdue, which has been told then."""

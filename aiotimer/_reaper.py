@@ -115,7 +115,8 @@ class Reaper:
         told = self._observer.died(worker)
         expiry = worker.reaping
         if expiry is not None and not worker.died_first and not expiry.untouched:
-            self._teller.tell(expiry, "reaped", "reaped", worker.shortfall)
+            detail = worker.shortfall and f"only the process was signalled: {worker.shortfall}"
+            self._teller.tell(expiry, "reaped", "reaped", detail)
         elif expiry is not None:
             self._teller.tell(expiry, "worker_gone", "gone", "by itself, with timers armed")
         elif not told and any(True for _timer in worker.timers()):
@@ -194,6 +195,10 @@ class Reaper:
     async def _await_reap(self, worker: Worker, table: WatchedTable, done: Awaitable[bool]) -> None:
         try:
             result = await done
+        except asyncio.CancelledError:  # this server stops
+            if worker.reaping is not None and worker.reaping.untouched and not table.closed:
+                table.mark_reaped(0.0)
+            raise
         except Exception:  # noqa: BLE001 - as in _reap()
             log.exception("reap_worker(%s) failed; it counts as reaped", worker.id)
             result = True
