@@ -53,7 +53,7 @@ class Gatherer:
         if worker.closed:
             self._turns.release()
             return
-        left = max(0.0, until - self._loop.time())
+        left = min(self.budget, max(0.0, until - self._loop.time()))
         task = self._loop.create_task(evidence.gather(_subject(worker, expiry), left))
         self._tasks.add(task)
         task.add_done_callback(self._done)

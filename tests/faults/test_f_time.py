@@ -27,8 +27,9 @@ from time import monotonic
 import pytest
 import uvloop
 
-from aiotimer import TimerRequest, _holding
+from aiotimer import TimerRequest
 from aiotimer._core.watch import Lifeline, Watch
+from aiotimer._unkillable import held
 from aiotimer._watched import WatchedTable
 from tests.programs import HANGS, program
 from tests.serving import LOOPS, ServerProcess, bystander, clock_passes, ended, is_alive, line, serving
@@ -333,10 +334,14 @@ async def test_fault_39_a_worker_that_is_held(
 ) -> None:
     """It is not reaped while it cannot run; then it has some time to leave its block."""
     monkeypatch.setattr("aiotimer._holding.LOOKED_AT_EVERY", 0.02)
-    looks: list[str] = []
-    held = _holding.held
-    monkeypatch.setattr("aiotimer._holding.held", lambda pid: looks.append(held(pid)) or looks[-1])
     monkeypatch.setattr("aiotimer._holding.TO_LEAVE", 0.2)
+    looks: list[str] = []
+
+    def look(pid: int) -> str:
+        looks.append(held(pid))
+        return looks[-1]
+
+    monkeypatch.setattr("aiotimer._holding.held", look)
     async with serving(stopped="hold") as server:
         with spawn_worker(program("with", HELD, after=0.3), server.socket_path) as worker:
             await line(worker, "held")
@@ -379,12 +384,12 @@ async def test_fault_39_what_was_released_while_it_was_held_is_late(monkeypatch:
     async with serving(stopped="hold") as server:
         with bystander() as pid:
             stop(pid)
-            server.register_timers([TimerRequest(pid, "s", 0.0)])
+            server.register_timers([TimerRequest(pid, "s", monotonic())])
             await server.told("held", pid)
             server.register_timers([TimerRequest(pid, "s", -1.0)])
             go_on(pid)
             await server.told("late", pid)
             assert is_alive(pid)
             stop(pid)
-            server.register_timers([TimerRequest(pid, "s", 0.0)])
+            server.register_timers([TimerRequest(pid, "s", monotonic())])
             await server.until(lambda: len(server.all_told("held", pid)) == 2, "the second time")
