@@ -12,16 +12,25 @@ from ._version import __version__
 from ._worker import Worker
 
 
-def report(workers: Iterable[Worker], socket_path: str, uptime_s: float) -> dict[str, Any]:
+def report(
+    workers: Iterable[Worker], socket_path: str, uptime_s: float, observing: str = ""
+) -> dict[str, Any]:
     """Return the status of a server: itself, and its workers, soonest deadline first.
 
     Args:
         workers: everybody it watches.
         socket_path: where it listens.
         uptime_s: seconds since it started.
+        observing: why it reaps nobody, "" if it does.
     """
     now = monotonic()
-    server = {"pid": os.getpid(), "version": __version__, "uptime_s": uptime_s, "socket": socket_path}
+    server = {
+        "pid": os.getpid(),
+        "version": __version__,
+        "uptime_s": uptime_s,
+        "socket": socket_path,
+        "observing": observing,
+    }
     return {"server": server, "workers": sorted((_worker(w, now) for w in workers), key=_soonest)}
 
 

@@ -38,7 +38,7 @@ _PR_GET_DUMPABLE, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP = 3, 4, 24
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def send_signal_as(uid: int, pidfd: int, signum: int) -> None:
+def send_signal_as(uid: int, pidfd: int, signum: int, flags: int = 0) -> None:
     """Send a signal to a pinned process with the rights of a user.
 
     Raises:
@@ -51,7 +51,7 @@ def send_signal_as(uid: int, pidfd: int, signum: int) -> None:
     def send() -> None:
         try:
             _become(uid)
-            signal.pidfd_send_signal(pidfd, signum)
+            signal.pidfd_send_signal(pidfd, signum, None, flags)
         except OSError as error:
             failures.append(error)
 

@@ -23,6 +23,7 @@ from ._core.reader import TableReader
 from ._core.requests import WorkerId
 from ._core.table import TimerTable
 from ._core.watch import Due, Lifeline, Watch
+from ._policy import Policy
 from ._watched import WatchedTable
 from ._worker import Worker, leave_behind
 from .errors import ServerError
@@ -45,6 +46,7 @@ class Roster:
         directory: where table files lie.
         loop: the server's.
         bound: the furthest ahead that looks are promised, seconds.
+        policy: what workers may wish for.
         on_due: called with a worker, a table and the timers that have expired in it.
         on_dead: called with a worker that is dead, before its tables go.
         emit: takes events.
@@ -55,6 +57,7 @@ class Roster:
         directory: Path,
         loop: asyncio.AbstractEventLoop,
         bound: float,
+        policy: Policy,
         on_due: OnDue,
         on_dead: Callable[[Worker], None],
         emit: Callable[[Event], None],
@@ -65,6 +68,7 @@ class Roster:
         self.lifeline = Lifeline(monotonic())
         self._loop = loop
         self._bound = bound
+        self.policy = policy
         self._on_due = on_due
         self._on_dead = on_dead
         self._emit = emit
@@ -218,6 +222,8 @@ class Roster:
         if file.kind == "owner" and os.geteuid() == worker.uid == 0:
             # Not what it has now: it may be a set-uid program. Nothing noted: only root's own rights were.
             worker.uid = max(0, table.number(layout.RIGHTS) - 1)
+        if file.kind != "owner":
+            worker.wish = self.policy.read_wish(table.wish())
         if cells is not None:
             worker.own_tables[file.kind] = (table, cells)
         if worker.has_left(table):  # while no server ran

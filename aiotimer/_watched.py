@@ -143,6 +143,19 @@ class WatchedTable:
         """Let the next server know with whose rights the worker is signalled."""
         self._note(layout.RIGHTS, uid + 1)
 
+    def note_wish(self, text: str) -> None:
+        """Let the next server know how the worker wants to be reaped.
+
+        Raises:
+            ValueError: that does not fit.
+        """
+        with contextlib.suppress(OSError):
+            os.pwrite(self.file.descriptor, layout.policy(text), layout.POLICY_OFFSET)
+
+    def wish(self) -> str:
+        """Return how the worker wants to be reaped, as an earlier server noted it."""
+        return layout.decode_policy(os.pread(self.file.descriptor, layout.POLICY_SIZE, layout.POLICY_OFFSET))
+
     def number(self, index: int) -> int:
         """Return a whole number from the header, 0 if there is anything else."""
         stored = os.pread(self.file.descriptor, 8, 8 * index)

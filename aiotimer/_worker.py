@@ -1,8 +1,8 @@
 """A worker as the server knows it: a pinned process, the tables it has timers in, and its reaping.
 
-The laws of this file: signals go through the pidfd and nowhere else; one SIGKILL is sent, not a stream of
-them, with the rights of the user whose process it was when the server first saw it; only a readable pidfd
-means dead.
+The laws of this file: signals go through the pidfd (``_targets.py`` tells to whom besides); one SIGKILL is
+sent, not a stream of them, with the rights of the user whose process it was when the server first saw it;
+only a readable pidfd means dead.
 """
 
 from __future__ import annotations
@@ -10,42 +10,32 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 from collections.abc import Callable, Iterator
 from math import inf
 from mmap import mmap
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from ._core.ladder import KILL, Wish
 from ._core.reader import Timer
 from ._core.requests import TimerRequest, WorkerId
 from ._core.table import TimerTable
 from ._core.watch import Due
 from ._rights import send_signal_as
+from ._targets import signal_target
 from ._watched import WatchedTable
 from .events import Event
 from .process import is_dead, maps_file, name_of, runs_another_program, send_signal, uids_of
 
 if TYPE_CHECKING:
     from ._attending import Channel
+    from ._record import Expiry
 
 UNKILLABLE_AFTER = 10.0
 """Seconds after SIGKILL at which a process that is still there is reported as unkillable."""
 
 _FIRST_RETRY, _LAST_RETRY = 0.1, 5.0
 """Seconds before a reap that failed is tried again: doubled each time, up to the second."""
-
-
-class Reaping(NamedTuple):
-    """Why and when a worker is being reaped.
-
-    Attributes:
-        timer: the timer that expired first.
-        late_s: seconds between its deadline and the first action on the worker.
-    """
-
-    timer: Timer
-    late_s: float
 
 
 class Worker:
@@ -63,7 +53,12 @@ class Worker:
         connections: how many are open.
         channels: its event loops that answer questions, as their connections.
         heard_at: its own clock, seconds, in the latest HELLO that listed its timers.
-        reaping: set from the first action on it on.
+        wish: how it wants to be reaped.
+        reaping: the expiry it is being reaped for, from the first action on it on.
+        failed: the expiry of a reap that is to be tried again.
+        spared: the last climb ended without a signal.
+        shortfall: why only the process itself was signalled, "" if all that was wanted was.
+        signalled: a signal has been sent.
         killed: SIGKILL has been sent.
         died_first: it was dead already when it was to be sent.
         refusal: why the kernel does not let it be killed, "" if that has not been tried or has worked.
@@ -71,6 +66,7 @@ class Worker:
         retry_at: ``CLOCK_MONOTONIC``; when a reap that has failed is tried again. 0.0: none is pending.
         reap_under_way: a coroutine of the owner's is reaping it.
         postponed: what has expired and is not dealt with.
+        held: what has expired while it could not run, as long as it is held for that.
     """
 
     def __init__(self, worker_id: WorkerId, pidfd: int, loop: asyncio.AbstractEventLoop) -> None:
@@ -84,7 +80,12 @@ class Worker:
         self.connections = 0
         self.channels: list[Channel] = []
         self.heard_at = -inf
-        self.reaping: Reaping | None = None
+        self.wish = Wish()
+        self.reaping: Expiry | None = None
+        self.failed: Expiry | None = None
+        self.spared = False
+        self.shortfall = ""
+        self.signalled = False
         self.killed = False
         self.died_first = False
         self.refusal = ""
@@ -92,35 +93,59 @@ class Worker:
         self.retry_at = 0.0
         self.reap_under_way = False
         self.postponed: list[tuple[WatchedTable, tuple[Due, ...]]] = []
+        self.held: list[tuple[WatchedTable, tuple[Due, ...]]] = []
         self._backoff = _FIRST_RETRY
         self._loop = loop
         self._unkillable: asyncio.TimerHandle | None = None
+        self._death: asyncio.Future[None] | None = None
 
     def kill(self, on_unkillable: Any) -> bool:
-        """Send SIGKILL, once. Returns True: it is dead or dying; False: it cannot be sent, see ``refusal``.
+        """Send SIGKILL, once; see :meth:`send`."""
+        return self.killed or self.send(KILL, "process", on_unkillable)
+
+    def send(self, number: int, target: str, on_unkillable: Any = None) -> bool:
+        """Send a signal. Returns True: that is done, or it is dead; False: it cannot be, see ``refusal``.
 
         Args:
-            on_unkillable: called with this worker if it is still there ``UNKILLABLE_AFTER`` seconds later.
+            number: which; SIGKILL once.
+            target: to whom, see ``_targets.py``.
+            on_unkillable: called with this worker if it is there ``UNKILLABLE_AFTER`` seconds after SIGKILL.
         """
-        if self.killed:
-            return True
         try:
             if is_dead(self.pidfd):  # a zombie would take the signal, and it would prove nothing
                 raise ProcessLookupError
-            if os.geteuid() == 0 != self.uid:
-                send_signal_as(self.uid, self.pidfd, signal.SIGKILL)
-            else:
-                send_signal(self.pidfd, signal.SIGKILL)
+            self.shortfall = signal_target(target, self.id.pid, self.pidfd, self.uid, number, self._send)
         except ProcessLookupError:
-            self.died_first = True  # by itself, just before
+            self.died_first = not self.signalled  # by itself, just before
             return True
         except OSError as error:
             again = f"it will be tried again, soon only every {_LAST_RETRY:g} s"
             self.refusal = f"as uid {self.uid}: {error.strerror}; {again}"
             return False
-        self.killed = True
-        self._unkillable = self._loop.call_later(UNKILLABLE_AFTER, on_unkillable, self)
+        self.signalled = True
+        if number == KILL:
+            self.killed = True
+            self._unkillable = self._loop.call_later(UNKILLABLE_AFTER, on_unkillable, self)
         return True
+
+    def _send(self, pidfd: int, number: int, flags: int) -> None:
+        """Send a signal with the rights that this worker is signalled with."""
+        more = (flags,) if flags else ()
+        if os.geteuid() == 0 != self.uid:
+            send_signal_as(self.uid, pidfd, number, *more)
+        else:
+            send_signal(pidfd, number, *more)
+
+    def death(self, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:
+        """Return what is done when it is dead."""
+        if self._death is None:
+            self._death = loop.create_future()
+        return self._death
+
+    def has_died(self) -> None:
+        """It is dead: whoever waits for that goes on."""
+        if self._death is not None and not self._death.done():
+            self._death.set_result(None)
 
     def take_rights(self) -> None:
         """Note whose process it is, if it is not root's: the first other uid counts.

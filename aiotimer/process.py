@@ -216,14 +216,14 @@ def hung_up(connection: socket.socket) -> bool:
     return bool(poll.poll(0))
 
 
-def send_signal(pidfd: int, signum: int) -> None:
-    """Send a signal to a pinned process.
+def send_signal(pidfd: int, signum: int, flags: int = 0) -> None:
+    """Send a signal to a pinned process; or, with the flags of pidfd_send_signal(2), to others of it.
 
     Raises:
         ProcessLookupError: it is dead.
         PermissionError: it is not ours to signal.
     """
-    signal.pidfd_send_signal(pidfd, signum)
+    signal.pidfd_send_signal(pidfd, signum, None, flags)
 
 
 def time_namespace() -> int:

@@ -27,6 +27,7 @@ from ._connection import Connection
 from ._core.requests import TimerRequest, WorkerId
 from ._core.watch import BOUND
 from ._greeting import apply, handle
+from ._policy import BUDGET, LADDER, MAX_GRACE, MAX_REAPS, policy
 from ._reaper import Reaper
 from ._report import report
 from ._roster import Roster
@@ -58,9 +59,21 @@ class TimerServer:
         socket_path: where to listen; by default the per-user default socket.
         on_event: called with every :class:`~aiotimer.events.Event`, besides the log line it writes.
         bound: seconds; the furthest ahead that the server promises its workers to look.
+        reap: the ladder: in which steps a worker is reaped that asks for no other ones, such as
+            ``dump,ABRT:2,TERM:10,KILL``. ``dump`` gathers evidence; a number is the grace, in seconds.
+        target: who is signalled: ``process``, the worker; ``group``, its process group; ``cgroup``: the
+            SIGKILL goes to all of its cgroup (version 2).
+        observe: nobody is signalled; expiries, their evidence and their ends are recorded.
+        stopped: what happens to a worker that is stopped or in a debugger: ``reap``, as any other; ``hold``:
+            it is not reaped for so long.
+        evidence_budget: seconds that evidence may delay the first signal by; 0: none is gathered.
+        max_grace: seconds; the longest that a worker's own ladder may take to SIGKILL.
+        max_reaps: (N, seconds): after more than N reaps within so many seconds the server only observes.
+        evidence_dir: where evidence is kept; by default under the state directory.
 
     Raises:
         UnsafePath: the path cannot be a socket's.
+        ValueError: one of the options is none.
     """
 
     def __init__(
@@ -69,11 +82,23 @@ class TimerServer:
         *,
         on_event: Callable[[Event], object] | None = None,
         bound: float = BOUND,
+        reap: str = str(LADDER),
+        target: str = "process",
+        observe: bool = False,
+        stopped: str = "reap",
+        evidence_budget: float = BUDGET,
+        max_grace: float = MAX_GRACE,
+        max_reaps: tuple[int, float] = MAX_REAPS,
+        evidence_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         path = runtime.default_socket() if socket_path is None else os.fspath(socket_path)
         self.socket_path = runtime.check_socket_path(path)
         self._on_event = on_event
         self._bound = bound
+        self.policy = policy(
+            reap=reap, target=target, observe=observe, stopped=stopped, evidence_budget=evidence_budget,
+            max_grace=max_grace, max_reaps=max_reaps, evidence_dir=evidence_dir,
+        )  # fmt: skip
         self._lock: runtime.SocketLock | None = None
         self._listener: socket.socket | None = None
         self._connections: set[Connection] = set()
@@ -109,10 +134,13 @@ class TimerServer:
             raise_descriptor_limit()
             self._listener = runtime.bind(self._lock, BACKLOG)
             directory = runtime.state_directory(self.socket_path)
-            self._reaper = Reaper(self._loop, self.reap_worker, self.emit)
-            self._roster = Roster(
-                directory, self._loop, self._bound, self._reaper.expire, self._worker_died, self.emit
+            self._reaper = Reaper(
+                self._loop, self.reap_worker, self.emit, self.policy, self.keep, self.evidence_path
             )
+            self._roster = Roster(
+                directory, self._loop, self._bound, self.policy, self._reaper.expire, self._worker_died,
+                self.emit,
+            )  # fmt: skip
             self._roster.adopt()
         except BaseException:
             self._leave()
@@ -213,7 +241,8 @@ class TimerServer:
     def reap_worker(self, worker_id: WorkerId) -> bool | Awaitable[bool]:
         """Reap a worker whose timer has expired. Override to do it in another way.
 
-        By default SIGKILL through its pidfd.
+        By default in the steps of its ladder; those before the first wait are taken at once, and what is
+        left is a coroutine.
 
         Args:
             worker_id: whom.
@@ -224,7 +253,7 @@ class TimerServer:
             that raises is logged, and counts as having reaped.
         """
         worker = self._members.find(worker_id)
-        return worker is None or worker.kill(self._reaper.unkillable)
+        return worker is None or self._reaper.climb(worker)
 
     @property
     def _members(self) -> Roster:
@@ -236,7 +265,9 @@ class TimerServer:
 
     def status(self) -> dict[str, Any]:
         """Return the object that ``aiotimer status --json`` prints."""
-        return report(self._members.workers.values(), self.socket_path, monotonic() - self._started_at)
+        uptime_s = monotonic() - self._started_at
+        workers = self._members.workers.values()
+        return report(workers, self.socket_path, uptime_s, self._reaper.observing)
 
     @property
     def lag_s(self) -> float:
@@ -258,6 +289,13 @@ class TimerServer:
                 self._on_event(event)
             except Exception:  # noqa: BLE001 - the owner's code; logged, and the server goes on
                 log.exception("on_event failed for %s", event.event)
+
+    def keep(self, record: dict[str, Any], stacks_text: str, tasks_text: str) -> None:
+        """Keep the record of an expiry; called again whenever something becomes of it."""
+
+    def evidence_path(self, record_id: str) -> str:
+        """Return the directory where the record of an expiry is kept, "" if it is not."""
+        return ""
 
     # -- connections -----------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from time import monotonic_ns
+from typing import Any
 
 from . import runtime
 from ._core.requests import WorkerId
@@ -33,8 +34,11 @@ LINGER = 10.0
 _FORK_AND_EXEC = "import os, sys; os.fork() or os.execve(sys.argv[1], sys.argv[1:], os.environ)"
 
 
-def found() -> tuple[str, int]:
+def found(arguments: tuple[str, ...] = ()) -> tuple[str, int]:
     """Start a private watchdog for this process and do not wait for it.
+
+    Args:
+        arguments: further ones of ``aiotimer serve``.
 
     Returns:
         Its socket, and a descriptor that becomes readable when it serves (or has failed: end of file).
@@ -47,8 +51,9 @@ def found() -> tuple[str, int]:
     socket_path = runtime.check_socket_path(str(runtime.base() / name))
     ready, child_end = os.pipe()
     command = python_command(
-        "watchdog", "--socket", socket_path, "--founder", founder_argument(), "--ready-fd", str(child_end)
-    )
+        "watchdog", "--socket", socket_path, "--founder", founder_argument(), "--ready-fd", str(child_end),
+        "--", *arguments,
+    )  # fmt: skip
     try:
         subprocess.run(  # the intermediate is gone when this returns
             [sys.executable, "-I", "-S", "-c", _FORK_AND_EXEC, *command],
@@ -67,14 +72,14 @@ def found() -> tuple[str, int]:
     return socket_path, ready
 
 
-def watch_over(socket_path: str, founder: str, ready: int) -> int:
+def watch_over(socket_path: str, founder: str, ready: int, arguments: tuple[str, ...] = ()) -> int:
     """Be the watchdog's supervisor: start the server, restart it when it dies.
 
     Returns:
         The exit status: 0 when the server ended because nobody needs it any more.
     """
     os.chdir("/")  # keep no file system busy
-    server = SupervisedServer(socket_path, ("--founder", founder))
+    server = SupervisedServer(socket_path, ("--founder", founder, *arguments))
     server.start()
     os.write(ready, b"\n")
     os.close(ready)
@@ -104,6 +109,7 @@ class FoundedServer(TimerServer):
         founder: ``pid:start-time`` of that process.
         on_event: see ``TimerServer``.
         when_written: calls what it is given as soon as all that has been logged is written.
+        policy: see ``TimerServer``.
     """
 
     def __init__(
@@ -112,8 +118,9 @@ class FoundedServer(TimerServer):
         founder: str,
         on_event: Callable[[Event], object] | None = None,
         when_written: Callable[[Callable[[], object]], object] = lambda action: action(),
+        **policy: Any,
     ) -> None:
-        super().__init__(socket_path, on_event=on_event)
+        super().__init__(socket_path, on_event=on_event, **policy)
         self._when_written = when_written
         self._founder_pidfd = _pin(founder)
         self._ending: asyncio.TimerHandle | asyncio.Task[None] | None = None

@@ -122,7 +122,7 @@ async def soon(condition: Callable[[], object]) -> bool:
 
 
 class WatchfulServer(TimerServer):
-    """A server that records what it did and when.
+    """A server that records what it did and when. Unless it is told otherwise its ladder is ``KILL``.
 
     Attributes:
         events: what it has told, oldest first.
@@ -131,7 +131,7 @@ class WatchfulServer(TimerServer):
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+        super().__init__(*args, **{"reap": "KILL"} | options)
         self.events: list[Event] = []
         self.acted: dict[int, float] = {}
         self.reaps: list[WorkerId] = []
@@ -237,7 +237,8 @@ _NURSERY = """
 
     async def serve():
         tell = lambda event: say(json.dumps(event.as_json()))
-        server = TimerServer(sys.argv[1], on_event=tell, bound=float(sys.argv[3]))
+        options = {"bound": 5.0, "reap": "KILL"} | json.loads(sys.argv[3])
+        server = TimerServer(sys.argv[1], on_event=tell, **options)
         loop = asyncio.get_running_loop()
         serving = asyncio.current_task()
         loop.add_signal_handler(signal.SIGTERM, serving.cancel)
@@ -286,18 +287,18 @@ class ServerProcess:
     Args:
         path: the socket.
         loop: one of :data:`LOOPS`.
-        bound: see ``TimerServer``.
+        options: for the server; those that are not given are ``bound=5.0`` and ``reap="KILL"``.
 
     Attributes:
         pid: the server's process id; 0 while none runs.
         events: what servers here have told and :meth:`told` has read, as :meth:`Event.as_json` objects.
     """
 
-    def __init__(self, path: str, loop: str = "asyncio", bound: float = 5.0) -> None:
+    def __init__(self, path: str, loop: str = "asyncio", **options: Any) -> None:
         self.path = path
         self.pid = 0
         self.events: list[dict[str, Any]] = []
-        self._nursery = spawn_worker(_NURSERY, None, path, loop, str(bound))
+        self._nursery = spawn_worker(_NURSERY, None, path, loop, json.dumps(options))
 
     def __enter__(self) -> Self:
         try:

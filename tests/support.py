@@ -445,7 +445,7 @@ class SparingServer(TimerServer):
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+        super().__init__(*args, **{"reap": "KILL"} | options)
         self.reaps: list[tuple[aiotimer.WorkerId, list[str]]] = []
         self.verdict = True
         self.heard: list[wire.ToServer] = []

@@ -95,9 +95,9 @@ class TableReader:
         data = self._read(layout.ROW_SIZE, layout.row_offset(slot))
         return array("d", data[: len(data) // 8 * 8])
 
-    def durations(self) -> dict[str, Ran]:
-        """Return, by scope, how often it was entered and how long that took."""
-        slots = len(self.deadlines())
+    def durations(self, most: int = layout.SLOTS) -> dict[str, Ran]:
+        """Return, by scope, how often it was entered and how long that took: of the first ``most`` slots."""
+        slots = min(len(self.deadlines()), most)
         counts = self.counts(slots)
         cells = self._labels(list(range(slots)))
         found: dict[str, Ran] = {}

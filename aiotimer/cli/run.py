@@ -22,6 +22,7 @@ from ..errors import AiotimerError
 from ..runtime import SOCKET_VARIABLE, base, check_socket_path, discard
 from ..supervise import SupervisedServer, founder_argument
 from . import cli
+from ._policy import as_arguments, run_options
 
 REAPED, FAILED, NOT_EXECUTABLE, NOT_FOUND = 124, 125, 126, 127
 """Exit statuses, as in timeout(1)."""
@@ -40,9 +41,17 @@ _SI_KERNEL = 0x80
     context_settings={"allow_interspersed_args": False},
 )
 @click.option("--socket", "socket_path", metavar="PATH", help="Where its server listens [default: private].")
+@run_options
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND...")
 @click.pass_context
-def run(context: click.Context, socket_path: str | None, command: tuple[str, ...]) -> None:
+def run(
+    context: click.Context,
+    socket_path: str | None,
+    reap: str | None,
+    observe: bool,
+    evidence_dir: str | None,
+    command: tuple[str, ...],
+) -> None:
     """Run COMMAND with a timer server of its own, found by it and its children in $AIOTIMER_SOCKET.
 
     The server is restarted if it dies. Signals are forwarded. The exit status is the command's own (128+N if
@@ -50,20 +59,20 @@ def run(context: click.Context, socket_path: str | None, command: tuple[str, ...
     cannot be run, 127 if it is not found.
     """
     try:
-        code = _run(socket_path, command)
+        code = _run(socket_path, as_arguments(reap, observe, evidence_dir), command)
     except (AiotimerError, OSError) as error:
         click.echo(f"aiotimer: {error}", err=True)
         code = FAILED
     context.exit(code)
 
 
-def _run(socket_path: str | None, command: tuple[str, ...]) -> int:
+def _run(socket_path: str | None, policy: tuple[str, ...], command: tuple[str, ...]) -> int:
     private = socket_path is None
     path = check_socket_path(socket_path or str(base() / f"run-{os.getpid()}.sock"))
     events, server_end = os.pipe()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, signal.SIGIO, *FORWARDED})
     reaped = _Reaped(events)
-    arguments = ("--founder", founder_argument(), "--events-fd", str(server_end))
+    arguments = ("--founder", founder_argument(), "--events-fd", str(server_end), *policy)
     server = SupervisedServer(path, arguments, (server_end,))
     try:
         server.start()

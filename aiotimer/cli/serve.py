@@ -6,11 +6,12 @@ import asyncio
 import logging
 import os
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from . import cli, resolve_socket, socket_option
+from ._policy import policy_options
 
 if TYPE_CHECKING:
     from ..server import TimerServer
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     "--loop", "loop_name", type=click.Choice(["uvloop", "asyncio"]), default="uvloop", show_default=True,
     help="The event loop to run on.",
 )  # fmt: skip
+@policy_options
 @click.option("--founder", metavar="PID:START", hidden=True)
 @click.option("--ready-fd", type=int, hidden=True)
 @click.option("--events-fd", type=int, hidden=True)
@@ -31,6 +33,7 @@ def serve(
     founder: str | None,
     ready_fd: int | None,
     events_fd: int | None,
+    **policy: Any,
 ) -> None:
     """Run the timer server until SIGTERM or SIGINT.
 
@@ -48,9 +51,9 @@ def serve(
     path = resolve_socket(socket_path)
     on_event = None if events_fd is None else EventPipe(events_fd)
     if founder is None:
-        server = TimerServer(path, on_event=on_event)
+        server = TimerServer(path, on_event=on_event, **policy)
     else:
-        server = FoundedServer(path, founder, on_event=on_event, when_written=sink.then)
+        server = FoundedServer(path, founder, on_event=on_event, when_written=sink.then, **policy)
     factory = asyncio.new_event_loop
     if loop_name == "uvloop":
         import uvloop
@@ -81,8 +84,9 @@ async def _serve(server: TimerServer, loop_name: str, ready_fd: int | None, *, q
 @click.option("--socket", "socket_path", required=True)
 @click.option("--founder", required=True)
 @click.option("--ready-fd", type=int, required=True)
-def watchdog(socket_path: str, founder: str, ready_fd: int) -> int:
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def watchdog(socket_path: str, founder: str, ready_fd: int, arguments: tuple[str, ...]) -> int:
     """Supervise the private watchdog of a process."""
     from ..watchdog import watch_over
 
-    return watch_over(socket_path, founder, ready_fd)
+    return watch_over(socket_path, founder, ready_fd, arguments)

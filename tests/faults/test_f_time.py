@@ -5,7 +5,7 @@ server stood still is given back, and what was released meanwhile is released.
 
 Fault 36 is shown with a wall clock of the processes' own: a preloaded library adds an hour to what they read.
 Setting the machine's would disturb everybody on it; ``AIOTIMER_TESTS_MAY_SET_THE_CLOCK=1`` allows it.
-Fault 39 is shown for the default policy, ``reap``; there is no other one yet.
+Fault 39 is shown for both policies, ``reap`` and ``hold``.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ import uvloop
 
 from aiotimer import TimerRequest
 from aiotimer._core.watch import Lifeline, Watch
+from aiotimer._unkillable import held
 from aiotimer._watched import WatchedTable
 from tests.programs import HANGS, program
-from tests.serving import LOOPS, ServerProcess, bystander, clock_passes, serving
+from tests.serving import LOOPS, ServerProcess, bystander, clock_passes, ended, is_alive, line, serving
 from tests.support import short_socket, spawn_worker
 
 # -- fault 36 ------------------------------------------------------------------------------------------
@@ -308,3 +309,87 @@ def test_fault_39_a_worker_that_was_stopped(stand_still: Callable[[int], None]) 
             stand_still(worker.pid)
             assert server.told("reaped", worker.pid)["late_s"] >= 0
             assert worker.wait() == -signal.SIGKILL
+
+
+def let_go(pid: int) -> None:
+    """Be its debugger no more: PTRACE_DETACH."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.ptrace.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)
+    assert libc.ptrace(17, pid, None, None) == 0
+
+
+def go_on(pid: int) -> None:
+    os.kill(pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize(
+    ("stand_still", "go_on"), [(stop, go_on), (seize, let_go)], ids=["stopped", "debugged"]
+)
+@pytest.mark.parametrize("leaves", [True, False], ids=["leaves", "stays"])
+async def test_fault_39_a_worker_that_is_held(
+    stand_still: Callable[[int], None],
+    go_on: Callable[[int], None],
+    leaves: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is not reaped while it cannot run; then it has some time to leave its block."""
+    monkeypatch.setattr("aiotimer._holding.LOOKED_AT_EVERY", 0.02)
+    monkeypatch.setattr("aiotimer._holding.TO_LEAVE", 0.2)
+    looks: list[str] = []
+
+    def look(pid: int) -> str:
+        looks.append(held(pid))
+        return looks[-1]
+
+    monkeypatch.setattr("aiotimer._holding.held", look)
+    async with serving(stopped="hold") as server:
+        with spawn_worker(program("with", HELD, after=0.3), server.socket_path) as worker:
+            await line(worker, "held")
+            stand_still(worker.pid)
+            event = await server.told("held", worker.pid)
+            assert event.detail == "it is stopped" or event.detail == f"process {os.getpid()} debugs it"
+            await server.pass_by(monotonic() + 0.3)
+            assert is_alive(worker.pid)
+            assert len(looks) > 3, "it is looked at"
+            assert server.acted.keys() & {worker.pid} == set()
+            if leaves:
+                worker.say()
+            go_on(worker.pid)
+            if leaves:
+                assert await ended(worker) == 0
+            else:
+                assert (await server.told("reaped", worker.pid)).scope == "victim"
+                assert await ended(worker) == -signal.SIGKILL
+            assert len(server.all_told("held")) == 1
+            assert len(server.all_told("expired", worker.pid)) == (0 if leaves else 1)
+
+
+async def test_fault_39_a_worker_that_is_held_and_dies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aiotimer._holding.LOOKED_AT_EVERY", 0.02)
+    async with serving(stopped="hold") as server:
+        with bystander() as pid:
+            stop(pid)
+            server.register_timers([TimerRequest(pid, "s", 0.0), TimerRequest(pid, "t", 0.0)])
+            await server.told("held", pid)
+            os.kill(pid, signal.SIGKILL)
+            await server.told("worker_gone", pid)
+            await server.pass_by(monotonic())
+            assert server.all_told("reaped", pid) == []
+
+
+async def test_fault_39_what_was_released_while_it_was_held_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its launcher, say; and when it is stopped anew, it is held anew."""
+    monkeypatch.setattr("aiotimer._holding.LOOKED_AT_EVERY", 0.02)
+    monkeypatch.setattr("aiotimer._holding.TO_LEAVE", 0.02)
+    async with serving(stopped="hold") as server:
+        with bystander() as pid:
+            stop(pid)
+            server.register_timers([TimerRequest(pid, "s", monotonic())])
+            await server.told("held", pid)
+            server.register_timers([TimerRequest(pid, "s", -1.0)])
+            go_on(pid)
+            await server.told("late", pid)
+            assert is_alive(pid)
+            stop(pid)
+            server.register_timers([TimerRequest(pid, "s", monotonic())])
+            await server.until(lambda: len(server.all_told("held", pid)) == 2, "the second time")

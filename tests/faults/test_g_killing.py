@@ -3,9 +3,8 @@
 The laws of this file: one SIGKILL is sent, through the pidfd; only a readable pidfd means dead. Fault 41, a
 worker hung in every way, is in ``tests/integration/test_reaping.py``.
 
-Two faults are about what there is not yet. 45: no helper dumps stacks; what is shown is that the owner's own
-``on_event``, which may hang no less, is called after the signal. 46: no breaker counts reaps; what is shown
-is that a limit that is wrong for everybody reaps everybody, once each, and that the server stands it.
+Of fault 45 what is shown here is that no gathering of evidence, whatever it does, delays the kill beyond its
+budget; nor does the owner's own ``on_event``, which is called after the signal.
 """
 
 from __future__ import annotations
@@ -25,9 +24,12 @@ from time import monotonic
 import pytest
 
 from aiotimer import TimerRequest, WorkerId
+from aiotimer._unkillable import classify
 from aiotimer.events import Event
+from aiotimer.evidence import Findings, Subject
 from aiotimer.process import send_signal, start_time
-from tests.programs import HANGS, PRELUDE
+from tests.integration.test_ladder import KeepingServer
+from tests.programs import HANGS, PRELUDE, program
 from tests.serving import (
     WatchfulServer,
     bystander,
@@ -196,7 +198,9 @@ async def test_fault_42_what_cannot_die_is_reported_and_not_signalled_again(
             worker.say()
             deadline = monotonic() + 0.3
             server.register_timers([TimerRequest(worker.pid, "s", deadline)])
-            await server.told("unkillable", worker.pid)
+            event = await server.told("unkillable", worker.pid)
+            assert event.outcome == "unkillable"
+            assert ("frozen, with its cgroup" if ice is frozen_cgroup else "sleep (D) in") in event.detail
             assert is_alive(worker.pid)
             assert sent == [signal.SIGKILL]
             await server.pass_by(monotonic())
@@ -204,10 +208,38 @@ async def test_fault_42_what_cannot_die_is_reported_and_not_signalled_again(
             assert sent == [signal.SIGKILL] * 3, "one for it, one for each of two bystanders"
             assert server.all_told("reaped", worker.pid) == []
             await asyncio.to_thread(thaw)
-            await server.told("reaped", worker.pid)
+            assert (await server.told("reaped", worker.pid)).outcome == "reaped"
+            assert len(server.all_told("unkillable")) == 1
             assert await ended(worker) == -signal.SIGKILL
             assert server.acted[worker.pid] >= deadline
             assert sent == [signal.SIGKILL] * 3
+
+
+def test_fault_42_what_is_said_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    with subprocess.Popen(["true"]) as process:
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        parent = f"a zombie that its parent {os.getpid()} does not wait for"
+        assert classify(process.pid) == f"it is dead, {parent}"
+    with pytest.raises(OSError, match="No such"):
+        classify(process.pid)
+    with bystander() as pid:
+        assert classify(pid).startswith("its state is S")
+        monkeypatch.setattr(
+            "aiotimer._unkillable._status", lambda _: {"NSpid": "7\t1", "State": "S (sleeping)"}
+        )
+        assert classify(pid).startswith("it is pid 1 of its pid namespace")
+
+
+@pytest.mark.parametrize("ladder", ["TERM:0.05,KILL", "INT:0.02,TERM:0.02,KILL"])
+async def test_fault_41_polite_signals_are_ignored(ladder: str) -> None:
+    """Or blocked: the ladder ends with SIGKILL all the same."""
+    deaf = "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT}); "
+    async with serving(reap=ladder) as server:
+        with spawn_worker(program("with", deaf + HANGS["gil"], after=0.3), server.socket_path) as worker:
+            deadline = await number(worker, "deadline")
+            await server.told("reaped", worker.pid)
+            assert await ended(worker) == -signal.SIGKILL
+            assert server.acted[worker.pid] >= deadline
 
 
 # -- faults 45 and 46 ------------------------------------------------------------------------------------
@@ -229,6 +261,97 @@ async def test_fault_45_an_owner_who_hangs_delays_no_signal() -> None:
             await server.told("reaped", one)
             await server.told("reaped", other)
     assert dead == [True, True]
+
+
+async def gathers_for_ever() -> None:
+    await asyncio.Event().wait()
+
+
+async def gathers_and_will_not_be_cancelled() -> None:
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.Event().wait()
+    await asyncio.sleep(1000)
+
+
+async def gathers_and_fails() -> None:
+    raise LookupError("a helper's mistake")
+
+
+async def gathers_and_exits() -> None:
+    raise SystemError
+
+
+@pytest.mark.parametrize(
+    ("how", "probes"),
+    [
+        (gathers_for_ever, "no answer within 0.2 s"),
+        (gathers_and_will_not_be_cancelled, "no answer within 0.2 s"),
+        (gathers_and_fails, "failed: LookupError"),
+        (gathers_and_exits, "failed: SystemError"),
+    ],
+)
+async def test_fault_45_evidence_that_cannot_be_had(
+    how: Callable[[], Awaitable[None]], probes: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kill comes when the budget is used up, or at once, and the record says why it knows nothing."""
+
+    async def gather(_subject: Subject, budget: float) -> Findings:
+        assert 0.0 < budget <= 0.2
+        await how()
+        raise AssertionError
+
+    monkeypatch.setattr("aiotimer.evidence.gather", gather)
+    async with serving_as(KeepingServer, reap="dump,KILL", evidence_budget=0.2) as server:
+        with bystander() as pid:
+            server.register_timers([TimerRequest(pid, "s", 0.0)])
+            await server.told("reaped", pid)
+            assert server.kept[-1][0]["probes"] == {"all": probes}
+
+
+async def test_fault_45_a_storm_of_evidence_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight hang for ever; nobody waits for a turn longer than the budget."""
+    under_way = 0
+
+    async def gather(_subject: Subject, _budget: float) -> Findings:
+        nonlocal under_way
+        under_way += 1
+        assert under_way <= 8
+        await gathers_and_will_not_be_cancelled()
+        raise AssertionError
+
+    monkeypatch.setattr("aiotimer.evidence.gather", gather)
+    async with serving_as(KeepingServer, reap="dump,KILL", evidence_budget=0.2) as server:
+        with contextlib.ExitStack() as stack:
+            pids = [stack.enter_context(bystander()) for _ in range(12)]
+            server.register_timers([TimerRequest(pid, "s", 0.0) for pid in pids])
+            for pid in pids:
+                await server.told("reaped", pid)
+    told = [record["probes"]["all"] for record, _, _ in server.kept if record["outcome"] == "reaped"]
+    assert under_way == 8
+    assert sorted(told) == ["no answer within 0.2 s"] * 8 + ["too many at once"] * 4
+
+
+@pytest.mark.parametrize("ladder", ["KILL", "dump,KILL"])
+async def test_fault_46_the_breaker(ladder: str, sent: list[int]) -> None:
+    """So many are killed and no more; the others are observed, and one alarm is given."""
+    async with serving(reap=ladder, max_reaps=(10, 1000.0)) as server:
+        with contextlib.ExitStack() as stack:
+            pids = [stack.enter_context(bystander()) for _ in range(30)]
+            server.register_timers([TimerRequest(pid, "s", 0.0) for pid in pids])
+            for pid in pids[:10]:
+                await server.told("reaped", pid)
+            for pid in pids[10:]:
+                await server.told("observed", pid)
+            assert sent == [signal.SIGKILL] * 10
+            (alarm,) = server.all_told("breaker")
+            assert alarm.detail == (
+                "more than 10 reaps within 1000 s; until it is started again this server only observes"
+            )
+            assert server.status()["server"]["observing"] == "breaker"
+            assert all(map(is_alive, pids[10:]))
+            server.register_timers([TimerRequest(pids[-1], "another", 0.0)])
+            await server.until(lambda: len(server.all_told("observed", pids[-1])) == 2, "another one")
+            assert len(server.all_told("expired")) == 31
 
 
 async def test_fault_46_a_limit_that_is_wrong_for_everybody() -> None:

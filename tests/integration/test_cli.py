@@ -129,7 +129,7 @@ with aiotimer.expires(after=300, scope="so\\x1b[31mon"):
         assert process.stdout.readline() == b"armed\n"
         report = json.loads(call("status", "--json", AIOTIMER_SOCKET=path).stdout)
         assert report["server"]["socket"] == path
-        assert set(report["server"]) == {"pid", "version", "uptime_s", "socket"}
+        assert set(report["server"]) == {"pid", "version", "uptime_s", "socket", "observing"}
         (shown,) = report["workers"]
         assert shown["pid"] == process.pid
         assert shown["connected"] is True

@@ -512,7 +512,7 @@ async def test_status() -> None:
             deadlines = {name: await number(worker, name) for name in ("soon", "inner", "later")}
             report = server.status()
             assert report.keys() == {"server", "workers"}
-            assert report["server"].keys() == {"pid", "version", "uptime_s", "socket"}
+            assert report["server"].keys() == {"pid", "version", "uptime_s", "socket", "observing"}
             assert report["server"]["pid"] == os.getpid()
             assert report["server"]["version"] == __version__
             assert report["server"]["socket"] == server.socket_path

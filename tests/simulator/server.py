@@ -23,6 +23,7 @@ from math import inf
 from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
 
 from aiotimer._core import layout
+from aiotimer._core.ladder import Wish
 from aiotimer._core.reader import TableReader, Timer
 from aiotimer._core.requests import WorkerId
 from aiotimer._core.watch import LATER_READ, RESTARTS, Due, Lifeline, Look, Watch
@@ -122,6 +123,7 @@ class Known:
         self.process = process
         self.id = process.id
         self.name = "worker"
+        self.wish = Wish()
         self.tables: list[Table] = []
         self.killed = False
         self.retry_at = 0.0
@@ -336,7 +338,7 @@ class Server:
     def confirm(self, table: Table, due: tuple[Due, ...]) -> tuple[Due, Timer] | None:
         """``Reaper._still_armed``, the real one: read the slots again."""
         worker, watched = cast("RealWorker", table.owner), cast("WatchedTable", table)
-        return _REAPER._still_armed(worker, watched, due)
+        return _REAPER._still_armed(worker, watched, due, [])
 
     def signal(self, table: Table, due: Due, since: int) -> bool:
         """``Worker.kill``: False if it is not permitted."""

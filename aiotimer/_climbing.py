@@ -1,0 +1,103 @@
+"""Climbing a ladder: the steps of ``_core.ladder``, carried out on a worker.
+
+The laws of this file:
+
+* Nothing is awaited before the first action: a ladder that begins with a signal has sent it when
+  :meth:`Climber.climb` returns.
+* The slot is read again just before the first signal, however long the evidence took; an exec is looked for.
+* Between two steps only two things are waited for: the end of the grace, and the worker's death.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from ._core.ladder import CONT, Climb, Done, Dump, Spare, WaitUntil
+from ._worker import Worker, leave_behind
+
+if TYPE_CHECKING:
+    from ._gathering import Gatherer
+    from ._policy import Policy
+    from ._telling import Teller
+
+_LEAST = 0.001
+"""Seconds: uvloop rounds to whole milliseconds, and may be early by half of one."""
+
+
+class Climber:
+    """Climbs.
+
+    Args:
+        loop: the server's.
+        policy: the server's.
+        gatherer: gathers evidence.
+        teller: keeps it.
+        on_unkillable: called with a worker that is still there a while after SIGKILL.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        policy: Policy,
+        gatherer: Gatherer,
+        teller: Teller,
+        on_unkillable: Callable[[Worker], None],
+    ) -> None:
+        self._loop = loop
+        self._policy = policy
+        self._gatherer = gatherer
+        self._teller = teller
+        self._on_unkillable = on_unkillable
+
+    def climb(self, worker: Worker) -> bool | Awaitable[bool]:
+        """Climb the ladder of a worker, or one coroutine's way further if there is something to wait for.
+
+        Returns:
+            True: it is dead, or dying, or spared. False: the kernel does not let it be signalled.
+        """
+        climb = Climb(worker.wish.ladder or self._policy.ladder)
+        expiry = worker.reaping
+        # A climb that began again finds the evidence of the first one.
+        gathered = not self._gatherer.budget or expiry is None or expiry.findings is not None
+        action = self._act(worker, climb, gathered=gathered)
+        if isinstance(action, bool):
+            return action
+        if expiry is not None:
+            expiry.untouched = not climb.signalled
+        return self._go_on(worker, climb, action)
+
+    async def _go_on(self, worker: Worker, climb: Climb, action: bool | Dump | WaitUntil) -> bool:
+        expiry = worker.reaping
+        while not isinstance(action, bool):
+            if isinstance(action, WaitUntil):
+                left = max(_LEAST, action.when - monotonic())
+                await asyncio.wait({worker.death(self._loop)}, timeout=left)
+            elif expiry is not None:
+                await self._gatherer.gather(worker, expiry)
+                self._teller.keep(expiry)
+                if not worker.closed and not expiry.table.closed and worker.has_left(expiry.table):
+                    leave_behind(worker, expiry.table, self._teller.emit)
+            action = self._act(worker, climb, gathered=True)
+        return action
+
+    def _act(self, worker: Worker, climb: Climb, *, gathered: bool) -> bool | Dump | WaitUntil:
+        """Take every step that nothing is to be waited for before; return what is, or how it ended."""
+        expiry = worker.reaping
+        while True:
+            now = monotonic()
+            released = expiry is not None and not climb.signalled and not expiry.is_armed()
+            action = climb.next(now, dead=worker.closed, released=released, gathered=gathered)
+            if isinstance(action, Dump | WaitUntil):
+                return action
+            if isinstance(action, Spare | Done):
+                worker.spared = isinstance(action, Spare)
+                return True
+            if not worker.send(action.number, self._policy.target, self._on_unkillable):
+                return False
+            if expiry is not None and not worker.died_first:
+                expiry.signalled(action.number, now)
+            if action.with_cont:
+                worker.send(CONT, self._policy.target)

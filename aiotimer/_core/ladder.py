@@ -1,0 +1,253 @@
+"""The ladder: in which steps a worker is reaped, as data, and the climb, which says what the next step is.
+
+A ladder is written ``dump,ABRT:2,TERM:10,KILL``: find out what the worker is doing; send SIGABRT and give it
+two seconds to die of it; send SIGTERM and give it ten; send SIGKILL.
+
+The laws of this file:
+
+* SIGKILL comes last and is never missing: every climb ends. Evidence is gathered first, or not at all.
+* A release that is found before the first signal spares the worker. After the first signal the climb goes on:
+  a worker that was told to end is not trusted to have recovered.
+* A stopped process sees no signal but SIGKILL and SIGCONT: after any other one SIGCONT is sent.
+"""
+
+from __future__ import annotations
+
+from math import isfinite
+from typing import NamedTuple, TypeAlias
+
+KILL, CONT = 9, 18
+
+SIGNALS = {
+    "HUP": 1, "INT": 2, "QUIT": 3, "ILL": 4, "TRAP": 5, "ABRT": 6, "BUS": 7, "FPE": 8, "KILL": KILL,
+    "USR1": 10, "SEGV": 11, "USR2": 12, "PIPE": 13, "ALRM": 14, "TERM": 15, "CONT": CONT, "URG": 23,
+    "XCPU": 24, "XFSZ": 25, "VTALRM": 26, "PROF": 27, "WINCH": 28, "IO": 29, "PWR": 30, "SYS": 31,
+}  # fmt: skip
+"""signal(7), as on x86, ARM and RISC-V. Left out are the signals that stop a process: it would not die."""
+
+_NAMES = {number: name for name, number in SIGNALS.items()}
+
+GRACE = 5.0
+"""Seconds that a signal is given if the ladder does not say."""
+
+
+class Step(NamedTuple):
+    """One step.
+
+    Attributes:
+        signal: its number; 0: gather evidence.
+        grace: seconds that the worker is given to die of it.
+    """
+
+    signal: int
+    grace: float = 0.0
+
+
+DUMP = Step(0)
+_LAST = Step(KILL)
+
+
+class Ladder(tuple[Step, ...]):
+    """The steps of a ladder, first to last."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Ladder:
+        """Return the ladder that a text describes. Signals' names are those of kill(1), in any case.
+
+        Raises:
+            ValueError: it describes none; the message says what to write.
+        """
+        steps = [_step(word.strip()) for word in text.split(",")]
+        if steps[-1] != _LAST:
+            raise ValueError(f"a ladder ends with KILL, and {text!r} does not: add ',KILL'")
+        if _LAST in steps[:-1]:
+            raise ValueError(f"nothing comes after KILL: leave out what follows it in {text!r}")
+        if DUMP in steps[1:]:
+            raise ValueError(f"dump comes first, and once: write it at the beginning of {text!r} only")
+        return cls(steps)
+
+    def __str__(self) -> str:
+        return ",".join(_word(step) for step in self)
+
+    @property
+    def total_grace(self) -> float:
+        """Seconds from the first signal to SIGKILL."""
+        return sum(step.grace for step in self)
+
+
+def name_of(number: int) -> str:
+    """Return the name of a signal of a ladder, as kill(1) prints it but for its prefix: ``SIGTERM``."""
+    return f"SIG{_NAMES[number]}"
+
+
+def _step(word: str) -> Step:
+    name, colon, seconds = word.partition(":")
+    name = name.strip().upper()
+    if name == "DUMP":
+        if colon:
+            raise ValueError("dump has no grace: the evidence budget is its limit; write 'dump'")
+        return DUMP
+    number = SIGNALS.get(name.removeprefix("SIG"))
+    if number is None:
+        raise ValueError(
+            f"{word!r} is no step: write 'dump', or a signal that can end a process, such as TERM:10"
+        )
+    if number == KILL:
+        if colon:
+            raise ValueError("nothing comes after KILL, so it has no grace: write 'KILL'")
+        return _LAST
+    return Step(number, _grace(word, seconds) if colon else GRACE)
+
+
+def _grace(word: str, seconds: str) -> float:
+    try:
+        grace = float(seconds)
+    except ValueError:
+        grace = 0.0
+    if not (isfinite(grace) and grace > 0.0):
+        raise ValueError(f"the grace in {word!r} is no number of seconds above 0, such as 2.5")
+    return grace
+
+
+def _word(step: Step) -> str:
+    if step == DUMP:
+        return "dump"
+    if step == _LAST:
+        return "KILL"
+    return f"{_NAMES[step.signal]}:{repr(step.grace).removesuffix('.0')}"
+
+
+# -- what a worker wants -----------------------------------------------------------------------------
+
+_OBSERVE = "observe"
+
+
+class Wish(NamedTuple):
+    """How a worker wants to be reaped.
+
+    Attributes:
+        ladder: its own, None: the server's.
+        observe: not at all; its expiries are recorded.
+    """
+
+    ladder: Ladder | None = None
+    observe: bool = False
+
+    def __str__(self) -> str:
+        words = [_OBSERVE] if self.observe else []
+        return " ".join([*words, str(self.ladder)] if self.ladder else words)
+
+
+def wish(reap: str, *, observe: bool, max_grace: float) -> Wish:
+    """Return what a worker wants.
+
+    Args:
+        reap: its own ladder, "" for the server's.
+        observe: whether it is only to be observed.
+        max_grace: the longest that the server lets a worker live after the first signal, seconds.
+
+    Raises:
+        ValueError: that is no ladder, or too long a one.
+    """
+    if not reap:
+        return Wish(None, observe)
+    ladder = Ladder.parse(reap)
+    if ladder.total_grace > max_grace:
+        raise ValueError(
+            f"the ladder {str(ladder)!r} takes {ladder.total_grace:g} s to reach KILL, and this server "
+            f"allows {max_grace:g} s (--max-grace)"
+        )
+    return Wish(ladder, observe)
+
+
+def read_wish(text: str, *, max_grace: float) -> Wish:
+    """Return the wish of which ``str()`` is in a table; a worker may have written anything else there.
+
+    Raises:
+        ValueError: that is none, or it is not allowed.
+    """
+    head, _, rest = text.partition(" ")
+    if head == _OBSERVE:
+        return wish(rest, observe=True, max_grace=max_grace)
+    return wish(text, observe=False, max_grace=max_grace)
+
+
+# -- the climb ---------------------------------------------------------------------------------------
+
+
+class Dump(NamedTuple):
+    """Gather evidence, then ask again."""
+
+
+class Signal(NamedTuple):
+    """Send a signal, then ask again.
+
+    Attributes:
+        number: which.
+        with_cont: send SIGCONT after it.
+    """
+
+    number: int
+    with_cont: bool
+
+
+class WaitUntil(NamedTuple):
+    """Ask again at ``when``, or when the worker is dead."""
+
+    when: float
+
+
+class Spare(NamedTuple):
+    """The worker is spared; nothing was sent."""
+
+
+class Done(NamedTuple):
+    """The worker is dead, or SIGKILL has been sent."""
+
+
+Action: TypeAlias = Dump | Signal | WaitUntil | Spare | Done
+
+
+class Climb:
+    """One climb of a ladder: what to do next, given what has happened.
+
+    Attributes:
+        signalled: a signal has been sent; there is no way back.
+    """
+
+    __slots__ = ("_next", "_steps", "_until", "signalled")
+
+    def __init__(self, ladder: Ladder) -> None:
+        self._steps = ladder
+        self._next = 0
+        self._until = 0.0
+        self.signalled = False
+
+    def next(
+        self, now: float, *, dead: bool = False, released: bool = False, gathered: bool = False
+    ) -> Action:
+        """Return what to do now. Whoever is told to do something does it, and asks again.
+
+        Args:
+            now: seconds.
+            dead: the worker is dead.
+            released: what the climb began for is not armed any more.
+            gathered: the evidence has been gathered, as far as it can be.
+        """
+        if dead or self._next == len(self._steps):
+            return Done()
+        step = self._steps[self._next]
+        if step == DUMP and not gathered:
+            return Dump()
+        if released and not self.signalled:
+            return Spare()
+        if self.signalled and now < self._until:
+            return WaitUntil(self._until)
+        self._next += 1
+        if step == DUMP:
+            return self.next(now, released=released)
+        self.signalled = True
+        self._until = now + step.grace
+        return Signal(step.signal, step.signal not in (KILL, CONT))

@@ -1,0 +1,88 @@
+"""Evidence within its budget: nothing that gathers it can delay a kill beyond that, or take the server down.
+
+The laws of this file: whatever a gathering does (it raises, it takes too long, it does not even end when it
+is cancelled), whoever asked goes on when the budget is used up or the worker is dead; at most eight are under
+way, so that a storm of expiries does not become a storm of probes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from . import evidence
+from ._attending import subject_of
+from .events import log
+from .evidence import Findings, Subject
+
+if TYPE_CHECKING:
+    from ._record import Expiry
+    from ._worker import Worker
+
+AT_ONCE = 8
+"""Gatherings under way at most: each may start threads and a helper process."""
+
+
+def nothing(why: str) -> Findings:
+    """Return the findings of whoever found nothing."""
+    return Findings("", "", [], [], {}, {"all": why}, "", "")
+
+
+class Gatherer:
+    """Gathers evidence.
+
+    Args:
+        loop: the server's.
+        budget: seconds that one gathering may take, the wait for its turn included; 0: none is made.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, budget: float) -> None:
+        self.budget = budget
+        self._loop = loop
+        self._turns = asyncio.Semaphore(AT_ONCE)
+        self._tasks: set[asyncio.Task[Findings]] = set()
+
+    async def gather(self, worker: Worker, expiry: Expiry) -> None:
+        """Find out what a worker is doing, and note it; ends within the budget, and never raises."""
+        until = self._loop.time() + self.budget
+        try:
+            async with asyncio.timeout_at(until):
+                await self._turns.acquire()
+        except TimeoutError:
+            expiry.findings = nothing("too many at once")
+            return
+        if worker.closed:
+            self._turns.release()
+            return
+        left = min(self.budget, max(0.0, until - self._loop.time()))
+        task = self._loop.create_task(evidence.gather(_subject(worker, expiry), left))
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        awaited: set[asyncio.Future[Any]] = {task, worker.death(self._loop)}
+        try:
+            await asyncio.wait(awaited, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            task.cancel()
+        if task.done() and not task.cancelled():
+            error = task.exception()
+            expiry.findings = task.result() if error is None else nothing(f"failed: {type(error).__name__}")
+        else:
+            died = worker.death(self._loop).done()
+            expiry.findings = nothing("it died" if died else f"no answer within {self.budget:g} s")
+
+    def stop(self) -> None:
+        """Give up what is under way."""
+        for task in self._tasks:
+            task.cancel()
+
+    def _done(self, task: asyncio.Task[Findings]) -> None:
+        self._tasks.discard(task)
+        self._turns.release()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("evidence could not be gathered", exc_info=error)
+
+
+def _subject(worker: Worker, expiry: Expiry) -> Subject:
+    """Only slots of the worker's own table mean anything to the worker."""
+    shared = expiry.table.file.kind == "shared"
+    return subject_of(worker, expiry.timer.name, (expiry.timer.slot,) if shared else ())

@@ -1,0 +1,150 @@
+"""Expired timers for which nobody is signalled: what was found out, and when they were released after all.
+
+The laws of this file: a timer is reported once; while it is overdue its slot is read often enough that what
+is said of its end is right to a hundredth, or a tenth of a second; nothing is written, nobody is signalled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from ._core.watch import Due
+from ._record import Expiry
+from ._watched import WatchedTable
+from ._worker import Worker
+
+if TYPE_CHECKING:
+    from ._gathering import Gatherer
+    from ._telling import Teller
+
+_FINEST, _SHARE = 0.1, 0.01
+"""Seconds, and share of the time overdue, to which the end of an overdue timer is told."""
+
+
+class _Overdue:
+    """The timers of one table that are overdue, by slot, and when they were seen to be released."""
+
+    def __init__(self, worker: Worker, table: WatchedTable) -> None:
+        self.worker = worker
+        self.table = table
+        self.expiries: dict[int, Expiry] = {}
+        self.ended_at: dict[int, float] = {}
+        self.check: asyncio.TimerHandle | None = None
+
+    def look(self, now: float) -> list[Expiry]:
+        """Read the slots; return those whose end can be told, which are forgotten."""
+        deadlines = self.table.reader.deadlines()
+        ended = []
+        for slot, expiry in list(self.expiries.items()):
+            if slot >= len(deadlines) or deadlines[slot] != expiry.due.deadline:
+                self.ended_at.setdefault(slot, now)
+            if slot in self.ended_at and expiry.outcome != "pending":  # it is told in order
+                ended.append(self.expiries.pop(slot))
+        return ended
+
+    def next_in(self, now: float) -> float:
+        """Return after how many seconds to look again."""
+        youngest = max(expiry.due.effective for expiry in self.expiries.values())
+        return max(_FINEST, (now - youngest) * _SHARE)
+
+
+class Observer:
+    """Observes what is overdue.
+
+    Args:
+        loop: the server's.
+        gatherer: gathers evidence.
+        teller: tells of it.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, gatherer: Gatherer, teller: Teller) -> None:
+        self._loop = loop
+        self._gatherer = gatherer
+        self._teller = teller
+        self._overdue: dict[WatchedTable, _Overdue] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def knows(self, table: WatchedTable, due: Due) -> bool:
+        """Whether a timer has been reported."""
+        overdue = self._overdue.get(table)
+        expiry = None if overdue is None else overdue.expiries.get(due.slot)
+        return expiry is not None and expiry.is_about(table, due)
+
+    def observe(self, worker: Worker, table: WatchedTable, expiries: list[Expiry]) -> None:
+        """Timers have expired, and nobody is to be signalled."""
+        overdue = self._overdue.setdefault(table, _Overdue(worker, table))
+        for expiry in expiries:
+            before = overdue.expiries.pop(expiry.due.slot, None)
+            if before is not None:  # it was re-armed, and has expired again, between two looks
+                self._end(before, overdue.ended_at.pop(expiry.due.slot, monotonic()))
+            overdue.expiries[expiry.due.slot] = expiry
+        if overdue.check is None:
+            overdue.check = self._loop.call_later(_FINEST, self._check, overdue)
+        task = self._loop.create_task(self._report(worker, expiries))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        for expiry in expiries:
+            self._teller.emit(expiry.event())  # expired
+
+    async def _report(self, worker: Worker, expiries: list[Expiry]) -> None:
+        first = expiries[0]
+        for expiry in expiries:
+            if self._teller.keeps:
+                expiry.look_around(worker.tables)
+        if self._gatherer.budget:
+            await self._gatherer.gather(worker, first)
+        for expiry in expiries:
+            if expiry.outcome == "pending":
+                expiry.findings = first.findings
+                self._teller.tell(expiry, "observed", "observed")
+
+    def _check(self, overdue: _Overdue) -> None:
+        now = monotonic()
+        overdue.check = None
+        for expiry in overdue.look(now):
+            self._end(expiry, overdue.ended_at.pop(expiry.due.slot))
+        if overdue.expiries:
+            overdue.check = self._loop.call_later(overdue.next_in(now), self._check, overdue)
+        else:
+            self._overdue.pop(overdue.table, None)
+
+    def _end(self, expiry: Expiry, at: float) -> None:
+        if expiry.outcome == "pending":
+            self._teller.tell(expiry, "observed", "observed")
+        after = max(0.0, at - expiry.due.effective)
+        if expiry.table.closed:
+            self._teller.tell(
+                expiry, "worker_gone", "gone", f"it left its timers {after:.1f} s after the limit"
+            )
+        else:
+            self._teller.tell(expiry, "finished", "finished", f"finished {after:.1f} s after its limit")
+
+    def died(self, worker: Worker) -> bool:
+        """A worker is dead; return whether anything of it was overdue, which has been told then."""
+        told = False
+        for table in worker.tables:
+            overdue = self._overdue.pop(table, None)
+            if overdue is None:
+                continue
+            if overdue.check is not None:
+                overdue.check.cancel()
+            now = monotonic()
+            for expiry in overdue.look(now):  # it was released just before
+                self._end(expiry, overdue.ended_at[expiry.due.slot])
+            for expiry in overdue.expiries.values():
+                after = max(0.0, now - expiry.due.effective)
+                self._teller.tell(expiry, "worker_gone", "gone", f"{after:.1f} s after its limit")
+                told = True
+        return told
+
+    async def stop(self) -> None:
+        """Give up what is under way. The next server reports again what is still overdue."""
+        for overdue in self._overdue.values():
+            if overdue.check is not None:
+                overdue.check.cancel()
+        self._overdue.clear()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -1,0 +1,215 @@
+"""What is known of an expiry: the record that is kept of it, and the events that tell of it.
+
+The laws of this file: what a worker stored is untrusted, and what cannot be right is unknown (null); no key
+of a record is ever absent. Wall time is for people; what is compared is ``CLOCK_MONOTONIC``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterable
+from heapq import nsmallest
+from math import inf, isfinite
+from typing import Any, NamedTuple
+
+from ._core import layout
+from ._core.durations import DEADLINE, ENTERED, LIMIT, Durations, Ran
+from ._core.ladder import name_of
+from ._core.reader import Timer
+from ._core.requests import WorkerId
+from ._core.watch import Due
+from ._watched import WatchedTable
+from .events import Event, Kind
+from .evidence import Findings
+
+MAX_TIMERS = 100
+"""Timers that a record lists."""
+
+MAX_SLOTS = 1024
+"""Slots whose durations are read, on the server's loop: a millisecond or two."""
+
+_NO_PROCESS: dict[str, Any] = {
+    "state": "", "wchan": "", "syscall": "", "kernel_stack": [], "threads": [], "rss_bytes": 0,
+    "descriptors": [], "children": [], "cgroup": "", "command": [], "tracer": 0,
+}  # fmt: skip
+
+_serial = itertools.count(1)
+
+
+class Entry(NamedTuple):
+    """What a table tells of one entry into a block.
+
+    Attributes:
+        limit_s: the limit of the block.
+        entered: when it was entered, on the table's clock.
+        exact: both are this entry's own.
+    """
+
+    limit_s: float | None = None
+    entered: float | None = None
+    exact: bool = False
+
+
+def entry_of(table: WatchedTable, timer: Timer) -> Entry:
+    """Return what a worker noted when it entered the block of a timer, or the last one in its place."""
+    row = table.reader.row(timer.slot)
+    limit = row[LIMIT] if len(row) > DEADLINE else 0.0
+    if not 0.0 < limit < inf:
+        return Entry()
+    exact = row[DEADLINE] == timer.deadline
+    entered = row[ENTERED] if exact else timer.deadline - limit
+    return Entry(limit, entered, exact) if isfinite(entered) else Entry(limit)
+
+
+def runs_of(table: WatchedTable) -> dict[str, dict[str, Any]]:
+    """Return, by scope, how often blocks ran in a table's process, and how long they took."""
+    return {scope: _as_json(ran) for scope, ran in table.reader.durations(MAX_SLOTS).items()}
+
+
+def _as_json(ran: Ran) -> dict[str, Any]:
+    took = ran.durations
+    known = took.count > 0
+    return {
+        "count": ran.entries,
+        "sampled": took.count,
+        "median_s": took.quantile(0.5) if known else None,
+        "p99_s": took.quantile(0.99) if known else None,
+        "max_s": took.maximum if known else None,
+    }
+
+
+NEVER_RAN = _as_json(Ran(0, Durations()))
+
+
+class Expiry:
+    """One expiry, from the first action on.
+
+    Args:
+        worker_id: whom it happened to.
+        name: its command name.
+        table: where the timer is.
+        due: what expired.
+        timer: its timer.
+        now: when the first action is taken.
+        ladder: what is about to happen, as text.
+
+    Attributes:
+        late_s: seconds between the deadline and the first action.
+        untouched: nothing has been done to the worker yet.
+        findings: what was found out, None as long as that is nothing.
+        outcome: what has become of it.
+        detail: the rest, in words.
+        evidence: the directory with what was found out, "" if there is none.
+    """
+
+    def __init__(
+        self,
+        worker_id: WorkerId,
+        name: str,
+        table: WatchedTable,
+        due: Due,
+        timer: Timer,
+        now: float,
+        ladder: str,
+    ) -> None:
+        self.worker_id = worker_id
+        self.name = name
+        self.table = table
+        self.due = due
+        self.timer = timer
+        self.late_s = now - due.effective
+        self.untouched = False
+        self.findings: Findings | None = None
+        self.kind: Kind = "expired"
+        self.outcome = "pending"
+        self.detail = ""
+        self.evidence = ""
+        self._began = now
+        self._wall = time.time()  # noqa: TID251 - for people
+        self._ladder = ladder
+        self._signals: list[dict[str, Any]] = []
+        self._timers: list[dict[str, Any]] = []
+        self._entry = Entry()
+        utc = time.strftime("%Y%m%dT%H%M%S", time.gmtime(self._wall))
+        self.id = f"{utc}-{worker_id.pid}-{next(_serial)}"
+
+    def is_armed(self) -> bool:
+        """Whether the timer is still armed."""
+        return self.table.reader.deadline(self.due.slot) == self.due.deadline
+
+    def is_about(self, table: WatchedTable, due: Due) -> bool:
+        """Whether this is the expiry of that timer."""
+        return table is self.table and due[:2] == self.due[:2]
+
+    def signalled(self, number: int, now: float) -> None:
+        """A signal has been sent."""
+        self.untouched = False
+        self._signals.append({"signal": name_of(number), "after_s": now - self._began})
+
+    def look_around(self, tables: Iterable[WatchedTable]) -> None:
+        """Note what is armed on the worker, while that can be read."""
+        self._entry = entry_of(self.table, self.timer)
+        found = [(self.table, self.timer)]
+        for table in tables:
+            armed = [(d, slot) for slot, d in enumerate(table.reader.deadlines()) if layout.is_armed(d)]
+            for deadline, slot in nsmallest(MAX_TIMERS, armed):
+                mine = table is self.table and slot == self.timer.slot
+                timer = None if mine else table.reader.timer(slot, deadline)
+                if timer is not None and not table.watch.cleared(slot, deadline):
+                    found.append((table, timer))
+        runs = {table: runs_of(table) for table in tables}
+        self._timers = [
+            {
+                "scope": timer.name,
+                "remaining_s": timer.deadline - self._began,
+                "limit_s": entry_of(table, timer).limit_s,
+                "expired": timer.deadline <= self._began,
+                "observed": timer.observed,
+                "ran": runs.get(table, {}).get(timer.scope, NEVER_RAN),
+            }
+            for table, timer in found[:MAX_TIMERS]
+        ]
+
+    def becomes(self, kind: Kind, outcome: str, detail: str = "") -> Event:
+        """Something has become of it; return the event that says so."""
+        self.kind, self.outcome, self.detail = kind, outcome, detail
+        return self.event()
+
+    def event(self) -> Event:
+        """Return the event that tells what has become of it."""
+        verdict = "" if self.findings is None else self.findings.verdict
+        return Event(
+            self.kind, self.worker_id, self.name, self.timer.name, self.late_s, self.detail,
+            self.outcome, verdict, self.evidence,
+        )  # fmt: skip
+
+    def record(self) -> dict[str, Any]:
+        """Return what is kept of it: one JSON object."""
+        findings = self.findings or Findings("", "", [], [], {}, {}, "", "")
+        entered = self._entry.entered
+        return {
+            "id": self.id,
+            "event": self.kind,
+            "outcome": self.outcome,
+            "time": self._wall,
+            "pid": self.worker_id.pid,
+            "name": self.name,
+            "scope": self.timer.name,
+            "limit_s": self._entry.limit_s,
+            "exact": self._entry.exact,
+            "entered": None if entered is None else self._wall - (self._began - entered),
+            "ran_s": None if entered is None else self._began - entered,
+            "late_s": self.late_s,
+            "verdict": findings.verdict,
+            "where": findings.where,
+            "evidence": self.evidence,
+            "ladder": self._ladder,
+            "signals": list(self._signals),
+            "detail": self.detail,
+            "timers": self._timers,
+            "tasks": findings.tasks,
+            "stacks": findings.stacks,
+            "process": {**_NO_PROCESS, **findings.process},
+            "probes": findings.probes,
+        }

@@ -1,0 +1,138 @@
+"""Whom a signal reaches: the worker alone, its process group, or its cgroup.
+
+The laws of this file:
+
+* The worker itself is always asked for through its pidfd, and first: what the kernel says to that counts.
+* A group or a cgroup is signalled only if it surely is the worker's, and the server is not in it. In all
+  other cases the worker alone is, and the reason is returned.
+* Nothing is reached by proxy: signals to others go out with the same rights as the worker's own, and a cgroup
+  of another user's is ended only if it was delegated to the worker's user.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Callable
+
+from ._core.ladder import KILL
+from .process import is_dead
+
+PIDFD_SIGNAL_PROCESS_GROUP = 4
+"""Linux >= 6.9 (include/uapi/linux/pidfd.h)."""
+
+CGROUP_ROOTS = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified")
+"""Where cgroup version 2 is mounted: alone, or beside version 1."""
+
+Send = Callable[[int, int, int], None]
+"""``send(pidfd, signal, flags)``, with the rights that the worker is signalled with."""
+
+
+def signal_group(pid: int, pidfd: int, number: int, send: Send) -> str:
+    """Signal the process group of a worker.
+
+    Returns:
+        Why it was not, "" if it was.
+
+    Raises:
+        OSError: the kernel says no.
+    """
+    try:
+        group = os.getpgid(pid)
+        leader = pidfd if group == pid else os.pidfd_open(group)
+    except OSError:
+        return "its process group has no leader to reach it by"
+    try:
+        if group == os.getpgrp():
+            return "the server is in its process group"
+        # While the worker lives its group cannot become another one; and the leader is pinned by now.
+        if os.getpgid(pid) != group or is_dead(pidfd):
+            return "it has just changed its process group"
+        send(leader, number, PIDFD_SIGNAL_PROCESS_GROUP)
+    except ProcessLookupError:
+        return "it is gone"
+    except OSError as error:
+        return f"its process group cannot be signalled: {error.strerror}"
+    finally:
+        if leader != pidfd:
+            os.close(leader)
+    return ""
+
+
+def open_cgroup(pid: int, pidfd: int, uid: int) -> int | str:
+    """Open the ``cgroup.kill`` of a worker's cgroup, while it lives.
+
+    Returns:
+        A descriptor that the caller closes, or why there is none.
+    """
+    try:
+        path, own = _cgroup_of(str(pid)), _cgroup_of("self")
+    except OSError as error:
+        return f"its cgroup is not shown: {error.strerror}"
+    if path is None or path == "/":
+        return "it is in no cgroup of its own"
+    if own is None or f"{own}/".startswith(f"{path.rstrip('/')}/"):
+        return "the server is in its cgroup"
+    for root in CGROUP_ROOTS:
+        with contextlib.suppress(FileNotFoundError):
+            try:
+                descriptor = os.open(f"{root}{path}/cgroup.kill", os.O_WRONLY | os.O_CLOEXEC)
+            except PermissionError:
+                return "its cgroup is not delegated to this server"
+            status = os.fstat(descriptor)
+            if os.geteuid() != uid and not (status.st_uid == uid and status.st_mode & stat.S_IWUSR):
+                os.close(descriptor)
+                return "its cgroup is not delegated to its user"
+            if is_dead(pidfd):  # then what was read may be another process's
+                os.close(descriptor)
+                return "it is gone"
+            return descriptor
+    return "its cgroup has no cgroup.kill (Linux >= 5.14)"
+
+
+def signal_target(target: str, pid: int, pidfd: int, uid: int, number: int, send: Send) -> str:
+    """Signal a worker, and those that go with it.
+
+    Args:
+        target: ``process``, ``group`` or ``cgroup``.
+        pid: the worker's.
+        pidfd: the worker, pinned and alive.
+        uid: with whose rights.
+        number: the signal.
+        send: see :data:`Send`.
+
+    Returns:
+        Why only the worker was, "" if what was wanted was done.
+
+    Raises:
+        OSError: the worker cannot be signalled.
+    """
+    if target == "group":
+        send(pidfd, 0, 0)
+        why_not = signal_group(pid, pidfd, number, send)
+        if why_not:
+            send(pidfd, number, 0)
+        return why_not
+    if target == "cgroup" and number == KILL:
+        cgroup = open_cgroup(pid, pidfd, uid)
+        try:
+            send(pidfd, number, 0)
+            if isinstance(cgroup, int):
+                os.write(cgroup, b"1")
+                return ""
+            return cgroup
+        finally:
+            if isinstance(cgroup, int):
+                os.close(cgroup)
+    send(pidfd, number, 0)
+    return ""
+
+
+def _cgroup_of(pid: str) -> str | None:
+    """Return the path of a process's cgroup of version 2: the line ``0::/path`` (cgroups(7))."""
+    with open(f"/proc/{pid}/cgroup") as file:
+        for line in file:
+            if line.startswith("0::"):
+                return line[3:].rstrip("\n")
+    return None

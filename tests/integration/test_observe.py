@@ -1,0 +1,169 @@
+"""Timers that are observed: nobody is signalled, and what happened is told all the same.
+
+The laws of this file: a worker is alive after it has been told of; of a figure no more is asked than that it
+is not less than what has passed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from time import monotonic
+from typing import Any
+
+import pytest
+
+from aiotimer import TimerRequest
+from aiotimer._core import layout
+from aiotimer.evidence import Findings, Subject
+from tests.integration.test_ladder import KeepingServer, during_evidence
+from tests.serving import WatchfulServer, bystander, is_alive, serving, serving_as
+from tests.support import short_socket
+
+
+def arm(server: WatchfulServer, pid: int, *scopes: str) -> float:
+    """Arm timers that expire at once; return when."""
+    deadline = monotonic()
+    server.register_timers([TimerRequest(pid, scope, deadline) for scope in scopes])
+    return deadline
+
+
+def release(server: WatchfulServer, pid: int, *scopes: str) -> None:
+    server.register_timers([TimerRequest(pid, scope, -1.0) for scope in scopes])
+
+
+async def test_a_server_that_observes_signals_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    subjects = during_evidence(monkeypatch, lambda _subject: None)
+    async with serving_as(KeepingServer, observe=True) as server:
+        with bystander() as pid:
+            deadline = arm(server, pid, "s")
+            event = await server.told("observed", pid)
+            assert (event.scope, event.outcome, event.verdict) == ("s", "observed", "idle")
+            assert server.status()["server"]["observing"] == "asked"
+            assert [subject.scope for subject in subjects] == ["s"]
+            least = monotonic() - deadline
+            release(server, pid, "s")
+            event = await server.told("finished", pid)
+            first, number, last = event.detail.partition(f"{float(event.detail.split()[1]):.1f}")
+            assert (first, last) == ("finished ", " s after its limit")
+            assert float(number) >= least - 0.05
+            assert is_alive(pid)
+            assert server.outcomes(pid) == ["observed", "finished"]
+            assert [e.event for e in server.events] == ["expired", "observed", "finished"]
+            assert server.reaps == []
+
+
+async def test_a_worker_that_is_observed_is_told_of_when_it_dies() -> None:
+    async with serving_as(KeepingServer, observe=True) as server:
+        with bystander() as pid:
+            arm(server, pid, "kept", "released")
+            await server.until(lambda: len(server.all_told("observed", pid)) == 2, "both")
+            release(server, pid, "released")
+            os.kill(pid, signal.SIGKILL)
+            event = await server.told("worker_gone", pid)
+            assert (event.scope, event.outcome) == ("kept", "gone")
+            assert [e.scope for e in server.all_told("finished", pid)] == ["released"]
+            assert len(server.all_told("worker_gone")) == 1
+
+
+async def test_a_worker_may_ask_to_be_observed() -> None:
+    async with serving() as server:
+        with bystander() as pid, bystander() as other:
+            server.register_timers([TimerRequest(pid, "later", monotonic() + 1000)])
+            (worker,) = server._members.workers.values()
+            worker.wish = server.policy.wish("", observe=True)
+            arm(server, pid, "s")
+            arm(server, other, "s")
+            await server.told("observed", pid)
+            await server.told("reaped", other)
+            assert is_alive(pid)
+            assert server.status()["server"]["observing"] == ""
+
+
+async def test_a_timer_may_be_observed_beside_others_that_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The flag is in the label; the next timer of the worker reaps it."""
+    async with serving() as server:
+        with bystander() as pid:
+            server.register_timers([TimerRequest(pid, "observed", monotonic() + 0.2)])
+            (worker,) = server._members.workers.values()
+            (table,) = worker.tables
+            label = layout.encode_label(b"observed", 0, layout.OBSERVED)
+            os.pwrite(table.file.descriptor, label, layout.label_offset(0))
+            await server.told("observed", pid)
+            await server.pass_by(monotonic())
+            assert is_alive(pid)
+            arm(server, pid, "s")
+            event = await server.told("reaped", pid)
+            assert event.scope == "s"
+            assert len(server.all_told("observed", pid)) == 1
+            assert [e.scope for e in server.all_told("worker_gone", pid)] == ["observed"]
+
+
+async def test_each_expiry_is_told_once_and_a_later_one_again() -> None:
+    async with serving(observe=True, bound=0.05) as server:
+        with bystander() as pid:
+            arm(server, pid, "s")
+            await server.told("observed", pid)
+            (worker,) = server._members.workers.values()
+            for _ in range(5):
+                worker.tables[0].look()
+            arm(server, pid, "s")
+            await server.until(lambda: len(server.all_told("observed", pid)) == 2, "the second one")
+            await server.told("finished", pid)
+            release(server, pid, "s")
+            await server.until(lambda: len(server.all_told("finished", pid)) == 2, "the second one")
+            assert len(server.all_told("observed", pid)) == 2
+
+
+async def test_a_release_while_evidence_is_gathered_is_told_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving(observe=True) as server:
+        with bystander() as pid:
+            during_evidence(monkeypatch, lambda _subject: release(server, pid, "s"))
+            arm(server, pid, "s")
+            await server.told("finished", pid)
+            kinds = [event.event for event in server.events]
+            assert kinds == ["expired", "observed", "finished"]
+
+
+async def test_a_death_while_evidence_is_gathered(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving(observe=True) as server:
+        with bystander() as pid:
+            during_evidence(monkeypatch, lambda _subject: os.kill(pid, signal.SIGKILL))
+            arm(server, pid, "s")
+            await server.told("worker_gone", pid)
+            await server.until(lambda: len(server.events) >= 2, "all")
+            assert server.events[0].event == "expired"
+            assert len(server.all_told("worker_gone")) == 1
+
+
+async def test_a_server_that_stops_forgets_and_the_next_one_tells() -> None:
+    with short_socket() as path, bystander() as pid:
+        async with serving(path, observe=True) as server:
+            arm(server, pid, "s")
+            await server.told("observed", pid)
+        async with serving(path, observe=True) as server:
+            await server.told("observed", pid)
+        assert is_alive(pid)
+
+
+async def test_a_record_has_every_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def silent(_subject: Subject, _budget: float) -> Findings:
+        raise LookupError
+
+    monkeypatch.setattr("aiotimer.evidence.gather", silent)
+    async with serving_as(KeepingServer, observe=True) as server:
+        with bystander() as pid:
+            server.register_timers([TimerRequest(pid, f"t{n}", monotonic() + 1000 + n) for n in range(150)])
+            arm(server, pid, "s")
+            await server.told("observed", pid)
+            record: dict[str, Any] = server.kept[-1][0]
+    assert record.keys() == {
+        "id", "event", "outcome", "time", "pid", "name", "scope", "limit_s", "exact", "entered", "ran_s",
+        "late_s", "verdict", "where", "evidence", "ladder", "signals", "detail", "timers", "tasks", "stacks",
+        "process", "probes",
+    }  # fmt: skip
+    assert record["probes"] == {"all": "failed: LookupError"}
+    assert record["process"]["threads"] == []
+    assert [timer["scope"] for timer in record["timers"]][:3] == ["s", "t0", "t1"]
+    assert len(record["timers"]) == 100
+    assert [timer["expired"] for timer in record["timers"]][:2] == [True, False]

@@ -1,0 +1,217 @@
+"""The ladder as text, and the climb step by step."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aiotimer._core.ladder import (
+    DUMP,
+    SIGNALS,
+    Climb,
+    Done,
+    Dump,
+    Ladder,
+    Signal,
+    Spare,
+    Step,
+    WaitUntil,
+    Wish,
+    name_of,
+    read_wish,
+    wish,
+)
+
+LONG = Ladder.parse("dump,ABRT:2,TERM:10,KILL")
+
+# -- parse and str -----------------------------------------------------------------------------------
+
+
+def test_a_ladder_is_its_steps() -> None:
+    assert list(LONG) == [DUMP, Step(6, 2.0), Step(15, 10.0), Step(9, 0.0)]
+    assert DUMP == (0, 0.0)
+    assert str(LONG) == "dump,ABRT:2,TERM:10,KILL"
+    assert LONG.total_grace == 12.0
+    assert Ladder.parse("KILL").total_grace == 0.0
+
+
+def test_names_are_taken_as_people_write_them() -> None:
+    assert Ladder.parse(" Dump , sigabrt:2,term : 10, Kill ") == LONG
+    assert str(Ladder.parse("term,SIGKILL")) == "TERM:5,KILL", "five seconds if it does not say"
+    assert str(Ladder.parse("INT:0.25,KILL")) == "INT:0.25,KILL"
+
+
+def test_signals_are_linux_s() -> None:
+    assert (SIGNALS["HUP"], SIGNALS["QUIT"], SIGNALS["USR1"], SIGNALS["CONT"]) == (1, 3, 10, 18)
+    assert name_of(9) == "SIGKILL"
+    assert name_of(15) == "SIGTERM"
+
+
+@pytest.mark.parametrize(
+    "name", ["STOP", "TSTP", "TTIN", "TTOU", "CHLD", "RTMIN", "9", "", "SIG", "SIGSIGTERM"]
+)
+def test_what_ends_nobody_is_no_step(name: str) -> None:
+    with pytest.raises(
+        ValueError, match=rf"^'{name}' is no step: write 'dump', or a signal .* such as TERM:10$"
+    ):
+        Ladder.parse(f"{name},KILL")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("TERM:2", r"^a ladder ends with KILL, and 'TERM:2' does not: add ',KILL'$"),
+        ("dump", r"^a ladder ends with KILL, and 'dump' does not: add ',KILL'$"),
+        ("KILL,KILL", r"^nothing comes after KILL: leave out what follows it in 'KILL,KILL'$"),
+        (
+            "TERM,dump,KILL",
+            r"^dump comes first, and once: write it at the beginning of 'TERM,dump,KILL' only$",
+        ),
+        ("dump,dump,KILL", r"^dump comes first, and once"),
+        ("dump:3,KILL", r"^dump has no grace: the evidence budget is its limit; write 'dump'$"),
+        ("TERM,KILL:3", r"^nothing comes after KILL, so it has no grace: write 'KILL'$"),
+        ("", r"^'' is no step"),
+    ],
+)
+def test_what_is_no_ladder(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Ladder.parse(text)
+
+
+@pytest.mark.parametrize("grace", ["0", "-1", "nan", "inf", "x", "", "1:2"])
+def test_what_is_no_grace(grace: str) -> None:
+    with pytest.raises(
+        ValueError, match=rf"^the grace in 'TERM:{grace}' is no number of seconds above 0, such as 2.5$"
+    ):
+        Ladder.parse(f"TERM:{grace},KILL")
+
+
+steps = st.builds(
+    Step,
+    st.sampled_from(sorted(set(SIGNALS.values()) - {9})),
+    st.floats(min_value=1e-300, allow_infinity=False),
+)
+ladders = st.builds(
+    lambda dump, middle: Ladder([DUMP] * dump + middle + [Step(9)]),
+    st.booleans(),
+    st.lists(steps, max_size=4),
+)
+
+
+@given(ladders)
+def test_what_is_printed_is_parsed(ladder: Ladder) -> None:
+    assert Ladder.parse(str(ladder)) == ladder
+    assert str(ladder).isascii()
+
+
+@given(st.text(max_size=40))
+def test_any_text_is_a_ladder_or_a_value_error(text: str) -> None:
+    try:
+        ladder = Ladder.parse(text)
+    except ValueError:
+        return
+    assert ladder[-1] == (9, 0.0)
+
+
+# -- wishes ------------------------------------------------------------------------------------------
+
+
+def test_what_a_worker_wants_is_stored_as_text() -> None:
+    for one in (Wish(), Wish(None, True), Wish(LONG), Wish(LONG, True)):
+        assert read_wish(str(one), max_grace=12.0) == one
+    assert [str(one) for one in (Wish(), Wish(None, True), Wish(LONG, True))] == [
+        "",
+        "observe",
+        f"observe {LONG}",
+    ]
+    assert wish("", observe=True, max_grace=0.0) == Wish(None, True)
+    assert wish("", observe=False, max_grace=0.0) == Wish()
+    assert wish("KILL", observe=False, max_grace=0.0) == Wish(Ladder.parse("KILL"))
+
+
+@pytest.mark.parametrize("text", ["", "observe "])
+def test_a_ladder_that_takes_too_long_is_not_allowed(text: str) -> None:
+    with pytest.raises(
+        ValueError,
+        match=r"^the ladder 'TERM:61,KILL' takes 61 s to reach KILL, and this server allows 60 s "
+        r"\(--max-grace\)$",
+    ):
+        read_wish(text + "TERM:61,KILL", max_grace=60.0)
+    assert read_wish(text + "TERM:60,KILL", max_grace=60.0).observe is bool(text)
+
+
+@pytest.mark.parametrize("text", ["Observe", "observes KILL", "KILL observe", "\ufffd"])
+def test_nonsense_is_no_wish(text: str) -> None:
+    with pytest.raises(ValueError, match="is no step"):
+        read_wish(text, max_grace=60.0)
+
+
+# -- the climb -----------------------------------------------------------------------------------------
+
+
+def test_a_climb_to_the_top() -> None:
+    climb = Climb(LONG)
+    assert climb.next(100.0) == Dump()
+    assert climb.next(100.2) == Dump(), "until it has been done"
+    assert not climb.signalled
+    assert climb.next(100.5, gathered=True) == Signal(6, True)
+    assert climb.signalled
+    assert climb.next(100.5) == WaitUntil(102.5)
+    assert climb.next(102.4) == WaitUntil(102.5)
+    assert climb.next(102.5) == Signal(15, True)
+    assert climb.next(102.6) == WaitUntil(112.5)
+    assert climb.next(113.0) == Signal(9, False)
+    assert climb.next(113.0) == Done()
+    assert climb.next(999.0, released=True) == Done()
+
+
+def test_kill_at_once() -> None:
+    climb = Climb(Ladder.parse("KILL"))
+    assert climb.next(-5.0) == Signal(9, False)
+    assert climb.next(-5.0) == Done()
+
+
+def test_continuing_needs_no_continuing() -> None:
+    assert Climb(Ladder.parse("CONT:1,KILL")).next(0.0) == Signal(18, False)
+    assert Climb(Ladder.parse("HUP:1,KILL")).next(0.0) == Signal(1, True)
+
+
+def test_a_release_before_the_first_signal_spares() -> None:
+    climb = Climb(LONG)
+    assert climb.next(100.0, released=True) == Dump(), "the evidence tells why it was late"
+    assert climb.next(100.5, released=True, gathered=True) == Spare()
+    assert not climb.signalled
+    assert Climb(Ladder.parse("TERM,KILL")).next(0.0, released=True) == Spare()
+
+
+def test_after_the_first_signal_there_is_no_way_back() -> None:
+    climb = Climb(LONG)
+    climb.next(100.0, gathered=True)
+    assert climb.next(101.0, released=True) == WaitUntil(102.0)
+    assert climb.next(102.0, released=True) == Signal(15, True)
+    assert climb.next(112.0, released=True) == Signal(9, False)
+
+
+@pytest.mark.parametrize("gathered", [False, True])
+def test_the_dead_need_nothing(gathered: bool) -> None:
+    climb = Climb(LONG)
+    assert climb.next(100.0, dead=True, released=True, gathered=gathered) == Done()
+    climb.next(100.0, gathered=True)
+    assert climb.next(100.0, dead=True) == Done()
+
+
+@given(ladders, st.floats(-1e6, 1e6))
+def test_every_climb_ends_with_one_kill(ladder: Ladder, now: float) -> None:
+    climb, sent = Climb(ladder), []
+    for _ in range(20):
+        action = climb.next(now, gathered=True)
+        if isinstance(action, Done):
+            break
+        if isinstance(action, WaitUntil):
+            assert action.when > now
+            now = action.when
+        else:
+            assert isinstance(action, Signal)
+            sent.append(action.number)
+    assert sent == [step.signal for step in ladder if step != DUMP]
