@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable
 from time import monotonic_ns
 
-from . import runtime
+from . import leftovers, runtime
 from ._core.requests import WorkerId
 from .errors import ServerUnavailable
 from .events import Event
@@ -134,7 +134,7 @@ class FoundedServer(TimerServer):
         self._close_founder()
         await super().stop()
         if last:
-            runtime.discard(self.socket_path)
+            leftovers.discard(self.socket_path)
 
     def founder_gone(self) -> None:
         """The founder is dead, or does not want this server any more."""

@@ -19,7 +19,8 @@ import signal
 import click
 
 from ..errors import AiotimerError
-from ..runtime import SOCKET_VARIABLE, base, check_socket_path, discard
+from ..leftovers import discard
+from ..runtime import SOCKET_VARIABLE, base, check_socket_path
 from ..supervise import SupervisedServer, founder_argument
 from . import cli
 

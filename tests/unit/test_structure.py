@@ -36,7 +36,7 @@ TESTS = Path(__file__).parent.parent
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("_version", "errors"),
     ("_core.requests", "_core.layout"),
-    ("_core.wire", "_core.table", "_core.reader", "_core.ladder"),
+    ("_core.wire", "_core.table", "_core.reader", "_core.ladder", "_core.durations"),
     ("_core.watch",),
     ("_core",),
     ("process", "_rights"),
@@ -52,7 +52,11 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "_leaving",
         "_watched",
         "_control",
+        "_sinks",
     ),
+    ("evidence.*",),
+    ("history",),
+    ("leftovers",),
     ("_conversation",),
     ("_link", "_worker", "_arguments"),
     ("_socket_link", "_roster", "_reaper", "_report", "_acceptor"),
@@ -92,7 +96,7 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
 }
 
 # What `import aiotimer` must not load: a synchronous worker pays for none of it.
-NOT_AT_IMPORT = frozenset({"asyncio", "click", "logging", "msgspec", "rich", "uvloop"})
+NOT_AT_IMPORT = frozenset({"asyncio", "click", "logging", "msgspec", "rich", "sqlite3", "uvloop"})
 
 MAX_CODE_LINES = 300
 

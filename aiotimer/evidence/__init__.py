@@ -1,0 +1,1 @@
+"""What a worker was doing: gathered from outside and from inside, put into words, and kept."""
