@@ -13,6 +13,9 @@ from .process import check_trusted
 ANSWER_WITHIN = 2.0
 """Seconds for which an answer is waited for."""
 
+DUMP_WITHIN = 30.0
+"""Seconds for which a dump is waited for: the server may have been given a large budget for evidence."""
+
 A = TypeVar("A", bound=wire.ToClient)
 
 
@@ -37,16 +40,35 @@ def status(path: str) -> dict[str, Any]:
     return _ask(path, wire.StatusRequest(), wire.Status).report
 
 
+def dump(path: str, pid: int) -> dict[str, Any]:
+    """Return what a worker of a server is doing, as the record that ``aiotimer dump --json`` prints.
+
+    Raises:
+        Refused: the server watches no such worker; and as :func:`status`.
+    """
+    answer = _ask(path, wire.DumpRequest(pid), wire.Dump, within=DUMP_WITHIN)
+    if answer.error:
+        raise Refused(path, answer.error)
+    return answer.report
+
+
 def disown(path: str) -> None:
     """Tell a private watchdog that its founder does not need it any more; if it is gone, so be it."""
     with contextlib.suppress(AiotimerError):
         _ask(path, wire.Disown(), wire.Pong)
 
 
-def _ask(path: str, question: wire.ToServer, kind: type[A], *, trusted: bool = False) -> A:
+def _ask(
+    path: str,
+    question: wire.ToServer,
+    kind: type[A],
+    *,
+    trusted: bool = False,
+    within: float = ANSWER_WITHIN,
+) -> A:
     decoder = wire.client_decoder()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(ANSWER_WITHIN)
+        connection.settimeout(within)
         try:
             connection.connect(path)
             if trusted:
@@ -63,7 +85,7 @@ def _ask(path: str, question: wire.ToServer, kind: type[A], *, trusted: bool = F
         except AiotimerError:
             raise
         except TimeoutError:
-            raise ServerUnavailable(path, f"no answer within {ANSWER_WITHIN:g} s") from None
+            raise ServerUnavailable(path, f"no answer within {within:g} s") from None
         except OSError as error:
             raise ServerUnavailable(path, error.strerror or str(error)) from None
     raise ServerUnavailable(path, "it closed the connection without an answer")
