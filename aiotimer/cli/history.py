@@ -28,9 +28,7 @@ _AGAIN = 0.2
 @socket_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON lines.")
 @click.option("--follow", "-f", is_flag=True, help="Go on with what happens, until Ctrl-C.")
-@click.option(
-    "--lines", "-n", type=click.IntRange(min=0), default=LINES, show_default=True, help="How many at most."
-)
+@click.option("--lines", "-n", type=click.IntRange(min=0), default=LINES, help="How many; twenty by default.")
 def history(socket_path: str | None, as_json: bool, follow: bool, lines: int) -> None:
     """Print the newest events, the oldest of them first.
 
