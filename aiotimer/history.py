@@ -120,6 +120,7 @@ class History:
     def abandon(self) -> None:
         """In a forked child: the thread and the database are the parent's."""
         self._backlog.abandon()
+        _abandoned.append(self._writer)  # SQLite must not close in a child what its parent opened
 
     def _record(self, record: dict[str, Any], stacks_text: str, tasks_text: str) -> None:
         if stacks_text or tasks_text or not self.store.path_of(record["id"]).is_dir():
@@ -128,6 +129,9 @@ class History:
             kept = self.store.update(record)
         known = record if kept else {**record, "evidence": ""}
         self._writer.attempt(partial(self._writer.expiry, known))
+
+
+_abandoned: list[_Writer] = []
 
 
 class _Writer:

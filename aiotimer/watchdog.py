@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable
 from time import monotonic_ns
 
-from . import leftovers, runtime
+from . import runtime
 from ._core.requests import WorkerId
 from .errors import ServerUnavailable
 from .events import Event
@@ -134,6 +134,8 @@ class FoundedServer(TimerServer):
         self._close_founder()
         await super().stop()
         if last:
+            from . import leftovers  # a worker that founds a server imports this module, and needs none of it
+
             leftovers.discard(self.socket_path)
 
     def founder_gone(self) -> None:

@@ -10,10 +10,12 @@ import sys
 import threading
 from pathlib import Path
 
+import click
 import pytest
 
 from aiotimer._core.requests import WorkerId
 from aiotimer._sinks import Backlog, CallbackSink, CommandSink
+from aiotimer.cli._sink import EventPipe, Takers
 from aiotimer.events import Event
 from tests.support import PATIENCE
 
@@ -269,3 +271,42 @@ async def test_callbacks_beyond_the_capacity_are_dropped_and_told(caplog: pytest
     with caplog.at_level(logging.WARNING):
         assert caplog.messages == ["3 events dropped: on_event took them too slowly"]
     assert json.dumps([event.as_json() for event in called])
+
+
+# -- the server's command line ------------------------------------------------------------------------------
+
+
+def test_the_server_tells_everybody_what_they_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "all").mkdir()
+    (tmp_path / "some").mkdir()
+    body = "print(event['event'], event['verdict'], file=file)"
+    reader, writer = os.pipe()
+    takers = Takers(writer, command(tmp_path / "all", body), command(tmp_path / "some", body))
+    takers(Event("expired", WorkerId(7, 8)))
+    takers(Event("unkillable", WorkerId(7, 8), verdict="frozen"))
+    takers.close(PATIENCE)
+    nobody = Takers(None, None, "")
+    nobody(Event("unkillable"))
+    nobody.close()
+    os.close(writer)
+    with open(reader) as lines:
+        assert [json.loads(line)["event"] for line in lines] == ["expired", "unkillable"]
+    assert told(tmp_path / "all") == ["expired ", "unkillable frozen"]
+    assert told(tmp_path / "some") == ["unkillable frozen"]
+
+
+@pytest.mark.parametrize("option", ["--on-event", "--on-unkillable"])
+def test_a_command_that_is_none_is_an_error_of_the_command_line(option: str) -> None:
+    bad = {"--on-event": "'", "--on-unkillable": " "}[option]
+    with pytest.raises(click.BadParameter) as raised:
+        Takers(None, bad if option == "--on-event" else None, bad if option == "--on-unkillable" else None)
+    assert raised.value.param_hint == option
+
+
+def test_a_line_in_the_pipe_is_never_longer_than_is_written_at_once() -> None:
+    reader, writer = os.pipe()
+    EventPipe(writer)(Event("reaped", WorkerId(7, 8), detail="x" * 5000, verdict="y" * 5000, scope="s" * 250))
+    os.close(writer)
+    with open(reader) as lines:
+        (line,) = lines
+    assert json.loads(line)["scope"] == "s" * 250
