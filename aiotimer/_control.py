@@ -14,7 +14,7 @@ ANSWER_WITHIN = 2.0
 """Seconds for which an answer is waited for."""
 
 DUMP_WITHIN = 30.0
-"""Seconds for which a dump is waited for: the server may have been given a large budget for evidence."""
+"""Seconds for which evidence is waited for: a budget of 3 s is usual, and one of a server may be longer."""
 
 A = TypeVar("A", bound=wire.ToClient)
 
@@ -40,22 +40,28 @@ def status(path: str) -> dict[str, Any]:
     return _ask(path, wire.StatusRequest(), wire.Status).report
 
 
-def dump(path: str, pid: int) -> dict[str, Any]:
-    """Return what a worker of a server is doing, as the record that ``aiotimer dump --json`` prints.
-
-    Raises:
-        Refused: the server watches no such worker; and as :func:`status`.
-    """
-    answer = _ask(path, wire.DumpRequest(pid), wire.Dump, within=DUMP_WITHIN)
-    if answer.error:
-        raise Refused(path, answer.error)
-    return answer.report
-
-
 def disown(path: str) -> None:
     """Tell a private watchdog that its founder does not need it any more; if it is gone, so be it."""
     with contextlib.suppress(AiotimerError):
         _ask(path, wire.Disown(), wire.Pong)
+
+
+def dump(path: str, pid: int, within: float | None = None) -> dict[str, Any]:
+    """Return the evidence of what a live worker is doing, as a record (see ``docs/reference/cli.md``).
+
+    Args:
+        path: the server's socket.
+        pid: the worker.
+        within: seconds to wait for it; by default, longer than any server's usual budget.
+
+    Raises:
+        Refused: it watches no such worker, or something failed there.
+        ServerUnavailable, ProtocolError: as :func:`status`.
+    """
+    answer = _ask(path, wire.DumpRequest(pid), wire.Dump, within=DUMP_WITHIN if within is None else within)
+    if answer.error:
+        raise Refused(path, answer.error)
+    return answer.report
 
 
 def _ask(
@@ -64,8 +70,9 @@ def _ask(
     kind: type[A],
     *,
     trusted: bool = False,
-    within: float = ANSWER_WITHIN,
+    within: float | None = None,
 ) -> A:
+    within = ANSWER_WITHIN if within is None else within
     decoder = wire.client_decoder()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(within)

@@ -52,7 +52,7 @@ def sweep() -> None:
 
 def tells_of_expiries(directory: Path) -> bool:
     """Whether a state directory has something to say about an expiry."""
-    if any(store.entries(directory / "evidence")):
+    if store.entries(directory / "evidence"):
         return True
     try:
         return bool(history.expiries(directory, limit=1))

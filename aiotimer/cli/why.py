@@ -71,7 +71,7 @@ def newest(
 
 def _kept(directory: Path, pid: int | None, limit: int) -> Iterator[dict[str, Any]]:
     """Yield what lies in a store whose history is lost, the newest first."""
-    for path in sorted(store.entries(directory), reverse=True):
+    for path in reversed(store.entries(directory)):
         if limit and (pid is None or f"-{pid}-" in path.name):
             try:
                 yield store.load(path)

@@ -18,7 +18,8 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ TEXT_BYTES = 240 * 1024
 
 RECORD, STACKS, TASKS = "expiry.json", "stacks.txt", "tasks.txt"
 
-_NAME = re.compile(r"\d{8}T\d{6}\w*-\d+-\d+", re.ASCII)
+_NAME = re.compile(r"(\d{8}T\d{6}\w*)-\d+-(\d{1,18})", re.ASCII)
 _UNFINISHED = re.compile(r"\.new-(\d{1,9})-.*", re.ASCII)
 _ITEMS = 1000
 """Items of any list that are kept. Turning one into JSON holds the GIL, which the server's loop needs."""
@@ -124,7 +125,7 @@ class Store:
 
     def _make_room(self, size: int) -> None:
         """Remove the oldest until one more of that size fits."""
-        kept = sorted(entries(self.directory))
+        kept = entries(self.directory)
         sizes = {path: _size_of(path) for path in kept}
         size += sum(sizes.values())
         while kept and (len(kept) >= self._keep or size > self._size):
@@ -140,12 +141,16 @@ class Store:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def entries(directory: Path) -> Iterator[Path]:
-    """Yield the directories of expiries in a store; none if there is no store."""
+def entries(directory: Path) -> list[Path]:
+    """Return the directories of expiries in a store, the oldest first; none if there is no store."""
+    found: list[tuple[str, int, int, Path]] = []
     with contextlib.suppress(OSError):
         for path in directory.iterdir():
-            if _NAME.fullmatch(path.name) and not path.is_symlink() and path.is_dir():
-                yield path
+            if match := _NAME.fullmatch(path.name):
+                facts = path.lstat()
+                if stat.S_ISDIR(facts.st_mode):  # of one second: by their last change, and then their number
+                    found.append((match[1], facts.st_mtime_ns, int(match[2]), path))
+    return [path for *_, path in sorted(found)]
 
 
 def load(directory: Path) -> dict[str, Any]:

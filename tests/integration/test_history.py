@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sqlite3
 import threading
 from pathlib import Path
@@ -294,41 +295,50 @@ def test_a_forked_child_writes_nothing(directory: Path) -> None:
     assert [one["pid"] for one in expiries(directory)] == [4003, 4001]
 
 
-WRITER = """
+WRITERS = """
 import os, sys
 from pathlib import Path
 from aiotimer.history import History
 
-history = History(Path(sys.argv[1]))
-pid = os.getpid()
-number = 0
-os.write(1, b"writing\\n")
-while True:
-    number += 1
-    name = f"20261123T030000-{pid}-{number}"
-    record = {"id": name, "time": 1.0, "pid": pid, "scope": "s", "outcome": "x", "evidence": "y"}
-    record["tasks"] = ["t" * 500]
-    history.record(record, "stacks", "tasks")
-    history.event({"event": "expired", "time": 1.0, "pid": pid, "number": number})
-    if number % 50 == 0:
-        history.flush(30)
+def write():
+    history = History(Path(sys.argv[1]))
+    pid = os.getpid()
+    number = 0
+    while True:
+        number += 1
+        name = f"20261123T030000-{pid}-{number}"
+        known = {"id": name, "time": 1.0, "pid": pid, "scope": "s", "outcome": "x", "evidence": "y"}
+        history.record(known | {"tasks": ["t" * 500]}, "stacks", "tasks")
+        history.event({"event": "expired", "time": 1.0, "pid": pid})
+        if number % 50 == 0:
+            history.flush(30)
+
+for _ in sys.stdin:
+    pid = os.fork()
+    if not pid:
+        write()
+    os.write(1, b"writing %d\\n" % pid)
+    os.waitpid(pid, 0)
+    os.write(1, b"gone\\n")
 """
+"""For every line, a process that writes until it is killed."""
 
 
 def test_a_writer_killed_at_any_moment_leaves_a_history_that_opens(directory: Path) -> None:
     written = 0
-    for _ in range(20):
-        with spawn_worker(WRITER, None, str(directory)) as writer:
-            writer.wait_line("writing")
+    with spawn_worker(WRITERS, None, str(directory)) as nursery:
+        for _ in range(20):
+            nursery.say()
+            pid = int(nursery.wait_line("writing").split()[-1])
             while len(events(directory, after=written)) < 3:
-                assert writer.process.poll() is None
-            writer.process.kill()
-        found = events(directory)
-        assert found[-1][0] > written
-        written = found[-1][0]
-        for one in expiries(directory):
-            assert load(directory / "evidence" / one["id"])["pid"] == one["pid"]
-            break
-        with sqlite3.connect(directory / DATABASE) as connection:
-            assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-        connection.close()
+                assert nursery.process.poll() is None
+            os.kill(pid, signal.SIGKILL)
+            nursery.wait_line("gone")
+            found = events(directory)
+            assert found[-1][0] > written
+            written = found[-1][0]
+            newest = expiries(directory, limit=1)[0]
+            assert load(directory / "evidence" / newest["id"]) == newest
+            with sqlite3.connect(directory / DATABASE) as connection:
+                assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+            connection.close()

@@ -35,7 +35,7 @@ def test_an_expiry_is_a_private_directory_of_three_files(tmp_path: Path) -> None
     assert (path / "tasks.txt").read_text() == "tasks"
     assert {p.stat().st_mode & 0o777 for p in (store.directory, path)} == {0o700}
     assert {p.stat().st_mode & 0o777 for p in path.iterdir()} == {0o600}
-    assert [path] == list(entries(store.directory))
+    assert [path] == entries(store.directory)
 
 
 def test_an_update_replaces_the_record_only(tmp_path: Path) -> None:
@@ -62,6 +62,15 @@ def test_the_oldest_go_first_by_number(tmp_path: Path) -> None:
     assert names(tmp_path) == sorted([*kept, "20261123T030000-of-somebody", "notes"])
 
 
+def test_of_one_second_the_oldest_go_first_too(tmp_path: Path) -> None:
+    store = Store(tmp_path, keep=3)
+    for number in (8, 9, 10, 11):
+        name = f"20261123T031205-{5000 - number}-{number}"
+        store.save(record(id=name), "", "")
+        os.utime(tmp_path / name, (1, 1))
+    assert [path.name.rpartition("-")[2] for path in entries(tmp_path)] == ["9", "10", "11"]
+
+
 def test_the_oldest_go_first_by_size(tmp_path: Path) -> None:
     store = Store(tmp_path, size=25_000)
     for number in range(5):
@@ -76,7 +85,7 @@ def test_what_a_killed_process_did_not_finish_is_no_entry_and_goes(tmp_path: Pat
     (unfinished / "expiry.json").write_text("{")
     of_another = tmp_path / f".new-1-{record()['id']}"
     of_another.mkdir()
-    assert list(entries(tmp_path)) == []
+    assert entries(tmp_path) == []
     Store(tmp_path).save(record(), "", "")
     assert names(tmp_path) == [of_another.name, record()["id"]]
 
@@ -109,7 +118,7 @@ def test_a_file_system_that_takes_nothing_costs_one_line(
 def test_a_store_that_is_a_file_is_an_error_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "evidence").write_text("")
     assert not Store(tmp_path / "evidence").save(record(), "", "")
-    assert list(entries(tmp_path / "evidence")) == []
+    assert entries(tmp_path / "evidence") == []
 
 
 @pytest.mark.parametrize("text", ["x" * 1_000_000, "é" * 500_000, "\udcff" * 100_000])
