@@ -175,8 +175,8 @@ def test_a_command_that_takes_too_long_is_killed(tmp_path: Path, caplog: pytest.
     assert sink.close(PATIENCE)
     assert sink.failed == 1
     assert "it took longer than 0.2 s" in caplog.text
-    for pid in told(tmp_path):
-        assert not Path("/proc", pid).exists()
+    if (tmp_path / "told").exists():  # else none came that far
+        assert not [pid for pid in told(tmp_path) if Path("/proc", pid).exists()]
 
 
 def test_a_command_that_is_not_there_is_logged(caplog: pytest.LogCaptureFixture) -> None:
