@@ -213,7 +213,7 @@ class _Writer:
             if known is not None:
                 count += known[0]
                 limit = known[1] if limit is None else limit
-                durations = _merged(known[2], durations)
+                durations = merged(_object(known[2]).get(""), durations).as_json()
                 connection.execute("DELETE FROM scopes WHERE scope = ?", (scope,))  # it becomes the newest
             found = connection.execute(
                 "INSERT INTO scopes (scope, count, limit_s, durations, number)"
@@ -316,6 +316,13 @@ def scopes(directory: Path) -> list[dict[str, Any]]:
     ]
 
 
+def merged(known: Any, more: Any) -> Durations:
+    """Return the durations of two ``Durations.as_json()`` together."""
+    durations = Durations.from_json(known)
+    durations.add(Durations.from_json(more))
+    return durations
+
+
 def _rows(directory: Path, query: str, arguments: tuple[object, ...]) -> list[Any]:
     import sqlite3
 
@@ -337,12 +344,6 @@ def _object(text: str) -> dict[str, Any]:
 
     found = json.loads(text)
     return found if isinstance(found, dict) else {}
-
-
-def _merged(known: str, more: Any) -> Any:
-    merged = Durations.from_json(_object(known).get(""))
-    merged.add(Durations.from_json(more))
-    return merged.as_json()
 
 
 def _shortened(value: Any) -> Any:

@@ -63,13 +63,13 @@ class _Scope:
         self.name = name
         self.count = 0
         self.limit: float | None = None
-        self.durations = Durations()
+        self.durations: Durations = Durations.from_json(None)
 
     def add(self, found: dict[str, Any]) -> None:
         """Add what one server knows."""
         self.count += found["count"]
         self.limit = self.limit if found["limit_s"] is None else found["limit_s"]
-        self.durations.add(Durations.from_json(found["durations"]))
+        self.durations = history.merged(self.durations.as_json(), found["durations"])
 
 
 def _scopes(socket_path: str | None) -> list[_Scope]:

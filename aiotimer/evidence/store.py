@@ -55,7 +55,7 @@ class Store:
     """
 
     def __init__(self, directory: Path, keep: int = KEEP, size: int = SIZE) -> None:
-        self.directory = directory
+        self.directory = directory.absolute()
         self._keep = keep
         self._size = size
         self._swept = False

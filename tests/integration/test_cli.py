@@ -225,7 +225,7 @@ def test_fault_57_run_passes_the_exit_status_through(command: tuple[str, ...], c
 
 
 def test_fault_57_run_is_124_when_the_command_itself_was_reaped() -> None:
-    result = call("run", "--", sys.executable, "-c", HANG)
+    result = call("run", "--quiet", "--", sys.executable, "-c", HANG)
     assert result.returncode == 124
     assert result.stdout == "inside\n"
     assert_one_line(result.stderr, "reaped", 'scope="the-hang"', "late=")
