@@ -16,6 +16,8 @@ from aiotimer.history import History
 from aiotimer.process import pin
 from tests.support import PATIENCE, ServerThread, short_directory
 
+pytestmark = pytest.mark.usefixtures("no_other_state")
+
 GONE = 2**22 + 1
 """A pid above the greatest that there can be."""
 

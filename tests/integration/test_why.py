@@ -25,7 +25,9 @@ from aiotimer.cli.history import follow_events
 from aiotimer.cli.suggest import proposal
 from aiotimer.errors import HistoryUnreadable, Refused
 from aiotimer.history import DATABASE, History
-from tests.support import PATIENCE, short_directory, short_socket, stand_in
+from tests.support import PATIENCE, short_socket, stand_in
+
+pytestmark = pytest.mark.usefixtures("no_other_state")
 
 SOURCE = """import asyncio
 
@@ -567,9 +569,3 @@ def test_run_has_nothing_to_say_about_what_was_not_reaped(capsys: pytest.Capture
 def test_an_unreadable_history_is_an_error_that_says_where() -> None:
     error = HistoryUnreadable("/x", "reason")
     assert str(error) == "cannot read the history in '/x': reason"
-
-
-def test_the_state_directories_are_in_the_tests_own_place(runtime_directory: Path) -> None:
-    with short_directory() as directory:
-        state(str(directory / "s"))
-    assert all(path.is_relative_to(runtime_directory) for path in runtime.state_directories())
