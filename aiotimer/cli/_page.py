@@ -132,10 +132,10 @@ def _timer(record: Record) -> str:
         parts.append(f"entered {moment(record['entered'])}")
     if record.get("ran_s") is not None:
         parts.append(f"ran for {seconds(record['ran_s'])}")
+    if parts and not record.get("exact"):
+        parts.append("those are of the last entry that was sampled")
     if record.get("late_s") is not None:
         parts.append(f"first action {seconds(record['late_s'])} after the deadline")
-    if parts and not record.get("exact"):
-        parts.append("the limit and the entry are those of the last one sampled")
     return "; ".join(parts)
 
 

@@ -203,13 +203,12 @@ def test_what_is_not_known_is_left_out() -> None:
     assert page(NOTHING).splitlines() == [
         "worker 1 is being dealt with, in s, 2026-11-23 03:12:05 UTC",
         "why       not known",
-        (
-            "timer     first action 0.000 s after the deadline; "
-            "the limit and the entry are those of the last one sampled"
-        ),
+        "timer     first action 0.000 s after the deadline",
         "evidence  none was kept",
     ]
     assert "evidence" not in page(NOTHING | {"outcome": "dump"})
+    sampled = page(NOTHING | {"limit_s": 5.0})
+    assert "limit 5.000 s; those are of the last entry that was sampled; first action" in sampled
 
 
 @pytest.mark.parametrize(
