@@ -52,6 +52,7 @@ class WatchedTable:
         "_spare",
         "_wake",
         "_wake_at",
+        "before_removal",
         "connection",
         "file",
         "program",
@@ -76,6 +77,7 @@ class WatchedTable:
         self._wake_at = inf
         self._rounds = not isinstance(loop, asyncio.BaseEventLoop)  # uvloop: to the nearest millisecond
         self._spare = 0  # milliseconds to add after the next early wake
+        self.before_removal: Callable[[WatchedTable], object] = _nothing  # to read it once more
         self.connection: Closable | None = None  # whose owner's rings or requests come for this table
         self.program = self.number(layout.PROGRAM)  # see process.program_of
         # Go on counting where an earlier server stopped: a worker may remember its last ring by that.
@@ -174,6 +176,8 @@ class WatchedTable:
 
     def remove(self) -> None:
         """Stop watching, and delete the file."""
+        if not self.closed:
+            self.before_removal(self)
         self.close()
         if self.file.path is not None:
             remove(self.file.path)
@@ -227,3 +231,7 @@ class WatchedTable:
         self._later = None
         if self.watch.overlooked(self.reader.deadlines(), self._wake_at):
             self.look()
+
+
+def _nothing(_table: WatchedTable) -> None:
+    return None

@@ -5,7 +5,8 @@ existing code already catches; each carries its facts as attributes and survives
 errors travel between the processes of a training job.
 
 * :class:`NotConfigured`, :class:`TableFull`: the caller must change the program.
-* :class:`ServerUnavailable`, :class:`Refused`, :class:`ServerError` and its kinds: the operator must act.
+* :class:`ServerUnavailable`, :class:`Refused`, :class:`ServerError` and its kinds,
+  :class:`HistoryUnreadable`: the operator must act.
 * :class:`ProtocolError`: the peer broke the rules; its connection is closed.
 
 ``expires`` raises the builtin ``ValueError`` or ``TypeError`` for a bad argument, and the builtin
@@ -127,3 +128,20 @@ class NewerLayout(ServerError):
     """The state directory holds tables of a newer aiotimer; this one must not touch them."""
 
     exit_code = 78  # EX_CONFIG
+
+
+class HistoryUnreadable(AiotimerError, RuntimeError):
+    """A history is there and cannot be read.
+
+    Attributes:
+        path: of its database.
+        reason: why not.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"cannot read the history in {self.path!r}: {self.reason}"

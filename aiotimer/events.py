@@ -95,7 +95,7 @@ class Event(NamedTuple):
         if self.evidence:
             fields.append(f"evidence={shown(self.evidence)}")
         if self.detail:
-            fields.append(f"({_printable(self.detail)})")
+            fields.append(f"({printable(self.detail)})")
         return f"{self.event} " + " ".join(fields)
 
 
@@ -106,10 +106,11 @@ def write_to_log(event: Event) -> None:
 
 def shown(text: str) -> str:
     """Return untrusted text quoted, with everything that is not printable escaped."""
-    return _printable(json.dumps(text, ensure_ascii=False))
+    return printable(json.dumps(text, ensure_ascii=False))
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """Return text with everything that is not printable escaped: safe for a terminal, on one line."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -12,7 +12,8 @@ The laws of this file:
 
 Layout: ``BASE/`` is the first of ``$XDG_RUNTIME_DIR/aiotimer``, ``/run/aiotimer`` (root),
 ``/dev/shm/aiotimer-UID`` that is on tmpfs; the tables of a socket are in ``BASE/<digest of its path>/``,
-next to a file ``socket`` that holds the path, by which ``aiotimer status --all`` finds every server.
+next to a file ``socket`` that holds the path, by which ``aiotimer status --all`` finds every server, and to
+what was recorded (``history.db``, ``evidence/``). If nobody will serve there again, that file is ``ended``.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import hashlib
 import itertools
 import os
 import re
+import shutil
 import socket
 import stat
 from collections.abc import Iterator
@@ -42,6 +44,11 @@ MAX_SOCKET_PATH = 107
 PEERS_RETURN_WITHIN = 2.0
 """Seconds that a restarted server gives a peer without a shared table to come back and say what is still
 armed: a release it could not send is known to nobody else."""
+
+SOCKET, ENDED = NOTES = ("socket", "ended")
+"""Files in a state directory that hold the path of its socket: while a server may live, and afterwards."""
+
+_NO_TABLES = ("history.db", "evidence")
 
 # As many digits as a C int and a 64-bit number can have: pidfd_open(2) is not asked about others.
 _TABLE_NAME = re.compile(
@@ -115,7 +122,8 @@ def state_directory(socket_path: str) -> Path:
     directory = base() / _digest(socket_path)
     try:
         _private_directory(directory)
-        _leave_note(directory / "socket", os.fsencode(socket_path))
+        _leave_note(directory / SOCKET, os.fsencode(socket_path))
+        (directory / ENDED).unlink(missing_ok=True)
     except OSError as error:
         raise UnsafePath(f"{directory}: {error.strerror}") from error
     return directory
@@ -149,37 +157,64 @@ def _is_file(path: Path) -> bool:
 
 
 def remove_if_empty(directory: Path) -> None:
-    """Remove a state directory that holds no tables."""
+    """Remove a state directory that holds nothing: no tables, and no history either."""
     if not directory.is_dir():
         return  # somebody cleaned up under us
-    if all(path.name == "socket" for path in directory.iterdir()):
-        (directory / "socket").unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            directory.rmdir()
+    if all(path.name in NOTES for path in directory.iterdir()):
+        remove_directory(directory)
 
 
-def discard(socket_path: str) -> None:
-    """Remove everything that belongs to a private socket that nobody will serve again."""
-    directory = base() / _digest(socket_path)
-    if directory.is_dir():
-        for path in directory.iterdir():
-            remove(path)
-        with contextlib.suppress(OSError):  # a directory that somebody else made in there, say
-            directory.rmdir()
-    for leftover in (socket_path, socket_path + ".lock"):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(leftover)
+def remove_directory(directory: Path) -> None:
+    """Remove a directory and what is in it; what cannot be removed stays."""
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 def known_sockets() -> list[str]:
-    """Return the socket path of every state directory of this user, whether or not a server lives."""
-    found = set()
-    for candidate in bases():
-        for note in candidate.glob("*/socket"):
-            text = _read_note(note)
-            if text is not None:
-                found.add(os.fsdecode(text))
-    return sorted(found)
+    """Return the socket path of every state directory of this user whose server may live."""
+    notes = [_read_note(directory / SOCKET) for directory in state_directories()]
+    return sorted({os.fsdecode(text) for text in notes if text is not None})
+
+
+def socket_of(directory: Path) -> str | None:
+    """Return the socket path that a state directory is about; None if nothing says so."""
+    text = _read_note(directory / SOCKET) or _read_note(directory / ENDED)
+    return None if text is None else os.fsdecode(text)
+
+
+def state_directories(socket_path: str | None = None) -> list[Path]:
+    """Return the state directories of this user that are there: of living servers, and of others.
+
+    Args:
+        socket_path: only what belongs to that socket.
+    """
+    pattern = "*" if socket_path is None else _digest(socket_path)
+    return sorted(
+        directory
+        for candidate in bases()
+        if _is_ours(candidate)
+        for directory in candidate.glob(pattern)
+        if _is_ours(directory)
+    )
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether it is a directory itself, and nobody else can have put something there."""
+    try:
+        facts = path.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.geteuid() and not facts.st_mode & 0o022
+
+
+def end(directory: Path) -> None:
+    """Mark a state directory as one whose server has ended for good: it is kept for what it says.
+
+    Raises:
+        OSError: it cannot be marked.
+    """
+    text = _read_note(directory / SOCKET)
+    _leave_note(directory / ENDED, text or b"")
+    (directory / SOCKET).unlink(missing_ok=True)
 
 
 def remove(path: Path) -> None:
@@ -436,7 +471,7 @@ def find_tables(directory: Path) -> tuple[list[Found], list[tuple[Path, str]]]:
     found: list[Found] = []
     strangers: list[tuple[Path, str]] = []
     for path in sorted(directory.iterdir()):
-        if path.name == "socket":
+        if path.name in NOTES or path.name.startswith(_NO_TABLES):
             continue
         if not _is_file(path):
             strangers.append((path, "it is not a regular file"))

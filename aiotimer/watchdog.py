@@ -141,7 +141,9 @@ class FoundedServer(TimerServer):
         self._close_founder()
         await super().stop()
         if last:
-            runtime.discard(self.socket_path)
+            from . import leftovers  # a worker that founds a server imports this module, and needs none of it
+
+            leftovers.discard(self.socket_path)
 
     def founder_gone(self) -> None:
         """The founder is dead, or does not want this server any more."""

@@ -1,4 +1,4 @@
-"""The command line: ``aiotimer serve | run | status | ping``.
+"""The command line: ``aiotimer serve | run | status | ping | why | history | suggest | dump``.
 
 The laws of this package: an error is one line on standard error, never a traceback; what a command prints on
 standard output is its result; exit statuses are those of sysexits(3), and of timeout(1) for ``run``.
@@ -27,6 +27,8 @@ Protect a program and everything it starts:
     aiotimer run -- python train.py
 See what is armed:
     aiotimer status
+See why a worker was reaped:
+    aiotimer why
 
 Commands find the server by --socket, then $AIOTIMER_SOCKET, then the per-user default.
 """
@@ -51,7 +53,7 @@ def resolve_socket(socket_path: str | None) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
-    from . import run, serve, status  # noqa: F401 - each adds its commands
+    from . import dump, history, run, serve, status, suggest, why  # noqa: F401 - each adds its commands
 
     try:
         code = cli.main(arguments, prog_name="aiotimer", standalone_mode=False)

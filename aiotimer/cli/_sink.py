@@ -17,6 +17,9 @@ from collections import deque
 from collections.abc import Callable
 from time import monotonic
 
+import click
+
+from .._sinks import CommandSink
 from ..events import Event, log
 
 CAPACITY = 1000
@@ -24,6 +27,9 @@ CAPACITY = 1000
 
 LEAVE_WITHIN = 1.0
 """Seconds that a server which ends gives its sink to take the last lines."""
+
+COMMANDS_WITHIN = 2.0
+"""Seconds that it gives commands to take the last events: a supervisor waits five for its end."""
 
 
 class LogSink(logging.Handler):
@@ -135,7 +141,7 @@ class EventPipe:
         """Write one event."""
         line = _as_line(event)
         if len(line) > select.PIPE_BUF:  # a longer one might be written in part
-            line = _as_line(event._replace(detail=""))
+            line = _as_line(event._replace(detail="", verdict=""))
         try:
             os.write(self._descriptor, line)
         except (BlockingIOError, BrokenPipeError):
@@ -144,6 +150,49 @@ class EventPipe:
         if self.dropped:
             count, self.dropped = self.dropped, 0
             log.warning("%d events dropped: nobody read them", count)
+
+
+class Takers:
+    """Everybody who is told of a server's events besides the log, as the command line names them.
+
+    Args:
+        events_fd: of a pipe for JSON lines; None: no pipe.
+        on_event: a command that is run for every event; None or "": no command.
+        on_unkillable: the same, for workers that would not die.
+
+    Raises:
+        click.BadParameter: that is no command.
+    """
+
+    def __init__(self, events_fd: int | None, on_event: str | None, on_unkillable: str | None) -> None:
+        self._pipe = None if events_fd is None else EventPipe(events_fd)
+        self._on_event = _command(on_event, "--on-event")
+        self._on_unkillable = _command(on_unkillable, "--on-unkillable")
+
+    def __call__(self, event: Event) -> None:
+        """Tell an event. Never waits for anybody."""
+        if self._pipe is not None:
+            self._pipe(event)
+        if self._on_event is not None:
+            self._on_event(event.as_json())
+        if self._on_unkillable is not None and event.event == "unkillable":
+            self._on_unkillable(event.as_json())
+
+    def close(self, within: float = COMMANDS_WITHIN) -> None:
+        """Let commands take what waits, for so many seconds at most."""
+        until = monotonic() + within
+        for command in (self._on_event, self._on_unkillable):
+            if command is not None:
+                command.close(max(0.0, until - monotonic()))
+
+
+def _command(command: str | None, option: str) -> CommandSink | None:
+    if not command:
+        return None
+    try:
+        return CommandSink(command)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint=option) from error
 
 
 def _as_line(event: Event) -> bytes:

@@ -15,17 +15,25 @@ import fcntl
 import json
 import os
 import signal
+import sys
+import time
 
 import click
 
 from ..errors import AiotimerError
-from ..runtime import SOCKET_VARIABLE, base, check_socket_path, discard
+from ..history import EXPIRIES
+from ..leftovers import discard
+from ..runtime import SOCKET_VARIABLE, base, check_socket_path, state_directories
 from ..supervise import SupervisedServer, founder_argument
 from . import cli
 from ._policy import as_arguments, run_options
+from .why import newest
 
 REAPED, FAILED, NOT_EXECUTABLE, NOT_FOUND = 124, 125, 126, 127
 """Exit statuses, as in timeout(1)."""
+
+MOST_PAGES = 3
+"""Pages that are printed at the end: a wrong limit reaps hundreds, for one reason."""
 
 FORWARDED = (
     signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2,
@@ -42,6 +50,7 @@ _SI_KERNEL = 0x80
 )
 @click.option("--socket", "socket_path", metavar="PATH", help="Where its server listens [default: private].")
 @run_options
+@click.option("--quiet", is_flag=True, help="Do not say at the end why workers were reaped.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND...")
 @click.pass_context
 def run(
@@ -50,26 +59,29 @@ def run(
     reap: str | None,
     observe: bool,
     evidence_dir: str | None,
+    quiet: bool,
     command: tuple[str, ...],
 ) -> None:
     """Run COMMAND with a timer server of its own, found by it and its children in $AIOTIMER_SOCKET.
 
-    The server is restarted if it dies. Signals are forwarded. The exit status is the command's own (128+N if
-    signal N ended it); 124 if the command itself was reaped, 125 if aiotimer failed, 126 if the command
-    cannot be run, 127 if it is not found.
+    The server is restarted if it dies. Signals are forwarded. At the end, what is known of the workers that
+    were reaped is printed on standard error, as by `aiotimer why`. The exit status is the command's own
+    (128+N if signal N ended it); 124 if the command itself was reaped, 125 if aiotimer failed, 126 if the
+    command cannot be run, 127 if it is not found.
     """
     try:
-        code = _run(socket_path, as_arguments(reap, observe, evidence_dir), command)
+        code = _run(socket_path, as_arguments(reap, observe, evidence_dir), command, quiet=quiet)
     except (AiotimerError, OSError) as error:
         click.echo(f"aiotimer: {error}", err=True)
         code = FAILED
     context.exit(code)
 
 
-def _run(socket_path: str | None, policy: tuple[str, ...], command: tuple[str, ...]) -> int:
+def _run(socket_path: str | None, policy: tuple[str, ...], command: tuple[str, ...], *, quiet: bool) -> int:
     private = socket_path is None
     path = check_socket_path(socket_path or str(base() / f"run-{os.getpid()}.sock"))
     events, server_end = os.pipe()
+    started = time.time()  # noqa: TID251 - to tell this run's records, which have wall times, from older ones
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, signal.SIGIO, *FORWARDED})
     reaped = _Reaped(events)
     arguments = ("--founder", founder_argument(), "--events-fd", str(server_end), *policy)
@@ -82,12 +94,30 @@ def _run(socket_path: str | None, policy: tuple[str, ...], command: tuple[str, .
         status = _wait(pid, server, reaped)
     finally:
         server.stop()
+        if not quiet:
+            _say_why(path, started)
         if private:
             discard(path)
     os.close(server_end)
     was_reaped = pid in reaped.read()
     os.close(events)
     return REAPED if was_reaped and status < 0 else status if status >= 0 else 128 - status
+
+
+def _say_why(path: str, since: float) -> None:
+    """Print the pages about the first workers that were reaped."""
+    records = newest(state_directories(path), since=since, limit=EXPIRIES)
+    ended = [record for record in records if record.get("outcome") in ("reaped", "unkillable")][::-1]
+    if not ended:
+        return
+    from ._page import print_page
+
+    with contextlib.suppress(OSError):  # nobody reads it: the command's exit status still counts
+        for record in ended[:MOST_PAGES]:
+            sys.stderr.write("\n")
+            print_page(record, sys.stderr)
+        if len(ended) > MOST_PAGES:
+            click.echo(f"\naiotimer: {len(ended) - MOST_PAGES} more: see aiotimer history and why", err=True)
 
 
 def _spawn(command: tuple[str, ...], environment: dict[str, str]) -> int:

@@ -14,6 +14,7 @@ from ..errors import AiotimerError
 from ..events import shown
 from ..runtime import known_sockets
 from . import EX_UNAVAILABLE, cli, resolve_socket, socket_option
+from ._words import count, seconds
 
 
 @cli.command(short_help="Show workers and their armed timers.")
@@ -73,32 +74,17 @@ def _print(report: dict[str, Any]) -> None:
         rows = worker["timers"] or [None]
         for row in rows:
             scope, left = (
-                ("-", "-") if row is None else (shown(row["scope"])[1:-1], _seconds(row["remaining_s"]))
+                ("-", "-") if row is None else (shown(row["scope"])[1:-1], seconds(row["remaining_s"]))
             )
             table.add_row(str(worker["pid"]), Text(name), Text(scope), left)
         armed += len(worker["timers"])
     console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
     console.print(
         Text(
-            f"server pid {server['pid']}, aiotimer {server['version']}, up {_seconds(server['uptime_s'])}, "
+            f"server pid {server['pid']}, aiotimer {server['version']}, up {seconds(server['uptime_s'])}, "
             f"{server['socket']}"
         )
     )
-    console.print(f"{_count(len(workers), 'worker')}, {_count(armed, 'timer')} armed")
+    console.print(f"{count(len(workers), 'worker')}, {count(armed, 'timer')} armed")
     if workers:
         console.print(table)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _seconds(value: float) -> str:
-    """Return a duration for people: milliseconds when it is short, minutes and hours when it is long."""
-    if abs(value) < 10:
-        return f"{value:.3f} s"
-    if abs(value) < 120:
-        return f"{value:.1f} s"
-    minutes, seconds = divmod(round(value), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s"

@@ -1,11 +1,19 @@
 """Servers here keep their tables in a directory of the test's own, which goes with it."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from aiotimer import runtime
 from tests.support import private_runtime
+
+
+@pytest.fixture
+def no_other_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is seen of this user's other servers, which may be in other bases."""
+    monkeypatch.setattr(runtime, "bases", lambda: iter([Path(os.environ["XDG_RUNTIME_DIR"], "aiotimer")]))
 
 
 @pytest.fixture(autouse=True)

@@ -92,9 +92,10 @@ def wait_gone(pid: int) -> None:
 
 
 def test_help_teaches_and_version_is_the_packages() -> None:
-    assert "aiotimer run -- python train.py" in call("--help").stdout
-    for command in ("serve", "run", "status", "ping"):
-        assert command in call("--help").stdout
+    text = call("--help").stdout
+    assert "aiotimer run -- python train.py" in text
+    for command in ("serve", "run", "status", "ping", "why", "history", "suggest", "dump"):
+        assert command in text
         assert "Usage: aiotimer " + command in call(command, "--help").stdout
     assert aiotimer.__version__ in call("--version").stdout
 
@@ -182,6 +183,9 @@ def test_a_second_server_is_refused_and_the_first_goes_on() -> None:
         (("serve", "--socket", "/" + "x" * 200), 77, ("201 bytes", "107")),
         (("serve", "--socket", "/proc/no/where"), 77, ("/proc/no/where",)),
         (("run",), 2, ("COMMAND",)),
+        (("why", "--socket", "/nowhere/s"), 1, ("no expiry", "/nowhere/s")),
+        (("why", "x"), 2, ("PID",)),
+        (("dump", "1", "--socket", "/nowhere/s"), 69, ("/nowhere/s",)),
     ],
 )
 def test_errors_are_one_line(arguments: tuple[str, ...], code: int, words: tuple[str, ...]) -> None:
@@ -220,7 +224,7 @@ def test_fault_57_run_passes_the_exit_status_through(command: tuple[str, ...], c
 
 
 def test_fault_57_run_is_124_when_the_command_itself_was_reaped() -> None:
-    result = call("run", "--", sys.executable, "-c", HANG)
+    result = call("run", "--quiet", "--", sys.executable, "-c", HANG)
     assert result.returncode == 124
     assert result.stdout == "inside\n"
     assert_one_line(result.stderr, "reaped", 'scope="the-hang"', "late=")
@@ -256,6 +260,50 @@ signal.pause()
         assert run.wait(PATIENCE) == 9
     wait_gone(server_pid)
     assert list(Path(os.environ["XDG_RUNTIME_DIR"], "aiotimer").iterdir()) == []
+
+
+RECORDING = """
+import os, sys
+from aiotimer import runtime
+from aiotimer.history import History
+
+directory = runtime.state_directory(os.environ["AIOTIMER_SOCKET"])
+history = History(directory)
+name = "20261123T031205-4242-1"
+known = {"id": name, "time": 4e9, "pid": 4242, "name": "python", "scope": "the-hang", "outcome": "reaped",
+         "verdict": "stopped", "evidence": str(directory / "evidence" / name)}
+history.record(known, "stacks", "tasks")
+history.event({"event": "reaped", "time": 1.0, "pid": 4242})
+sys.exit(not history.close(30) or 5)
+"""
+"""Does what a server does when it reaps."""
+
+WHAT_READERS_MAKE = {"history.db-wal", "history.db-shm"}
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_run_says_why_at_its_end_and_so_does_why_afterwards(quiet: bool) -> None:
+    options = ["--quiet"] if quiet else []
+    result = call("run", *options, "--", sys.executable, "-c", RECORDING)
+    assert result.returncode == 5
+    assert ("worker 4242 (python) was reaped, in the-hang" in result.stderr) is not quiet
+    (left,) = Path(os.environ["XDG_RUNTIME_DIR"], "aiotimer").iterdir()
+    assert {path.name for path in left.iterdir()} - WHAT_READERS_MAKE == {"history.db", "evidence", "ended"}
+    path = (left / "ended").read_text()
+    assert json.loads(call("why", "--json", "--socket", path).stdout)["verdict"] == "stopped"
+    assert json.loads(call("history", "--json", "--socket", path).stdout)["pid"] == 4242
+    assert path not in call("status", "--all").stdout
+
+
+def test_history_follows_until_ctrl_c() -> None:
+    environ = environment(AIOTIMER_SOCKET="/nowhere/s")
+    command = [*AIOTIMER, "history", "--follow", "--json", "--socket", "/nowhere/s"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ) as follower:
+        assert follower.stdout is not None
+        subprocess.run([sys.executable, "-c", RECORDING], env=environ, check=False, timeout=PATIENCE)
+        assert json.loads(follower.stdout.readline())["event"] == "reaped"
+        follower.send_signal(signal.SIGINT)
+        assert follower.wait(PATIENCE) == 130
 
 
 def test_run_restarts_a_killed_server_and_the_command_does_not_notice() -> None:

@@ -41,7 +41,7 @@ from aiotimer import cli as command_line
 from aiotimer import errors, testing
 from aiotimer._connection import SILENCE
 from aiotimer._core import layout, wire
-from aiotimer.cli import run, serve, status  # noqa: F401 - each adds its commands
+from aiotimer.cli import dump, history, run, serve, status, suggest, why  # noqa: F401 - each adds its commands
 from tests.support import PATIENCE, ServerThread, SpawnedWorker, short_directory
 
 ROOT = Path(__file__).parent.parent.parent

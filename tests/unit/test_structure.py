@@ -53,9 +53,12 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "_decorate",
         "_leaving",
         "_watched",
-        "evidence.*",
         "_control",
+        "_sinks",
     ),
+    ("evidence.*",),
+    ("history",),
+    ("leftovers",),
     ("_conversation", "_stacks", "_tasks", "_record", "_telling"),
     ("_channel",),
     ("_witness",),
@@ -100,7 +103,7 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
 }
 
 # What `import aiotimer` must not load: a synchronous worker pays for none of it.
-NOT_AT_IMPORT = frozenset({"asyncio", "click", "logging", "msgspec", "rich", "uvloop"})
+NOT_AT_IMPORT = frozenset({"asyncio", "click", "logging", "msgspec", "rich", "sqlite3", "uvloop"})
 
 MAX_CODE_LINES = 300
 

@@ -1,0 +1,90 @@
+"""``aiotimer why``: what a worker was doing when its time was up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .. import history
+from ..errors import HistoryUnreadable
+from ..evidence import store
+from ..runtime import check_socket_path, state_directories
+from . import cli, socket_option
+
+
+@cli.command(short_help="Say why a worker was reaped.")
+@click.argument("pid", type=int, required=False)
+@socket_option
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def why(pid: int | None, socket_path: str | None, as_json: bool) -> None:
+    """Print what is known of the newest expiry, or of that of the worker PID.
+
+    Looks at everything this user's servers have recorded, living or not, unless --socket names one. The exit
+    status is 1 if nothing was.
+    """
+    path = None if socket_path is None else check_socket_path(socket_path)
+    found = next(newest(state_directories(path), pid), None)
+    if found is None:
+        whose = "no expiry" if pid is None else f"no expiry of process {pid}"
+        where = "by a server of this user" if path is None else f"by the server at {path}"
+        raise click.ClickException(f"{whose} has been recorded {where}")
+    show(found, as_json=as_json)
+
+
+def show(record: dict[str, Any], *, as_json: bool) -> None:
+    """Print a record, for programs or for people."""
+    if as_json:
+        click.echo(json.dumps(record))
+        return
+    from ._page import print_page
+
+    print_page(record)
+
+
+def newest(
+    directories: Iterable[Path], pid: int | None = None, since: float = 0.0, limit: int = 1
+) -> Iterator[dict[str, Any]]:
+    """Yield records, the newest first, each with all its evidence.
+
+    Args:
+        directories: of servers' states.
+        pid: only that worker's.
+        since: wall time; only those that are not older.
+        limit: how many of each directory.
+    """
+    found: list[dict[str, Any]] = []
+    for directory in directories:
+        try:
+            rows = history.expiries(directory, pid, limit)
+        except HistoryUnreadable as error:
+            click.echo(f"aiotimer: {error}", err=True)
+            rows = []
+        found += rows or list(_kept(directory / "evidence", pid, limit))
+    found = [record for record in found if (record.get("time") or 0.0) >= since]
+    for record in sorted(found, key=lambda record: record.get("time") or 0.0, reverse=True):
+        yield _whole(record)
+
+
+def _kept(directory: Path, pid: int | None, limit: int) -> Iterator[dict[str, Any]]:
+    """Yield what lies in a store whose history is lost, the newest first."""
+    for path in reversed(store.entries(directory)):
+        if limit and (pid is None or f"-{pid}-" in path.name):
+            try:
+                yield store.load(path)
+            except (OSError, ValueError):
+                continue
+            limit -= 1
+
+
+def _whole(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record with what was too long for the history, if it is kept."""
+    try:
+        kept = store.load(Path(record["evidence"])) if record.get("evidence") else {}
+    except (OSError, ValueError):
+        kept = {}
+    same = kept.get("id") == record.get("id")
+    return {**kept, "evidence": record["evidence"]} if same and kept else record

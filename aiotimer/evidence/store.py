@@ -1,0 +1,242 @@
+"""Where evidence lies: one directory per expiry, for people and programs.
+
+The laws of this file:
+
+* A directory is whole or not there: it is filled under another name and renamed. A file in it is replaced,
+  never rewritten. A crash leaves nothing that a reader trips over, and its remains are removed later.
+* It is capped, in number and in size: the oldest go first. Nothing is removed that was not made here.
+* A file system that is full or read-only costs the evidence and one line in the log, nothing else.
+
+It blocks: only the history's thread calls it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import re
+import shutil
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..events import log, shown
+
+KEEP = 100
+"""Expiries that are kept."""
+
+SIZE = 16 * 1024 * 1024
+"""Bytes that all of them take, at most."""
+
+JSON_BYTES = 512 * 1024
+TEXT_BYTES = 240 * 1024
+"""What one expiry takes at most: its record and two texts, less than 1 MiB in all."""
+
+RECORD, STACKS, TASKS = "expiry.json", "stacks.txt", "tasks.txt"
+
+_NAME = re.compile(r"(\d{8}T\d{6}\w*)-\d+-(\d{1,18})", re.ASCII)
+_UNFINISHED = re.compile(r"\.new-(\d{1,9})-.*", re.ASCII)
+_ITEMS = 1000
+"""Items of any list that are kept. Turning one into JSON holds the GIL, which the server's loop needs."""
+
+_LISTS = ("tasks", "stacks", "timers", "signals")
+
+
+class Store:
+    """A directory of evidence.
+
+    Args:
+        directory: made when something is first saved.
+        keep: how many expiries are kept.
+        size: how many bytes they may take together.
+    """
+
+    def __init__(self, directory: Path, keep: int = KEEP, size: int = SIZE) -> None:
+        self.directory = directory.absolute()
+        self._keep = keep
+        self._size = size
+        self._swept = False
+        self._told = False
+
+    def path_of(self, record_id: str) -> Path:
+        """Return the directory of an expiry, whether or not it is there.
+
+        Raises:
+            ValueError: that is not a record's id.
+        """
+        if not _NAME.fullmatch(record_id):
+            raise ValueError(f"not the id of an expiry: {record_id!r}")
+        return self.directory / record_id
+
+    def save(self, record: Mapping[str, Any], stacks_text: str, tasks_text: str) -> bool:
+        """Save what is known of an expiry; the texts are cut if they are long.
+
+        Returns:
+            Whether it could be; why not is logged once, until it can be again.
+        """
+        files = {
+            RECORD: as_json(record, JSON_BYTES).encode(),
+            STACKS: cut(stacks_text).encode(errors="backslashreplace"),
+            TASKS: cut(tasks_text).encode(errors="backslashreplace"),
+        }
+        return self._try(self._write, self.path_of(record["id"]), files)
+
+    def update(self, record: Mapping[str, Any]) -> bool:
+        """Replace the record of an expiry that has been saved; one that was removed since stays away."""
+        path = self.path_of(record["id"])
+        if not path.is_dir():
+            return False
+        return self._try(_replace, path / RECORD, as_json(record, JSON_BYTES).encode())
+
+    def _try(self, action: Any, *arguments: Any) -> bool:
+        try:
+            action(*arguments)
+        except OSError as error:
+            if not self._told:
+                reason = error.strerror or str(error)
+                log.error("no evidence can be kept in %s: %s", shown(str(self.directory)), reason)
+            self._told = True
+            return False
+        self._told = False
+        return True
+
+    def _write(self, path: Path, files: dict[str, bytes]) -> None:
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not self._swept:
+            self._sweep()
+            self._swept = True
+        if path.is_dir():
+            for name, data in files.items():
+                _replace(path / name, data)
+            return
+        self._make_room(sum(map(len, files.values())))
+        unfinished = self.directory / f".new-{os.getpid()}-{path.name}"
+        try:
+            unfinished.mkdir(mode=0o700)
+            for name, data in files.items():
+                _create(unfinished / name, data)
+            unfinished.rename(path)
+        except OSError:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+
+    def _make_room(self, size: int) -> None:
+        """Remove the oldest until one more of that size fits."""
+        kept = entries(self.directory)
+        sizes = {path: _size_of(path) for path in kept}
+        size += sum(sizes.values())
+        while kept and (len(kept) >= self._keep or size > self._size):
+            oldest = kept.pop(0)
+            size -= sizes[oldest]
+            shutil.rmtree(oldest, ignore_errors=True)
+
+    def _sweep(self) -> None:
+        """Remove what processes that are gone did not finish."""
+        for path in list(self.directory.iterdir()):
+            match = _UNFINISHED.fullmatch(path.name)
+            if match and (int(match[1]) == os.getpid() or not os.path.exists(f"/proc/{match[1]}")):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def entries(directory: Path) -> list[Path]:
+    """Return the directories of expiries in a store, the oldest first; none if there is no store."""
+    found: list[tuple[str, int, int, Path]] = []
+    with contextlib.suppress(OSError):
+        for path in directory.iterdir():
+            if match := _NAME.fullmatch(path.name):
+                facts = path.lstat()
+                if stat.S_ISDIR(facts.st_mode):  # of one second: by their last change, and then their number
+                    found.append((match[1], facts.st_mtime_ns, int(match[2]), path))
+    return [path for *_, path in sorted(found)]
+
+
+def load(directory: Path) -> dict[str, Any]:
+    """Return the record in an expiry's directory.
+
+    Raises:
+        OSError: there is none, or it cannot be read.
+        ValueError: it is not a record.
+    """
+    descriptor = os.open(directory / RECORD, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with open(descriptor, "rb") as file:
+        record = json.loads(file.read(2 * JSON_BYTES))
+    if not isinstance(record, dict):
+        raise ValueError(f"{directory / RECORD} holds no object")
+    return record
+
+
+def cut(text: str, limit: int = TEXT_BYTES) -> str:
+    """Return a text that takes at most so many bytes, with a line that says what is missing."""
+    data = text.encode(errors="backslashreplace")
+    if len(data) <= limit:
+        return text
+    last = f"\n... {len(data)} bytes in all: cut here\n"
+    return data[: limit - len(last)].decode(errors="ignore") + last
+
+
+def as_json(record: Mapping[str, Any], limit: int) -> str:
+    """Return an object as JSON of at most about so many bytes: its longest lists are shortened.
+
+    What JSON has no word for becomes null (a number that is not finite) or a string.
+    """
+    reduced = {key: _plain(value) for key, value in record.items()}
+    while len(text := json.dumps(reduced)) > limit:
+        sizes = {key: len(json.dumps(reduced[key])) for key in _LISTS if reduced.get(key)}
+        longest = max(sizes, key=sizes.__getitem__, default="")
+        if longest and sizes[longest] > limit // 16:
+            reduced[longest] = reduced[longest][: len(reduced[longest]) // 2]
+        elif reduced.get("process"):
+            reduced["process"] = {}
+        else:
+            reduced = {key: _short(value, limit // 32) for key, value in reduced.items()}
+            return json.dumps(reduced)
+    return text
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, (str, int)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value[:_ITEMS]]
+    return str(value)
+
+
+def _short(value: Any, limit: int) -> Any:
+    if isinstance(value, str):
+        return value[: limit // 6]  # six bytes for a character, at worst
+    if isinstance(value, (list, dict)) and len(json.dumps(value)) > limit:
+        return type(value)()
+    return value
+
+
+def _create(path: Path, data: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    with open(descriptor, "wb") as file:
+        file.write(data)
+
+
+def _replace(path: Path, data: bytes) -> None:
+    unfinished = path.with_name(f".new-{os.getpid()}-{path.name}")
+    try:
+        unfinished.unlink(missing_ok=True)
+        _create(unfinished, data)
+        unfinished.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+        raise
+
+
+def _size_of(directory: Path) -> int:
+    total = 0
+    with contextlib.suppress(OSError):
+        for path in directory.iterdir():
+            total += path.lstat().st_size
+    return total

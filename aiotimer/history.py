@@ -1,0 +1,374 @@
+"""The history: every event, every expiry, and how long scopes took, in ``history.db`` (SQLite).
+
+The laws of this file:
+
+* The server's loop never waits for it and gets no error from it: one daemon thread writes, from a bounded
+  queue. What does not fit is dropped, counted and logged; a database that cannot be written costs one line.
+* One writer, any number of readers, in write-ahead mode: readers need no server, are not held up by one, and
+  do not hold it up. They only read.
+* A process killed at any moment leaves a database that opens: SQLite's journal sees to that, and tmpfs
+  outlives the process. One that is corrupt all the same is moved aside, with a line in the log.
+* It is capped, in events, expiries and scopes: the oldest go.
+* ``sqlite3`` is imported by the thread that writes and by readers, never by a worker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ._core.durations import Durations
+from ._sinks import CAPACITY, Backlog
+from .errors import HistoryUnreadable
+from .events import log, shown
+from .evidence.store import Store, as_json, cut
+
+if TYPE_CHECKING:
+    import sqlite3
+
+DATABASE = "history.db"
+
+EVENTS, EXPIRIES, SCOPES = 10_000, 1_000, 1_000
+"""Rows that are kept of each table."""
+
+RECORD_BYTES = 32 * 1024
+"""What the record of one expiry takes in the database, at most; its evidence has it in full."""
+
+EVENT_BYTES = 4 * 1024
+
+_VERSION = 1
+_BUSY_WITHIN = 5.0
+"""Seconds that SQLite waits for a lock: another writer can only be an old server that is about to end."""
+
+_SCHEMA = """
+BEGIN IMMEDIATE;
+CREATE TABLE IF NOT EXISTS expiries (
+    number INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, time REAL, pid INTEGER, scope TEXT, outcome TEXT,
+    evidence TEXT, record TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS expiries_of_pid ON expiries (pid, number);
+CREATE TABLE IF NOT EXISTS events (number INTEGER PRIMARY KEY, time REAL, pid INTEGER, event TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS scopes (
+    number INTEGER PRIMARY KEY, scope TEXT UNIQUE NOT NULL, count INTEGER NOT NULL, limit_s REAL,
+    durations TEXT NOT NULL);
+PRAGMA user_version = 1;
+COMMIT;
+"""
+
+
+class History:
+    """Writes the history of one server.
+
+    Nothing is made before there is something to write.
+
+    Args:
+        directory: of the server's state; ``history.db`` is in it.
+        store: where the evidence of expiries goes; by default ``evidence/`` beside the database.
+        capacity: how many things to write may wait.
+    """
+
+    def __init__(self, directory: Path, store: Store | None = None, capacity: int = CAPACITY) -> None:
+        self.directory = directory
+        self.store = Store(directory / "evidence") if store is None else store
+        self._writer = _Writer(directory / DATABASE)
+        self._backlog: Backlog[Callable[[], object]] = Backlog(
+            "history", lambda write: write(), self._writer.close, capacity
+        )
+
+    @property
+    def dropped(self) -> int:
+        """How many things were not written because too many waited."""
+        return self._backlog.dropped
+
+    def record(self, record: Mapping[str, Any], stacks_text: str = "", tasks_text: str = "") -> None:
+        """Write what is known of an expiry; again, with the same id, when more is.
+
+        Args:
+            record: see ``docs/reference``; what it holds must not be changed afterwards, it may be replaced.
+            stacks_text, tasks_text: for the evidence; "" when they have been given before.
+        """
+        texts = cut(stacks_text), cut(tasks_text)  # what waits in the queue is bounded
+        self._backlog.put(partial(self._record, dict(record), *texts))
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        """Write an event, as :meth:`Event.as_json` returns it."""
+        self._backlog.put(partial(self._writer.attempt, partial(self._writer.event, dict(event))))
+
+    def durations(self, scope: str, durations: Any, count: int, limit: float | None) -> None:
+        """Add what a worker has done in a scope to what is known: once per worker, when it is gone.
+
+        Args:
+            scope: the scope's name.
+            durations: ``Durations.as_json()`` of the entries that were sampled.
+            count: how many times it entered the scope.
+            limit: seconds; the last one known.
+        """
+        action = partial(self._writer.durations, scope, durations, count, limit)
+        self._backlog.put(partial(self._writer.attempt, action))
+
+    def flush(self, within: float) -> bool:
+        """Wait until everything is written, for so many seconds at most; return whether it is."""
+        return self._backlog.flush(within)
+
+    def close(self, within: float) -> bool:
+        """Write what waits, for so many seconds at most, and end; return whether all was written."""
+        return self._backlog.close(within)
+
+    def abandon(self) -> None:
+        """In a forked child: the thread and the database are the parent's."""
+        self._backlog.abandon()
+        _abandoned.append(self._writer)  # SQLite must not close in a child what its parent opened
+
+    def _record(self, record: dict[str, Any], stacks_text: str, tasks_text: str) -> None:
+        if stacks_text or tasks_text or not self.store.path_of(record["id"]).is_dir():
+            kept = self.store.save(record, stacks_text, tasks_text)
+        else:
+            kept = self.store.update(record)
+        known = record if kept else {**record, "evidence": ""}
+        self._writer.attempt(partial(self._writer.expiry, known))
+
+
+_abandoned: list[_Writer] = []
+
+
+class _Writer:
+    """The database, as the writing thread sees it.
+
+    Args:
+        path: of the database.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._connection: sqlite3.Connection | None = None
+        self._inode = 0
+        self._told = False
+        self._newer = False
+
+    def attempt(self, action: Callable[[], object]) -> None:
+        """Do something with the database; what is wrong with it is said once, until it is right again."""
+        import sqlite3
+
+        for moved_aside in (False, True):
+            if self._newer:
+                return
+            try:
+                action()
+            except (sqlite3.Error, OSError) as error:
+                self.close()
+                if _is_corrupt(error) and not moved_aside:
+                    self._move_aside(error)
+                    continue
+                if not self._told:
+                    log.error("no history can be written to %s: %s", shown(str(self._path)), error)
+                self._told = True
+            else:
+                self._told = False
+            return
+
+    def close(self) -> None:
+        """Close the database; it is opened again when needed."""
+        if self._connection is not None:
+            connection, self._connection = self._connection, None
+            with contextlib.suppress(Exception):  # it was of no use any more
+                connection.close()
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        """Add an event."""
+        text = as_json({key: _shortened(value) for key, value in event.items()}, EVENT_BYTES)
+        with self._transaction() as connection:
+            found = connection.execute(
+                "INSERT INTO events (time, pid, event) VALUES (?, ?, ?)",
+                (event.get("time"), event.get("pid"), text),
+            )
+            connection.execute("DELETE FROM events WHERE number <= ?", (_number(found) - EVENTS,))
+
+    def expiry(self, record: Mapping[str, Any]) -> None:
+        """Add an expiry, or replace what was known of it."""
+        text = as_json(record, RECORD_BYTES)
+        words = [_text(record[key]) for key in ("scope", "outcome", "evidence")]
+        with self._transaction() as connection:
+            updated = connection.execute(
+                "UPDATE expiries SET scope = ?, outcome = ?, evidence = ?, record = ? WHERE id = ?",
+                (*words, text, record["id"]),
+            )
+            if not updated.rowcount:
+                found = connection.execute(
+                    "INSERT INTO expiries (scope, outcome, evidence, record, id, time, pid)"
+                    " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    (*words, text, record["id"], record["time"], record["pid"]),
+                )
+                connection.execute("DELETE FROM expiries WHERE number <= ?", (_number(found) - EXPIRIES,))
+
+    def durations(self, scope: str, durations: Any, count: int, limit: float | None) -> None:
+        """Add durations to those of a scope."""
+        scope = _text(scope)
+        with self._transaction() as connection:
+            known = connection.execute(
+                "SELECT count, limit_s, durations FROM scopes WHERE scope = ?", (scope,)
+            ).fetchone()
+            if known is not None:
+                count += known[0]
+                limit = known[1] if limit is None else limit
+                durations = merged(_object(known[2]).get(""), durations).as_json()
+                connection.execute("DELETE FROM scopes WHERE scope = ?", (scope,))  # it becomes the newest
+            found = connection.execute(
+                "INSERT INTO scopes (scope, count, limit_s, durations, number)"
+                " VALUES (?, ?, ?, ?, (SELECT COALESCE(MAX(number), 0) + 1 FROM scopes))",
+                (scope, count, limit, as_json({"": durations}, EVENT_BYTES)),
+            )
+            if _number(found) > SCOPES:
+                connection.execute(
+                    "DELETE FROM scopes WHERE number <="
+                    " (SELECT number FROM scopes ORDER BY number DESC LIMIT 1 OFFSET ?)",
+                    (SCOPES,),
+                )
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        connection = self._opened()
+        with connection:  # commits, or rolls back
+            connection.execute("BEGIN IMMEDIATE")
+            yield connection
+
+    def _opened(self) -> sqlite3.Connection:
+        """Return the open database: the one that is there now, if somebody has cleaned up under us."""
+        if self._connection is not None and _inode(self._path) == self._inode:
+            return self._connection
+        self.close()
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):  # SQLite would make it with the process's umask
+            os.close(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        self._connection = self._connect()
+        self._inode = _inode(self._path)
+        return self._connection
+
+    def _connect(self) -> sqlite3.Connection:
+        import sqlite3
+
+        connection = sqlite3.connect(self._path, timeout=_BUSY_WITHIN, isolation_level=None)
+        try:
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            if version > _VERSION:
+                self._newer = True
+                raise sqlite3.OperationalError("it is of a newer aiotimer")
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = OFF")  # tmpfs: there is no disk to wait for
+            connection.execute("PRAGMA wal_autocheckpoint = 100")
+            connection.execute("PRAGMA journal_size_limit = 1048576")
+            if version < _VERSION:
+                connection.executescript(_SCHEMA)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _move_aside(self, error: Exception) -> None:
+        aside = self._path.with_name(DATABASE + ".corrupt")
+        log.error("%s is corrupt (%s): moved to %s", shown(str(self._path)), error, aside.name)
+        with contextlib.suppress(OSError):
+            self._path.replace(aside)
+        for suffix in ("-wal", "-shm", "-journal"):
+            with contextlib.suppress(OSError):
+                self._path.with_name(DATABASE + suffix).unlink()
+
+
+def expiries(directory: Path, pid: int | None = None, limit: int = 100) -> list[dict[str, Any]]:
+    """Return the records of expiries in a state directory, the newest first.
+
+    Args:
+        directory: of a server that may live or not; there need be no history in it.
+        pid: only that worker's.
+        limit: how many at most.
+
+    Raises:
+        HistoryUnreadable: there is a history, and it cannot be read.
+    """
+    of_pid = "" if pid is None else " WHERE pid = ?"
+    arguments = (limit,) if pid is None else (pid, limit)
+    query = f"SELECT record FROM expiries{of_pid} ORDER BY number DESC LIMIT ?"  # noqa: S608 - constants
+    return [_object(text) for (text,) in _rows(directory, query, arguments)]
+
+
+def events(directory: Path, after: int = 0, limit: int = EVENTS) -> list[tuple[int, dict[str, Any]]]:
+    """Return events with their numbers, in their order: the newest ones, after a number.
+
+    Raises:
+        HistoryUnreadable: there is a history, and it cannot be read.
+    """
+    query = "SELECT number, event FROM events WHERE number > ? ORDER BY number DESC LIMIT ?"
+    return [(number, _object(text)) for number, text in _rows(directory, query, (after, limit))][::-1]
+
+
+def scopes(directory: Path) -> list[dict[str, Any]]:
+    """Return what is known of scopes: objects with ``scope``, ``count``, ``limit_s`` and ``durations``.
+
+    Raises:
+        HistoryUnreadable: there is a history, and it cannot be read.
+    """
+    query = "SELECT scope, count, limit_s, durations FROM scopes ORDER BY number"
+    return [
+        {"scope": scope, "count": count, "limit_s": limit, "durations": _object(text).get("")}
+        for scope, count, limit, text in _rows(directory, query, ())
+    ]
+
+
+def merged(known: Any, more: Any) -> Durations:
+    """Return the durations of two ``Durations.as_json()`` together."""
+    durations = Durations.from_json(known)
+    durations.add(Durations.from_json(more))
+    return durations
+
+
+def _rows(directory: Path, query: str, arguments: tuple[object, ...]) -> list[Any]:
+    import sqlite3
+
+    path = directory / DATABASE
+    if not path.is_file():
+        return []
+    try:
+        location = f"{path.absolute().as_uri()}?mode=ro"
+        with contextlib.closing(sqlite3.connect(location, timeout=_BUSY_WITHIN, uri=True)) as connection:
+            if not connection.execute("PRAGMA user_version").fetchone()[0]:
+                return []  # nothing has been written yet
+            return connection.execute(query, arguments).fetchall()
+    except (sqlite3.Error, OSError) as error:
+        raise HistoryUnreadable(str(path), str(error)) from error
+
+
+def _object(text: str) -> dict[str, Any]:
+    import json
+
+    found = json.loads(text)
+    return found if isinstance(found, dict) else {}
+
+
+def _shortened(value: Any) -> Any:
+    return cut(value, EVENT_BYTES // 4) if isinstance(value, str) else value
+
+
+def _text(value: str) -> str:
+    """Return text that SQLite takes: a lone surrogate cannot be stored."""
+    return value.encode(errors="backslashreplace").decode()
+
+
+def _number(found: sqlite3.Cursor) -> int:
+    assert found.lastrowid is not None
+    return found.lastrowid
+
+
+def _inode(path: Path) -> int:
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return 0
+
+
+def _is_corrupt(error: Exception) -> bool:
+    import sqlite3
+
+    code = getattr(error, "sqlite_errorcode", None)
+    return code is not None and code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)

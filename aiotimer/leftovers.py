@@ -1,0 +1,123 @@
+"""What stays of a server that nobody will start again: what it found out about expiries, and nothing else.
+
+The laws of this file:
+
+* Private servers (of ``aiotimer run``, of ``configure()``) leave no socket, no lock and no tables. If a timer
+  expired, their history and evidence stay, so that ``aiotimer why`` works at 3 a.m.
+* At most :data:`KEEP` such directories stay per user; the oldest go.
+* What others left is touched only if its server cannot come back: its founder is gone and no worker of it
+  lives, or there is no place for its socket any more. POSIX locks are the process's: one that serves a
+  private socket itself must not sweep.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from pathlib import Path
+
+from . import history, runtime
+from .errors import HistoryUnreadable, ServerError
+from .evidence import store
+from .process import pin
+
+KEEP = 20
+"""Left-over directories per user."""
+
+_PRIVATE = re.compile(r"(?:run|private)-(\d{1,9})\b.*\.sock", re.ASCII)
+"""The sockets of private servers, in the runtime directory, and whom they were founded by."""
+
+
+def discard(socket_path: str) -> None:
+    """Remove what belongs to a private socket that nobody will serve again, but what was found out."""
+    for directory in runtime.state_directories(socket_path):
+        _end(directory)
+    for leftover in (socket_path, socket_path + ".lock"):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(leftover)
+    sweep()
+
+
+def sweep() -> None:
+    """Remove what servers that died left and nobody needs, and what was kept for long enough."""
+    for directory in runtime.state_directories():
+        if (directory / runtime.SOCKET).exists():
+            _sweep_one(directory)
+    ended = [d for d in runtime.state_directories() if (d / runtime.ENDED).exists()]
+    ended.sort(key=_ended_at)
+    for directory in ended[: max(0, len(ended) - KEEP)]:
+        runtime.remove_directory(directory)
+
+
+def tells_of_expiries(directory: Path) -> bool:
+    """Whether a state directory has something to say about an expiry."""
+    if store.entries(directory / "evidence"):
+        return True
+    try:
+        return bool(history.expiries(directory, limit=1))
+    except HistoryUnreadable:
+        return False
+
+
+def _end(directory: Path) -> None:
+    """Keep what a directory tells, and remove everything else."""
+    if not tells_of_expiries(directory):
+        runtime.remove_directory(directory)
+        return
+    for path in directory.iterdir():
+        if path.name not in runtime.NOTES and not path.name.startswith((history.DATABASE, "evidence")):
+            runtime.remove(path)
+    with contextlib.suppress(OSError):
+        runtime.end(directory)
+
+
+def _sweep_one(directory: Path) -> None:
+    path = runtime.socket_of(directory)
+    if not path or _has_living_workers(directory):
+        return
+    parent, name = os.path.split(path)
+    if not os.path.isdir(parent):  # nobody can listen there
+        if not tells_of_expiries(directory):
+            runtime.remove_directory(directory)
+        return
+    private = _PRIVATE.match(name)
+    if private is None or directory.parent != Path(parent) or os.path.exists(f"/proc/{private[1]}"):
+        return  # one that dies is started again, and must not find its lock taken by us at that moment
+    try:
+        lock = runtime.SocketLock(path)
+    except ServerError:
+        return  # it is about to end
+    try:
+        _end(directory)
+        for leftover in (path, path + ".lock"):
+            with contextlib.suppress(OSError):
+                os.unlink(leftover)
+    finally:
+        lock.release()
+
+
+def _has_living_workers(directory: Path) -> bool:
+    try:
+        found, _ = runtime.find_tables(directory)
+    except (ServerError, OSError):
+        return True  # of a newer aiotimer, perhaps: not ours to judge
+    return any(entry.of_this_boot and _lives(entry) for entry in found)
+
+
+def _lives(entry: runtime.Found) -> bool:
+    try:
+        worker, pidfd = pin(entry.worker.pid)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    os.close(pidfd)
+    return worker == entry.worker
+
+
+def _ended_at(directory: Path) -> float:
+    try:
+        return (directory / runtime.ENDED).stat().st_mtime
+    except OSError:
+        return 0.0

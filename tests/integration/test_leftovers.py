@@ -1,0 +1,183 @@
+"""What stays of private servers: what they found out, a bounded number of times, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aiotimer import _control, history, leftovers, runtime
+from aiotimer._core.requests import WorkerId
+from aiotimer.history import History
+from aiotimer.process import pin
+from tests.support import PATIENCE, ServerThread, short_directory
+
+pytestmark = pytest.mark.usefixtures("no_other_state")
+
+GONE = 2**22 + 1
+"""A pid above the greatest that there can be."""
+
+
+def private(pid: int = GONE) -> str:
+    """Return the path of a private server's socket."""
+    return str(runtime.base() / f"run-{pid}.sock")
+
+
+def left_by(path: str, *, expiry: bool, table_of: int | None = None) -> Path:
+    """Leave behind what a server does that was killed."""
+    directory = runtime.state_directory(path)
+    made = History(directory)
+    made.event({"event": "worker_gone", "time": 1.0})
+    if expiry:
+        number = 1 + len(list(directory.parent.iterdir()))
+        known: dict[str, Any] = {"id": f"20261123T031205-{number}-1", "time": 1.0, "pid": number}
+        made.record(known | {"scope": "s", "outcome": "reaped", "evidence": "x"}, "stacks", "tasks")
+    assert made.close(PATIENCE)
+    if table_of is not None:
+        try:
+            worker, pidfd = pin(table_of)
+        except ProcessLookupError:
+            worker, pidfd = WorkerId(table_of, 1), -1
+        file = runtime.create_table(directory, worker, 1, "shared")
+        os.close(file.descriptor)
+        if pidfd >= 0:
+            os.close(pidfd)
+    for suffix in ("", ".lock"):
+        Path(path + suffix).touch()
+    return directory
+
+
+def names(directory: Path) -> set[str]:
+    """What is in a directory."""
+    return {path.name for path in directory.iterdir()}
+
+
+def test_what_a_private_server_found_out_stays_and_nothing_else() -> None:
+    path = private()
+    directory = left_by(path, expiry=True, table_of=GONE)
+    leftovers.discard(path)
+    assert names(directory) == {"history.db", "evidence", "ended"}
+    assert names(directory.parent) == {directory.name}
+    assert len(history.expiries(directory)) == 1
+    assert runtime.state_directories() == [directory]
+    assert runtime.state_directories(path) == [directory]
+    assert runtime.socket_of(directory) == path
+    assert runtime.known_sockets() == []
+
+
+def test_a_private_server_that_found_out_nothing_leaves_nothing() -> None:
+    path = private()
+    directory = left_by(path, expiry=False, table_of=GONE)
+    leftovers.discard(path)
+    assert names(directory.parent) == set()
+    leftovers.discard(path)
+
+
+def test_evidence_without_a_history_stays_too() -> None:
+    path = private()
+    directory = left_by(path, expiry=True)
+    (directory / history.DATABASE).write_bytes(b"garbage" * 1000)
+    leftovers.discard(path)
+    assert "evidence" in names(directory)
+
+
+def test_a_history_that_tells_nothing_does_not_stay() -> None:
+    path = private()
+    directory = left_by(path, expiry=False)
+    (directory / history.DATABASE).write_bytes(b"garbage" * 1000)
+    leftovers.discard(path)
+    assert not directory.exists()
+
+
+def test_the_oldest_leftovers_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leftovers, "KEEP", 2)
+    made = []
+    for number in range(4):
+        path = private(GONE + number)
+        made.append(left_by(path, expiry=True))
+        leftovers.discard(path)
+        os.utime(made[-1] / runtime.ENDED, (number, number))
+    leftovers.sweep()
+    assert [directory.exists() for directory in made] == [False, False, True, True]
+
+
+def test_a_server_goes_on_where_a_leftover_is() -> None:
+    """The pid of another `aiotimer run` comes round: what is left is that server's history from now on."""
+    path = private()
+    directory = left_by(path, expiry=True)
+    leftovers.discard(path)
+    with ServerThread(path) as server:
+        assert runtime.known_sockets() == [path]
+        assert names(directory) == {"history.db", "evidence", "socket"}
+        assert not [event for event in server.events if "ignoring" in str(event)]
+    assert len(history.expiries(directory)) == 1
+
+
+def test_what_a_killed_private_server_left_is_swept() -> None:
+    with_expiry = left_by(private(GONE + 1), expiry=True, table_of=GONE)
+    without = left_by(private(GONE + 2), expiry=False, table_of=GONE)
+    leftovers.sweep()
+    assert names(with_expiry) == {"history.db", "evidence", "ended"}
+    assert not without.exists()
+    assert names(with_expiry.parent) == {with_expiry.name}
+
+
+def test_what_may_be_needed_is_not_swept() -> None:
+    with short_directory() as elsewhere:
+        own = os.getpid()
+        founder_lives = left_by(private(own), expiry=False, table_of=GONE)
+        worker_lives = left_by(private(GONE + 1), expiry=False, table_of=own)
+        public = left_by(str(elsewhere / "s"), expiry=False, table_of=GONE)
+        newer = left_by(private(GONE + 2), expiry=False)
+        (newer / "x.v99").touch()
+        served = left_by(private(GONE + 3), expiry=False)
+        lock = (
+            "import sys, aiotimer.runtime as r; lock = r.SocketLock(sys.argv[1]);"
+            "print('held', flush=True); sys.stdin.read()"
+        )
+        with subprocess.Popen(
+            [sys.executable, "-c", lock, private(GONE + 3)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as server:
+            assert server.stdout is not None
+            assert server.stdout.readline() == b"held\n"
+            before = {path: names(path) for path in (founder_lives, worker_lives, public, newer, served)}
+            leftovers.sweep()
+            assert {path: names(path) for path in before} == before
+            server.kill()
+    leftovers.sweep()
+    assert not served.exists()
+
+
+def test_where_nobody_can_listen_any_more_only_what_tells_of_expiries_stays() -> None:
+    with short_directory() as elsewhere:
+        told = left_by(str(elsewhere / "a"), expiry=True)
+        nothing = left_by(str(elsewhere / "b"), expiry=False)
+    leftovers.sweep()
+    assert told.exists()
+    assert not nothing.exists()
+
+
+def test_a_server_with_a_history_leaves_it_for_the_next() -> None:
+    with short_directory() as elsewhere:
+        path = str(elsewhere / "s")
+        directory = left_by(path, expiry=True)
+        os.unlink(path)
+        with ServerThread(path):
+            assert _control.status(path)["workers"] == []
+        assert {"history.db", "evidence", "socket"} <= names(directory)
+
+
+@pytest.mark.parametrize("odd", ["a link", "a file"])
+def test_what_is_no_directory_of_ours_is_no_state(odd: str, tmp_path: Path) -> None:
+    directory = runtime.state_directory("/nowhere/s")
+    other = directory.with_name("other")
+    if odd == "a link":
+        other.symlink_to(directory)
+    else:
+        other.touch()
+    assert runtime.state_directories() == [directory]
+    assert runtime.socket_of(tmp_path) is None

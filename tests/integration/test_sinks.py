@@ -1,0 +1,312 @@
+"""Takers of events: bounded, told at least once, never waited for."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import sys
+import threading
+from pathlib import Path
+
+import click
+import pytest
+
+from aiotimer._core.requests import WorkerId
+from aiotimer._sinks import Backlog, CallbackSink, CommandSink
+from aiotimer.cli._sink import EventPipe, Takers
+from aiotimer.events import Event
+from tests.support import PATIENCE
+
+# -- the queue ------------------------------------------------------------------------------------------
+
+
+class Taker:
+    """Takes items when it is let.
+
+    Attributes:
+        taken: what it took.
+    """
+
+    def __init__(self) -> None:
+        self.taken: list[int] = []
+        self.began = threading.Semaphore(0)
+        self.may = threading.Semaphore(0)
+
+    def __call__(self, item: int) -> None:
+        self.began.release()
+        assert self.may.acquire(timeout=PATIENCE)
+        self.taken.append(item)
+
+
+def test_what_does_not_fit_is_dropped_counted_and_told(caplog: pytest.LogCaptureFixture) -> None:
+    taker = Taker()
+    backlog = Backlog("things", taker, capacity=2)
+    assert backlog.put(0)
+    assert taker.began.acquire(timeout=PATIENCE)
+    assert [backlog.put(n) for n in (1, 2, 3, 4)] == [True, True, False, False]
+    assert backlog.dropped == 2
+    for _ in range(3):
+        taker.may.release()
+    assert backlog.close(PATIENCE)
+    assert taker.taken == [0, 1, 2]
+    assert caplog.messages == ["2 things dropped: they came faster than they were taken"]
+    assert not backlog.put(5), "it is closed"
+
+
+def test_closing_waits_no_longer_than_it_may(caplog: pytest.LogCaptureFixture) -> None:
+    taker = Taker()
+    backlog = Backlog("things", taker)
+    backlog.put(0)
+    backlog.put(1)
+    assert taker.began.acquire(timeout=PATIENCE)
+    assert not backlog.flush(0.0)
+    assert not backlog.close(0.0)
+    assert backlog.dropped == 1
+    assert "1 things dropped" in caplog.text
+    taker.may.release()
+    assert backlog.flush(PATIENCE)
+    assert taker.taken == [0]
+
+
+def test_a_taker_that_raises_is_logged_and_the_next_item_is_taken(caplog: pytest.LogCaptureFixture) -> None:
+    taken = []
+
+    def take(item: int) -> None:
+        if item == 0:
+            raise ZeroDivisionError
+        taken.append(item)
+
+    backlog = Backlog("things", take, finish=lambda: taken.append(-1))
+    backlog.put(0)
+    backlog.put(1)
+    assert backlog.close(PATIENCE)
+    assert taken == [1, -1]
+    assert "lost one of the things" in caplog.text
+
+
+def test_without_a_thread_items_are_dropped_and_nobody_is_bothered(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cannot(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    taken: list[int] = []
+    backlog = Backlog("things", taken.append)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", cannot)
+        assert not backlog.put(0)
+    assert backlog.put(1)
+    assert backlog.close(PATIENCE)
+    assert taken == [1]
+
+
+def test_a_forked_child_has_nothing_to_do_with_it() -> None:
+    taker = Taker()
+    backlog = Backlog("things", taker)
+    backlog.put(0)
+    assert taker.began.acquire(timeout=PATIENCE)
+    pid = os.fork()
+    if not pid:
+        backlog.abandon()
+        os._exit(0 if not backlog.put(1) and backlog.close(PATIENCE) else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+    taker.may.release()
+    assert backlog.close(PATIENCE)
+    assert taker.taken == [0]
+
+
+# -- commands -------------------------------------------------------------------------------------------
+
+
+def command(directory: Path, body: str) -> str:
+    """Return a command that runs ``body``, which knows the event and the file that all runs may write to."""
+    program = directory / "hook.py"
+    program.write_text(
+        "import json, os, sys, time\n"
+        "event = json.loads(sys.stdin.readline())\n"
+        f"file = open({str(directory / 'told')!r}, 'a+')\n" + body
+    )
+    return f"{sys.executable} -S '{program}'"
+
+
+def told(directory: Path) -> list[str]:
+    """What runs wrote."""
+    return (directory / "told").read_text().splitlines()
+
+
+def test_a_command_is_run_for_every_event_in_their_order(tmp_path: Path) -> None:
+    sink = CommandSink(command(tmp_path, "print(event['event'], event['pid'], file=file)"))
+    sink(Event("expired", WorkerId(7, 8)).as_json())
+    sink(Event("reaped", WorkerId(7, 8)).as_json())
+    assert sink.close(PATIENCE)
+    assert told(tmp_path) == ["expired 7", "reaped 7"]
+    assert (sink.failed, sink.dropped) == (0, 0)
+
+
+def test_a_run_that_fails_is_repeated(tmp_path: Path) -> None:
+    body = "print('run', file=file, flush=True); file.seek(0); sys.exit(len(file.readlines()) < 3)"
+    sink = CommandSink(command(tmp_path, body), retry_after=0.0)
+    sink(Event("reaped").as_json())
+    assert sink.close(PATIENCE)
+    assert told(tmp_path) == ["run"] * 3
+    assert sink.failed == 0
+
+
+def test_a_command_that_always_fails_is_given_up_and_the_next_event_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    body = "print(event['event'], file=file); sys.exit(event['event'] == 'late')"
+    sink = CommandSink(command(tmp_path, body), retry_after=0.0)
+    sink(Event("late").as_json())
+    sink(Event("reaped").as_json())
+    assert sink.close(PATIENCE)
+    assert told(tmp_path) == ["late", "late", "late", "reaped"]
+    assert sink.failed == 1
+    assert "was not told of late: its exit status was 1" in caplog.text
+
+
+def test_a_command_that_takes_too_long_is_killed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It never reads what it is given either, which is more than a pipe holds."""
+    program = tmp_path / "hang"
+    program.write_text(f"#!/bin/sh\necho $$ >> {tmp_path}/told\nexec sleep 600\n")
+    program.chmod(0o755)
+    sink = CommandSink(str(program), timeout=0.2, retry_after=0.0)
+    sink({"event": "reaped", "detail": "x" * 200_000})
+    assert sink.close(PATIENCE)
+    assert sink.failed == 1
+    assert "it took longer than 0.2 s" in caplog.text
+    if (tmp_path / "told").exists():  # else none came that far
+        assert not [pid for pid in told(tmp_path) if Path("/proc", pid).exists()]
+
+
+def test_a_command_that_is_not_there_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    sink = CommandSink("/no/such/program --x", retry_after=0.0)
+    sink(Event("reaped").as_json())
+    assert sink.close(PATIENCE)
+    assert "/no/such/program --x was not told of reaped: No such file" in caplog.text
+
+
+@pytest.mark.parametrize("bad", ["", "  ", "x 'y"])
+def test_a_command_must_be_one(bad: str) -> None:
+    with pytest.raises(ValueError, match=r"empty|quotation"):
+        CommandSink(bad)
+
+
+def test_events_beyond_the_capacity_are_dropped(tmp_path: Path) -> None:
+    for kind in ("expired", "reaped"):
+        os.mkfifo(tmp_path / kind)
+    body = f"open({str(tmp_path)!r} + '/' + event['event']).read(); print(event['event'], file=file)"
+    sink = CommandSink(command(tmp_path, body), capacity=1)
+    sink(Event("expired").as_json())
+    with open(tmp_path / "expired", "w"):  # opens when the first run does, so that one does not wait any more
+        for _ in range(3):
+            sink(Event("reaped").as_json())
+        assert sink.dropped == 2
+    with open(tmp_path / "reaped", "w"):
+        pass
+    assert sink.close(PATIENCE)
+    assert told(tmp_path) == ["expired", "reaped"]
+
+
+# -- callbacks ------------------------------------------------------------------------------------------
+
+
+async def test_a_callback_is_called_after_the_current_one_and_in_order() -> None:
+    called: list[str] = []
+    sink = CallbackSink(asyncio.get_running_loop(), lambda event: called.append(event.event))
+    sink(Event("expired"))
+    sink(Event("reaped"))
+    assert called == []
+    await asyncio.sleep(0)
+    assert called == ["expired"], "others have their turn between two"
+    await asyncio.sleep(0)
+    assert called == ["expired", "reaped"]
+    sink(Event("late"))
+    sink.flush()
+    assert called == ["expired", "reaped", "late"]
+    await asyncio.sleep(0)
+    assert called == ["expired", "reaped", "late"]
+
+
+async def test_a_callback_that_raises_is_called_once_more(caplog: pytest.LogCaptureFixture) -> None:
+    called: list[str] = []
+
+    def callback(event: Event) -> None:
+        called.append(event.event)
+        if event.event == "expired" or called.count("late") == 1:
+            raise ZeroDivisionError
+
+    sink = CallbackSink(asyncio.get_running_loop(), callback)
+    for event in (Event("expired"), Event("late"), Event("reaped")):
+        sink(event)
+    sink.flush()
+    assert called == ["expired", "expired", "late", "late", "reaped"]
+    assert caplog.messages == ["on_event failed for expired"] * 2 + ["on_event failed for late"]
+
+
+async def test_a_callback_that_emits_does_not_hold_the_loop(caplog: pytest.LogCaptureFixture) -> None:
+    called: list[Event] = []
+
+    def callback(event: Event) -> None:
+        called.append(event)
+        sink(event)
+
+    sink = CallbackSink(asyncio.get_running_loop(), callback)
+    sink(Event("reaped"))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert len(called) == 3
+    sink.flush()
+    assert len(called) == 4
+
+
+async def test_callbacks_beyond_the_capacity_are_dropped_and_told(caplog: pytest.LogCaptureFixture) -> None:
+    called: list[Event] = []
+    sink = CallbackSink(asyncio.get_running_loop(), called.append, capacity=2)
+    for _ in range(5):
+        sink(Event("reaped"))
+    assert sink.dropped == 3
+    sink.flush()
+    assert len(called) == 2
+    with caplog.at_level(logging.WARNING):
+        assert caplog.messages == ["3 events dropped: on_event took them too slowly"]
+    assert json.dumps([event.as_json() for event in called])
+
+
+# -- the server's command line ------------------------------------------------------------------------------
+
+
+def test_the_server_tells_everybody_what_they_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "all").mkdir()
+    (tmp_path / "some").mkdir()
+    body = "print(event['event'], event['verdict'], file=file)"
+    reader, writer = os.pipe()
+    takers = Takers(writer, command(tmp_path / "all", body), command(tmp_path / "some", body))
+    takers(Event("expired", WorkerId(7, 8)))
+    takers(Event("unkillable", WorkerId(7, 8), verdict="frozen"))
+    takers.close(PATIENCE)
+    nobody = Takers(None, None, "")
+    nobody(Event("unkillable"))
+    nobody.close()
+    os.close(writer)
+    with open(reader) as lines:
+        assert [json.loads(line)["event"] for line in lines] == ["expired", "unkillable"]
+    assert told(tmp_path / "all") == ["expired ", "unkillable frozen"]
+    assert told(tmp_path / "some") == ["unkillable frozen"]
+
+
+@pytest.mark.parametrize("option", ["--on-event", "--on-unkillable"])
+def test_a_command_that_is_none_is_an_error_of_the_command_line(option: str) -> None:
+    bad = {"--on-event": "'", "--on-unkillable": " "}[option]
+    with pytest.raises(click.BadParameter) as raised:
+        Takers(None, bad if option == "--on-event" else None, bad if option == "--on-unkillable" else None)
+    assert raised.value.param_hint == option
+
+
+def test_a_line_in_the_pipe_is_never_longer_than_is_written_at_once() -> None:
+    reader, writer = os.pipe()
+    EventPipe(writer)(Event("reaped", WorkerId(7, 8), detail="x" * 5000, verdict="y" * 5000, scope="s" * 250))
+    os.close(writer)
+    with open(reader) as lines:
+        (line,) = lines
+    assert json.loads(line)["scope"] == "s" * 250

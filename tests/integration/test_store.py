@@ -1,0 +1,177 @@
+"""The evidence's directories: whole or not there, private, capped, and no trouble to anybody."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aiotimer.evidence import store as module
+from aiotimer.evidence.store import Store, as_json, cut, entries, load
+
+
+def record(number: int = 1, **more: Any) -> dict[str, Any]:
+    """A record with an id of its own."""
+    return {"id": f"20261123T03{number:04}-4242-{number}", "scope": "s", "tasks": [], "process": {}} | more
+
+
+def names(directory: Path) -> list[str]:
+    """What is in a directory."""
+    return sorted(path.name for path in directory.iterdir())
+
+
+def test_an_expiry_is_a_private_directory_of_three_files(tmp_path: Path) -> None:
+    store = Store(tmp_path / "a" / "evidence")
+    assert store.save(record(), "stacks\udcff", "tasks")
+    path = store.path_of(record()["id"])
+    assert names(path) == ["expiry.json", "stacks.txt", "tasks.txt"]
+    assert load(path) == record()
+    assert (path / "stacks.txt").read_text() == "stacks\\udcff"
+    assert (path / "tasks.txt").read_text() == "tasks"
+    assert {p.stat().st_mode & 0o777 for p in (store.directory, path)} == {0o700}
+    assert {p.stat().st_mode & 0o777 for p in path.iterdir()} == {0o600}
+    assert [path] == entries(store.directory)
+
+
+def test_an_update_replaces_the_record_only(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.save(record(), "stacks", "tasks")
+    assert store.update(record(outcome="reaped"))
+    path = store.path_of(record()["id"])
+    assert load(path)["outcome"] == "reaped"
+    assert (path / "stacks.txt").read_text() == "stacks"
+    assert names(path) == ["expiry.json", "stacks.txt", "tasks.txt"]
+    assert store.save(record(outcome="again"), "more", "")
+    assert (path / "stacks.txt").read_text() == "more"
+    assert not store.update(record(2)), "one that was removed stays away"
+    assert not store.path_of(record(2)["id"]).exists()
+
+
+def test_the_oldest_go_first_by_number(tmp_path: Path) -> None:
+    (tmp_path / "20261123T030000-of-somebody").mkdir()
+    (tmp_path / "notes").mkdir()
+    store = Store(tmp_path, keep=3)
+    for number in range(5):
+        store.save(record(number), "", "")
+    kept = [record(number)["id"] for number in (2, 3, 4)]
+    assert names(tmp_path) == sorted([*kept, "20261123T030000-of-somebody", "notes"])
+
+
+def test_of_one_second_the_oldest_go_first_too(tmp_path: Path) -> None:
+    store = Store(tmp_path, keep=3)
+    for number in (8, 9, 10, 11):
+        name = f"20261123T031205-{5000 - number}-{number}"
+        store.save(record(id=name), "", "")
+        os.utime(tmp_path / name, (1, 1))
+    assert [path.name.rpartition("-")[2] for path in entries(tmp_path)] == ["9", "10", "11"]
+
+
+def test_the_oldest_go_first_by_size(tmp_path: Path) -> None:
+    store = Store(tmp_path, size=25_000)
+    for number in range(5):
+        store.save(record(number), "x" * 10_000, "")
+    assert names(tmp_path) == [record(number)["id"] for number in (3, 4)]
+
+
+def test_what_a_killed_process_did_not_finish_is_no_entry_and_goes(tmp_path: Path) -> None:
+    gone = 2**22 + 1  # above the greatest pid_max
+    unfinished = tmp_path / f".new-{gone}-{record()['id']}"
+    unfinished.mkdir()
+    (unfinished / "expiry.json").write_text("{")
+    of_another = tmp_path / f".new-1-{record()['id']}"
+    of_another.mkdir()
+    assert entries(tmp_path) == []
+    Store(tmp_path).save(record(), "", "")
+    assert names(tmp_path) == [of_another.name, record()["id"]]
+
+
+@pytest.mark.parametrize("bad", ["", "..", "../../etc", "20261123T031205-1-1/..", "20261123T031205"])
+def test_only_ids_name_directories(tmp_path: Path, bad: str) -> None:
+    with pytest.raises(ValueError, match="not the id"):
+        Store(tmp_path).path_of(bad)
+
+
+def test_a_file_system_that_takes_nothing_costs_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    store = Store(tmp_path)
+    assert store.save(record(), "", "")
+    with monkeypatch.context() as patch, caplog.at_level(logging.ERROR):
+        patch.setattr(module, "_create", full)
+        assert not store.save(record(2), "", "")
+        assert not store.save(record(3), "", "")
+        assert not store.update(record())
+    (line,) = caplog.messages
+    assert "No space left" in line
+    assert names(tmp_path) == [record()["id"]], "nothing half made is left"
+    assert store.save(record(2), "", "")
+
+
+def test_a_store_that_is_a_file_is_an_error_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "evidence").write_text("")
+    assert not Store(tmp_path / "evidence").save(record(), "", "")
+    assert entries(tmp_path / "evidence") == []
+
+
+@pytest.mark.parametrize("text", ["x" * 1_000_000, "é" * 500_000, "\udcff" * 100_000])
+def test_long_texts_are_cut_and_say_so(text: str) -> None:
+    short = cut(text)
+    assert len(short.encode(errors="backslashreplace")) <= module.TEXT_BYTES
+    assert short.endswith("bytes in all: cut here\n")
+    assert text.startswith(short[:1000]) or "\\udcff" in short
+    assert cut("short") == "short"
+
+
+def test_one_expiry_takes_less_than_a_mebibyte(tmp_path: Path) -> None:
+    frames = [["/some/where/train.py", 42, "rollout"]] * 50
+    huge = record(
+        tasks=[{"name": str(n), "frames": frames} for n in range(5_000)],
+        stacks=[{"thread": str(n), "frames": frames} for n in range(500)],
+        process={"children": [{"pid": n, "name": "x"} for n in range(50_000)]},
+    )
+    store = Store(tmp_path)
+    assert store.save(huge, "x" * 5_000_000, "\n" * 5_000_000)
+    path = store.path_of(huge["id"])
+    assert sum(p.stat().st_size for p in path.iterdir()) < 1024 * 1024
+    kept = load(path)
+    assert kept["tasks"][0] == huge["tasks"][0]
+    assert kept["stacks"]
+
+
+def test_json_is_strict_and_small_whatever_it_is_made_of() -> None:
+    odd: dict[Any, Any] = {
+        "id": "x",
+        "a": float("inf"),
+        "b": [float("nan"), (1, 2)],
+        "c": Path("/x"),
+        "d": "\udcff",
+        1: True,
+    }
+    assert json.loads(as_json(odd, 1000)) == {
+        "id": "x", "a": None, "b": [None, [1, 2]], "c": "/x", "d": "\udcff", "1": True,
+    }  # fmt: skip
+    assert json.loads(as_json({"id": "x", "verdict": "v" * 9_999, "tasks": "t" * 9_999}, 1000))["id"] == "x"
+    assert len(as_json({"id": "x", "verdict": "\x00" * 9_999, "other": [1] * 9_999}, 1000)) < 1000
+
+
+def test_what_is_not_a_record_is_not_loaded(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        load(tmp_path)
+    (tmp_path / "expiry.json").write_text("[]")
+    with pytest.raises(ValueError, match="no object"):
+        load(tmp_path)
+    (tmp_path / "expiry.json").write_text("{")
+    with pytest.raises(ValueError, match=r"JSON|Expecting"):
+        load(tmp_path)
+    (tmp_path / "expiry.json").unlink()
+    os.mkfifo(tmp_path / "expiry.json")
+    with pytest.raises(ValueError, match=r"JSON|Expecting"):
+        load(tmp_path)

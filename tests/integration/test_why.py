@@ -1,0 +1,570 @@
+"""What is recorded, as people and programs get it: why, history, suggest, dump, and the end of run."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import json
+import os
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from aiotimer import cli, runtime
+from aiotimer._core import wire
+from aiotimer._core.durations import Durations
+from aiotimer.cli import dump, history, run, suggest, why  # noqa: F401 - each adds its command
+from aiotimer.cli._page import print_page
+from aiotimer.cli.history import follow_events
+from aiotimer.cli.suggest import proposal
+from aiotimer.errors import HistoryUnreadable, Refused
+from aiotimer.history import DATABASE, History
+from tests.support import PATIENCE, short_socket, stand_in
+
+pytestmark = pytest.mark.usefixtures("no_other_state")
+
+SOURCE = """import asyncio
+
+async def rollout(future):
+    started = True
+    return await future  # the line in question
+
+asyncio.run(rollout())
+"""
+
+
+@pytest.fixture(autouse=True)
+def _utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv("AIOTIMER_SOCKET", raising=False)
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "UTC")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    """The worker's program, last changed before it was reaped."""
+    path = tmp_path / "train.py"
+    path.write_text(SOURCE)
+    os.utime(path, (1_000_000_000, 1_000_000_000))
+    return path
+
+
+def record(program: object = "/nowhere/train.py", **more: Any) -> dict[str, Any]:
+    """A record in which everything is known."""
+    own = [["/usr/lib/python3.11/asyncio/runners.py", 190, "run"], [str(program), 5, "rollout"]]
+    known: dict[str, Any] = {
+        "id": "20261123T031205-4242-1",
+        "event": "reaped",
+        "outcome": "reaped",
+        "time": 1795403525.1,
+        "pid": 4242,
+        "name": "python",
+        "scope": "train.py:42",
+        "limit_s": 60.0,
+        "exact": True,
+        "entered": 1795403465.0,
+        "ran_s": 60.001,
+        "late_s": 0.001,
+        "verdict": "awaiting forever (loop alive) at train.py:5 in rollout",
+        "where": "train.py:5",
+        "evidence": "",
+        "ladder": "dump,KILL",
+        "signals": [{"signal": "SIGKILL", "after_s": 0.21}],
+        "detail": "its parent does not wait for it",
+        "timers": [
+            {
+                "scope": "train.py:42", "remaining_s": -0.001, "limit_s": 60.0, "expired": True,
+                "observed": False,
+                "ran": {"count": 1234, "sampled": 200, "median_s": 0.8, "p99_s": 1.2, "max_s": 2.5},
+            },
+            {
+                "scope": "epoch", "remaining_s": 3000.0, "limit_s": 3600.0, "expired": False,
+                "observed": True,
+                "ran": {"count": 1, "sampled": 0, "median_s": None, "p99_s": None, "max_s": None},
+            },
+            {
+                "scope": "job", "remaining_s": None, "limit_s": None, "expired": False, "observed": False,
+                "ran": None,
+            },
+        ],
+        "tasks": [
+            {
+                "loop": "uvloop", "thread": "MainThread", "name": "Task-1", "count": 1, "own": True,
+                "frames": own, "waits_for": "<Future pending>",
+            },
+            {
+                "loop": "uvloop", "thread": "MainThread", "name": "reader", "count": 12, "own": False,
+                "frames": [[str(program), 4, "read"], ["/usr/lib/python3.11/asyncio/queues.py", 158, "get"]],
+                "waits_for": "a queue",
+            },
+        ],
+        "stacks": [
+            {
+                "thread": "MainThread", "current": True, "gil": True, "state": "idle",
+                "frames": [["/usr/lib/python3.11/selectors.py", 468, "select"]],
+            },
+        ],
+        "process": {
+            "state": "S (sleeping)", "wchan": "do_epoll_wait", "syscall": "232", "kernel_stack": ["x"],
+            "threads": [{"tid": 1, "name": "a", "state": "S", "wchan": ""}] * 4,
+            "rss_bytes": 128 * 2**20, "descriptors": [["0", "/dev/pts/0"]] * 12,
+            "children": [{"pid": 9, "name": "b", "state": "S"}] * 2, "cgroup": "/user.slice",
+            "command": ["python", "train.py"], "tracer": 77,
+        },
+        "probes": {"proc": "0.002 s", "tasks": "no answer within 0.5 s", "py-spy": "not installed"},
+    }  # fmt: skip
+    return known | more
+
+
+NOTHING: dict[str, Any] = {
+    "id": "20261123T031205-1-1", "event": "expired", "outcome": "pending", "time": 1795403525.1, "pid": 1,
+    "name": "", "scope": "s", "limit_s": None, "exact": False, "entered": None, "ran_s": None, "late_s": 0.0,
+    "verdict": "", "where": "", "evidence": "", "ladder": "", "signals": [], "detail": "", "timers": [],
+    "tasks": [], "stacks": [], "process": {}, "probes": {},
+}  # fmt: skip
+"""A record in which nothing is known."""
+
+
+def page(record: dict[str, Any], width: int | None = None) -> str:
+    """Return the page about a record, without a terminal."""
+    file = io.StringIO()
+    print_page(record, file, width)
+    return file.getvalue()
+
+
+def call(*arguments: str) -> Result:
+    """Run a command in this process."""
+    return CliRunner().invoke(cli.cli, arguments)
+
+
+def state(socket_path: str = "/nowhere/s") -> Path:
+    """Return the state directory of a socket."""
+    return runtime.state_directory(socket_path)
+
+
+@contextlib.contextmanager
+def recorded(socket_path: str = "/nowhere/s") -> Iterator[History]:
+    """Yield a history that is complete afterwards."""
+    made = History(state(socket_path))
+    yield made
+    assert made.close(PATIENCE)
+
+
+# -- the page ---------------------------------------------------------------------------------------------
+
+
+def test_every_line_of_the_page(program: Path) -> None:
+    text = page(record(program, evidence="/dev/shm/x"))
+    assert text.splitlines() == [
+        "worker 4242 (python) was reaped, in train.py:42, 2026-11-23 03:12:05 UTC",
+        "          its parent does not wait for it",
+        "why       awaiting forever (loop alive) at train.py:5 in rollout",
+        "where     train.py:5",
+        "                3 | async def rollout(future):",
+        "                4 |     started = True",
+        "          >     5 |     return await future  # the line in question",
+        "                6 | ",
+        "                7 | asyncio.run(rollout())",
+        (
+            "timer     limit 60.0 s; entered 2026-11-23 03:11:05 UTC; ran for 60.0 s; "
+            "first action 0.001 s after the deadline"
+        ),
+        "before    entered 1234 times (200 sampled), median 0.800 s, p99 1.200 s, maximum 2.500 s",
+        "also      epoch: limit 1 h 00 min, 50 min 00 s left, only observed",
+        "          job: armed",
+        "ladder    dump,KILL: SIGKILL after 0.210 s",
+        "task      Task-1 in MainThread",
+        "            /usr/lib/python3.11/asyncio/runners.py:190 in run",
+        f"          > {program}:5 in rollout",
+        "            waits for <Future pending>",
+        f"tasks     12 × reader in MainThread at {program}:4 in read, waits for a queue",
+        "thread    MainThread (current, holds the GIL, idle)",
+        "            /usr/lib/python3.11/selectors.py:468 in select",
+        (
+            "process   S (sleeping), in do_epoll_wait, syscall 232, traced by 77, 4 threads, 128 MiB, "
+            "12 descriptors, 2 children"
+        ),
+        "command   python train.py; cgroup /user.slice",
+        "unknown   tasks: no answer within 0.5 s; py-spy: not installed",
+        "evidence  /dev/shm/x",
+    ]
+
+
+def test_what_is_not_known_is_left_out() -> None:
+    assert page(NOTHING).splitlines() == [
+        "worker 1 is being dealt with, in s, 2026-11-23 03:12:05 UTC",
+        "why       not known",
+        "timer     first action 0.000 s after the deadline",
+        "evidence  none was kept",
+    ]
+    assert "evidence" not in page(NOTHING | {"outcome": "dump"})
+    sampled = page(NOTHING | {"limit_s": 5.0})
+    assert "limit 5.000 s; those are of the last entry that was sampled; first action" in sampled
+
+
+@pytest.mark.parametrize(
+    ("outcome", "words"),
+    [
+        ("unkillable", "was signalled and did not die"),
+        ("late", "left its block before the signal"),
+        ("observed", "was only observed"),
+        ("finished", "finished after its limit"),
+        ("gone", "died by itself"),
+        ("failed", "could not be reaped"),
+        ("dump", "was asked what it is doing"),
+        ("of a later version", "of a later version"),
+    ],
+)
+def test_the_first_line_says_what_has_become_of_it(outcome: str, words: str) -> None:
+    assert words in page(record(outcome=outcome)).splitlines()[0]
+
+
+def test_hostile_text_is_escaped_wherever_it_stands(tmp_path: Path) -> None:
+    hostile = "\x1b[2J\n[bold red]\u202e\x07\r"
+    program = tmp_path / "train.py"
+    program.write_text(SOURCE.replace("question", hostile.replace("\n", "")))
+
+    def poisoned(value: Any, key: str = "") -> Any:
+        if isinstance(value, str):
+            return value if key in ("where", "outcome") or value == str(program) else value + hostile
+        if isinstance(value, dict):
+            return {name: poisoned(inner, name) for name, inner in value.items()}
+        return [poisoned(inner, key) for inner in value] if isinstance(value, list) else value
+
+    text = page(poisoned(record(program)))
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", text)
+    assert "\\x1b[2J\\n[bold red]\\u202e\\x07\\r" in text
+    assert "in \\x1b[2J[bold red]\\u202e" in text, "the source"
+    assert len(text.splitlines()) == len(page(record(program)).splitlines())
+
+
+@pytest.mark.parametrize("width", [20, 40, 80])
+def test_nothing_is_lost_and_nothing_is_too_wide_on_a_narrow_terminal(width: int, program: Path) -> None:
+    wide = record(program, verdict="v" * 100, scope="界" * 30)
+    text = page(wide, width)
+    assert all(len(line) <= width for line in text.splitlines())
+    for original in page(wide).splitlines():
+        words = "".join(original.split())
+        assert words in "".join(text.split()), original
+
+
+def test_without_a_terminal_there_is_no_colour(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "\x1b" not in page(record())
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert "\x1b[1m" in page(record(), 80)
+
+
+def test_the_source_is_shown_only_if_it_can_be_read(tmp_path: Path, program: Path) -> None:
+    def sources(path: object, where: str) -> list[str]:
+        text = page(record(path, where=where))
+        return [line for line in text.splitlines() if " | " in line or "has changed" in line]
+
+    assert len(sources(program, "train.py:5")) == 5
+    assert len(sources("/nowhere/x.py", f"{program}:1")) == 3, "where itself says it"
+    assert sources(program, "other.py:5") == []
+    assert sources(program, "train.py:x") == []
+    assert sources(program, f"{program}:0") == []
+    assert sources(program, f"{program}:999") == []
+    os.utime(program, (2_000_000_000, 2_000_000_000))
+    assert sources(program, "train.py:5")[-1].strip() == "this file has changed since"
+    os.mkfifo(tmp_path / "fifo.py")
+    assert sources(tmp_path / "fifo.py", "fifo.py:5") == [], "which would wait for ever"
+    assert sources("/dev/zero", "/dev/zero:5") == []
+    assert sources("/x\x00.py", "/x\x00.py:5") == []
+    with open(tmp_path / "large.py", "wb") as file:
+        file.truncate(10**9)
+    assert sources(tmp_path / "large.py", "large.py:5") == []
+
+
+def test_a_page_is_of_bounded_length() -> None:
+    frames = [["/x.py", n, "f"] for n in range(500)]
+    stack = {"thread": "t", "current": False, "gil": None, "state": "", "frames": frames}
+    task = {
+        "loop": "",
+        "thread": "",
+        "name": "t",
+        "count": 1,
+        "own": False,
+        "frames": frames,
+        "waits_for": "",
+    }
+    text = page(record(tasks=[task | {"own": True}, *[task] * 500], stacks=[stack] * 500))
+    assert len(text.splitlines()) < 1200
+    assert "480 more, in tasks.txt" in text
+    assert "480 more, in stacks.txt" in text
+    assert "460 frames further out" in text
+    assert "/x.py:499 in f" in text
+
+
+# -- why --------------------------------------------------------------------------------------------------
+
+
+def test_why_is_about_the_newest_of_all_servers() -> None:
+    with recorded("/nowhere/a") as a, recorded("/nowhere/b") as b:
+        b.record(record(pid=2, time=200.0, id="20261123T031202-2-1"))
+        a.record(record(pid=1, time=100.0, id="20261123T031201-1-1"))
+        a.record(record(pid=3, time=150.0, id="20261123T031203-3-1"))
+    assert call("why").stdout.startswith("worker 2 ")
+    assert call("why", "1").stdout.startswith("worker 1 ")
+    assert call("why", "--socket", "/nowhere/a").stdout.startswith("worker 3 ")
+    found = json.loads(call("why", "--json").stdout)
+    assert found == record(pid=2, time=200.0, id="20261123T031202-2-1")
+
+
+def test_why_knows_what_was_too_long_for_the_history() -> None:
+    tasks = [record()["tasks"][0] | {"name": str(n)} for n in range(600)]
+    with recorded() as made:
+        evidence = str(made.store.path_of(record()["id"]))
+        made.record(record(tasks=tasks, evidence=evidence), "stacks", "tasks")
+    found = json.loads(call("why", "--json").stdout)
+    assert len(found["tasks"]) == 600
+    (Path(evidence) / "expiry.json").write_text("{")
+    assert 0 < len(json.loads(call("why", "--json").stdout)["tasks"]) < 600, "as much as the history holds"
+
+
+def test_why_needs_no_history_if_there_is_evidence() -> None:
+    with recorded() as made:
+        made.record(record(), "stacks", "tasks")
+        made.record(record(id="20261123T031206-7-2", pid=7), "stacks", "tasks")
+    (state() / DATABASE).write_bytes(b"garbage" * 1000)
+    lost = call("why", "4242")
+    assert lost.stdout.startswith("worker 4242 ")
+    assert "cannot read the history" in lost.stderr
+    assert call("why").stdout.startswith("worker 7 ")
+    (state() / "evidence" / "20261123T031206-7-2" / "expiry.json").unlink()
+    assert call("why").stdout.startswith("worker 4242 ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "no expiry has been recorded by a server of this user"),
+        (("7",), "no expiry of process 7 has been recorded by a server of this user"),
+        (("--json", "--socket", "/nowhere/s"), "no expiry has been recorded by the server at /nowhere/s"),
+    ],
+)
+def test_why_says_that_nothing_is_recorded(arguments: tuple[str, ...], message: str) -> None:
+    result = call("why", *arguments)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert message in result.stderr
+
+
+def test_why_does_not_look_where_others_can_write(runtime_directory: Path) -> None:
+    with recorded() as made:
+        made.record(record())
+    (runtime_directory / "aiotimer").chmod(0o777)
+    assert call("why").exit_code == 1
+
+
+# -- history ----------------------------------------------------------------------------------------------
+
+FIELDS = ["event", "time", "pid", "scope", "late_s", "outcome", "verdict", "evidence"]
+
+
+def event(number: int, **more: Any) -> dict[str, Any]:
+    """An event as a server records it."""
+    known = {"event": "reaped", "time": 1795403525.0 + number, "pid": number, "name": "python", "scope": "s"}
+    known |= {"late_s": 0.001, "detail": "", "outcome": "reaped", "verdict": "stopped", "evidence": ""}
+    return known | more
+
+
+def test_history_prints_the_newest_events_of_all_servers_in_order() -> None:
+    with recorded("/nowhere/a") as a, recorded("/nowhere/b") as b:
+        for number in (1, 3, 5):
+            a.event(event(number))
+        for number in (2, 4):
+            b.event(event(number))
+    found = [json.loads(line) for line in call("history", "--json").stdout.splitlines()]
+    assert [one["pid"] for one in found] == [1, 2, 3, 4, 5]
+    assert found[0] == event(1)
+    assert set(FIELDS) <= set(found[0])
+    short = call("history", "-n", "2").stdout.splitlines()
+    assert [re.findall(r"pid=(\d)", line) for line in short] == [["4"], ["5"]]
+    of_one = call("history", "--socket", "/nowhere/b", "--json").stdout.splitlines()
+    assert [json.loads(line)["pid"] for line in of_one] == [2, 4]
+    assert call("history", "-n", "0").stdout == ""
+
+
+def test_history_escapes_what_workers_wrote() -> None:
+    with recorded() as made:
+        made.event(event(1, scope="\x1b[2J\n", verdict="\x1b", detail="\x07"))
+        made.event({"event": "stalled", "time": 1e300, "detail": "stood still"})
+    first, second = call("history").stdout.splitlines()
+    assert first == (
+        "2026-11-23 03:12:06 UTC  reaped       pid=1  scope=\\x1b[2J\\n  late=0.001 s  \\x1b  \\x07"
+    )
+    assert second == "at an unknown time  stalled      stood still"
+
+
+def test_history_follows_what_happens_and_new_servers() -> None:
+    steps = itertools.count()
+
+    def wait() -> None:
+        step = next(steps)
+        if step == 0:
+            with recorded("/nowhere/a") as made:
+                made.event(event(3))
+                made.event(event(4))
+        if step == 2:
+            with recorded("/nowhere/b") as made:
+                made.event(event(5))
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with recorded("/nowhere/a") as made:
+        made.event(event(1))
+        made.event(event(2))
+    told = []
+    with pytest.raises(KeyboardInterrupt):
+        for one in follow_events(None, 1, wait):
+            told.append(one["pid"])
+    assert told == [2, 3, 4, 5]
+
+
+def test_history_complains_once_about_one_that_cannot_be_read(capsys: pytest.CaptureFixture[str]) -> None:
+    (state("/nowhere/a") / DATABASE).write_bytes(b"garbage" * 1000)
+    with recorded("/nowhere/b") as made:
+        made.event(event(1))
+    steps = iter([lambda: None])
+    with contextlib.suppress(StopIteration, RuntimeError):
+        assert [one["pid"] for one in follow_events(None, 9, lambda: next(steps)())] == [1]
+    assert capsys.readouterr().err.count("cannot read the history") == 1
+
+
+# -- suggest ----------------------------------------------------------------------------------------------
+
+
+def durations(bucket: int, count: int, maximum: float) -> Any:
+    """Return the JSON of so many durations of one bucket."""
+    made = Durations()
+    made.counts[bucket] = count
+    made.maximum = maximum
+    return made.as_json()
+
+
+@pytest.mark.parametrize(
+    ("p99", "maximum", "proposed"),
+    [
+        (0.001, 0.01, 1.0),
+        (0.5, 0.5, 1.5),
+        (0.5, 1.1, 1.7),
+        (1.0, 1.0, 3.0),
+        (4.0, 4.0, 12.0),
+        (4.1, 4.1, 13.0),
+        (12.34, 12.34, 38.0),
+        (1.0, 1000.0, 1500.0),
+        (1.0, 1001.0, 1600.0),
+        (33.4, 33.4, 110.0),
+    ],
+)
+def test_a_proposal_follows_the_rule(p99: float, maximum: float, proposed: float) -> None:
+    assert proposal(p99, maximum) == proposed
+
+
+def test_suggest_adds_up_what_all_servers_recorded() -> None:
+    with recorded("/nowhere/a") as a, recorded("/nowhere/b") as b:
+        a.durations("step", durations(32, 15, 1.25), 100, 60.0)
+        b.durations("step", durations(32, 10, 1.0), 50, None)
+        b.durations("rare", durations(32, 19, 1.25), 19, 10.0)
+        b.durations("never sampled", durations(32, 0, 0.0), 3, None)
+    rows = {row["scope"]: row for row in json.loads(call("suggest", "--json").stdout)}
+    step = rows["step"]
+    assert (step["count"], step["sampled"], step["max_s"], step["limit_s"]) == (150, 25, 1.25, 60.0)
+    assert step["proposed_s"] == proposal(step["p99_s"], 1.25)
+    assert step["limit_per_p99"] == 60.0 / step["p99_s"]
+    assert step["spare_s"] == 58.75
+    assert rows["rare"]["proposed_s"] is None
+    assert rows["never sampled"]["p99_s"] is None
+    assert [
+        row["scope"] for row in json.loads(call("suggest", "--json", "--socket", "/nowhere/a").stdout)
+    ] == ["step"]
+    text = call("suggest").stdout
+    assert text.splitlines()[0].split() == [
+        "SCOPE", "COUNT", "MEDIAN", "P99", "MAX", "LIMIT", "HEADROOM", "PROPOSED",
+    ]  # fmt: skip
+    assert text.count("too few (n < 20)") == 2
+    assert f"{step['proposed_s']:g} s" in text
+
+
+def test_suggest_escapes_scopes_and_needs_something_recorded() -> None:
+    assert call("suggest").stdout == "no durations have been recorded\n"
+    assert json.loads(call("suggest", "--json").stdout) == []
+    with recorded() as made:
+        made.durations("\x1b[2J[red]", durations(32, 30, 1.0), 30, None)
+    assert "\\x1b[2J[red]" in call("suggest").stdout
+
+
+def test_suggest_goes_on_without_a_history_that_cannot_be_read() -> None:
+    (state() / DATABASE).write_bytes(b"garbage" * 1000)
+    result = call("suggest")
+    assert result.stdout == "no durations have been recorded\n"
+    assert "cannot read the history" in result.stderr
+
+
+def test_suggest_counts_living_workers_if_their_server_tells() -> None:
+    found = {"scope": "step", "count": 40, "limit_s": 5.0, "durations": durations(32, 40, 1.0)}
+    answer = wire.encode(wire.Status({"server": {}, "workers": [], "scopes": [found]}))
+    with short_socket() as path, stand_in(path, answer):
+        (row,) = json.loads(call("suggest", "--json", "--socket", path).stdout)
+    assert (row["scope"], row["count"], row["limit_s"]) == ("step", 40, 5.0)
+
+
+# -- dump -------------------------------------------------------------------------------------------------
+
+
+def test_dump_prints_what_the_server_answers() -> None:
+    answer = wire.encode(wire.Dump(record(outcome="dump")))
+    with short_socket() as path, stand_in(path, answer):
+        assert "was asked what it is doing" in call("dump", "4242", "--socket", path).stdout
+        assert json.loads(call("dump", "4242", "--socket", path, "--json").stdout) == record(outcome="dump")
+        state(path)
+        assert call("dump", "4242").stdout.startswith("worker 4242 "), "by any server of this user"
+
+
+def test_dump_passes_on_why_there_is_none() -> None:
+    state("/nowhere/gone")
+    assert "no timer server of this user" in call("dump", "7").stderr
+    answer = wire.encode(wire.Dump({}, "process 7 is not watched here"))
+    with short_socket() as path, stand_in(path, answer):
+        for arguments in (("--socket", path), ()):
+            state(path)
+            result = call("dump", "7", *arguments)
+            assert isinstance(result.exception, Refused)
+            assert "process 7 is not watched here" in str(result.exception)
+
+
+# -- the end of run ---------------------------------------------------------------------------------------
+
+
+def test_run_says_why_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+    with recorded() as made:
+        made.record(record(time=50.0, pid=1, id="20261123T031200-1-1"))
+        made.record(record(time=100.0, pid=2, id="20261123T031200-2-1", outcome="late"))
+        for number in range(3, 8):
+            made.record(record(time=100.0 + number, pid=number, id=f"20261123T031200-{number}-1"))
+    run._say_why("/nowhere/s", since=100.0)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert re.findall(r"^worker (\d+)", printed.err, re.MULTILINE) == ["3", "4", "5"]
+    assert "aiotimer: 2 more" in printed.err
+
+
+def test_run_has_nothing_to_say_about_what_was_not_reaped(capsys: pytest.CaptureFixture[str]) -> None:
+    with recorded() as made:
+        made.record(record(outcome="observed"))
+    run._say_why("/nowhere/s", since=0.0)
+    assert capsys.readouterr().err == ""
+
+
+def test_an_unreadable_history_is_an_error_that_says_where() -> None:
+    error = HistoryUnreadable("/x", "reason")
+    assert str(error) == "cannot read the history in '/x': reason"
