@@ -121,7 +121,8 @@ def dump(pid: int, pidfd: int, table: int, table_inode: int, limit: float, given
         raise TimeoutError
     text = os.pread(table, min(size - start, MAX_SIZE), start)
     _give_back(table, start, size - start)
-    return text.decode(errors="backslashreplace")
+    # NUL: a dump that another gathering had asked for at the same time, and has given back already.
+    return text.lstrip(b"\0").decode(errors="backslashreplace")
 
 
 def check_safe(pid: int, pidfd: int, table: int, table_inode: int, signum: int, descriptor: int) -> None:
