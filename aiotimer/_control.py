@@ -29,15 +29,15 @@ def ping(path: str, *, trusted: bool = False) -> wire.Pong:
     return _ask(path, wire.Ping(), wire.Pong, trusted=trusted)
 
 
-def status(path: str) -> dict[str, Any]:
-    """Return what a server reports of itself and its workers.
+def status(path: str, *, scopes: bool = False) -> dict[str, Any]:
+    """Return what a server reports of itself and its workers; with ``scopes``, of their blocks' durations too.
 
     Raises:
         ServerUnavailable: nobody answers there.
         Refused: it does not want to: it is out of descriptors, say.
         ProtocolError: whoever does is no timer server of this protocol.
     """
-    return _ask(path, wire.StatusRequest(), wire.Status).report
+    return _ask(path, wire.StatusRequest(scopes), wire.Status).report
 
 
 def disown(path: str) -> None:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import itertools
 import time
+from operator import itemgetter
 from time import monotonic
 from typing import Any
 
 from ._attending import subject_of
 from ._core.reader import Timer
+from ._record import MAX_TIMERS, runs_of, timer_as_json
 from ._worker import Worker
 from .evidence import gather
 
@@ -30,7 +32,7 @@ async def dump(worker: Worker, budget: float) -> dict[str, Any]:
         budget: seconds that it may take.
     """
     now, wall = monotonic(), time.time()  # noqa: TID251 - for people; no decision rests on it
-    timers = sorted(worker.timers(), key=lambda timer: timer.deadline)
+    timers = sorted(worker.timers(), key=_soonest_first)
     # Of several timers, the one that would expire first is the one to be asked about.
     soonest = next((timer for table in _shared(worker) for timer in table if timer in timers[:1]), None)
     subject = subject_of(worker, timers[0].name if timers else "", (soonest.slot,) if soonest else ())
@@ -55,7 +57,7 @@ async def dump(worker: Worker, budget: float) -> dict[str, Any]:
         "ladder": "",
         "signals": [],
         "detail": "",
-        "timers": [_timer(timer, now) for timer in timers],
+        "timers": _timers(worker, now),
         "tasks": found.tasks,
         "stacks": found.stacks,
         "process": found.process,
@@ -67,12 +69,15 @@ def _shared(worker: Worker) -> list[list[Timer]]:
     return [table.timers() for table in worker.tables if table.file.kind == "shared"]
 
 
-def _timer(timer: Timer, now: float) -> dict[str, Any]:
-    return {
-        "scope": timer.name,
-        "remaining_s": timer.deadline - now,
-        "limit_s": None,
-        "expired": timer.deadline <= now,
-        "observed": timer.observed,
-        "ran": {"count": 0, "sampled": 0, "median_s": None, "p99_s": None, "max_s": None},
-    }
+def _timers(worker: Worker, now: float) -> list[dict[str, Any]]:
+    found = [
+        (timer.deadline, timer_as_json(table, timer, now, runs))
+        for table in worker.tables
+        for runs in (runs_of(table),)
+        for timer in table.timers()[:MAX_TIMERS]
+    ]
+    return [timer for _deadline, timer in sorted(found, key=itemgetter(0))][:MAX_TIMERS]
+
+
+def _soonest_first(timer: Timer) -> float:
+    return timer.deadline

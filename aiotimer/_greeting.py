@@ -46,7 +46,7 @@ def handle(server: TimerServer, roster: Roster, connection: Connection, message:
     elif isinstance(message, wire.Ping):
         connection.send(wire.Pong(os.getpid(), server.lag_s))
     elif isinstance(message, wire.StatusRequest):
-        connection.send(wire.Status(server.status()))
+        connection.send(wire.Status(server.status(scopes=message.scopes)))
     elif isinstance(message, wire.Disown):
         server.founder_gone()
         connection.send(wire.Pong(os.getpid(), server.lag_s))
@@ -107,7 +107,7 @@ async def _send_dump(server: TimerServer, roster: Roster, connection: Connection
         connection.send(wire.Dump({}, f"no worker with pid {pid} is known here"))
         return
     try:
-        found = await dump(worker, getattr(server, "evidence_budget", BUDGET))
+        found = await dump(worker, server.policy.evidence_budget or BUDGET)
     except Exception as error:  # noqa: BLE001 - logged, and told to whoever asks
         log.exception("no dump of process %d", pid)
         connection.send(wire.Dump({}, f"it failed: {error}"))

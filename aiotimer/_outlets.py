@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ._core.durations import LIMIT, Ran
+from ._core.durations import LIMIT
 from ._sinks import CallbackSink
 from ._watched import WatchedTable
 from .events import Event, write_to_log
@@ -67,8 +67,8 @@ class Outlets:
 
     def note_durations(self, table: WatchedTable) -> None:
         """A table is about to be removed: what it says of durations is history."""
-        for scope, ran, limit in durations_of(table):
-            self._history.durations(scope, ran.durations.as_json(), ran.entries, limit)
+        for found in scopes_of(table):
+            self._history.durations(found["scope"], found["durations"], found["count"], found["limit_s"])
 
     async def close(self) -> None:
         """Tell what waits, and write it."""
@@ -81,8 +81,8 @@ class Outlets:
         self._history.abandon()
 
 
-def durations_of(table: WatchedTable) -> list[tuple[str, Ran, float | None]]:
-    """Return every scope of a table that has been entered, what is known of it, and its latest limit."""
+def scopes_of(table: WatchedTable) -> list[dict[str, Any]]:
+    """Return every scope of a table that has been entered: how often, how long it took, its latest limit."""
     reader = table.reader
     found = reader.durations(MAX_SLOTS)
     limits: dict[str, float] = {}
@@ -90,6 +90,12 @@ def durations_of(table: WatchedTable) -> list[tuple[str, Ran, float | None]]:
         row = reader.row(slot)
         if len(row) > LIMIT and 0.0 < row[LIMIT] < _LONGEST:
             limits[reader.label(slot)[0]] = row[LIMIT]
-    return [(scope, ran, limits.get(scope)) for scope, ran in found.items()]
-
-
+    return [
+        {
+            "scope": scope,
+            "count": ran.entries,
+            "limit_s": limits.get(scope),
+            "durations": ran.durations.as_json(),
+        }
+        for scope, ran in found.items()
+    ]

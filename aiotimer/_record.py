@@ -82,6 +82,20 @@ def _as_json(ran: Ran) -> dict[str, Any]:
 NEVER_RAN = _as_json(Ran(0, Durations()))
 
 
+def timer_as_json(
+    table: WatchedTable, timer: Timer, now: float, runs: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """Return what a record says of an armed timer; ``runs`` is what :func:`runs_of` said of its table."""
+    return {
+        "scope": timer.name,
+        "remaining_s": timer.deadline - now,
+        "limit_s": entry_of(table, timer).limit_s,
+        "expired": timer.deadline <= now,
+        "observed": timer.observed,
+        "ran": runs.get(timer.scope, NEVER_RAN),
+    }
+
+
 class Expiry:
     """One expiry, from the first action on.
 
@@ -160,14 +174,7 @@ class Expiry:
                     found.append((table, timer))
         runs = {table: runs_of(table) for table in tables}
         self._timers = [
-            {
-                "scope": timer.name,
-                "remaining_s": timer.deadline - self._began,
-                "limit_s": entry_of(table, timer).limit_s,
-                "expired": timer.deadline <= self._began,
-                "observed": timer.observed,
-                "ran": runs.get(table, {}).get(timer.scope, NEVER_RAN),
-            }
+            timer_as_json(table, timer, self._began, runs.get(table, {}))
             for table, timer in found[:MAX_TIMERS]
         ]
 

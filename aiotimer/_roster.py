@@ -61,6 +61,7 @@ class Roster:
         on_due: OnDue,
         on_dead: Callable[[Worker], None],
         emit: Callable[[Event], None],
+        before_removal: Callable[[WatchedTable], object],
     ) -> None:
         self.workers: dict[WorkerId, Worker] = {}
         self._by_pid: dict[int, Worker] = {}  # the newest with each pid: older ones are dead
@@ -72,6 +73,7 @@ class Roster:
         self._on_due = on_due
         self._on_dead = on_dead
         self._emit = emit
+        self._before_removal = before_removal
         self._adoption: asyncio.TimerHandle | None = None
 
     def admit(self, worker_id: WorkerId, pidfd: int) -> Worker:
@@ -142,6 +144,7 @@ class Roster:
         """Begin to watch a table."""
         watch = Watch(self.lifeline, connected=connected, bound=self._bound)
         table = WatchedTable(file, watch, self._loop, functools.partial(self._on_due, worker))
+        table.before_removal = self._before_removal
         worker.tables.append(table)
         return table
 

@@ -6,8 +6,8 @@ The laws of this file:
 * The signal is a real-time one that the program neither handles, ignores nor blocks when it is chosen, and it
   stays handled to the end: it would kill a process that does not expect it. When nobody is to have the stacks
   any more they are written to ``/dev/null``.
-* They go into the table's file, behind the table, by a descriptor with a position of its own. The server
-  reads them there, and so does the one that comes after it.
+* They go to the end of the table's file, behind the table, by a descriptor that can do nothing else. The
+  server reads them there, and so does the one that comes after it.
 * The server is told of both, signal and descriptor, in the worker's line of the table; last of all.
 """
 
@@ -110,13 +110,12 @@ def permit_tracing(connection: socket.socket) -> None:
 
 
 def _open_anew(descriptor: int) -> int:
-    """Open a file again: with a position of its own, behind the table."""
-    file = os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_CLOEXEC)
+    """Open a file again, to write at its end: behind the table."""
+    file = os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
     with contextlib.suppress(OSError):  # no more than 64 descriptors are allowed
         high = fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, _OUT_OF_THE_WAY)
         os.close(file)
         file = high
-    os.lseek(file, layout.STACKS_OFFSET, os.SEEK_SET)
     return file
 
 

@@ -27,12 +27,13 @@ from ._connection import Connection
 from ._core.requests import TimerRequest, WorkerId
 from ._core.watch import BOUND
 from ._greeting import apply, handle
+from ._outlets import Outlets, scopes_of
 from ._policy import BUDGET, LADDER, MAX_GRACE, MAX_REAPS, policy
 from ._reaper import Reaper
 from ._report import report
 from ._roster import Roster
 from ._worker import Worker, leave_behind
-from .events import Event, log, write_to_log
+from .events import Event, log
 from .process import check_proc
 
 if TYPE_CHECKING:
@@ -57,7 +58,9 @@ class TimerServer:
 
     Args:
         socket_path: where to listen; by default the per-user default socket.
-        on_event: called with every :class:`~aiotimer.events.Event`, besides the log line it writes.
+        on_event: called with every :class:`~aiotimer.events.Event`, besides the log line it writes, from the
+            loop and after whatever the event is about. A call that raises is logged and made once more; if a
+            thousand events wait, further ones are dropped and counted.
         bound: seconds; the furthest ahead that the server promises its workers to look.
         reap: the ladder: in which steps a worker is reaped that asks for no other ones, such as
             ``dump,ABRT:2,TERM:10,KILL``. ``dump`` gathers evidence; a number is the grace, in seconds.
@@ -110,6 +113,7 @@ class TimerServer:
         self._started_at = 0.0
         self._loop: asyncio.AbstractEventLoop
         self._roster: Roster | None = None
+        self._outlets: Outlets
         self._reaper: Reaper
         self._acceptor: Acceptor
 
@@ -134,12 +138,14 @@ class TimerServer:
             raise_descriptor_limit()
             self._listener = runtime.bind(self._lock, BACKLOG)
             directory = runtime.state_directory(self.socket_path)
+            outlets = Outlets(self._loop, directory, self.policy.evidence_dir, self._on_event)
+            self._outlets = outlets
             self._reaper = Reaper(
-                self._loop, self.reap_worker, self.emit, self.policy, self.keep, self.evidence_path
+                self._loop, self.reap_worker, self.emit, self.policy, outlets.keep, outlets.path_of
             )
             self._roster = Roster(
                 directory, self._loop, self._bound, self.policy, self._reaper.expire, self._worker_died,
-                self.emit,
+                self.emit, outlets.note_durations,
             )  # fmt: skip
             self._roster.adopt()
         except BaseException:
@@ -165,8 +171,10 @@ class TimerServer:
         try:
             for connection in list(self._connections):
                 connection.close()
-            self._leave()
+            self._members.close()
+            await self._outlets.close()
         finally:
+            self._leave()
             self._stopped.set()
 
     async def serve_forever(self) -> None:
@@ -263,11 +271,20 @@ class TimerServer:
 
     # -- what is going on ------------------------------------------------------------------------
 
-    def status(self) -> dict[str, Any]:
-        """Return the object that ``aiotimer status --json`` prints."""
+    def status(self, *, scopes: bool = False) -> dict[str, Any]:
+        """Return the object that ``aiotimer status --json`` prints.
+
+        Args:
+            scopes: add how long the blocks of the workers that are alive took: a list of objects with
+                ``scope``, ``count``, ``limit_s`` and ``durations``.
+        """
         uptime_s = monotonic() - self._started_at
         workers = self._members.workers.values()
-        return report(workers, self.socket_path, uptime_s, self._reaper.observing)
+        found = report(workers, self.socket_path, uptime_s, self._reaper.observing)
+        if scopes:
+            tables = [table for worker in workers for table in worker.tables]
+            found["scopes"] = [scope for table in tables for scope in scopes_of(table)]
+        return found
 
     @property
     def lag_s(self) -> float:
@@ -283,19 +300,7 @@ class TimerServer:
 
     def emit(self, event: Event) -> None:
         """Log an event and pass it on."""
-        write_to_log(event)
-        if self._on_event is not None:
-            try:
-                self._on_event(event)
-            except Exception:  # noqa: BLE001 - the owner's code; logged, and the server goes on
-                log.exception("on_event failed for %s", event.event)
-
-    def keep(self, record: dict[str, Any], stacks_text: str, tasks_text: str) -> None:
-        """Keep the record of an expiry; called again whenever something becomes of it."""
-
-    def evidence_path(self, record_id: str) -> str:
-        """Return the directory where the record of an expiry is kept, "" if it is not."""
-        return ""
+        self._outlets.tell(event)
 
     # -- connections -----------------------------------------------------------------------------
 
@@ -385,6 +390,7 @@ class TimerServer:
         self._connections.clear()
         self._acceptor.abandon()
         self._members.abandon()
+        self._outlets.abandon()
         self._let_go()
 
 

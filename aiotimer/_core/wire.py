@@ -132,7 +132,13 @@ class Pong(msgspec.Struct, tag="pong", array_like=True, frozen=True):
 
 
 class StatusRequest(msgspec.Struct, tag="status?", array_like=True, frozen=True):
-    """Anyone to server: who is connected, and what is armed?"""
+    """Anyone to server: who is connected, and what is armed?
+
+    Attributes:
+        scopes: and how long did the blocks of the living take?
+    """
+
+    scopes: bool = False
 
 
 class Status(msgspec.Struct, tag="status", array_like=True, frozen=True):

@@ -24,6 +24,12 @@ if TYPE_CHECKING:
     help="The event loop to run on.",
 )  # fmt: skip
 @policy_options
+@click.option(
+    "--on-event", metavar="COMMAND", help="Run this for every event, with its JSON on standard input."
+)
+@click.option(
+    "--on-unkillable", metavar="COMMAND", help="The same, only for workers that do not die of SIGKILL."
+)
 @click.option("--founder", metavar="PID:START", hidden=True)
 @click.option("--ready-fd", type=int, hidden=True)
 @click.option("--events-fd", type=int, hidden=True)
@@ -33,6 +39,8 @@ def serve(
     founder: str | None,
     ready_fd: int | None,
     events_fd: int | None,
+    on_event: str | None,
+    on_unkillable: str | None,
     **policy: Any,
 ) -> None:
     """Run the timer server until SIGTERM or SIGINT.
@@ -43,17 +51,17 @@ def serve(
     from .._rights import drop_capabilities
     from ..server import TimerServer
     from ..watchdog import FoundedServer
-    from ._sink import EventPipe, LogSink
+    from ._sink import LogSink, Takers
 
     drop_capabilities()  # before there are threads, the sink's for one
     sink = LogSink()
     logging.basicConfig(format="aiotimer: %(message)s", level=logging.INFO, handlers=[sink])
     path = resolve_socket(socket_path)
-    on_event = None if events_fd is None else EventPipe(events_fd)
+    takers = Takers(events_fd, on_event, on_unkillable)
     if founder is None:
-        server = TimerServer(path, on_event=on_event, **policy)
+        server = TimerServer(path, on_event=takers, **policy)
     else:
-        server = FoundedServer(path, founder, on_event=on_event, when_written=sink.then, **policy)
+        server = FoundedServer(path, founder, on_event=takers, when_written=sink.then, **policy)
     factory = asyncio.new_event_loop
     if loop_name == "uvloop":
         import uvloop
@@ -63,6 +71,7 @@ def serve(
         with asyncio.Runner(loop_factory=factory) as runner:
             runner.run(_serve(server, loop_name, ready_fd, quiet=founder is not None))
     finally:
+        takers.close()
         sink.leave()
 
 

@@ -91,7 +91,7 @@ def _living(socket_path: str | None) -> Iterator[dict[str, Any]]:
     """Yield what the workers that are alive have done, if their server tells: ``scopes`` of its status."""
     for path in known_sockets() if socket_path is None else [socket_path]:
         try:
-            yield from _control.status(path).get("scopes", ())
+            yield from _control.status(path, scopes=True)["scopes"]
         except AiotimerError:
             continue
 

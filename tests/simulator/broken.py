@@ -53,6 +53,13 @@ class NoConfirmation(Server):
         return due[0], Timer(due[0].slot, "?", 0, due[0].deadline)
 
 
+class NoSecondConfirmation(Server):
+    """A worker that releases its timer while evidence is gathered is killed."""
+
+    def confirm_again(self, table: Table, due: Due) -> bool:
+        return not table.closed
+
+
 class IgnoresStartTimes(Server):
     """After a restart, a process with a reused pid is killed for a dead one's timer."""
 
@@ -240,6 +247,7 @@ CASES: dict[str, Case] = dict(
         _case("I3", name="a-millisecond-early", server=with_watch(Impatient)),
         _case("I3", name="stalls-forgotten-at-once", server=with_lifeline(ForgetsStallsAtOnce)),
         _case("I4", name="no-reading-before-the-signal", server=NoConfirmation),
+        _case("I4", name="no-reading-after-the-evidence", server=NoSecondConfirmation),
         _case("I4", "crash", "break_line", name="timers-left-behind", worker=LeavesItsTimersBehind),
         _case("I5", name="slots-written-on-clear", server=WritesSlots),
         _case("I5", name="table-kept-over-a-fork", worker=KeepsItsTableOverAFork),

@@ -33,11 +33,11 @@ from typing import NamedTuple
 from aiotimer._core import layout
 from aiotimer._core.watch import ADOPTED_EVERY, Due
 
-from .server import BEAT, LAST_RETRY, Server, Table
+from .server import BEAT, EVIDENCE, LAST_RETRY, Server, Table
 from .world import Armed, Broken, Process, TableFile, World
 
-TIGHT = 0.1
-"""A ring under way (``DELAY``), the later read, early wakes, and the steps of other callbacks."""
+TIGHT = 0.1 + EVIDENCE
+"""A ring under way (``DELAY``), the later read, early wakes, evidence, and the steps of other callbacks."""
 
 LOOSE = ADOPTED_EVERY + TIGHT
 

@@ -41,6 +41,9 @@ BEAT = 0.5
 FIRST_RETRY, LAST_RETRY = 0.1, 5.0
 """As in ``_worker.py``: seconds before a reap that failed is tried again."""
 
+EVIDENCE = 0.05
+"""Seconds that evidence takes at most. It is not gathered for every reap: there are ladders without."""
+
 EARLY = 0.0012
 """Seconds by which a loop wakes too early at most."""
 
@@ -126,6 +129,8 @@ class Known:
         self.wish = Wish()
         self.tables: list[Table] = []
         self.killed = False
+        self.climbing = False
+        self.has_evidence = False
         self.retry_at = 0.0
         self.postponed: list[tuple[Table, tuple[Due, ...]]] = []
         self.backoff = FIRST_RETRY
@@ -141,12 +146,14 @@ class Server:
     """One server, from its start to its crash.
 
     Attributes:
+        evidence: the longest that it gathers evidence before a signal; 0.0: it gathers none.
         started: it has adopted what was there, and serves.
         frozen_until: SIGSTOP until then.
     """
 
     watch: type[Watch] = Watch
     lifeline_kind: type[Lifeline] = Lifeline
+    evidence = EVIDENCE
 
     def __init__(self, world: World, judge: Judge, bound: float) -> None:
         self.world = world
@@ -319,11 +326,51 @@ class Server:
             yield f"drops {table}: another program runs there"
             return
         known.postponed.append((table, due))
-        if known.retry_at > 0.0:
+        if known.retry_at > 0.0 or known.climbing:
             return
         table.file.pwrite(layout.word(self.world.now), 8 * layout.REAPED_AT)
         yield "notes that it reaps"
-        if self.signal(table, found[0], since):
+        rng = self.world.rng
+        if self.evidence and not known.has_evidence and rng.random() < 0.3:
+            known.climbing = True
+            gathered = partial(self.evidence_gathered, table, found[0])
+            self.call_at(self.world.now + rng.uniform(0.0, self.evidence), gathered)
+            yield f"gathers evidence of {known.process}"
+            return
+        yield from self.first_signal(table, found[0], since)
+
+    def evidence_gathered(self, table: Table, due: Due) -> Steps:
+        """``Climber._go_on``: before the first signal the slot is read once more."""
+        known, since = table.owner, self.world.steps
+        known.climbing = False
+        armed = self.confirm_again(table, due)
+        yield "has gathered evidence"
+        if armed and table.line is None and not self.is_mapped(table.file, known.process):
+            self.drop(table)
+            armed = False
+            yield f"drops {table}: another program runs there"
+        if armed:
+            yield from self.first_signal(table, due, since)
+            return
+        if not table.closed:
+            table.file.pwrite(layout.word(0.0), 8 * layout.REAPED_AT)
+        yield "finds that it was released meanwhile"
+        postponed, known.postponed = known.postponed, []
+        known.has_evidence = True
+        for other, more in postponed:
+            rest = tuple(one for one in more if (other, *one[:2]) != (table, *due[:2]))
+            if rest and not other.closed:
+                yield from self.expire(other, rest)
+        known.has_evidence = False
+
+    def confirm_again(self, table: Table, due: Due) -> bool:
+        """``Expiry.is_armed``."""
+        return not table.closed and table.reader.deadline(due.slot) == due.deadline
+
+    def first_signal(self, table: Table, due: Due, since: int) -> Steps:
+        """``Worker.send`` and ``Reaper._settle``."""
+        known = table.owner
+        if self.signal(table, due, since):
             yield f"has signalled {known.process}"
             known.postponed.clear()
             known.backoff = FIRST_RETRY

@@ -142,7 +142,9 @@ class Unconcerned:
 
 
 class Punctual(Server):
-    """A loop that never wakes early, and serves nothing by itself."""
+    """A loop that never wakes early, and serves nothing by itself; its ladder is ``KILL``."""
+
+    evidence = 0.0
 
     def start(self) -> Steps:
         yield "starts"

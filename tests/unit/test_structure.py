@@ -65,7 +65,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("_link", "_worker", "_arguments", "_attending"),
     ("_dump", "_gathering"),
     ("_climbing", "_observing", "_holding"),
-    ("_socket_link", "_roster", "_reaper", "_report", "_acceptor"),
+    ("_socket_link", "_roster", "_reaper", "_report", "_acceptor", "_outlets"),
     ("_links", "_greeting"),
     ("_client", "_connection"),
     ("client", "sync"),
