@@ -30,7 +30,7 @@ def ping(path: str, *, trusted: bool = False) -> wire.Pong:
 
 
 def status(path: str, *, scopes: bool = False) -> dict[str, Any]:
-    """Return what a server reports of itself and its workers; with ``scopes``, of their blocks' durations too.
+    """Return what a server reports of itself and its workers; with ``scopes``, how long blocks took too.
 
     Raises:
         ServerUnavailable: nobody answers there.

@@ -186,6 +186,14 @@ class Takers:
                 command.close(max(0.0, until - monotonic()))
 
 
+def event_options(command: click.decorators.FC) -> click.decorators.FC:
+    """Add ``--on-event`` and ``--on-unkillable``, for :class:`Takers`."""
+    every = "Run COMMAND for every event, with its JSON on standard input."
+    unkillable = "Run COMMAND for every worker that would not die."
+    command = click.option("--on-unkillable", metavar="COMMAND", help=unkillable)(command)
+    return click.option("--on-event", metavar="COMMAND", help=every)(command)
+
+
 def _command(command: str | None, option: str) -> CommandSink | None:
     if not command:
         return None

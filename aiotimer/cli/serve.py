@@ -12,6 +12,7 @@ import click
 
 from . import cli, resolve_socket, socket_option
 from ._policy import policy_options
+from ._sink import LogSink, Takers, event_options
 
 if TYPE_CHECKING:
     from ..server import TimerServer
@@ -24,12 +25,7 @@ if TYPE_CHECKING:
     help="The event loop to run on.",
 )  # fmt: skip
 @policy_options
-@click.option(
-    "--on-event", metavar="COMMAND", help="Run this for every event, with its JSON on standard input."
-)
-@click.option(
-    "--on-unkillable", metavar="COMMAND", help="The same, only for workers that do not die of SIGKILL."
-)
+@event_options
 @click.option("--founder", metavar="PID:START", hidden=True)
 @click.option("--ready-fd", type=int, hidden=True)
 @click.option("--events-fd", type=int, hidden=True)
@@ -51,7 +47,6 @@ def serve(
     from .._rights import drop_capabilities
     from ..server import TimerServer
     from ..watchdog import FoundedServer
-    from ._sink import LogSink, Takers
 
     drop_capabilities()  # before there are threads, the sink's for one
     sink = LogSink()

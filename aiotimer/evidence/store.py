@@ -58,7 +58,8 @@ class Store:
         self.directory = directory.absolute()
         self._keep = keep
         self._size = size
-        self._swept = False
+        self._saves = 0
+        self._sizes: dict[Path, int] = {}  # of what is kept, the oldest first
         self._told = False
 
     def path_of(self, record_id: str) -> Path:
@@ -105,15 +106,22 @@ class Store:
 
     def _write(self, path: Path, files: dict[str, bytes]) -> None:
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not self._swept:
+        if self._saves % self._keep == 0:  # others may share the directory, or clean it up
             self._sweep()
-            self._swept = True
+            self._sizes = {kept: _size_of(kept) for kept in entries(self.directory)}
+        self._saves += 1
+        size = sum(map(len, files.values()))
+        self._make_room(path, size)
         if path.is_dir():
             for name, data in files.items():
                 _replace(path / name, data)
-            return
-        self._make_room(sum(map(len, files.values())))
+        else:
+            self._create_whole(path, files)
+        self._sizes[path] = size
+
+    def _create_whole(self, path: Path, files: dict[str, bytes]) -> None:
         unfinished = self.directory / f".new-{os.getpid()}-{path.name}"
+        shutil.rmtree(unfinished, ignore_errors=True)  # of an earlier process with this pid
         try:
             unfinished.mkdir(mode=0o700)
             for name, data in files.items():
@@ -123,21 +131,20 @@ class Store:
             shutil.rmtree(unfinished, ignore_errors=True)
             raise
 
-    def _make_room(self, size: int) -> None:
-        """Remove the oldest until one more of that size fits."""
-        kept = entries(self.directory)
-        sizes = {path: _size_of(path) for path in kept}
-        size += sum(sizes.values())
-        while kept and (len(kept) >= self._keep or size > self._size):
-            oldest = kept.pop(0)
-            size -= sizes[oldest]
+    def _make_room(self, path: Path, size: int) -> None:
+        """Remove the oldest until one of that size fits beside the others."""
+        others = [kept for kept in self._sizes if kept != path]
+        size += sum(self._sizes[kept] for kept in others)
+        while others and (len(others) >= self._keep or size > self._size):
+            oldest = others.pop(0)
+            size -= self._sizes.pop(oldest)
             shutil.rmtree(oldest, ignore_errors=True)
 
     def _sweep(self) -> None:
         """Remove what processes that are gone did not finish."""
         for path in list(self.directory.iterdir()):
             match = _UNFINISHED.fullmatch(path.name)
-            if match and (int(match[1]) == os.getpid() or not os.path.exists(f"/proc/{match[1]}")):
+            if match and not os.path.exists(f"/proc/{match[1]}"):
                 shutil.rmtree(path, ignore_errors=True)
 
 

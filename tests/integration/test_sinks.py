@@ -15,7 +15,7 @@ import pytest
 
 from aiotimer._core.requests import WorkerId
 from aiotimer._sinks import Backlog, CallbackSink, CommandSink
-from aiotimer.cli._sink import EventPipe, Takers
+from aiotimer.cli._sink import EventPipe, Takers, event_options
 from aiotimer.events import Event
 from tests.support import PATIENCE
 
@@ -301,6 +301,17 @@ def test_a_command_that_is_none_is_an_error_of_the_command_line(option: str) -> 
     with pytest.raises(click.BadParameter) as raised:
         Takers(None, bad if option == "--on-event" else None, bad if option == "--on-unkillable" else None)
     assert raised.value.param_hint == option
+
+
+def test_the_options_are_those_of_the_takers() -> None:
+    @click.command()
+    @event_options
+    def serve(**given: str | None) -> None:
+        assert given == {"on_event": "a b", "on_unkillable": None}
+
+    with pytest.raises(SystemExit) as ended:
+        serve(["--on-event", "a b"])
+    assert ended.value.code == 0
 
 
 def test_a_line_in_the_pipe_is_never_longer_than_is_written_at_once() -> None:

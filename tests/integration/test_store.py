@@ -78,6 +78,23 @@ def test_the_oldest_go_first_by_size(tmp_path: Path) -> None:
     assert names(tmp_path) == [record(number)["id"] for number in (3, 4)]
 
 
+def test_texts_that_come_later_count_too(tmp_path: Path) -> None:
+    store = Store(tmp_path, size=25_000)
+    for number in range(3):
+        store.save(record(number), "", "")
+    for number in range(3):
+        store.save(record(number), "x" * 10_000, "")
+    assert names(tmp_path) == [record(number)["id"] for number in (1, 2)]
+
+
+def test_stores_that_share_a_directory_keep_it_bounded(tmp_path: Path) -> None:
+    first, second = Store(tmp_path, keep=3), Store(tmp_path, keep=3)
+    for number in range(20):
+        (first, second)[number % 2].save(record(number), "", "")
+    assert len(names(tmp_path)) <= 6
+    assert names(tmp_path)[-1] == record(19)["id"]
+
+
 def test_what_a_killed_process_did_not_finish_is_no_entry_and_goes(tmp_path: Path) -> None:
     gone = 2**22 + 1  # above the greatest pid_max
     unfinished = tmp_path / f".new-{gone}-{record()['id']}"
