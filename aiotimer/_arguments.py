@@ -56,9 +56,9 @@ def named_pool(scope: str, client: BaseClient | None, *, observed: bool = False)
 
 
 def site_pool(caller: FrameType, client: BaseClient | None, *, observed: bool = False) -> Pool:
-    """Return the pool of a call that names no scope, and remember it for that call unless it is observed."""
+    """Return the pool of a call that names no scope, and remember it for that call if it is not observed."""
     pool = named_pool(_site_name(caller), client, observed=observed)
-    if client is not None and not observed and client.link.table is pool.table:
+    if not observed and client is not None and client.link.table is pool.table:
         client.link.remember_site(caller.f_code, caller.f_lasti, pool)
     return pool
 

@@ -16,16 +16,18 @@ statements is the protocol, and every one of them is paid for in the benchmark.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Coroutine
-from math import inf
+from math import inf, nan
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from ._arguments import named_pool, seconds
 from ._client import BUDGET, BaseClient
-from ._core.layout import COUNT_OF, PROMISE
-from ._core.table import LATE, SAMPLE_EVERY, Pool
+from ._core import durations
+from ._core.layout import COUNT_OF, PROMISE, row_of
+from ._core.table import LATE, Pool
 from ._default import configured, default, default_client
-from ._leaving import Entered, Slow, nothing
+from ._leaving import Slow, nothing
 from ._waiting import within
 from .errors import AiotimerError
 
@@ -35,11 +37,14 @@ if TYPE_CHECKING:
 
     from ._link import Link
 
+SAMPLE_EVERY = 0.01
+"""Seconds from one entry of a scope that is sampled to the next."""
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class Block(Entered):
+class Block:
     """A countdown around a block of code. Made by :func:`aiotimer.expires`, see there.
 
     It serves ``with``, ``async with`` and as a decorator, one block at a time.
@@ -72,7 +77,7 @@ class Block(Entered):
         self._deadline = cells[slot] = deadline = now + self._after
         cells[slot + COUNT_OF] += 1.0
         if now >= pool.sample_at:
-            self._sample(pool, slot, now)
+            self._sample(pool, slot, now, deadline)
         if not now - LATE <= cells[PROMISE] <= deadline:
             self._tell(deadline, now)
         return self
@@ -192,7 +197,8 @@ class Block(Entered):
             now = pool.now()
             self._deadline = deadline = now + self._after
             pool.cells[self._slot] = deadline
-            pool.table.entered(self._slot, now, self._after)
+            if slow.entered_at == slow.entered_at:  # it is sampled
+                durations.renew(pool.cells, row_of(self._slot), self._after, deadline)
         if not now - LATE <= pool.cells[PROMISE] <= deadline:
             self._tell(deadline, now)
 
@@ -204,9 +210,8 @@ class Block(Entered):
         block._slot = block._slow = block._deadline = None
         block._after = self._after
         block._client = self._client
-        block._pool = named_pool(
-            self._pool.scope, self._client or default_client(), observed=self._pool.observed
-        )
+        client, pool = self._client or default_client(), self._pool
+        block._pool = named_pool(pool.scope, client, observed=pool.observed)
         return block
 
     def _take(self) -> tuple[Pool, int]:
@@ -215,17 +220,24 @@ class Block(Entered):
         self._pool, slot = pool.table.take(pool)
         return self._pool, slot
 
-    def _sample(self, pool: Pool, slot: int, now: float) -> None:
-        """Note when this block began, and have it noted how long it takes."""
-        pool.sample_at = now + SAMPLE_EVERY
-        slow = self._slow
-        if slow is None:
-            slow = self._slow = Slow(None)
-        slow.since = now
-        pool.table.entered(slot, now, self._after)
-        client = self._client or default.client
-        if client is not None:
-            client.link.attend()
+    def _sample(self, pool: Pool, slot: int, now: float, deadline: float) -> None:
+        """Of this entry it is counted how long it takes; one in ``SAMPLE_EVERY`` seconds of each scope is."""
+        try:
+            pool.sample_at = now + SAMPLE_EVERY
+            slow = self._slow
+            if slow is None:
+                slow = self._slow = Slow(None)
+            durations.enter(pool.cells, row_of(slot), now, self._after, deadline)
+            slow.entered_at = now
+            if "asyncio" in sys.modules:
+                client = self._client or default.client
+                if client is not None and client.link.connected:
+                    from ._channel import attend
+
+                    attend(client.link, Block)
+        except BaseException:
+            self._retract()
+            raise
 
     def _tell(self, deadline: float, now: float) -> None:
         """The table says that somebody must be told of this timer."""
@@ -236,7 +248,9 @@ class Block(Entered):
                 self._move(client, link)
             elif not link.shared:
                 if self._slow is None or not self._slow.tells:
-                    self._slow = Slow(link)  # what is noted of durations is noted by the server
+                    entered_at = nan if self._slow is None else self._slow.entered_at
+                    self._slow = Slow(link)
+                    self._slow.entered_at = entered_at
                 self._tell_by_socket(client, link, deadline)
             elif self._pool.table.must_ring(deadline, now):
                 link.tell("", deadline, client.budget)
@@ -253,6 +267,8 @@ class Block(Entered):
                 client.missing(error)
         if link.table is not None:
             self._give_back()
+            if self._slow is not None:
+                self._slow.entered_at = nan  # on the other table's clock
             self._pool = link.table.pool(self._pool.scope, observed=self._pool.observed)
             Block.__enter__(self)
 
@@ -291,14 +307,16 @@ class Block(Entered):
         self._pool, slot = table.take(table.pool(self._pool.scope, observed=self._pool.observed))
         self._slot = slot
         self._slow = Slow(link)
-        self._deadline = deadline = table.now() + self._after
+        now = table.now()
+        self._deadline = deadline = now + self._after
         table.cells[slot] = deadline
+        if now >= self._pool.sample_at:
+            self._sample(self._pool, slot, now, deadline)
         try:
             try:
                 await link.tell_async(table.key_of(slot), deadline, client.budget, slot)
             except (AiotimerError, OSError) as error:
                 client.missing(error)
-            link.attend()
         except BaseException:
             self._retract()
             raise
@@ -310,10 +328,12 @@ class Block(Entered):
         if slot is None:
             return ""
         with slow.lock:
-            self._pool.cells[slot] = inf
-            since, slow.since = slow.since, None
-        if since is not None:
-            self._pool.table.left(slot, self._pool.now(), since)
+            cells = self._pool.cells
+            cells[slot] = inf
+            entered_at = slow.entered_at
+            if entered_at == entered_at:
+                slow.entered_at = nan
+                durations.leave(cells, row_of(slot), self._pool.now() - entered_at)
         return self._pool.table.key_of(slot) if slow.tells else ""
 
     def _give_back(self) -> None:

@@ -1,11 +1,9 @@
-"""A channel: where an event loop of this process answers the server's questions about its tasks.
+"""A connection per event loop and server, on which this process says what its tasks wait for.
 
-The laws of this file:
-
-* There is one for each loop that enters blocks, opened on the way and without waiting for anything. The
-  program does not notice: no task, no thread, no exception, and a loop that is closed is closed in silence.
-* The answer is given from inside the loop: an answer proves that the loop is alive.
-* Only the loop holds its channel. When the loop lets go of it, the channel's descriptor is closed.
+The laws of this file: nothing here raises into a caller, waits, or makes a task or a thread; a healthy
+program notices nothing; a channel is used and closed in its loop's thread, or where that loop is closed; a
+descriptor that may not be ours any more, or that a forked child has a copy of, is no business of its loop.
+This file imports asyncio, so it is imported late.
 """
 
 from __future__ import annotations
@@ -14,109 +12,158 @@ import asyncio
 import contextlib
 import os
 import socket
-import threading
 import weakref
-from collections.abc import MutableMapping
-from typing import TYPE_CHECKING
+from math import inf
+from time import monotonic
+from typing import TYPE_CHECKING, Any
 
-from ._core import layout, wire
-from ._descriptors import close, is_open
-from ._tasks import describe
-from .errors import AiotimerError
+from ._core import wire
+from ._descriptors import is_open
+from ._tasks import answer
 from .process import check_trusted
 
 if TYPE_CHECKING:
     from ._link import Link
 
+_AGAIN_AFTER = 1.0
+"""Seconds between attempts to open a channel."""
 
-def open_for_running_loop(link: Link, channels: MutableMapping[int, Channel]) -> bool:
-    """Open a channel for the running loop and note it in ``channels``; return False if there is one."""
-    loop = asyncio.get_running_loop()
-    channel = channels.get(id(loop))
-    if channel is not None and channel.serves(loop):
-        return False
-    with contextlib.suppress(AiotimerError, OSError, RuntimeError, NotImplementedError):
-        channels[id(loop)] = Channel(link, loop)
-    return True
+_AT_ONCE = 65_536
 
 
 class Channel:
-    """See the module. To be made in the loop's thread.
+    """One loop's connection to one server."""
 
-    Raises:
-        OSError: the server cannot be reached at once.
-        Refused: it is another user's.
-    """
-
-    def __init__(self, link: Link, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, link: Link, block_type: type[Any]) -> None:
+        self._loop = weakref.ref(loop)  # the loop holds this object
         self._link = weakref.ref(link)
-        self._loop = weakref.ref(loop)
+        self._block_type = block_type
         self._pid = os.getpid()
         self._decoder = wire.client_decoder()
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        self._descriptor = -1
         self._inode = 0
-        try:
-            self._socket.connect(link.path)
-            check_trusted(self._socket, link.path)
-            self._socket.send(wire.encode(wire.Attend(wire.PROTOCOL_VERSION)))
-            self._inode = os.fstat(self._socket.fileno()).st_ino
-            loop.add_reader(self._socket.fileno(), self._readable)
-        except BaseException:
-            self._socket.close()
-            raise
 
-    def serves(self, loop: asyncio.AbstractEventLoop) -> bool:
-        """Whether it is open, and this loop's."""
-        return self._loop() is loop and is_open(self._socket.fileno(), self._inode)
+    @property
+    def is_open(self) -> bool:
+        """Whether it is connected, as far as is known."""
+        return self._descriptor >= 0
 
-    def leave(self) -> None:
-        """Close it, from any thread, or in a forked child."""
-        loop = self._loop()
-        if loop is None or self._pid != os.getpid():
-            self._close()  # the loop's selector may be the parent's too: it is not told
-        elif asyncio._get_running_loop() is loop:
-            self._end()
-        else:
-            with contextlib.suppress(RuntimeError):  # it is closed, and so are we
-                loop.call_soon_threadsafe(self._end)
-
-    def __del__(self) -> None:
-        """Close it: the loop has let go of it."""
-        with contextlib.suppress(AttributeError):  # it was never made
-            self._close()
-
-    def _readable(self) -> None:
-        try:
-            data = self._socket.recv(65_536)
-            if not data:
-                self._end()  # the server is gone
-                return
-            for message in self._decoder.feed(data):
-                if isinstance(message, wire.Inspect):
-                    self._answer(message)
-        except BlockingIOError:
-            return
-        except (AiotimerError, OSError):
-            self._end()
-
-    def _answer(self, question: wire.Inspect) -> None:
+    def open(self) -> None:
+        """Connect."""
         loop, link = self._loop(), self._link()
         if loop is None or link is None:
             return
-        table = link.table if link.shared else None
-        words = {layout.FIRST_DEADLINE + slot for slot in question.slots}
-        answer = describe(loop, table, words, question.number, threading.current_thread().name)
-        frame = wire.encode(answer)
-        if self._socket.send(frame) < len(frame):
-            raise BrokenPipeError  # the server does not read; half an answer would spoil the next
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * wire.MAX_FRAME)
+            connection.connect(link.path)
+            check_trusted(connection, link.path)
+            connection.send(wire.encode(wire.Attend(wire.PROTOCOL_VERSION)), socket.MSG_NOSIGNAL)
+            self._decoder = wire.client_decoder()
+            self._inode = os.fstat(connection.fileno()).st_ino
+            loop.add_reader(connection.fileno(), self._ready)
+            self._descriptor = connection.detach()
 
-    def _end(self) -> None:
+    def close(self) -> None:
+        """Close it, in its loop's thread, in a forked child, or when the loop is closed or gone."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor < 0 or not is_open(descriptor, self._inode):
+            return
         loop = self._loop()
-        if loop is not None and is_open(self._socket.fileno(), self._inode):
-            with contextlib.suppress(RuntimeError):
-                loop.remove_reader(self._socket.fileno())
-        self._close()
+        if loop is not None and self._pid == os.getpid() and not loop.is_closed():
+            with contextlib.suppress(Exception):
+                loop.remove_reader(descriptor)
+        os.close(descriptor)
 
-    def _close(self) -> None:
-        if self._socket.fileno() >= 0:
-            close(self._socket, self._inode)
+    def close_from_anywhere(self) -> None:
+        """Close it in its loop's thread, later if need be."""
+        loop = self._loop()
+        if loop is None or self._pid != os.getpid() or asyncio._get_running_loop() is loop:
+            self.close()
+            return
+        try:
+            loop.call_soon_threadsafe(self.close)
+        except RuntimeError:  # it is closed
+            self.close()
+
+    def __del__(self) -> None:
+        """Close what the loop left."""
+        with contextlib.suppress(Exception):
+            self.close()
+
+    def _ready(self) -> None:
+        """Answer what is asked."""
+        try:
+            self._answer()
+        except BlockingIOError:
+            pass
+        except Exception:  # noqa: BLE001 - the loop is the program's
+            self._abandon()
+
+    def _answer(self) -> None:
+        loop, link, descriptor = self._loop(), self._link(), self._descriptor
+        if loop is None or link is None or not is_open(descriptor, self._inode):
+            raise ConnectionError("the program closed the channel's descriptor")
+        connection = socket.socket(fileno=descriptor)
+        try:
+            data = connection.recv(_AT_ONCE, socket.MSG_DONTWAIT)
+            if not data:
+                raise ConnectionError("the server is gone")
+            for message in self._decoder.feed(data):
+                if not isinstance(message, wire.Inspect):
+                    raise ConnectionError("no question")
+                frame = answer(loop, message, link.table if link.shared else None, self._block_type)
+                if connection.send(frame, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL) < len(frame):
+                    raise ConnectionError("the server does not read")
+        finally:
+            connection.detach()
+
+    def _abandon(self) -> None:
+        """Close it; if its number is somebody else's by now, only its reader is taken away."""
+        descriptor, loop = self._descriptor, self._loop()
+        self.close()
+        if loop is not None and descriptor >= 0 and not is_open(descriptor, self._inode):
+            with contextlib.suppress(Exception):
+                loop.remove_reader(descriptor)
+
+
+_channels: weakref.WeakKeyDictionary[
+    asyncio.AbstractEventLoop, weakref.WeakValueDictionary[str, Channel]
+] = weakref.WeakKeyDictionary()
+
+
+def attend(link: Link, block_type: type[Any]) -> None:
+    """See to it that the running loop, if there is one, answers a link's server. Never raises."""
+    try:
+        loop = asyncio._get_running_loop()
+        if loop is None or monotonic() < link.attend_at:
+            return
+        of_loop = _channels.get(loop)
+        if of_loop is None:
+            of_loop = _channels.setdefault(loop, weakref.WeakValueDictionary())
+        channel = of_loop.get(link.path)
+        if channel is None or not channel.is_open:
+            link.attend_at = monotonic() + _AGAIN_AFTER
+            channel = Channel(loop, link, block_type)
+            channel.open()
+            of_loop[link.path] = channel
+            link.attend_at = -inf
+    except Exception:  # noqa: BLE001 - there is one probe less, and a later sampled entry tries again
+        return
+
+
+def hang_up(path: str) -> None:
+    """The last client of a server is leaving: close every loop's channel to it."""
+    for of_loop in list(_channels.values()):
+        channel = of_loop.pop(path, None)
+        if channel is not None:
+            channel.close_from_anywhere()
+
+
+def _after_fork_in_child() -> None:
+    for of_loop in list(_channels.values()):
+        for channel in list(of_loop.values()):
+            channel.close()
+    _channels.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

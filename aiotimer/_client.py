@@ -153,7 +153,7 @@ class BaseClient:
     def _disarm(self, scope_id: str) -> None:
         table = self._link.table
         if table is not None:
-            table.set((scope_id, 0), RELEASE, table.now())
+            table.set((scope_id, 0), RELEASE, 0.0)
 
     def _retract(self, scope_id: str) -> None:
         """An acquire did not come about: nobody holds its timer."""

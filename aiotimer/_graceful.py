@@ -1,12 +1,7 @@
-"""A block with grace: what ``expires(..., grace=...)`` returns.
-
-The law of this file: the soft limit is the task's affair and the hard one the server's. The timer in the
-table is the hard one; the soft one begins before it and ends after it.
-"""
+"""A block with grace. The law of this file: the hard limit is the timer; the soft one is the task's alone."""
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 from ._arguments import seconds
@@ -15,6 +10,7 @@ from ._default import configured
 from ._leaving import nothing, time_out
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
     from types import TracebackType
     from typing import NoReturn, Self
 

@@ -1,25 +1,16 @@
-"""What a block is from outside, and what leaving one may need besides a store."""
+"""What leaving a block may need besides a store."""
 
 from __future__ import annotations
 
 import os
 from _thread import allocate_lock
+from math import nan
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
-    from ._core.table import Pool
     from ._link import Link
-
-
-class Entered:
-    """What a block is to those who look for it: a slot of a pool, while it is entered."""
-
-    __slots__ = ()
-
-    _pool: Pool
-    _slot: int | None
 
 
 class Slow:
@@ -29,15 +20,15 @@ class Slow:
         lock: held by ``renew`` while it stores.
         link: the link to tell of the release, if it has no shared table.
         pid: the process that entered: a forked child has nothing to tell of its parent's block.
-        since: when it was entered, on the table's clock, if its duration is to be noted.
+        entered_at: when the block was entered, on its table's clock, if its duration is to be counted.
     """
 
-    __slots__ = ("link", "lock", "pid", "since")
+    __slots__ = ("entered_at", "link", "lock", "pid")
 
     def __init__(self, link: Link | None) -> None:
         self.lock = allocate_lock()
         self.link = link
-        self.since: float | None = None
+        self.entered_at = nan
         self.pid = os.getpid() if link is not None else 0
 
     @property

@@ -16,6 +16,7 @@ from __future__ import annotations
 import mmap
 import os
 import socket
+import sys
 import threading
 import weakref
 from math import inf
@@ -31,9 +32,10 @@ from ._core.table import LATE, Pool, TimerTable
 from ._descriptors import close, immortal, is_open
 from ._outage import Hook, Mended
 from ._scratch import scratch
+from ._stacks import Stacks, allow_tracing, register
 from ._version import __version__
 from ._waiting import Steps, Turn, Turns, Wait, loop_is_running, within
-from ._witness import Witness
+from ._wish import NOTHING
 from .errors import AiotimerError, ProtocolError, Refused, ServerUnavailable
 from .process import time_namespace
 from .queue import RequestQueue, TableQueue
@@ -41,9 +43,6 @@ from .runtime import allocate
 
 if TYPE_CHECKING:
     from ._soft import CallLater
-
-OBSERVE_VARIABLE = "AIOTIMER_OBSERVE"
-"""Set to anything but 0: nobody is to be signalled for this process's timers, or by this server."""
 
 RETRY_EVERY = 1.0
 """Seconds between attempts to reach a server that did not answer."""
@@ -76,11 +75,11 @@ class Link(Mended):
         self._codes: dict[int, CodeType] = {}
         self.starting_until = -inf
         self.users = 0
-        self.reap, self.observe = "", False
+        self.wish = NOTHING
+        self.attend_at = -inf  # when the next attempt is made to open a channel
         self._turns = Turns()  # at connecting
         self._entering = threading.RLock()  # held while somebody enters or leaves
         self._resets = 0
-        self.witness = Witness()
         self.reset()
 
     def reset(self) -> None:
@@ -93,6 +92,7 @@ class Link(Mended):
         self.connected = False
         self._table_descriptor = -1
         self._table_inode = 0
+        self._stacks: Stacks | None = None
         self._socket: socket.socket | None = None
         self._socket_inode = 0
         self._resets += 1
@@ -103,6 +103,18 @@ class Link(Mended):
     def _first_table(self) -> TimerTable | None:
         """Return what to store in before a server has given us a table."""
         return None
+
+    def ask_for(self, reap: str, *, observe: bool) -> None:
+        """A client wishes how this process is reaped: the first wish holds until the last client leaves.
+
+        Raises:
+            TypeError, ValueError: it is no wish, or not the one that holds.
+        """
+        with self._entering:
+            wish = self.wish.and_also(self.path, reap, observe=observe)
+            if wish != self.wish and self.connected:
+                self.hang_up()  # it is said in the next HELLO
+            self.wish = wish
 
     # -- connecting ------------------------------------------------------------------------------
 
@@ -176,8 +188,8 @@ class Link(Mended):
             time_namespace=time_namespace(),
             clock=monotonic(),
             offers_table=offers_table,
-            reap=self.reap,
-            observe=self.observe or os.environ.get(OBSERVE_VARIABLE, "0") not in ("", "0"),
+            reap=self.wish.reap,
+            observe=self.wish.observed,
         )
 
     def _offer(self) -> list[int]:
@@ -206,13 +218,13 @@ class Link(Mended):
     def _use(self, connection: socket.socket) -> None:
         old, old_inode = self._socket, self._socket_inode
         self._socket = connection
+        allow_tracing(connection)
         self._socket_inode = os.fstat(connection.fileno()).st_ino
         self.connected = True
         self.starting_until = -inf
         self.watched = self.table if self.shared else None
         if old is not None:
             close(old, old_inode)
-        self.witness.connected(connection)
 
     def _map(self, descriptor: int, offset: float) -> None:
         mapping = mmap.mmap(descriptor, layout.TABLE_SIZE)
@@ -222,7 +234,7 @@ class Link(Mended):
         now = monotonic if offset == 0.0 else lambda: monotonic() + offset
         self.table = TimerTable(mapping, self._grow, self.pools, now=now, offset=offset)
         _mapped.add(self.table)
-        self.witness.mapped(descriptor, self.table)
+        self._stacks = register(self.table, descriptor, self._table_inode)
 
     def _grow(self, slots: int) -> None:
         if not is_open(self._table_descriptor, self._table_inode):
@@ -359,28 +371,7 @@ class Link(Mended):
             return False
         return True
 
-    # -- evidence --------------------------------------------------------------------------------
-
-    def attend(self) -> None:
-        """See to it that the server can ask the running event loop, if there is one, for its tasks."""
-        if self.connected:
-            self.witness.attend(self)
-
     # -- the end ---------------------------------------------------------------------------------
-
-    def ask_for(self, reap: str, *, observe: bool) -> None:
-        """How this process wants to be reaped: said in HELLO, so the first client that asks decides.
-
-        Raises:
-            ValueError: it has been decided otherwise.
-        """
-        if (reap or observe) and (reap, observe) != (self.reap, self.observe):
-            if self.users > 0:
-                raise ValueError(
-                    f"this process's first client of {self.path!r} asked for reap={self.reap!r}, "
-                    f"observe={self.observe}; all its clients share that, so give it to the first one"
-                )
-            self.reap, self.observe = reap, observe
 
     def enter(self, hook: Hook | None = None) -> None:
         """One more client uses this link; ``hook`` wants to hear of outages."""
@@ -397,6 +388,7 @@ class Link(Mended):
             self.users -= 1
             if self.users <= 0:
                 self._depart()
+                self.wish = NOTHING
 
     def _depart(self) -> None:
         """The last client has left: whoever enters next finds nothing of it."""
@@ -429,7 +421,11 @@ class Link(Mended):
     def _let_go(self) -> None:
         """Close what is open. Entries that are active keep their table, and release in it."""
         self.hang_up()
-        self.witness.end()
+        channels = sys.modules.get("aiotimer._channel")
+        if channels is not None:
+            channels.hang_up(self.path)
+        if self._stacks is not None:
+            self._stacks.undo()
         if is_open(self._table_descriptor, self._table_inode):
             os.close(self._table_descriptor)
         if self.table is not None:

@@ -1,152 +1,139 @@
-"""A worker's stacks, written by a signal: even while C code holds the GIL, no thread of Python's can run, and
-nobody could be asked.
+"""How a worker can be made to write its stacks: a signal, on which they are written into its table.
 
-The laws of this file:
-
-* The signal is a real-time one that the program neither handles, ignores nor blocks when it is chosen, and it
-  stays handled to the end: it would kill a process that does not expect it. When nobody is to have the stacks
-  any more they are written to ``/dev/null``.
-* They go to the end of the table's file, behind the table, by a descriptor that can do nothing else. The
-  server reads them there, and so does the one that comes after it.
-* The server is told of both, signal and descriptor, in the worker's line of the table; last of all.
+The laws of this file: it takes only a real-time signal that nobody in this process catches, ignores or
+blocks, and handles it to the end; ``faulthandler``'s handler needs neither the GIL nor memory, so that a worker stuck in C code writes
+too; what goes wrong here is nobody's trouble: then there is no such signal, and the table says so. A
+descriptor that may not be ours any more is left alone.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import faulthandler
 import fcntl
 import os
 import signal
 import socket
 import struct
-from _thread import allocate_lock
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from ._core import layout
+from ._core.table import TimerTable
 from ._descriptors import is_open
 
-if TYPE_CHECKING:
-    from ._core.table import TimerTable
-
-SIGNAL_VARIABLE = "AIOTIMER_DUMP_SIGNAL"
-"""0: no signal; a number: this one. Otherwise one that is free is taken."""
-
-_CANDIDATES = (*range(50, 60), *range(49, 37, -1))
-"""Real-time signals that are nobody's by custom: the C library has 32 and 33, others begin at either end."""
+VARIABLE = "AIOTIMER_DUMP_SIGNAL"
+"""0: no signal; another number: that one."""
 
 _OUT_OF_THE_WAY = 64
-"""The lowest number for our descriptor, if there may be such: low ones are for the program."""
+"""Descriptors below are what programs use, and close in bulk."""
 
-_YAMA = "/proc/sys/kernel/yama/ptrace_scope"
 _PR_SET_PTRACER = 0x59616D61
-_UCRED = struct.Struct("=iII")
 
 
-def _read_yama() -> bool:
-    try:
-        with open(_YAMA) as file:
-            return file.read().strip() == "1"
-    except OSError:
-        return False  # this kernel has no Yama
+class Stacks:
+    """The dump signal of this process, for one table. Made by :func:`register`."""
+
+    def __init__(self, signum: int, descriptor: int, inode: int) -> None:
+        self.signum = signum
+        self.descriptor = descriptor
+        self.inode = inode
+
+    def undo(self) -> None:
+        """Have them written to nowhere, and close the descriptor if it is still ours.
+
+        The signal stays handled: the server may be about to send it, and it would kill.
+        """
+        global _nowhere
+        import faulthandler
+
+        with contextlib.suppress(Exception):
+            if not is_open(_nowhere, os.stat(os.devnull).st_ino):
+                _nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+            faulthandler.register(self.signum, file=_nowhere, all_threads=True, chain=False)
+            _idle.append(self.signum)
+            if is_open(self.descriptor, self.inode):
+                os.close(self.descriptor)
 
 
-_yama_forbids = _read_yama()
-_lock = allocate_lock()
-_idle: list[int] = []  # signals that are ours, and write to /dev/null
-_null = -1
+_idle: list[int] = []  # signals that are ours, and whose stacks go nowhere
+_nowhere = -1
 
 
-class Dumps:
-    """The stacks of this process, for one table. Whatever goes wrong, there are none; nothing is raised.
+def register(table: TimerTable, descriptor: int, inode: int) -> Stacks | None:
+    """Make this process write its stacks into a table's file when it is sent a signal.
 
     Args:
-        descriptor: of the table's file.
-        table: the table.
+        table: where the signal is announced.
+        descriptor: of its file.
+        inode: of that file.
+
+    Returns:
+        What undoes it, None if it cannot be.
     """
-
-    def __init__(self, descriptor: int, table: TimerTable) -> None:
-        self._signal = 0
-        self._file = -1
-        self._inode = 0
-        self._table = table
-        with contextlib.suppress(OSError, ValueError, RuntimeError), _lock:
-            signum = _idle.pop() if _idle else _free_signal()
-            if not signum:
-                return
-            self._file = _open_anew(descriptor)
-            self._inode = os.fstat(self._file).st_ino
-            faulthandler.register(signum, file=self._file, all_threads=True, chain=False)
-            self._signal = signum
-            table.cells[layout.DUMP_FILE] = float(self._file)
-            table.cells[layout.DUMP_SIGNAL] = float(signum)
-
-    def end(self) -> None:
-        """Nobody is to have the stacks any more: this process lets go of its table, or is a forked child."""
-        global _null
-        if not self._signal:
-            return
-        self._table.cells[layout.DUMP_SIGNAL] = 0.0  # in a forked child that is scratch
-        with contextlib.suppress(OSError, ValueError, RuntimeError), _lock:
-            if not is_open(_null, _null_inode()):
-                _null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-            faulthandler.register(self._signal, file=_null, all_threads=True, chain=False)
-            _idle.append(self._signal)
-            self._signal = 0
-            if is_open(self._file, self._inode):
-                os.close(self._file)
-
-
-def permit_tracing(connection: socket.socket) -> None:
-    """Let the server look into this process with ptrace, where Yama forbids it to all but ancestors."""
-    if not _yama_forbids:
-        return
+    ours = -1
+    stacks = None
     try:
-        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-        ctypes.CDLL(None).prctl(_PR_SET_PTRACER, _UCRED.unpack(credentials)[0], 0, 0, 0)
+        signum = _idle.pop() if _idle else _free_signal()
+        if not signum:
+            return None
+        import faulthandler
+
+        ours = _opened_anew(descriptor)
+        faulthandler.register(signum, file=ours, all_threads=True, chain=False)
+        stacks = Stacks(signum, ours, inode)
+        table.cells[layout.DUMP_FILE] = float(ours)
+        table.cells[layout.DUMP_SIGNAL] = float(signum)  # last: it says that the other holds
+    except Exception:  # noqa: BLE001 - whatever it is, the worker's timers are none the worse for it
+        if stacks is not None:
+            stacks.undo()
+        elif ours >= 0:
+            with contextlib.suppress(OSError):
+                os.close(ours)
+        return None
+    return stacks
+
+
+def _opened_anew(descriptor: int) -> int:
+    """Return a descriptor that writes at the end of a file: behind the table."""
+    low = os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+    try:
+        return fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, _OUT_OF_THE_WAY)
     except OSError:
-        return
-
-
-def _open_anew(descriptor: int) -> int:
-    """Open a file again, to write at its end: behind the table."""
-    file = os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
-    with contextlib.suppress(OSError):  # no more than 64 descriptors are allowed
-        high = fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, _OUT_OF_THE_WAY)
-        os.close(file)
-        file = high
-    return file
+        return os.dup(low)  # a low limit of descriptors
+    finally:
+        os.close(low)
 
 
 def _free_signal() -> int:
     """Return a signal that nobody uses, 0 if there is none or none is wanted."""
-    wish = os.environ.get(SIGNAL_VARIABLE)
-    if wish is not None:
-        number = int(wish)
-        return number if 0 < number < signal.NSIG and not _is_used(number) else 0
-    return next((number for number in _CANDIDATES if not _is_used(number)), 0)
+    wanted = os.environ.get(VARIABLE, "")
+    if wanted:
+        number = int(wanted)
+        candidates = [number] if signal.SIGRTMIN < number < signal.SIGRTMAX else []
+    else:
+        middle = (signal.SIGRTMIN + signal.SIGRTMAX) // 2
+        usual = range(signal.SIGRTMIN + 3, signal.SIGRTMAX - 2)
+        candidates = sorted(usual, key=lambda number: abs(number - middle))
+    return next((number for number in candidates if not _is_used(number)), 0)
 
 
-def _is_used(signum: int) -> bool:
-    """Whether a signal is handled, by Python or by anybody, or ignored, blocked or pending."""
-    if signum in signal.pthread_sigmask(signal.SIG_BLOCK, ()) or signum in signal.sigpending():
+def _is_used(number: int) -> bool:
+    """Whether a signal is handled, by Python or by anybody, or ignored; or blocked or pending here."""
+    if number in signal.pthread_sigmask(signal.SIG_BLOCK, ()) or number in signal.sigpending():
         return True
-    action = ctypes.create_string_buffer(512)  # struct sigaction begins with the handler; SIG_DFL is 0
-    failed = ctypes.CDLL(None).sigaction(signum, None, action)
+    action = ctypes.create_string_buffer(512)  # a struct sigaction begins with the handler; SIG_DFL is 0
+    failed = ctypes.CDLL(None).sigaction(number, None, action)
     return bool(failed) or any(action.raw[: ctypes.sizeof(ctypes.c_void_p)])
 
 
-def _null_inode() -> int:
+def allow_tracing(connection: socket.socket) -> None:
+    """Let the server look into this process (py-spy), where the kernel asks for a permission (Yama)."""
     try:
-        return os.stat(os.devnull).st_ino
-    except OSError:
-        return 0
-
-
-def _after_fork_in_child() -> None:
-    global _lock
-    _lock = allocate_lock()  # another thread of the parent's may have held the old one
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)
+        if Path("/proc/sys/kernel/yama/ptrace_scope").read_text().strip() != "1":
+            return
+        size = struct.calcsize("3i")
+        peer = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))[0]
+        if peer > 0:
+            ctypes.CDLL(None).prctl(_PR_SET_PTRACER, ctypes.c_ulong(peer), 0, 0, 0)
+    except Exception:  # noqa: BLE001 - then there is one probe less
+        return

@@ -1,188 +1,181 @@
-"""What the tasks of an event loop wait for, told from inside the loop.
+"""What the tasks of an event loop wait for, told from inside of it.
 
-The laws of this file: it looks and changes nothing; what it returns fits into one frame, the tasks that were
-asked for first. A suspended coroutine shows its frame and what it awaits, so the way from a task to the
-future that is not done is a walk along ``cr_await`` and its relatives.
+The laws of this file: it runs in the loop's thread, between two steps of its tasks, so nothing moves; it
+looks and changes nothing; chains may be cyclic and long, so everything is bounded; texts are a program's own and
+may be anything. This file imports asyncio, so it is imported late.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import faulthandler
-import functools
 import gc
 import os
+import threading
 from collections import deque
-from collections.abc import Iterator
-from pathlib import PurePath
-from types import AsyncGeneratorType, CellType, CoroutineType, FrameType, GeneratorType, MethodType
-from typing import TYPE_CHECKING, Any
+from contextlib import AsyncExitStack, ExitStack
+from types import AsyncGeneratorType, CoroutineType, FrameType, GeneratorType, MethodType
+from typing import Any
 
 from ._core import wire
 from ._core.layout import FIRST_DEADLINE
-from ._leaving import Entered
+from ._core.table import TimerTable
 
-if TYPE_CHECKING:
-    from ._core.table import TimerTable
+_MOST_LINKS, _MOST_FRAMES = 1000, 100
+_MOST_STACKS = 16 * 1024
+_ROOM = wire.MAX_FRAME - _MOST_STACKS - 8 * 1024
+"""Bytes for what is said of tasks."""
 
-_ROOM = 40 * 1024
-"""Bytes for the tasks in an answer; ``wire.MAX_FRAME`` has room for the stacks too."""
+_DEPTH = 6
+"""From a frame to a block that it has entered: by a stack of contexts, its queue, a pair, a bound method."""
 
-_STACKS_ROOM = 16 * 1024
-_DEEPEST = 1000
-"""Coroutines that await each other, at most: there may be a cycle."""
-
-_SHOWN = 60
-"""Frames of a task in an answer: the outermost ones and the innermost ones."""
-
-_LONGEST = 200
-"""Characters of a name, of a path, of what is waited for."""
-
-_FOLLOWED = (MethodType, functools.partial, tuple, deque, CellType, GeneratorType, AsyncGeneratorType)
-"""Kinds of objects between a coroutine and a block that it has entered, besides those of contextlib."""
-
-_NODES = 300
-"""Objects looked at in one coroutine."""
-
-_ASYNCIO = str(PurePath(asyncio.__file__).parent)
+_MOST_LOOKED_AT = 2000
+_CONTAINERS = (MethodType, tuple, list, dict, deque, ExitStack, AsyncExitStack)
+_SUSPENDED = (CoroutineType, GeneratorType, AsyncGeneratorType)
 
 
-def describe(
-    loop: asyncio.AbstractEventLoop, table: TimerTable | None, words: set[int], number: int, thread: str
-) -> wire.Tasks:
-    """Return what the tasks of the running loop wait for.
+def answer(
+    loop: asyncio.AbstractEventLoop, question: wire.Inspect, table: TimerTable | None, block_type: type[Any]
+) -> bytes:
+    """Return the frame of the answer to a question.
 
     Args:
-        loop: the loop.
-        table: the table in which ``words`` are, None if there is none.
-        words: word indices of the deadlines of interest.
-        number: of the question.
-        thread: the name of the loop's thread.
+        loop: the loop, whose thread this is.
+        question: what is asked.
+        table: whose slots are asked for; None: it is not known whose they are.
+        block_type: what is entered.
     """
-    grouped: dict[tuple[Any, ...], wire.TaskReport] = {}
+    asked = frozenset(question.slots) if table is not None else frozenset()
+    groups: dict[Any, tuple[str, int]] = {}
     for task in asyncio.all_tasks(loop):
-        found = _report(task, table, words)
-        key = (found.frames, found.waits_for, found.slots)
-        known = grouped.get(key)
-        grouped[key] = found if known is None else _one_more(known)
-    reports = sorted(grouped.values(), key=lambda report: (not report.slots, -report.count, report.name))
-    fitting: list[wire.TaskReport] = []
-    room = _ROOM
+        links = _chain(task.get_coro())
+        slots = _slots_of(links, asked, table, block_type) if asked else ()
+        key = (slots, _frames(links), _waits_for(task, links))
+        name, count = groups.get(key, (_cut(task.get_name(), 100), 0))
+        groups[key] = name, count + 1
+    reports = [
+        wire.TaskReport(name, count, slots, frames, waits)
+        for (slots, frames, waits), (name, count) in sorted(
+            groups.items(), key=lambda item: (not item[0][0], -item[1][1], item[1][0])
+        )
+    ]
+    kept, room = [], _ROOM
     for report in reports:
-        room -= wire.size(report)
+        room -= _size(report)
         if room < 0:
             break
-        fitting.append(report)
-    left_out = sum(report.count for report in reports[len(fitting) :])
-    return wire.Tasks(number, _cut(repr(loop)), _cut(thread), tuple(fitting), left_out, _stacks())
+        kept.append(report)
+    left_out = sum(report.count for report in reports[len(kept) :])
+    thread = _cut(threading.current_thread().name, 100)
+    answered = wire.Tasks(
+        question.number, _cut(repr(loop), 200), thread, tuple(kept), left_out, _stacks_of_threads()
+    )
+    return wire.encode(answered)
 
 
-def _one_more(report: wire.TaskReport) -> wire.TaskReport:
-    return wire.TaskReport(report.name, report.count + 1, report.slots, report.frames, report.waits_for)
+def _chain(link: Any) -> list[Any]:
+    """Return coroutines and generators, each waiting for the next, outermost first."""
+    links: list[Any] = []
+    seen: set[int] = set()
+    while link is not None and id(link) not in seen and len(seen) < _MOST_LINKS:
+        seen.add(id(link))
+        if isinstance(link, _SUSPENDED):
+            links.append(link)
+            link = _awaited(link)
+        elif isinstance(link, asyncio.Future):
+            break
+        else:  # what wraps a coroutine, or a step of an asynchronous generator
+            link = next((x for x in gc.get_referents(link) if isinstance(x, _SUSPENDED)), None)
+    return links
 
 
-def _report(task: asyncio.Task[Any], table: TimerTable | None, words: set[int]) -> wire.TaskReport:
-    frames: list[tuple[str, int, str]] = []
-    slots: set[int] = set()
-    where = ""
-    for awaited in _chain(task.get_coro()):
-        frame = _frame_of(awaited)
-        if frame is not None:
-            code = frame.f_code
-            frames.append((_cut(code.co_filename), frame.f_lineno or 0, _cut(code.co_qualname)))
-            if code.co_filename.startswith(_ASYNCIO):
-                where = where or f"asyncio.{code.co_qualname}"
-            else:
-                where = ""
-        if table is not None and words:
-            slots |= {word - FIRST_DEADLINE for word in _entered(awaited, table) & words}
-    shown = frames if len(frames) <= _SHOWN else frames[: _SHOWN // 4] + frames[-3 * _SHOWN // 4 :]
-    waits_for = _cut(_waits_for(task, where))
-    return wire.TaskReport(_cut(task.get_name()), 1, tuple(sorted(slots)), tuple(shown), waits_for)
+def _awaited(link: Any) -> Any:
+    for name in ("cr_await", "gi_yieldfrom", "ag_await"):
+        if hasattr(link, name):
+            return getattr(link, name)
+    return None
 
 
-def _chain(awaited: Any) -> Iterator[Any]:
-    """Yield a task's coroutine, what that awaits, and so on."""
-    for _ in range(_DEEPEST):
-        if awaited is None:
-            return
-        yield awaited
-        if isinstance(awaited, CoroutineType):
-            awaited = awaited.cr_await
-        elif isinstance(awaited, GeneratorType):
-            awaited = awaited.gi_yieldfrom
-        elif isinstance(awaited, AsyncGeneratorType):
-            awaited = awaited.ag_await
-        else:  # asend() of an asynchronous generator, __await__() of a coroutine: they hide it
-            inside = gc.get_referents(awaited)
-            kinds = (CoroutineType, AsyncGeneratorType, GeneratorType)
-            awaited = next((thing for thing in inside if isinstance(thing, kinds)), None)
-
-
-def _frame_of(awaited: Any) -> FrameType | None:
-    for attribute in ("cr_frame", "gi_frame", "ag_frame"):
-        frame = getattr(awaited, attribute, None)
-        if isinstance(frame, FrameType):
+def _frame(link: Any) -> FrameType | None:
+    for name in ("cr_frame", "gi_frame", "ag_frame"):
+        if hasattr(link, name):
+            frame: FrameType | None = getattr(link, name)
             return frame
     return None
 
 
-def _waits_for(task: asyncio.Task[Any], where: str) -> str:
-    """Say what a task waits for; ``where`` is the function of asyncio's in which it does."""
-    future = getattr(task, "_fut_waiter", None)
-    if isinstance(future, asyncio.Task):
-        return f"task {future.get_name()!r}"
-    children = getattr(future, "_children", None)
+def _frames(links: list[Any]) -> tuple[tuple[str, int, str], ...]:
+    found = [frame for frame in map(_frame, links) if frame is not None]
+    if len(found) > _MOST_FRAMES:  # the ends say most
+        found = found[: _MOST_FRAMES // 2] + found[-_MOST_FRAMES // 2 :]
+    return tuple(
+        (_cut(frame.f_code.co_filename, 200), frame.f_lineno or 0, _cut(frame.f_code.co_qualname, 100))
+        for frame in found
+    )
+
+
+def _waits_for(task: asyncio.Task[Any], links: list[Any]) -> str:
+    """Return in words what a task waits for, "" if it is about to run."""
+    waiter = getattr(task, "_fut_waiter", None)
+    if waiter is None or waiter.done():
+        return ""
+    if isinstance(waiter, asyncio.Task):
+        return _cut(f"task {waiter.get_name()!r}", 300)
+    children = getattr(waiter, "_children", None)
     if isinstance(children, list):
-        names = [
-            c.get_name() if isinstance(c, asyncio.Task) else "a future" for c in children if not c.done()
-        ]
-        return f"asyncio.gather, of which {len(names)} are not done: {', '.join(names)}"
-    if where:
-        return where
-    return "" if future is None else f"a {type(future).__name__} that is not done"
+        names = [child.get_name() if isinstance(child, asyncio.Task) else "future" for child in children[:10]]
+        more = f" and {len(children) - 10} more" if len(children) > 10 else ""
+        return _cut(f"gather of {', '.join(map(repr, names))}{more}", 300)
+    frame = _frame(links[-1]) if links else None
+    if frame is not None and os.path.basename(os.path.dirname(frame.f_code.co_filename)) == "asyncio":
+        return _cut(f"asyncio.{frame.f_code.co_qualname}", 300)
+    return _cut(repr(waiter), 200)
 
 
-def _entered(awaited: Any, table: TimerTable) -> set[int]:
-    """Return where the deadlines stand of the blocks that a suspended coroutine has entered.
-
-    It holds them: the method that is to leave a block waits on the frame's stack, or in an ExitStack.
-    """
-    words: set[int] = set()
+def _slots_of(
+    links: list[Any], asked: frozenset[int], table: TimerTable | None, block_type: type[Any]
+) -> tuple[int, ...]:
+    """Return which slots belong to blocks that the frames of these coroutines refer to."""
+    found: set[int] = set()
     seen: set[int] = set()
-    nodes = deque(gc.get_referents(awaited))
-    while nodes and len(seen) < _NODES:
-        node = nodes.popleft()
-        if id(node) in seen:
-            continue
-        seen.add(id(node))
-        if isinstance(node, Entered):
-            with contextlib.suppress(AttributeError):
-                if node._slot is not None and node._pool.table is table:
-                    words.add(node._slot)
-        elif isinstance(node, _FOLLOWED) or type(node).__module__ == "contextlib":
-            nodes.extend(gc.get_referents(node))
-        elif isinstance(node, dict) and len(node) <= 16:  # the attributes of such a thing
-            nodes.extend(value for value in node.values() if isinstance(value, (*_FOLLOWED, Entered)))
-    return words
+    level: list[Any] = list(links)
+    for _ in range(_DEPTH):
+        below: list[Any] = []
+        for thing in gc.get_referents(*level):
+            if id(thing) in seen or len(seen) >= _MOST_LOOKED_AT:
+                continue
+            if isinstance(thing, block_type):
+                word = thing._slot
+                if word is not None and thing._pool.table is table and word - FIRST_DEADLINE in asked:
+                    found.add(word - FIRST_DEADLINE)
+            elif type(thing) in _CONTAINERS:
+                seen.add(id(thing))
+                below.append(thing)
+        level = below
+        if not level:
+            break
+    return tuple(sorted(found))
 
 
-def _stacks() -> str:
+def _stacks_of_threads() -> str:
     """Return the stacks of all threads, as ``faulthandler`` writes them; "" if it cannot."""
     try:
-        file = os.memfd_create("stacks", os.MFD_CLOEXEC)
+        memory = os.memfd_create("aiotimer-stacks")
     except OSError:
         return ""
     try:
-        faulthandler.dump_traceback(file, all_threads=True)
-        return os.pread(file, _STACKS_ROOM, 0).decode(errors="backslashreplace")
-    except (OSError, RuntimeError, ValueError):
-        return ""
+        faulthandler.dump_traceback(memory, all_threads=True)
+        return os.pread(memory, _MOST_STACKS, 0).decode(errors="replace")[: _MOST_STACKS // 2]
     finally:
-        os.close(file)
+        os.close(memory)
 
 
-def _cut(text: str) -> str:
-    text = text.encode(errors="backslashreplace").decode()
-    return text if len(text) <= _LONGEST else "..." + text[-_LONGEST:]
+def _cut(text: str, most: int) -> str:
+    """Return a text that can be sent, and is at most so many bytes long."""
+    return text.encode(errors="backslashreplace")[:most].decode(errors="ignore")
+
+
+def _size(report: wire.TaskReport) -> int:
+    """Return at least as many bytes as a report takes in a frame."""
+    texts = sum(len(file.encode()) + len(function.encode()) + 16 for file, _, function in report.frames)
+    return texts + len(report.name.encode()) + len(report.waits_for.encode()) + 9 * len(report.slots) + 48

@@ -30,15 +30,14 @@ class AsyncTimerClient(BaseClient):
         on_unwatched: called once with the reason when this process's timers are not being watched, because
             its server is stuck or gone, and once with None when they are again. It runs in whichever
             thread finds out, and must return soon; what it raises is logged.
-        reap: in which steps this process is to be reaped, such as ``"dump,TERM:10,KILL"``; by default as the
-            server does it, which limits what may be asked for and refuses the rest.
-        observe: nobody is to be signalled for this process's timers; their expiry is recorded. The same as
-            ``AIOTIMER_OBSERVE=1`` in its environment.
+        reap: how this process is to be reaped, as steps such as ``"dump,TERM:10,KILL"``; by default as the
+            server does it. The server may refuse.
+        observe: nobody is signalled for this process's timers: that one expired is only reported.
 
-    A process says the last two once to a server, for all its clients: the first one decides.
+    All clients of a process at one server want the same of it: the first that asks for something decides.
 
     Raises:
-        ValueError: another client of this process has asked that server for another ``reap`` or ``observe``.
+        ValueError: another client of this process has asked its server for something else.
         NotConfigured: no path was given and ``$AIOTIMER_SOCKET`` is not set.
         UnsafePath: the path cannot be a socket's.
     """

@@ -48,7 +48,7 @@ def configure(
     Args:
         client: a client, the path of a server's socket, or None to undo what an earlier call did.
         on_unwatched: as for a client, and only without one.
-        reap, observe: likewise.
+        reap, observe: as for a client, and only without one.
 
     Returns:
         The client in use from now on, None after ``configure(None)``.
@@ -56,13 +56,17 @@ def configure(
     Raises:
         ServerUnavailable: the private watchdog did not start.
         UnsafePath: the path cannot be a socket's, or there is no place for a private watchdog.
-        TypeError: ``on_unwatched``, ``reap`` or ``observe`` beside a client or None: a client has its own.
+        ValueError: a client of this process has asked that server for another ``reap`` or ``observe``.
+        TypeError: ``on_unwatched``, ``reap`` or ``observe`` beside a client, which has its own, or
+            beside None.
     """
     global _ours
-    asked = {"on_unwatched": on_unwatched, "reap": reap, "observe": observe}
-    if any(asked.values()) and (client is None or isinstance(client, BaseClient)):
-        name = next(name for name, value in asked.items() if value)
-        raise TypeError(f"{name}= is for a client that configure() makes; give it to your own client")
+    if on_unwatched is not None and (client is None or isinstance(client, BaseClient)):
+        raise TypeError("on_unwatched= is for a client that configure() makes; give it to your own client")
+    if (reap or observe) and (client is None or isinstance(client, BaseClient)):
+        raise TypeError(
+            "reap= and observe= are for a client that configure() makes; give it to your own client"
+        )
     if isinstance(client, _Unset) and not os.environ.get(SOCKET_VARIABLE):
         _found_watchdog()
     new: BaseClient | None
@@ -70,8 +74,12 @@ def configure(
     if isinstance(client, BaseClient) or client is None:
         new = client
     else:
-        path = None if isinstance(client, _Unset) else client
-        made = new = TimerClient(path, on_unwatched=on_unwatched, reap=reap, observe=observe)
+        made = new = TimerClient(
+            None if isinstance(client, _Unset) else client,
+            on_unwatched=on_unwatched,
+            reap=reap,
+            observe=observe,
+        )
         if not loop_is_running():
             try:
                 made.connect(made.budget)

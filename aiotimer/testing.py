@@ -249,9 +249,6 @@ class _VirtualLink(Link):
         self.table.rang(looks, self.table.now())
         return True
 
-    def attend(self) -> None:
-        """There is nobody who would ask."""
-
     def _let_go(self) -> None:
         self._timers._forget()  # the last client has left: the server forgets it all
 

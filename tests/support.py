@@ -108,9 +108,6 @@ class MemoryLink(Link):
         self.table.rang(looks, self.table.now())
         return True
 
-    def attend(self) -> None:
-        """Nobody asks."""
-
 
 class MemoryClient(aiotimer.TimerClient):
     """A client of a :class:`MemoryLink`: what ``expires`` and ``acquire`` do to a table, and nothing else."""

@@ -1,63 +1,77 @@
-"""How long blocks took: a row of numbers beside each slot, and what is made of them.
+"""How long the blocks of one scope take: a row of numbers per slot, and what can be told from many rows.
 
-A worker adds the duration of a sampled entry to its slot's row; a server reads the rows and merges those of
-one scope. The laws of this file: a row has one size for ever, whatever is added; a row that was read is
-untrusted, and whatever bits it holds, numbers come out.
-
-====== ======================================================================================
-word   what
-====== ======================================================================================
-0      when the latest sampled entry began, on the table's clock
-1      its limit, seconds
-2      the deadline for which words 0 and 1 hold: if the slot holds it, they are its own
-3      the longest of all sampled entries, seconds
-4..63  how many of them took so long: 60 buckets of half an octave, the first up to 2**-16 s
-====== ======================================================================================
+A row is ``layout.ROW_WORDS`` float64: when the last sampled entry was made, its limit in seconds, the
+deadline for which these two hold, the longest duration, and counts of durations in ``BUCKETS`` half
+octaves. The laws of this file: a worker stores without a lock, as the owner of its slot; a reader accepts
+every bit pattern, and counts nothing that is not a positive, finite number.
 """
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Sequence
-from math import frexp, inf, isfinite, sqrt
-from typing import Any, NamedTuple
+from math import frexp, inf, isfinite
+from typing import Any
 
-ENTERED, LIMIT, DEADLINE, MAXIMUM, FIRST_BUCKET = range(5)
-BUCKETS = 60
+from .layout import ROW_WORDS
+
+ENTERED, LIMIT, DEADLINE, MAXIMUM, FIRST_BUCKET = 0, 1, 2, 3, 4
+"""Indices in a row."""
+
+BUCKETS = ROW_WORDS - FIRST_BUCKET
 _LOWEST = -16
-"""The first bucket ends at ``2 ** _LOWEST`` seconds, 15 us; the last begins at 2**13.5 s, three hours."""
-
-_HALF_OCTAVE = sqrt(0.5)
+_ROOT_HALF = 0.5**0.5
 _MOST = 2.0**53
-"""Counts beyond that are no counts."""
+"""A larger count is none: what is added to it is lost."""
 
 
 def bucket(seconds: float) -> int:
-    """Return the number of the bucket that a duration falls into."""
-    if not 0.0 < seconds < inf:
-        return BUCKETS - 1 if seconds == inf else 0
-    mantissa, exponent = frexp(seconds)  # seconds = mantissa * 2 ** exponent, mantissa in [0.5, 1)
-    return min(max(2 * (exponent - _LOWEST) + (mantissa >= _HALF_OCTAVE) - 1, 0), BUCKETS - 1)
+    """Return the bucket of a duration; what is too short, too long or no number goes into the last ones."""
+    if not seconds < inf:
+        return BUCKETS - 1
+    mantissa, exponent = frexp(seconds)
+    return min(max(2 * (exponent - _LOWEST) + (mantissa >= _ROOT_HALF), 0), BUCKETS - 1) if seconds > 0 else 0
 
 
-def upper(number: int) -> float:
-    """Return where a bucket ends, in seconds: it holds what is smaller, down to the end of the one before."""
-    return float(2.0 ** (_LOWEST + number / 2))
+def bounds(number: int) -> tuple[float, float]:
+    """Return from where to where a bucket reaches, in seconds; the outer ones take what is beyond, too."""
+    low = 2.0 ** (_LOWEST - 1 + number / 2)
+    return low, low / _ROOT_HALF
+
+
+def enter(cells: memoryview[float], row: int, entered: float, limit: float, deadline: float) -> None:
+    """Say in the row that begins at ``row`` that an entry has been made."""
+    cells[row + ENTERED] = entered
+    cells[row + LIMIT] = limit
+    cells[row + DEADLINE] = deadline  # last: it says that the others hold
+
+
+def renew(cells: memoryview[float], row: int, limit: float, deadline: float) -> None:
+    """Say that the limit of the entry in this row has been moved."""
+    cells[row + LIMIT] = limit
+    cells[row + DEADLINE] = deadline
+
+
+def leave(cells: memoryview[float], row: int, seconds: float) -> None:
+    """Count a duration."""
+    cells[row + FIRST_BUCKET + bucket(seconds)] += 1.0
+    if seconds > cells[row + MAXIMUM]:
+        cells[row + MAXIMUM] = seconds
 
 
 class Durations:
-    """Durations of sampled entries: a histogram, and the exact maximum."""
+    """Durations of sampled entries of one scope, as a histogram.
+
+    Attributes:
+        maximum: the longest, seconds.
+        counts: how many are in each bucket.
+    """
 
     __slots__ = ("counts", "maximum")
 
-    def __init__(self, counts: Iterable[float] = (), maximum: float = 0.0) -> None:
-        self.counts = [_count(count) for count in counts][:BUCKETS]
-        self.counts += [0] * (BUCKETS - len(self.counts))
-        self.maximum = maximum if 0.0 < maximum < inf else 0.0
-
-    @classmethod
-    def of_row(cls, row: Sequence[float]) -> Durations:
-        """Return what a row holds; a short one is empty."""
-        return cls(row[FIRST_BUCKET:], row[MAXIMUM]) if len(row) > MAXIMUM else cls()
+    def __init__(self) -> None:
+        self.maximum = 0.0
+        self.counts = [0] * BUCKETS
 
     @property
     def count(self) -> int:
@@ -67,49 +81,64 @@ class Durations:
     def add(self, other: Durations) -> None:
         """Add those of another."""
         self.maximum = max(self.maximum, other.maximum)
-        self.counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
+        self.counts = [ours + theirs for ours, theirs in zip(self.counts, other.counts, strict=True)]
+
+    def add_row(self, row: Sequence[float]) -> None:
+        """Add a row of a table; what is no number of entries is ignored, and so is what is cut off."""
+        if len(row) > MAXIMUM:
+            self.maximum = max(self.maximum, _seconds(row[MAXIMUM]))
+        for number, count in enumerate(row[FIRST_BUCKET:ROW_WORDS]):
+            if 1 <= count <= _MOST:
+                self.counts[number] += int(count)
 
     def quantile(self, q: float) -> float:
-        """Return the duration that a share ``q`` of the entries did not exceed, right to half an octave.
+        """Return what the ``q``-th part of the entries (0 to 1) did not exceed; 0.0 if there are none.
 
-        Inside a bucket it is interpolated geometrically, and it is never above the maximum. 0.0 if there is
-        nothing.
+        Inside of a bucket it is interpolated geometrically; it is never more than the maximum.
         """
-        wanted = q * self.count
+        wanted = min(max(q, 0.0), 1.0) * self.count
         for number, count in enumerate(self.counts):
             if count and wanted <= count:
-                share = max(wanted, 0.0) / count
-                return min(upper(number) * float(2.0 ** ((share - 1.0) / 2)), self.maximum)
+                low, high = bounds(number)
+                return min(low * float((high / low) ** (wanted / count)), self.maximum)
             wanted -= count
         return self.maximum
 
     def as_json(self) -> dict[str, Any]:
-        """Return an object for the history."""
-        return {"max_s": self.maximum, "counts": self.counts}
+        """Return it as an object."""
+        return {"max_s": self.maximum, "counts": list(self.counts)}
 
     @classmethod
     def from_json(cls, value: Any) -> Durations:
-        """Return what :meth:`as_json` gave; anything else is empty."""
-        if not isinstance(value, dict):
-            return cls()
-        counts, maximum = value.get("counts"), value.get("max_s")
-        return cls(
-            [c for c in counts if isinstance(c, (int, float))] if isinstance(counts, list) else (),
-            maximum if isinstance(maximum, (int, float)) else 0.0,
-        )
+        """Return what :meth:`as_json` gave; whatever is anything else counts as nothing."""
+        durations = cls()
+        if isinstance(value, dict):
+            counts = value.get("counts")
+            maximum = value.get("max_s")
+            row = [0.0] * FIRST_BUCKET + list(map(_number, counts if isinstance(counts, list) else ()))
+            row[MAXIMUM] = _number(maximum)
+            durations.add_row(row)
+        return durations
 
 
-class Ran(NamedTuple):
-    """How often a scope was entered, and how long that took.
-
-    Attributes:
-        entries: how often.
-        durations: of those that were sampled.
-    """
-
-    entries: int
-    durations: Durations
+def merged(rows: Iterable[Sequence[float]]) -> Durations:
+    """Return the durations of many rows together."""
+    durations = Durations()
+    for row in rows:
+        durations.add_row(row)
+    return durations
 
 
-def _count(value: float) -> int:
-    return int(value) if isfinite(value) and 0.0 < value <= _MOST else 0
+def rows_of(data: bytes) -> list[array[float]]:
+    """Return the whole rows in a part of a table."""
+    words = array("d", data[: len(data) // (8 * ROW_WORDS) * (8 * ROW_WORDS)])
+    return [words[start : start + ROW_WORDS] for start in range(0, len(words), ROW_WORDS)]
+
+
+def _seconds(value: float) -> float:
+    return value if isfinite(value) and value > 0 else 0.0
+
+
+def _number(value: Any) -> float:
+    number = isinstance(value, (int, float)) and abs(value) <= _MOST  # False for NaN, and for long ints
+    return float(value) if number else 0.0

@@ -21,7 +21,7 @@ offset                written by  what
 216 ``DUMP_FILE``     worker     float64: its descriptor of this file, to which it writes them
 256 deadlines         worker     65,536 x float64; ``inf`` or 0.0 = not armed
 528,384 counts        worker     65,536 x float64: acquisitions through this slot, under this label
-1,052,672 labels      worker     65,536 x 256 bytes: length, ordinal, UTF-8 text
+1,052,672 labels      worker     65,536 x 256 bytes: length, flags, ordinal, UTF-8 text
 17,829,888 rows       worker     65,536 x 64 float64: how long the blocks of this slot took
 51,384,320 stacks     worker     what it wrote when it was sent ``DUMP_SIGNAL``, one dump after the other
 ====================  =========  ==========================================================
@@ -63,15 +63,15 @@ POLICY_OFFSET, POLICY_SIZE = 112, 80
 ROWS_OFFSET = LABELS_OFFSET + SLOTS * LABEL_SIZE
 ROW_WORDS = 64
 ROW_SIZE = 8 * ROW_WORDS
+FIRST_ROW = ROWS_OFFSET // 8
 """A slot's row: see ``_core/durations.py``."""
 
 TABLE_SIZE = ROWS_OFFSET + SLOTS * ROW_SIZE
 STACKS_OFFSET = TABLE_SIZE
 """The file may be longer than the table: stacks are appended there."""
 
-OBSERVED = 1 << 29
-"""A bit of an ordinal: the timer is observed; nobody is signalled for it. It is a part of the timer's key, so
-that an observed entry and another one of the same scope are two timers, on the socket as well."""
+OBSERVED = 1
+"""A flag on a label: the timer is observed; nobody is signalled for it."""
 
 SCOPE_BYTES = 240
 """The longest scope, in bytes of UTF-8: what a label cell holds beside its 8-byte head, rounded down."""
@@ -163,8 +163,13 @@ def label_offset(slot: int) -> int:
     return LABELS_OFFSET + LABEL_SIZE * slot
 
 
+def row_of(word: int) -> int:
+    """Return the word index of the row of the slot whose deadline is at a word index."""
+    return FIRST_ROW + ROW_WORDS * (word - FIRST_DEADLINE)
+
+
 def row_offset(slot: int) -> int:
-    """Return the byte offset of a slot's row."""
+    """Return the byte offset of a slot's row of durations."""
     return ROWS_OFFSET + ROW_SIZE * slot
 
 
@@ -191,9 +196,9 @@ def encode_scope(scope: str) -> bytes:
     return text
 
 
-def encode_label(text: bytes, ordinal: int) -> bytes:
+def encode_label(text: bytes, ordinal: int, flags: int = 0) -> bytes:
     """Return a label cell: ordinal 0 for a keyed timer, n >= 1 for the n-th of a scope's entries."""
-    return _LABEL.pack(len(text), 0, ordinal & 0xFFFF_FFFF) + text
+    return _LABEL.pack(len(text), flags, ordinal & 0xFFFF_FFFF) + text
 
 
 def decode_label(cell: bytes) -> tuple[str, int]:
@@ -203,6 +208,17 @@ def decode_label(cell: bytes) -> tuple[str, int]:
     length, _flags, ordinal = _LABEL.unpack_from(cell)
     text = cell[_LABEL.size : _LABEL.size + min(length, SCOPE_BYTES)]
     return text.decode(errors="backslashreplace") or "?", int(ordinal)
+
+
+def label_flags(cell: bytes) -> int:
+    """Return the flags of a label cell, 0 of a cell that is cut off."""
+    return int(_LABEL.unpack_from(cell)[1]) if len(cell) >= _LABEL.size else 0
+
+
+def label_key(cell: bytes) -> str:
+    """Return the :func:`timer_key` of the timer with this label."""
+    scope, ordinal = decode_label(cell)
+    return timer_key(scope, -ordinal if label_flags(cell) & OBSERVED else ordinal)
 
 
 def policy(text: str) -> bytes:
@@ -224,17 +240,21 @@ def decode_policy(data: bytes) -> str:
 
 def timer_name(scope: str, ordinal: int) -> str:
     """Return the name of one timer: the scope, and ``#n`` from a scope's second concurrent entry on."""
-    ordinal &= OBSERVED - 1
     return scope if ordinal <= 1 else f"{scope}#{ordinal}"
 
 
 def timer_key(scope: str, ordinal: int) -> str:
-    """Return the name of a timer in messages: the scope; for an entry, a NUL and its ordinal follow."""
+    """Return the name of a timer in messages: the scope; for an entry, a NUL and its ordinal follow.
+
+    The ordinal of an observed entry is negative here; in a message an ``o`` follows it.
+    """
+    if ordinal < 0:
+        return f"{scope}\0{-ordinal}o"
     return f"{scope}\0{ordinal}" if ordinal else scope
 
 
 def split_key(key: str) -> tuple[str, int]:
-    """Return the scope and the ordinal of a :func:`timer_key`.
+    """Return the scope and the ordinal of a :func:`timer_key`: negative for an observed entry.
 
     Raises:
         ValueError: what follows the NUL is not a small number.
@@ -242,9 +262,11 @@ def split_key(key: str) -> tuple[str, int]:
     scope, separator, ordinal = key.partition("\0")
     if not separator:
         return scope, 0
+    observed = ordinal.endswith("o")
+    ordinal = ordinal.removesuffix("o")
     if not (ordinal.isascii() and ordinal.isdigit() and len(ordinal) <= 9):
         raise ValueError("a timer key whose ordinal is not a small number")
-    return scope, int(ordinal)
+    return scope, -int(ordinal) if observed else int(ordinal)
 
 
 def shifted(expiration_time: float, offset: float) -> float:

@@ -17,10 +17,6 @@ that code is :meth:`Cell.set` written out where it runs, because a call costs as
 do. ``put`` and ``acquire`` go through :class:`Cell` objects, one per name. The two kinds share slots of
 one table but never a timer. ``tests/property/test_cells.py`` holds them to the same meaning.
 
-*Durations.* An entry that begins once a pool's ``sample_at`` is over is sampled: it and its end are noted in
-its slot's row. That is once in ``SAMPLE_EVERY`` per scope, so that a block which takes longer is always
-noted, and the many that are shorter cost no more for it.
-
 *Labels.* A slot keeps its label while it lies idle in its pool, so a known call site writes none. When
 more than half the slots in use lie idle, new labels reuse them instead of growing the table, oldest
 pools first: a program that names its scopes ``rollout-{i}`` for ever stays small.
@@ -35,8 +31,7 @@ from math import inf, nan
 from typing import TYPE_CHECKING, TypeAlias
 
 from ..errors import TableFull
-from . import layout
-from .durations import DEADLINE, ENTERED, FIRST_BUCKET, LIMIT, MAXIMUM, bucket
+from . import durations, layout
 from .layout import COUNT_OF, FIRST_DEADLINE, HIGH_WATER, LOOKS, PROMISE, RETIRED, SLOTS
 
 if TYPE_CHECKING:
@@ -45,15 +40,10 @@ if TYPE_CHECKING:
 LATE = 1.0
 """Seconds after a broken promise, or an unanswered ring, at which a server counts as late."""
 
-SAMPLE_EVERY = 0.01
-"""Seconds between two entries of a scope whose durations are noted."""
-
 FIRST_CHUNK = 16
-"""Slots of a new table: their labels are one page, their rows two. It doubles as it grows, up to a limit."""
+"""Slots of a new table: their labels are one page. It doubles as it grows, up to a limit."""
 
 Buffer: TypeAlias = "bytearray | memoryview | mmap"
-
-_NO_DURATIONS = array("d", [0.0]) * layout.ROW_WORDS
 
 _MOST_GROWTH = 1024
 """Slots by which a table grows at most: a look reads all of them, in use or not."""
@@ -67,31 +57,38 @@ class Pool(list[int]):
 
     ``cells`` is the table's buffer and ``now`` its clock, kept here to save entries an attribute look-up.
     ``cells`` is swapped for private scratch in a forked child, where entries of the parent's are still
-    to be left. ``sample_at`` is when, on that clock, an entry is next sampled.
+    to be left.
     """
 
-    __slots__ = ("cells", "key", "next_ordinal", "now", "sample_at", "scope", "size", "table", "text")
+    __slots__ = (
+        "cells",
+        "key",
+        "next_ordinal",
+        "now",
+        "observed",
+        "sample_at",
+        "scope",
+        "size",
+        "table",
+        "text",
+    )
 
     def __init__(self, table: TimerTable, scope: str, *, observed: bool = False) -> None:
         self.text = layout.encode_scope(scope)
         self.scope = scope
+        self.observed = observed
         self.key = pool_key(scope, observed=observed)
-        self.sample_at = -inf
+        self.sample_at = -inf  # the first entry from then on is sampled
         self.table = table
         self.cells = table.cells
         self.now = table.now
         self.size = 0  # slots that belong to this scope, idle or not
-        self.next_ordinal = 1 + (layout.OBSERVED if observed else 0)
-
-    @property
-    def observed(self) -> bool:
-        """Whether nobody is to be signalled for its timers."""
-        return self.next_ordinal > layout.OBSERVED
+        self.next_ordinal = 1
 
 
 def pool_key(scope: str, *, observed: bool) -> str:
-    """Return the key of a scope's pool; entries that are observed have one of their own."""
-    return f"{scope}\0o" if observed else scope
+    """Return the name of a pool: of one scope, observed entries never share a slot with others."""
+    return scope + "\0o" if observed else scope
 
 
 class Cell:
@@ -164,9 +161,7 @@ class TimerTable:
         """
         key = pool_key(scope, observed=observed)
         pool = self.pools.get(key)
-        if pool is not None:
-            return pool
-        return self.pools.setdefault(key, Pool(self, scope, observed=observed))
+        return pool if pool is not None else self.pools.setdefault(key, Pool(self, scope, observed=observed))
 
     def take(self, pool: Pool) -> tuple[Pool, int]:
         """Return a slot (the word index of its deadline) labelled with ``pool``'s scope, not armed.
@@ -187,30 +182,10 @@ class TimerTable:
             word = self._new_slot()
             pool = self.pools.setdefault(pool.key, pool)  # making room may have retired it
             pool.cells = self.cells  # a pool that was retired before a fork has the parent's
-            self._label(word, pool.text, pool.next_ordinal)
+            self._label(word, pool.text, -pool.next_ordinal if pool.observed else pool.next_ordinal)
             pool.next_ordinal += 1
             pool.size += 1
             return pool, word
-
-    # -- durations -------------------------------------------------------------------------------
-
-    def entered(self, word: int, now: float, limit: float) -> None:
-        """Note when the block began whose deadline has just been stored at ``word``."""
-        row = _row_of(word)
-        cells = self.cells
-        cells[row + ENTERED] = now
-        cells[row + LIMIT] = limit
-        cells[row + DEADLINE] = cells[word]  # last: it says that the others are this timer's
-
-    def left(self, word: int, now: float, since: float | None = None) -> None:
-        """Note that a block is over: it began at ``since``, by default when :meth:`entered` noted."""
-        row = _row_of(word)
-        cells = self.cells
-        took = now - (cells[row + ENTERED] if since is None else since)
-        if took >= 0.0:
-            cells[row + FIRST_BUCKET + bucket(took)] += 1.0
-            if took > cells[row + MAXIMUM]:
-                cells[row + MAXIMUM] = took
 
     # -- keyed timers ----------------------------------------------------------------------------
 
@@ -242,12 +217,14 @@ class TimerTable:
             assert cell.word is not None
             before = self.cells[cell.word]
             self.cells[cell.word] = stored
+            row = layout.row_of(cell.word)
             if stored == inf:
-                if before != inf:
-                    self.left(cell.word, now)
+                if layout.is_armed(before):
+                    durations.leave(self.cells, row, self.now() - self.cells[row])
                 return False
+            entered = self.cells[row] if layout.is_armed(before) else now
+            durations.enter(self.cells, row, entered, stored - now, stored)
             self.cells[cell.word + COUNT_OF] += 1.0
-            self.entered(cell.word, now, stored - now)
         return self.must_ring(stored, now)
 
     def adopt_cells(self, timers: Iterable[tuple[int, str, int]]) -> None:
@@ -352,8 +329,7 @@ class TimerTable:
     def key_of(self, word: int) -> str:
         """Return the key (``layout.timer_key``) of the timer whose deadline is at a word index."""
         start = layout.label_offset(word - FIRST_DEADLINE)
-        scope, ordinal = layout.decode_label(bytes(self.raw[start : start + layout.LABEL_SIZE]))
-        return layout.timer_key(scope, ordinal)
+        return layout.label_key(bytes(self.raw[start : start + layout.LABEL_SIZE]))
 
     # -- slots -----------------------------------------------------------------------------------
 
@@ -376,12 +352,14 @@ class TimerTable:
         return cell
 
     def _label(self, word: int, text: bytes, ordinal: int) -> None:
+        """Write a slot's label; the ordinal of an observed entry is negative."""
         cells = self.cells
+        if cells[word + COUNT_OF]:
+            row = layout.row_offset(word - FIRST_DEADLINE)
+            self.raw[row : row + layout.ROW_SIZE] = bytes(layout.ROW_SIZE)  # of another scope
         cells[RETIRED] += cells[word + COUNT_OF]
         cells[word + COUNT_OF] = 0.0
-        row = _row_of(word)
-        cells[row : row + layout.ROW_WORDS] = _NO_DURATIONS
-        label = layout.encode_label(text, ordinal)
+        label = layout.encode_label(text, abs(ordinal), layout.OBSERVED if ordinal < 0 else 0)
         start = layout.label_offset(word - FIRST_DEADLINE)
         self.raw[start : start + len(label)] = label
 
@@ -410,7 +388,7 @@ class TimerTable:
                 del self._cells_of[key]
                 cell.word = None
                 self._fresh.append(word)
-        for name, pool in self.pools.copy().items():
+        for scope, pool in self.pools.copy().items():
             while pool and len(self._fresh) < wanted:
                 try:
                     self._fresh.append(pool.pop())  # an entry may pop the last one first
@@ -418,7 +396,7 @@ class TimerTable:
                     break
                 pool.size -= 1
             if not pool.size:
-                del self.pools[name]  # an entry that still holds it comes back through take()
+                del self.pools[scope]  # an entry that still holds it comes back through take()
 
     def _extend(self, mark: int) -> None:
         """Make more slots: memory first, then ``inf``, and only then the high-water mark.
@@ -441,8 +419,3 @@ class TimerTable:
             self.cells[word] = inf
         self.cells[HIGH_WATER] = float(target)
         self._fresh.extend(range(last - 1, first - 1, -1))
-
-
-def _row_of(word: int) -> int:
-    """Return the word index of the row that belongs to the deadline at ``word``."""
-    return layout.ROWS_OFFSET // 8 + (word - FIRST_DEADLINE) * layout.ROW_WORDS

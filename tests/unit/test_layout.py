@@ -33,20 +33,19 @@ def test_regions_follow_each_other_and_do_not_touch() -> None:
         16,  # magic, version, capacity
         8 * layout.PROMISE,
         8 * layout.RIGHTS + 8,
-        layout.POLICY_OFFSET,
-        layout.POLICY_OFFSET + layout.POLICY_SIZE,
         8 * layout.HIGH_WATER,
-        8 * layout.DUMP_FILE + 8,
+        8 * layout.RETIRED + 8,
         layout.deadline_offset(0),
         layout.deadline_offset(SLOTS - 1) + 8,
         layout.count_offset(0),
         layout.count_offset(SLOTS - 1) + 8,
         layout.label_offset(0),
+        layout.label_offset(SLOTS),
         layout.row_offset(0),
-        layout.row_offset(SLOTS),
+        8 * layout.row_of(layout.FIRST_DEADLINE + SLOTS),
     ]
     assert ends == sorted(ends)
-    assert ends[-1] == layout.TABLE_SIZE == layout.STACKS_OFFSET
+    assert ends[-1] == layout.TABLE_SIZE
 
 
 def test_the_two_sides_write_into_different_cache_lines() -> None:
@@ -227,12 +226,14 @@ def test_the_ordinal_shows_from_the_second_on() -> None:
     assert [layout.timer_name("s", n) for n in range(4)] == ["s", "s", "s#2", "s#3"]
 
 
-@pytest.mark.parametrize("ordinal", [0, 1, 2, 999_999_999])
+@pytest.mark.parametrize("ordinal", [0, 1, 2, 999_999_999, -1, -999_999_999])
 def test_a_key_reads_back(ordinal: int) -> None:
     assert layout.split_key(layout.timer_key("s#2", ordinal)) == ("s#2", ordinal)
 
 
-@pytest.mark.parametrize("key", ["s\0", "s\0x", "s\0-1", "s\0" + "1" * 10, "s\0\u0661", "s\0001\0001"])
+@pytest.mark.parametrize(
+    "key", ["s\0", "s\0x", "s\0-1", "s\0" + "1" * 10, "s\0\u0661", "s\0001\0001", "s\0o", "s\0001oo"]
+)
 def test_a_key_with_a_strange_ordinal_is_refused(key: str) -> None:
     with pytest.raises(ValueError, match="ordinal"):
         layout.split_key(key)
