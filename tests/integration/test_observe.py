@@ -167,3 +167,15 @@ async def test_a_record_has_every_key(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [timer["scope"] for timer in record["timers"]][:3] == ["s", "t0", "t1"]
     assert len(record["timers"]) == 100
     assert [timer["expired"] for timer in record["timers"]][:2] == [True, False]
+
+
+async def test_an_overdue_timer_whose_table_goes_has_not_finished() -> None:
+    async with serving(observe=True) as server:
+        with bystander() as pid:
+            arm(server, pid, "s")
+            await server.told("observed", pid)
+            (worker,) = server._members.workers.values()
+            worker.drop(worker.tables[0])
+            event = await server.told("worker_gone", pid)
+            assert event.detail.startswith("it left its timers ")
+            assert server.all_told("finished") == []

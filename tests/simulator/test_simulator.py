@@ -49,7 +49,10 @@ def test_everything_happens() -> None:
         simulation = Simulation(seed, LENGTH)
         simulation.run()
         happened += simulation.happened
-    steps = "adopts buries clears decides: drops finds gathers greets hears may notes promises reads removes tries wakes"
+    steps = (
+        "adopts buries clears decides: drops finds gathers greets hears may notes promises reads removes "
+        "tries wakes"
+    )
     assert set(MISFORTUNES) | set(steps.split()) <= happened.keys()
 
 
