@@ -7,9 +7,12 @@ of a record is ever absent. Wall time is for people; what is compared is ``CLOCK
 from __future__ import annotations
 
 import itertools
+import os
+import struct
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from heapq import nsmallest
+from math import inf
 from typing import Any, NamedTuple
 
 from ._core import layout
@@ -36,9 +39,9 @@ class Entry(NamedTuple):
     """What a table tells of one entry into a block.
 
     Attributes:
-        limit_s: the limit of the block.
+        limit_s: the limit of the block, None if that is not known.
         entered: when it was entered, on the table's clock.
-        exact: both are this entry's own.
+        exact: both are this entry's own, and not concluded from another one's.
     """
 
     limit_s: float | None = None
@@ -48,7 +51,24 @@ class Entry(NamedTuple):
 
 def entry_of(table: WatchedTable, timer: Timer) -> Entry:
     """Return what a worker noted when it entered the block of a timer."""
-    return Entry()
+    if table.closed:
+        return Entry()
+    row = os.pread(table.file.descriptor, 24, layout.ROWS_OFFSET + layout.ROW_SIZE * timer.slot)
+    return entry(struct.unpack("=3d", row), timer.deadline) if len(row) == 24 else Entry()
+
+
+def entry(row: Sequence[float], deadline: float) -> Entry:
+    """Return what the first words of a slot's row tell of the entry with this deadline.
+
+    They are when the last sampled entry was, its limit, and its deadline. Another entry through the same slot
+    most likely has the same limit.
+    """
+    entered, limit, noted_for = row[:3]
+    if not 0.0 < limit < inf:
+        return Entry()
+    if noted_for == deadline and 0.0 < entered < inf:
+        return Entry(limit, entered, exact=True)
+    return Entry(limit, deadline - limit)
 
 
 def runs_of(table: WatchedTable) -> dict[str, dict[str, Any]]:
@@ -124,6 +144,8 @@ class Expiry:
     def look_around(self, tables: Iterable[WatchedTable]) -> None:
         """Note what is armed on the worker, while that can be read."""
         self._entry = entry_of(self.table, self.timer)
+        if self._entry.entered is not None and self._entry.entered > self._began:
+            self._entry = Entry(self._entry.limit_s)
         found = [(self.table, self.timer)]
         for table in tables:
             armed = [(d, slot) for slot, d in enumerate(table.reader.deadlines()) if layout.is_armed(d)]
