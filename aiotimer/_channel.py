@@ -126,9 +126,9 @@ class Channel:
                 loop.remove_reader(descriptor)
 
 
-_channels: weakref.WeakKeyDictionary[
-    asyncio.AbstractEventLoop, weakref.WeakValueDictionary[str, Channel]
-] = weakref.WeakKeyDictionary()
+_channels: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, weakref.WeakValueDictionary[str, Channel]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def attend(link: Link, block_type: type[Any]) -> None:

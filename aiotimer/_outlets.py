@@ -93,7 +93,7 @@ def scopes_of(table: WatchedTable) -> list[dict[str, Any]]:
     return [
         {
             "scope": scope,
-            "count": ran.entries,
+            "count": ran.count,
             "limit_s": limits.get(scope),
             "durations": ran.durations.as_json(),
         }

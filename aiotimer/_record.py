@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from heapq import nsmallest
-from math import inf, isfinite
+from math import inf
 from typing import Any, NamedTuple
 
 from ._core import layout
-from ._core.durations import DEADLINE, ENTERED, LIMIT, Durations, Ran
+from ._core.durations import DEADLINE, Durations
 from ._core.ladder import name_of
-from ._core.reader import Timer
+from ._core.reader import Ran, Timer
 from ._core.requests import WorkerId
 from ._core.watch import Due
 from ._watched import WatchedTable
@@ -41,9 +41,9 @@ class Entry(NamedTuple):
     """What a table tells of one entry into a block.
 
     Attributes:
-        limit_s: the limit of the block.
+        limit_s: the limit of the block, None if that is not known.
         entered: when it was entered, on the table's clock.
-        exact: both are this entry's own.
+        exact: both are this entry's own, and not concluded from another one's.
     """
 
     limit_s: float | None = None
@@ -52,14 +52,23 @@ class Entry(NamedTuple):
 
 
 def entry_of(table: WatchedTable, timer: Timer) -> Entry:
-    """Return what a worker noted when it entered the block of a timer, or the last one in its place."""
+    """Return what a worker noted when it entered the block of a timer."""
     row = table.reader.row(timer.slot)
-    limit = row[LIMIT] if len(row) > DEADLINE else 0.0
+    return entry(row, timer.deadline) if len(row) > DEADLINE else Entry()
+
+
+def entry(row: Sequence[float], deadline: float) -> Entry:
+    """Return what the first words of a slot's row tell of the entry with this deadline.
+
+    They are when the last sampled entry was, its limit, and its deadline. Another entry through the same slot
+    most likely has the same limit.
+    """
+    entered, limit, noted_for = row[:3]
     if not 0.0 < limit < inf:
         return Entry()
-    exact = row[DEADLINE] == timer.deadline
-    entered = row[ENTERED] if exact else timer.deadline - limit
-    return Entry(limit, entered, exact) if isfinite(entered) else Entry(limit)
+    if noted_for == deadline and 0.0 < entered < inf:
+        return Entry(limit, entered, exact=True)
+    return Entry(limit, deadline - limit)
 
 
 def runs_of(table: WatchedTable) -> dict[str, dict[str, Any]]:
@@ -71,7 +80,7 @@ def _as_json(ran: Ran) -> dict[str, Any]:
     took = ran.durations
     known = took.count > 0
     return {
-        "count": ran.entries,
+        "count": ran.count,
         "sampled": took.count,
         "median_s": took.quantile(0.5) if known else None,
         "p99_s": took.quantile(0.99) if known else None,
@@ -164,6 +173,8 @@ class Expiry:
     def look_around(self, tables: Iterable[WatchedTable]) -> None:
         """Note what is armed on the worker, while that can be read."""
         self._entry = entry_of(self.table, self.timer)
+        if self._entry.entered is not None and self._entry.entered > self._began:
+            self._entry = Entry(self._entry.limit_s)
         found = [(self.table, self.timer)]
         for table in tables:
             armed = [(d, slot) for slot, d in enumerate(table.reader.deadlines()) if layout.is_armed(d)]

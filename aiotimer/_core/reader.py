@@ -115,10 +115,14 @@ class TableReader:
         data = self._read(layout.ROW_SIZE, layout.row_offset(slot))
         return array("d", data[: len(data) // 8 * 8])
 
-    def durations(self) -> dict[str, Ran]:
-        """Return how long the blocks of every scope took, read many slots at a time."""
+    def durations(self, most: int = layout.SLOTS) -> dict[str, Ran]:
+        """Return how long the blocks of every scope took, read many slots at a time.
+
+        Args:
+            most: slots that are read, the first ones.
+        """
         found: dict[str, Ran] = {}
-        counts = self.counts(layout.high_water(self.snapshot()))
+        counts = self.counts(min(layout.high_water(self.snapshot()), most))
         for first in range(0, len(counts), _ROWS):
             slots = min(_ROWS, len(counts) - first)
             labels = self._read(layout.LABEL_SIZE * slots, layout.label_offset(first))

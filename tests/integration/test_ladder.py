@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from time import monotonic
@@ -469,3 +471,82 @@ async def test_a_cgroup_that_was_not_delegated_is_not_reaped(monkeypatch: pytest
             server.register_timers([due(pid)])
             event = await server.told("reaped", pid)
             assert "cgroup.kill" in event.detail
+
+
+# -- what goes wrong on the way ------------------------------------------------------------------------
+
+
+async def test_a_record_that_cannot_be_kept_keeps_nobody_alive(caplog: pytest.LogCaptureFixture) -> None:
+    class Forgetful(KeepingServer):
+        def keep(self, record: dict[str, Any], stacks_text: str, tasks_text: str) -> None:
+            raise OSError("no space left")
+
+    async with serving_as(Forgetful, reap="dump,KILL") as server:
+        with bystander() as pid:
+            server.register_timers([due(pid)])
+            await server.told("reaped", pid)
+    assert "could not be kept" in caplog.text
+
+
+async def test_an_exec_while_evidence_is_gathered_spares(
+    monkeypatch: pytest.MonkeyPatch, sent: list[int]
+) -> None:
+    async with serving(reap="dump,KILL") as server:
+        with bystander() as pid:
+
+            def execute(_subject: Subject) -> None:
+                monkeypatch.setattr("aiotimer._worker.Worker.has_left", lambda *_: True)
+
+            during_evidence(monkeypatch, execute)
+            server.register_timers([due(pid)])
+            await server.told("exec", pid)
+            await server.told("late", pid)
+            assert server.armed(pid) == {}
+            assert sent == []
+            assert is_alive(pid)
+
+
+async def test_a_group_that_cannot_be_signalled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By an older kernel, say, which does not know the flag."""
+
+    def refuses(pidfd: int, signum: int, flags: int = 0) -> None:
+        if flags:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        send_signal(pidfd, signum)
+
+    monkeypatch.setattr("aiotimer._worker.send_signal", refuses)
+    async with serving(target="group") as server:
+        with family(new_group=True) as (shell, child):
+            server.register_timers([due(shell)])
+            event = await server.told("reaped", shell)
+            assert event.detail.endswith("its process group cannot be signalled: Invalid argument")
+            assert is_alive(child)
+
+
+@pytest.mark.parametrize(
+    ("how", "said"), [("hangs", "/proc does not answer either"), ("fails", "is not shown: no")]
+)
+async def test_an_unkillable_worker_of_which_nothing_is_shown(
+    how: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A SIGKILL that does nothing stands for one that would not be enough."""
+    over = threading.Event()
+
+    def classify(_pid: int) -> str:
+        if how == "fails":
+            raise OSError(errno.EIO, "no")
+        over.wait()
+        return "too late"
+
+    monkeypatch.setattr("aiotimer._unkillable.classify", classify)
+    monkeypatch.setattr("aiotimer._unkillable._PATIENCE", 0.05)
+    monkeypatch.setattr("aiotimer._worker.send_signal", lambda *_: None)
+    monkeypatch.setattr("aiotimer._worker.UNKILLABLE_AFTER", 0.01)
+    try:
+        async with serving() as server:
+            with bystander() as pid:
+                server.register_timers([due(pid)])
+                event = await server.told("unkillable", pid)
+                assert event.detail.endswith(said)
+    finally:
+        over.set()

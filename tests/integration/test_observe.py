@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import signal
+import struct
+from math import inf, nan
 from time import monotonic
 from typing import Any
 
@@ -15,6 +17,8 @@ import pytest
 
 from aiotimer import TimerRequest
 from aiotimer._core import layout
+from aiotimer._record import Entry, entry
+from aiotimer.events import Event
 from aiotimer.evidence import Findings, Subject
 from tests.integration.test_ladder import KeepingServer, during_evidence
 from tests.serving import WatchfulServer, bystander, is_alive, serving, serving_as
@@ -167,3 +171,75 @@ async def test_a_record_has_every_key(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [timer["scope"] for timer in record["timers"]][:3] == ["s", "t0", "t1"]
     assert len(record["timers"]) == 100
     assert [timer["expired"] for timer in record["timers"]][:2] == [True, False]
+
+
+async def test_an_overdue_timer_whose_table_goes_has_not_finished() -> None:
+    async with serving(observe=True) as server:
+        with bystander() as pid:
+            arm(server, pid, "s")
+            await server.told("observed", pid)
+            (worker,) = server._members.workers.values()
+            worker.drop(worker.tables[0])
+            event = await server.told("worker_gone", pid)
+            assert event.detail.startswith("it left its timers ")
+            assert server.all_told("finished") == []
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ((90.0, 10.0, 100.0), Entry(10.0, 90.0, exact=True)),
+        ((80.0, 10.0, 90.0), Entry(10.0, 90.0)),
+        ((0.0, 0.0, 0.0), Entry()),
+        ((90.0, nan, 100.0), Entry()),
+        ((90.0, inf, 100.0), Entry()),
+        ((90.0, -1.0, 100.0), Entry()),
+        ((nan, 10.0, 100.0), Entry(10.0, 90.0)),
+        ((inf, 10.0, 100.0), Entry(10.0, 90.0)),
+    ],
+)
+def test_what_a_row_tells_of_an_entry(row: tuple[float, ...], expected: Entry) -> None:
+    assert entry(row, 100.0) == expected
+
+
+async def test_the_record_tells_the_limit_and_when_the_block_was_entered() -> None:
+    async with serving_as(KeepingServer, observe=True) as server:
+        with bystander() as pid:
+            deadline = monotonic() + 0.2
+            server.register_timers([TimerRequest(pid, "s", deadline)])
+            (worker,) = server._members.workers.values()
+            row = struct.pack("=3d", deadline - 7.0, 7.0, deadline)
+            os.pwrite(worker.tables[0].file.descriptor, row, layout.ROWS_OFFSET)
+            await server.told("observed", pid)
+            record = server.kept[-1][0]
+    assert (record["limit_s"], record["exact"]) == (7.0, True)
+    assert record["ran_s"] == pytest.approx(7.0 + record["late_s"])
+    assert record["entered"] == pytest.approx(record["time"] - record["ran_s"])
+    assert record["timers"][0]["limit_s"] == 7.0
+
+
+async def test_a_block_cannot_have_been_entered_in_the_future() -> None:
+    async with serving_as(KeepingServer, observe=True) as server:
+        with bystander() as pid:
+            deadline = monotonic() + 0.2
+            server.register_timers([TimerRequest(pid, "s", deadline)])
+            (worker,) = server._members.workers.values()
+            row = struct.pack("=3d", deadline + 1000.0, 7.0, deadline)  # entered in the future
+            os.pwrite(worker.tables[0].file.descriptor, row, layout.ROWS_OFFSET)
+            await server.told("observed", pid)
+            assert (server.kept[-1][0]["limit_s"], server.kept[-1][0]["entered"]) == (7.0, None)
+
+
+async def test_a_table_that_goes_before_anything_is_read_from_it() -> None:
+    class DroppingServer(KeepingServer):
+        def emit(self, event: Event) -> None:
+            super().emit(event)
+            if event.event == "expired":
+                (worker,) = self._members.workers.values()
+                worker.drop(worker.tables[0])
+
+    async with serving_as(DroppingServer, observe=True) as server:
+        with bystander() as pid:
+            arm(server, pid, "s")
+            await server.told("worker_gone", pid)
+            assert server.kept[-1][0]["limit_s"] is None
