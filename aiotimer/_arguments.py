@@ -41,7 +41,7 @@ def seconds(value: Any, name: str) -> float:
     return number
 
 
-def named_pool(scope: str, client: BaseClient | None) -> Pool:
+def named_pool(scope: str, client: BaseClient | None, *, observed: bool = False) -> Pool:
     """Return the pool of a scope that is new, or whose client is not connected.
 
     Raises:
@@ -50,15 +50,15 @@ def named_pool(scope: str, client: BaseClient | None) -> Pool:
     """
     encode_scope(scope)
     if client is None:
-        return scratch().pool(scope)
+        return scratch().pool(scope, observed=observed)
     client.check_open()
-    return client.link.pool(scope)
+    return client.link.pool(scope, observed=observed)
 
 
-def site_pool(caller: FrameType, client: BaseClient | None) -> Pool:
-    """Return the pool of a call that names no scope, and remember it for that call."""
-    pool = named_pool(_site_name(caller), client)
-    if client is not None and client.link.table is pool.table:
+def site_pool(caller: FrameType, client: BaseClient | None, *, observed: bool = False) -> Pool:
+    """Return the pool of a call that names no scope, and remember it for that call if it is not observed."""
+    pool = named_pool(_site_name(caller), client, observed=observed)
+    if not observed and client is not None and client.link.table is pool.table:
         client.link.remember_site(caller.f_code, caller.f_lasti, pool)
     return pool
 

@@ -16,16 +16,18 @@ statements is the protocol, and every one of them is paid for in the benchmark.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Coroutine
-from math import inf
+from math import inf, nan
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from ._arguments import named_pool, seconds
 from ._client import BUDGET, BaseClient
-from ._core.layout import COUNT_OF, PROMISE
+from ._core import durations
+from ._core.layout import COUNT_OF, PROMISE, row_of
 from ._core.table import LATE, Pool
 from ._default import configured, default, default_client
-from ._leaving import Slow, nothing, time_out
+from ._leaving import Slow, nothing
 from ._waiting import within
 from .errors import AiotimerError
 
@@ -34,7 +36,9 @@ if TYPE_CHECKING:
     from typing import NoReturn, Self
 
     from ._link import Link
-    from ._soft import SoftLimit
+
+SAMPLE_EVERY = 0.01
+"""Seconds from one entry of a scope that is sampled to the next."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -72,6 +76,8 @@ class Block:
         now = clock()
         self._deadline = cells[slot] = deadline = now + self._after
         cells[slot + COUNT_OF] += 1.0
+        if now >= pool.sample_at:
+            self._sample(pool, slot, now, deadline)
         if not now - LATE <= cells[PROMISE] <= deadline:
             self._tell(deadline, now)
         return self
@@ -191,6 +197,8 @@ class Block:
             now = pool.now()
             self._deadline = deadline = now + self._after
             pool.cells[self._slot] = deadline
+            if slow.entered_at == slow.entered_at:  # it is sampled
+                durations.renew(pool.cells, row_of(self._slot), self._after, deadline)
         if not now - LATE <= pool.cells[PROMISE] <= deadline:
             self._tell(deadline, now)
 
@@ -202,7 +210,8 @@ class Block:
         block._slot = block._slow = block._deadline = None
         block._after = self._after
         block._client = self._client
-        block._pool = named_pool(self._pool.scope, self._client or default_client())
+        client, pool = self._client or default_client(), self._pool
+        block._pool = named_pool(pool.scope, client, observed=pool.observed)
         return block
 
     def _take(self) -> tuple[Pool, int]:
@@ -210,6 +219,25 @@ class Block:
         pool = self._pool
         self._pool, slot = pool.table.take(pool)
         return self._pool, slot
+
+    def _sample(self, pool: Pool, slot: int, now: float, deadline: float) -> None:
+        """Of this entry it is counted how long it takes; one in ``SAMPLE_EVERY`` seconds of each scope is."""
+        try:
+            pool.sample_at = now + SAMPLE_EVERY
+            slow = self._slow
+            if slow is None:
+                slow = self._slow = Slow(None)
+            durations.enter(pool.cells, row_of(slot), now, self._after, deadline)
+            slow.entered_at = now
+            if "asyncio" in sys.modules:
+                client = self._client or default.client
+                if client is not None and client.link.connected:
+                    from ._channel import attend
+
+                    attend(client.link, Block)
+        except BaseException:
+            self._retract()
+            raise
 
     def _tell(self, deadline: float, now: float) -> None:
         """The table says that somebody must be told of this timer."""
@@ -220,7 +248,9 @@ class Block:
                 self._move(client, link)
             elif not link.shared:
                 if self._slow is None or not self._slow.tells:
+                    entered_at = nan if self._slow is None else self._slow.entered_at
                     self._slow = Slow(link)
+                    self._slow.entered_at = entered_at
                 self._tell_by_socket(client, link, deadline)
             elif self._pool.table.must_ring(deadline, now):
                 link.tell("", deadline, client.budget)
@@ -237,7 +267,9 @@ class Block:
                 client.missing(error)
         if link.table is not None:
             self._give_back()
-            self._pool = link.table.pool(self._pool.scope)
+            if self._slow is not None:
+                self._slow.entered_at = nan  # on the other table's clock
+            self._pool = link.table.pool(self._pool.scope, observed=self._pool.observed)
             Block.__enter__(self)
 
     def _tell_by_socket(self, client: BaseClient, link: Link, deadline: float) -> None:
@@ -264,7 +296,7 @@ class Block:
                 else:
                     link.outage(str(error))  # the table is there, and the next server adopts it
         if self._slot is None and self._pool.table is not link.table:
-            self._pool = link.pool(self._pool.scope)
+            self._pool = link.pool(self._pool.scope, observed=self._pool.observed)
         return Block.__enter__(self)
 
     async def _enter_by_socket(self, client: BaseClient, link: Link) -> Self:
@@ -272,11 +304,14 @@ class Block:
             raise RuntimeError(_IN_USE)
         table = link.table
         assert table is not None
-        self._pool, slot = table.take(table.pool(self._pool.scope))
+        self._pool, slot = table.take(table.pool(self._pool.scope, observed=self._pool.observed))
         self._slot = slot
         self._slow = Slow(link)
-        self._deadline = deadline = table.now() + self._after
+        now = table.now()
+        self._deadline = deadline = now + self._after
         table.cells[slot] = deadline
+        if now >= self._pool.sample_at:
+            self._sample(self._pool, slot, now, deadline)
         try:
             try:
                 await link.tell_async(table.key_of(slot), deadline, client.budget, slot)
@@ -293,7 +328,12 @@ class Block:
         if slot is None:
             return ""
         with slow.lock:
-            self._pool.cells[slot] = inf
+            cells = self._pool.cells
+            cells[slot] = inf
+            entered_at = slow.entered_at
+            if entered_at == entered_at:
+                slow.entered_at = nan
+                durations.leave(cells, row_of(slot), self._pool.now() - entered_at)
         return self._pool.table.key_of(slot) if slow.tells else ""
 
     def _give_back(self) -> None:
@@ -339,86 +379,6 @@ class Block:
             self._finish(slow)
         else:
             self._give_back()
-
-
-class GracefulBlock(Block):
-    """A block with grace: first its task is cancelled, then the process is reaped."""
-
-    __slots__ = ("_soft",)
-
-    _soft: SoftLimit
-
-    def __enter__(self) -> NoReturn:
-        """Refuse: there is no task to cancel."""
-        raise ValueError("grace needs `async with`: a plain `with` has no task to cancel")
-
-    async def __aenter__(self) -> Self:
-        """Begin the soft limit, then arm the timer."""
-        if self._slot is None:
-            self._soft.start((self._client or configured()).link.call_later)
-        try:
-            return await super().__aenter__()
-        except BaseException as error:
-            if self._slot is None:
-                self._soft.stop()
-                if self._soft.was_the_cause(type(error)):  # connecting took longer than the block may
-                    await time_out(nothing(), self.scope, self._soft.after, error)
-            raise
-
-    def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> Coroutine[Any, Any, None]:
-        """Release the timer before anything is awaited, and turn our own cancellation into TimeoutError."""
-        released = super().__aexit__(kind, error, traceback)
-        self._soft.stop()
-        if not self._soft.was_the_cause(kind):
-            return released
-        return time_out(released, self.scope, self._soft.after, error)
-
-    def __del__(self) -> None:
-        """Release what an interruption kept from being left, and cancel nobody for it."""
-        try:
-            self._soft.stop()
-        except AttributeError:
-            return  # it was never made
-        super().__del__()
-
-    @property
-    def deadline(self) -> float:
-        """When the task is cancelled, in ``time.monotonic()`` seconds. RuntimeError outside the block."""
-        return super().deadline - self._soft.grace
-
-    def remaining(self) -> float:
-        """Return the seconds left until the task is cancelled."""
-        return super().remaining() - self._soft.grace
-
-    def renew(self, after: float | None = None) -> None:
-        """Start both limits again, from now; see ``Block.renew``.
-
-        Raises:
-            RuntimeError: outside the block, or the task has been cancelled already.
-        """
-        soft = self._soft
-        after = soft.after if after is None else seconds(after, "after")
-        if self._slot is not None:
-            soft.restart(after)
-        super().renew(after + soft.grace)
-
-    def add_grace(self, grace: float) -> None:
-        """Complete a block whose ``_after`` is the soft limit."""
-        from ._soft import SoftLimit
-
-        self._soft = SoftLimit(self._after, grace)
-        self._after = seconds(self._after + grace, "after + grace")
-
-    def _another(self) -> Self:
-        block = super()._another()
-        block._after = self._soft.after
-        block.add_grace(self._soft.grace)
-        return block
 
 
 _IN_USE = "this expires() is in use; make a new one for every block"

@@ -50,6 +50,8 @@ class BaseClient:
         unavailable: Unavailable = "warn",
         budget: float = BUDGET,
         on_unwatched: Hook | None = None,
+        reap: str = "",
+        observe: bool = False,
     ) -> None:
         from ._links import link_to
 
@@ -60,6 +62,7 @@ class BaseClient:
             if not path:
                 raise NotConfigured
         self._link = link_to(os.fspath(path), shared=shared)
+        self._link.ask_for(reap, observe=observe)
         self._link.enter(on_unwatched)
         self._hook = on_unwatched
         self._closed = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from _thread import allocate_lock
+from math import nan
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,13 +20,15 @@ class Slow:
         lock: held by ``renew`` while it stores.
         link: the link to tell of the release, if it has no shared table.
         pid: the process that entered: a forked child has nothing to tell of its parent's block.
+        entered_at: when the block was entered, on its table's clock, if its duration is to be counted.
     """
 
-    __slots__ = ("link", "lock", "pid")
+    __slots__ = ("entered_at", "link", "lock", "pid")
 
     def __init__(self, link: Link | None) -> None:
         self.lock = allocate_lock()
         self.link = link
+        self.entered_at = nan
         self.pid = os.getpid() if link is not None else 0
 
     @property

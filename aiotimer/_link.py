@@ -16,6 +16,7 @@ from __future__ import annotations
 import mmap
 import os
 import socket
+import sys
 import threading
 import weakref
 from math import inf
@@ -31,8 +32,10 @@ from ._core.table import LATE, Pool, TimerTable
 from ._descriptors import close, immortal, is_open
 from ._outage import Hook, Mended
 from ._scratch import scratch
+from ._stacks import Stacks, allow_tracing, register
 from ._version import __version__
 from ._waiting import Steps, Turn, Turns, Wait, loop_is_running, within
+from ._wish import NOTHING
 from .errors import AiotimerError, ProtocolError, Refused, ServerUnavailable
 from .process import time_namespace
 from .queue import RequestQueue, TableQueue
@@ -72,6 +75,7 @@ class Link(Mended):
         self._codes: dict[int, CodeType] = {}
         self.starting_until = -inf
         self.users = 0
+        self.wish = NOTHING
         self._turns = Turns()  # at connecting
         self._entering = threading.RLock()  # held while somebody enters or leaves
         self._resets = 0
@@ -87,6 +91,7 @@ class Link(Mended):
         self.connected = False
         self._table_descriptor = -1
         self._table_inode = 0
+        self._stacks: Stacks | None = None
         self._socket: socket.socket | None = None
         self._socket_inode = 0
         self._resets += 1
@@ -97,6 +102,18 @@ class Link(Mended):
     def _first_table(self) -> TimerTable | None:
         """Return what to store in before a server has given us a table."""
         return None
+
+    def ask_for(self, reap: str, *, observe: bool) -> None:
+        """A client wishes how this process is reaped: the first wish holds until the last client leaves.
+
+        Raises:
+            TypeError, ValueError: it is no wish, or not the one that holds.
+        """
+        with self._entering:
+            wish = self.wish.and_also(self.path, reap, observe=observe)
+            if wish != self.wish and self.connected:
+                self.hang_up()  # it is said in the next HELLO
+            self.wish = wish
 
     # -- connecting ------------------------------------------------------------------------------
 
@@ -170,6 +187,8 @@ class Link(Mended):
             time_namespace=time_namespace(),
             clock=monotonic(),
             offers_table=offers_table,
+            reap=self.wish.reap,
+            observe=self.wish.observed,
         )
 
     def _offer(self) -> list[int]:
@@ -198,6 +217,7 @@ class Link(Mended):
     def _use(self, connection: socket.socket) -> None:
         old, old_inode = self._socket, self._socket_inode
         self._socket = connection
+        allow_tracing(connection)
         self._socket_inode = os.fstat(connection.fileno()).st_ino
         self.connected = True
         self.starting_until = -inf
@@ -213,15 +233,16 @@ class Link(Mended):
         now = monotonic if offset == 0.0 else lambda: monotonic() + offset
         self.table = TimerTable(mapping, self._grow, self.pools, now=now, offset=offset)
         _mapped.add(self.table)
+        self._stacks = register(self.table, descriptor, self._table_inode)
 
     def _grow(self, slots: int) -> None:
         if not is_open(self._table_descriptor, self._table_inode):
             raise OSError("the program closed the table's descriptor")
         allocate(self._table_descriptor, slots)
 
-    def pool(self, scope: str) -> Pool:
+    def pool(self, scope: str, *, observed: bool = False) -> Pool:
         """Return the pool of a scope: in the table, or in scratch while there is no table."""
-        return (self.table or scratch()).pool(scope)
+        return (self.table or scratch()).pool(scope, observed=observed)
 
     def remember_site(self, code: CodeType, instruction: int, pool: Pool) -> None:
         """Remember which pool a call without a scope uses. The code object is kept, so its id is its own."""
@@ -366,6 +387,7 @@ class Link(Mended):
             self.users -= 1
             if self.users <= 0:
                 self._depart()
+                self.wish = NOTHING
 
     def _depart(self) -> None:
         """The last client has left: whoever enters next finds nothing of it."""
@@ -398,6 +420,11 @@ class Link(Mended):
     def _let_go(self) -> None:
         """Close what is open. Entries that are active keep their table, and release in it."""
         self.hang_up()
+        channels = sys.modules.get("aiotimer._channel")
+        if channels is not None:
+            channels.hang_up(self.path)
+        if self._stacks is not None:
+            self._stacks.undo()
         if is_open(self._table_descriptor, self._table_inode):
             os.close(self._table_descriptor)
         if self.table is not None:

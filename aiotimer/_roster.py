@@ -292,5 +292,5 @@ def _restored(descriptor: int) -> TimerTable:
         raise ServerError("it is damaged: its number of slots is none")
     runtime.allocate(descriptor, max(1, len(reader.deadlines())))  # a hole in it would be SIGBUS, for us
     cells = _stored_by_us(descriptor)
-    cells.adopt_cells((timer.slot, timer.scope, timer.ordinal) for timer in reader.timers())
+    cells.adopt_cells((timer.slot, timer.scope, timer.key_ordinal) for timer in reader.timers())
     return cells

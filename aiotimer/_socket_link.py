@@ -201,7 +201,7 @@ class SocketLink(Link):
 
     def _armed(self) -> list[tuple[str, float]]:
         """Return every armed timer as (key, deadline), soonest first."""
-        return [(layout.timer_key(t.scope, t.ordinal), t.deadline) for t in self._timers()]
+        return [(layout.timer_key(t.scope, t.key_ordinal), t.deadline) for t in self._timers()]
 
     def _timers(self) -> list[Timer]:
         assert self.table is not None
@@ -288,7 +288,8 @@ class SocketLink(Link):
 
     def _depart(self) -> None:
         for timer in self._timers():
-            self._marked[layout.timer_key(timer.scope, timer.ordinal)] = layout.FIRST_DEADLINE + timer.slot
+            key = layout.timer_key(timer.scope, timer.key_ordinal)
+            self._marked[key] = layout.FIRST_DEADLINE + timer.slot
         assert self.table is not None
         self.table.disarm()
         if not self._owing:

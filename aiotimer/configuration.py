@@ -35,6 +35,8 @@ def configure(
     client: BaseClient | str | os.PathLike[str] | _Unset | None = _UNSET,
     *,
     on_unwatched: Hook | None = None,
+    reap: str = "",
+    observe: bool = False,
 ) -> BaseClient | None:
     """Choose the server that watches ``expires`` blocks in this process.
 
@@ -46,6 +48,7 @@ def configure(
     Args:
         client: a client, the path of a server's socket, or None to undo what an earlier call did.
         on_unwatched: as for a client, and only without one.
+        reap, observe: as for a client, and only without one.
 
     Returns:
         The client in use from now on, None after ``configure(None)``.
@@ -53,11 +56,17 @@ def configure(
     Raises:
         ServerUnavailable: the private watchdog did not start.
         UnsafePath: the path cannot be a socket's, or there is no place for a private watchdog.
-        TypeError: ``on_unwatched`` beside a client, which has its own, or beside None.
+        ValueError: a client of this process has asked that server for another ``reap`` or ``observe``.
+        TypeError: ``on_unwatched``, ``reap`` or ``observe`` beside a client, which has its own, or
+            beside None.
     """
     global _ours
     if on_unwatched is not None and (client is None or isinstance(client, BaseClient)):
         raise TypeError("on_unwatched= is for a client that configure() makes; give it to your own client")
+    if (reap or observe) and (client is None or isinstance(client, BaseClient)):
+        raise TypeError(
+            "reap= and observe= are for a client that configure() makes; give it to your own client"
+        )
     if isinstance(client, _Unset) and not os.environ.get(SOCKET_VARIABLE):
         _found_watchdog()
     new: BaseClient | None
@@ -65,7 +74,12 @@ def configure(
     if isinstance(client, BaseClient) or client is None:
         new = client
     else:
-        made = new = TimerClient(None if isinstance(client, _Unset) else client, on_unwatched=on_unwatched)
+        made = new = TimerClient(
+            None if isinstance(client, _Unset) else client,
+            on_unwatched=on_unwatched,
+            reap=reap,
+            observe=observe,
+        )
         if not loop_is_running():
             try:
                 made.connect(made.budget)

@@ -7,12 +7,16 @@ a block costs a fifth less (``python -m benchmarks --only entry``).
 from __future__ import annotations
 
 from sys import _getframe
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from ._arguments import MOST, named_pool, seconds, site_pool
-from ._block import Block, GracefulBlock
+from ._block import Block
 from ._client import BaseClient
 from ._default import default, default_client
+from ._graceful import GracefulBlock
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 _MOST_INT = 10**9
 """Up to here an int is compared with an int, which is quicker; beyond, ``seconds`` decides."""
@@ -24,6 +28,7 @@ def expires(
     client: BaseClient | None = None,
     *,
     grace: float | None = None,
+    observe: bool = False,
 ) -> Block:
     """Return a countdown around a block: if the block is not left in time, this process is reaped.
 
@@ -39,6 +44,7 @@ def expires(
         grace: only in ``async with``: at ``after`` the block's own task is cancelled, and leaves the
             block with TimeoutError as from ``asyncio.timeout``; this many seconds later, if the block has
             still not been left, the process is reaped.
+        observe: nobody is signalled for this block: that it was not left in time is only reported.
 
     Returns:
         The block. In it, ``.scope``, ``.deadline``, ``.remaining()`` and ``.renew()`` are about its timer.
@@ -50,6 +56,8 @@ def expires(
         TableFull: on entering, if this process has 65,536 timers armed.
         ServerUnavailable, Refused: on entering, only if the client is told to raise.
     """
+    if observe:
+        return _observed(after, scope, client, grace, _getframe(1))
     block = Block() if grace is None else GracefulBlock()
     block._slot = block._slow = block._deadline = None
     kind = type(after)
@@ -71,6 +79,24 @@ def expires(
     except (KeyError, AttributeError):  # a new name, or nothing is configured
         client = client or default_client()
         block._pool = site_pool(_getframe(1), client) if scope is None else named_pool(scope, client)
+    if grace is not None:
+        cast(GracefulBlock, block).add_grace(seconds(grace, "grace"))
+    return block
+
+
+def _observed(
+    after: float, scope: str | None, client: BaseClient | None, grace: float | None, caller: FrameType
+) -> Block:
+    """Return a block of which it is only said that it took too long."""
+    block = Block() if grace is None else GracefulBlock()
+    block._slot = block._slow = block._deadline = None
+    block._after = seconds(after, "after")
+    block._client = client
+    client = client or default_client()
+    if scope is None:
+        block._pool = site_pool(caller, client, observed=True)
+    else:
+        block._pool = named_pool(scope, client, observed=True)
     if grace is not None:
         cast(GracefulBlock, block).add_grace(seconds(grace, "grace"))
     return block

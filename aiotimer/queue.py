@@ -196,7 +196,7 @@ class TableQueue(RequestQueue):
         Releases come first, since a key that has lost its slot may have been acquired again in another.
         """
         changed = {
-            slot: _Seen(*now, layout.timer_key(*self._reader.label(slot)))
+            slot: _Seen(*now, self._reader.key(slot))
             for slot, now in self._words()
             if now != self._seen.get(slot, _NEVER_USED)[:2]
         }

@@ -381,6 +381,7 @@ def allocate(descriptor: int, slots: int) -> None:
     os.posix_fallocate(descriptor, 0, layout.deadline_offset(last) + 8)
     os.posix_fallocate(descriptor, layout.count_offset(0), 8 * slots)
     os.posix_fallocate(descriptor, layout.label_offset(0), layout.LABEL_SIZE * slots)
+    os.posix_fallocate(descriptor, layout.row_offset(0), layout.ROW_SIZE * slots)
 
 
 def check_offered(descriptor: int) -> TableFile:
@@ -391,7 +392,7 @@ def check_offered(descriptor: int) -> TableFile:
     """
     facts = os.fstat(descriptor)
     ours = stat.S_ISREG(facts.st_mode) and facts.st_uid == os.geteuid()
-    if not ours or facts.st_size != layout.TABLE_SIZE or not is_in_memory(descriptor):
+    if not ours or facts.st_size < layout.TABLE_SIZE or not is_in_memory(descriptor):
         raise ServerError("the offered descriptor is not a timer table on tmpfs")
     if _can_be_sealed(descriptor):
         raise ServerError("the offered table could be sealed against the server's writing")

@@ -31,8 +31,14 @@ class TimerClient(BaseClient):
         on_unwatched: called once with the reason when this process's timers are not being watched, because
             its server is stuck or gone, and once with None when they are again. It runs in whichever
             thread finds out, and must return soon; what it raises is logged.
+        reap: how this process is to be reaped, as steps such as ``"dump,TERM:10,KILL"``; by default as the
+            server does it. The server may refuse.
+        observe: nobody is signalled for this process's timers: that one expired is only reported.
+
+    All clients of a process at one server want the same of it: the first that asks for something decides.
 
     Raises:
+        ValueError: another client of this process has asked its server for something else.
         NotConfigured: no path was given and ``$AIOTIMER_SOCKET`` is not set.
         UnsafePath: the path cannot be a socket's.
     """

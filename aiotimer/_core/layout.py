@@ -63,6 +63,7 @@ POLICY_OFFSET, POLICY_SIZE = 112, 80
 ROWS_OFFSET = LABELS_OFFSET + SLOTS * LABEL_SIZE
 ROW_WORDS = 64
 ROW_SIZE = 8 * ROW_WORDS
+FIRST_ROW = ROWS_OFFSET // 8
 """A slot's row: see ``_core/durations.py``."""
 
 TABLE_SIZE = ROWS_OFFSET + SLOTS * ROW_SIZE
@@ -162,6 +163,16 @@ def label_offset(slot: int) -> int:
     return LABELS_OFFSET + LABEL_SIZE * slot
 
 
+def row_of(word: int) -> int:
+    """Return the word index of the row of the slot whose deadline is at a word index."""
+    return FIRST_ROW + ROW_WORDS * (word - FIRST_DEADLINE)
+
+
+def row_offset(slot: int) -> int:
+    """Return the byte offset of a slot's row of durations."""
+    return ROWS_OFFSET + ROW_SIZE * slot
+
+
 def encode_scope(scope: str) -> bytes:
     """Check a scope and return its UTF-8 bytes.
 
@@ -204,6 +215,12 @@ def label_flags(cell: bytes) -> int:
     return int(_LABEL.unpack_from(cell)[1]) if len(cell) >= _LABEL.size else 0
 
 
+def label_key(cell: bytes) -> str:
+    """Return the :func:`timer_key` of the timer with this label."""
+    scope, ordinal = decode_label(cell)
+    return timer_key(scope, -ordinal if label_flags(cell) & OBSERVED else ordinal)
+
+
 def policy(text: str) -> bytes:
     """Return how a worker wants to be reaped, as it stands in a table.
 
@@ -227,12 +244,17 @@ def timer_name(scope: str, ordinal: int) -> str:
 
 
 def timer_key(scope: str, ordinal: int) -> str:
-    """Return the name of a timer in messages: the scope; for an entry, a NUL and its ordinal follow."""
+    """Return the name of a timer in messages: the scope; for an entry, a NUL and its ordinal follow.
+
+    The ordinal of an observed entry is negative here; in a message an ``o`` follows it.
+    """
+    if ordinal < 0:
+        return f"{scope}\0{-ordinal}o"
     return f"{scope}\0{ordinal}" if ordinal else scope
 
 
 def split_key(key: str) -> tuple[str, int]:
-    """Return the scope and the ordinal of a :func:`timer_key`.
+    """Return the scope and the ordinal of a :func:`timer_key`: negative for an observed entry.
 
     Raises:
         ValueError: what follows the NUL is not a small number.
@@ -240,9 +262,11 @@ def split_key(key: str) -> tuple[str, int]:
     scope, separator, ordinal = key.partition("\0")
     if not separator:
         return scope, 0
+    observed = ordinal.endswith("o")
+    ordinal = ordinal.removesuffix("o")
     if not (ordinal.isascii() and ordinal.isdigit() and len(ordinal) <= 9):
         raise ValueError("a timer key whose ordinal is not a small number")
-    return scope, int(ordinal)
+    return scope, -int(ordinal) if observed else int(ordinal)
 
 
 def shifted(expiration_time: float, offset: float) -> float:

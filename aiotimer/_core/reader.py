@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
+from math import inf
 from typing import NamedTuple
 
-from . import layout
+from . import durations, layout
 
 Read = Callable[[int, int], bytes]
 """``read(size, offset)``: at most ``size`` bytes of the table, fewer at its end."""
@@ -19,6 +20,9 @@ Read = Callable[[int, int], bytes]
 
 _BLOCK = 16
 """Labels that are read at once: a page of them."""
+
+_ROWS = 512
+"""Rows that are read at once: a quarter of a megabyte."""
 
 
 class Timer(NamedTuple):
@@ -42,6 +46,23 @@ class Timer(NamedTuple):
     def name(self) -> str:
         """The scope, with ``#n`` from a scope's second concurrent entry on."""
         return layout.timer_name(self.scope, self.ordinal)
+
+    @property
+    def key_ordinal(self) -> int:
+        """The ordinal as in a ``layout.timer_key``: negative for an observed entry."""
+        return -self.ordinal if self.observed else self.ordinal
+
+
+class Ran(NamedTuple):
+    """What is known of how long the blocks of one scope took.
+
+    Attributes:
+        count: entries, whether or not they were sampled.
+        durations: of those that were.
+    """
+
+    count: int  # type: ignore[assignment]  # tuples have a method of that name
+    durations: durations.Durations
 
 
 class TableReader:
@@ -84,6 +105,34 @@ class TableReader:
     def label(self, slot: int) -> tuple[str, int]:
         """Return the scope and the ordinal on a slot's label, whatever the slot holds."""
         return layout.decode_label(self._read(layout.LABEL_SIZE, layout.label_offset(slot)))
+
+    def key(self, slot: int) -> str:
+        """Return the ``layout.timer_key`` on a slot's label, whatever the slot holds."""
+        return layout.label_key(self._read(layout.LABEL_SIZE, layout.label_offset(slot)))
+
+    def row(self, slot: int) -> array[float]:
+        """Return a slot's row (see ``_core/durations.py``); it is short if the table is cut off."""
+        data = self._read(layout.ROW_SIZE, layout.row_offset(slot))
+        return array("d", data[: len(data) // 8 * 8])
+
+    def durations(self) -> dict[str, Ran]:
+        """Return how long the blocks of every scope took, read many slots at a time."""
+        found: dict[str, Ran] = {}
+        counts = self.counts(layout.high_water(self.snapshot()))
+        for first in range(0, len(counts), _ROWS):
+            slots = min(_ROWS, len(counts) - first)
+            labels = self._read(layout.LABEL_SIZE * slots, layout.label_offset(first))
+            rows = durations.rows_of(self._read(layout.ROW_SIZE * slots, layout.row_offset(first)))
+            for number, row in enumerate(rows):
+                count = counts[first + number]
+                if not 1 <= count < inf:
+                    continue  # it has never been armed under this label
+                start = number * layout.LABEL_SIZE
+                scope = layout.decode_label(labels[start : start + layout.LABEL_SIZE])[0]
+                known = found.get(scope) or Ran(0, durations.Durations())
+                known.durations.add_row(row)
+                found[scope] = known._replace(count=known.count + int(count))
+        return found
 
     def timer(self, slot: int, deadline: float) -> Timer | None:
         """Return the timer in a slot, None if it does not hold ``deadline`` any more."""

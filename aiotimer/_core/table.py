@@ -31,7 +31,7 @@ from math import inf, nan
 from typing import TYPE_CHECKING, TypeAlias
 
 from ..errors import TableFull
-from . import layout
+from . import durations, layout
 from .layout import COUNT_OF, FIRST_DEADLINE, HIGH_WATER, LOOKS, PROMISE, RETIRED, SLOTS
 
 if TYPE_CHECKING:
@@ -60,16 +60,35 @@ class Pool(list[int]):
     to be left.
     """
 
-    __slots__ = ("cells", "next_ordinal", "now", "scope", "size", "table", "text")
+    __slots__ = (
+        "cells",
+        "key",
+        "next_ordinal",
+        "now",
+        "observed",
+        "sample_at",
+        "scope",
+        "size",
+        "table",
+        "text",
+    )
 
-    def __init__(self, table: TimerTable, scope: str) -> None:
+    def __init__(self, table: TimerTable, scope: str, *, observed: bool = False) -> None:
         self.text = layout.encode_scope(scope)
         self.scope = scope
+        self.observed = observed
+        self.key = pool_key(scope, observed=observed)
+        self.sample_at = -inf  # the first entry from then on is sampled
         self.table = table
         self.cells = table.cells
         self.now = table.now
         self.size = 0  # slots that belong to this scope, idle or not
         self.next_ordinal = 1
+
+
+def pool_key(scope: str, *, observed: bool) -> str:
+    """Return the name of a pool: of one scope, observed entries never share a slot with others."""
+    return scope + "\0o" if observed else scope
 
 
 class Cell:
@@ -134,14 +153,15 @@ class TimerTable:
 
     # -- entries ---------------------------------------------------------------------------------
 
-    def pool(self, scope: str) -> Pool:
+    def pool(self, scope: str, *, observed: bool = False) -> Pool:
         """Return the pool of a scope, a new one if need be.
 
         Raises:
             TypeError, ValueError: the scope cannot be a label.
         """
-        pool = self.pools.get(scope)
-        return pool if pool is not None else self.pools.setdefault(scope, Pool(self, scope))
+        key = pool_key(scope, observed=observed)
+        pool = self.pools.get(key)
+        return pool if pool is not None else self.pools.setdefault(key, Pool(self, scope, observed=observed))
 
     def take(self, pool: Pool) -> tuple[Pool, int]:
         """Return a slot (the word index of its deadline) labelled with ``pool``'s scope, not armed.
@@ -154,15 +174,15 @@ class TimerTable:
             TableFull: every slot is in use, or there is no memory for more.
         """
         with self.lock:
-            pool = self.pools.setdefault(pool.scope, pool)
+            pool = self.pools.setdefault(pool.key, pool)
             try:
                 return pool, pool.pop()
             except IndexError:
                 pass
             word = self._new_slot()
-            pool = self.pools.setdefault(pool.scope, pool)  # making room may have retired it
+            pool = self.pools.setdefault(pool.key, pool)  # making room may have retired it
             pool.cells = self.cells  # a pool that was retired before a fork has the parent's
-            self._label(word, pool.text, pool.next_ordinal)
+            self._label(word, pool.text, -pool.next_ordinal if pool.observed else pool.next_ordinal)
             pool.next_ordinal += 1
             pool.size += 1
             return pool, word
@@ -195,9 +215,15 @@ class TimerTable:
                     return False
                 cell = self._new_cell(key)
             assert cell.word is not None
+            before = self.cells[cell.word]
             self.cells[cell.word] = stored
+            row = layout.row_of(cell.word)
             if stored == inf:
+                if layout.is_armed(before):
+                    durations.leave(self.cells, row, self.now() - self.cells[row])
                 return False
+            entered = self.cells[row] if layout.is_armed(before) else now
+            durations.enter(self.cells, row, entered, stored - now, stored)
             self.cells[cell.word + COUNT_OF] += 1.0
         return self.must_ring(stored, now)
 
@@ -303,8 +329,7 @@ class TimerTable:
     def key_of(self, word: int) -> str:
         """Return the key (``layout.timer_key``) of the timer whose deadline is at a word index."""
         start = layout.label_offset(word - FIRST_DEADLINE)
-        scope, ordinal = layout.decode_label(bytes(self.raw[start : start + layout.LABEL_SIZE]))
-        return layout.timer_key(scope, ordinal)
+        return layout.label_key(bytes(self.raw[start : start + layout.LABEL_SIZE]))
 
     # -- slots -----------------------------------------------------------------------------------
 
@@ -327,10 +352,14 @@ class TimerTable:
         return cell
 
     def _label(self, word: int, text: bytes, ordinal: int) -> None:
+        """Write a slot's label; the ordinal of an observed entry is negative."""
         cells = self.cells
+        if cells[word + COUNT_OF]:
+            row = layout.row_offset(word - FIRST_DEADLINE)
+            self.raw[row : row + layout.ROW_SIZE] = bytes(layout.ROW_SIZE)  # of another scope
         cells[RETIRED] += cells[word + COUNT_OF]
         cells[word + COUNT_OF] = 0.0
-        label = layout.encode_label(text, ordinal)
+        label = layout.encode_label(text, abs(ordinal), layout.OBSERVED if ordinal < 0 else 0)
         start = layout.label_offset(word - FIRST_DEADLINE)
         self.raw[start : start + len(label)] = label
 

@@ -113,7 +113,7 @@ REMOVED: dict[str, Plant] = {
     "empty": lambda d, pid: (d / name_of(pid)).touch(),
     "truncated in the header": lambda d, pid: truncated(d / name_of(pid), 12),
     "truncated after the header": lambda d, pid: truncated(d / name_of(pid), 5000),
-    "too long": lambda d, pid: truncated(d / name_of(pid), layout.TABLE_SIZE + 1),
+    "too short": lambda d, pid: truncated(d / name_of(pid), layout.TABLE_SIZE - 1),
     "without the magic": lambda d, pid: (d / name_of(pid)).write_bytes(bytes(layout.TABLE_SIZE)),
     "of an older layout": lambda d, pid: table(d / name_of(pid), version=0),
 }

@@ -41,6 +41,8 @@ def test_regions_follow_each_other_and_do_not_touch() -> None:
         layout.count_offset(SLOTS - 1) + 8,
         layout.label_offset(0),
         layout.label_offset(SLOTS),
+        layout.row_offset(0),
+        8 * layout.row_of(layout.FIRST_DEADLINE + SLOTS),
     ]
     assert ends == sorted(ends)
     assert ends[-1] == layout.TABLE_SIZE
@@ -224,12 +226,14 @@ def test_the_ordinal_shows_from_the_second_on() -> None:
     assert [layout.timer_name("s", n) for n in range(4)] == ["s", "s", "s#2", "s#3"]
 
 
-@pytest.mark.parametrize("ordinal", [0, 1, 2, 999_999_999])
+@pytest.mark.parametrize("ordinal", [0, 1, 2, 999_999_999, -1, -999_999_999])
 def test_a_key_reads_back(ordinal: int) -> None:
     assert layout.split_key(layout.timer_key("s#2", ordinal)) == ("s#2", ordinal)
 
 
-@pytest.mark.parametrize("key", ["s\0", "s\0x", "s\0-1", "s\0" + "1" * 10, "s\0\u0661", "s\0001\0001"])
+@pytest.mark.parametrize(
+    "key", ["s\0", "s\0x", "s\0-1", "s\0" + "1" * 10, "s\0\u0661", "s\0001\0001", "s\0o", "s\0001oo"]
+)
 def test_a_key_with_a_strange_ordinal_is_refused(key: str) -> None:
     with pytest.raises(ValueError, match="ordinal"):
         layout.split_key(key)

@@ -5,7 +5,7 @@ from math import inf, nan
 
 import pytest
 
-from aiotimer._core import layout
+from aiotimer._core import durations, layout
 from aiotimer._core.layout import FIRST_SLOTS, SLOTS
 from aiotimer._core.reader import Read, TableReader, Timer
 from aiotimer._core.table import TimerTable
@@ -126,3 +126,34 @@ def test_a_table_full_of_one_value_is_bounded() -> None:
         word = layout.word(value)
         reader = TableReader(lambda size, _offset, word=word: (word * (size // 8 + 1))[:size])  # type: ignore[misc]
         assert len(reader.deadlines()) <= SLOTS
+
+
+# --- durations
+
+
+def test_rows_of_a_scope_are_read_together() -> None:
+    table = TimerTable(bytearray(layout.TABLE_SIZE), now=lambda: 7.0)
+    reader = TableReader(lambda size, offset: bytes(table.raw[offset : offset + size]))
+    for observed in (False, True):
+        _pool, word = table.take(table.pool("s", observed=observed))
+        table.cells[word + layout.COUNT_OF] = 3.0
+        durations.leave(table.cells, layout.row_of(word), 1.0)
+    assert reader.key(word - layout.FIRST_DEADLINE) == "s\0001o"
+    table.set(("keyed", 0), 9.0, 5.0)
+    table.set(("keyed", 0), -1.0, 0.0)
+    found = reader.durations()
+    assert {scope: (ran.count, ran.durations.count) for scope, ran in found.items()} == {
+        "s": (6, 2),
+        "keyed": (1, 1),
+    }
+    assert found["keyed"].durations.maximum == 2.0
+    assert list(reader.row(2)[:3]) == [5.0, 4.0, 9.0]
+
+
+def test_a_row_is_cleared_for_another_scope() -> None:
+    table = TimerTable(bytearray(layout.TABLE_SIZE), now=lambda: 7.0)
+    table.set(("keyed", 0), 9.0, 5.0)
+    word = layout.FIRST_DEADLINE
+    assert any(table.cells[layout.row_of(word) : layout.row_of(word + 1)])
+    table._label(word, b"other", 1)
+    assert not any(table.cells[layout.row_of(word) : layout.row_of(word + 1)])

@@ -1,0 +1,176 @@
+"""A connection per event loop and server, on which this process says what its tasks wait for.
+
+The laws of this file: nothing here raises into a caller, waits, or makes a task or a thread; a healthy
+program notices nothing; a channel is used and closed in its loop's thread, or where that loop is closed; a
+descriptor that may not be ours any more, or that a forked child has a copy of, is no business of its loop.
+This file imports asyncio, so it is imported late.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import weakref
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from ._core import wire
+from ._descriptors import is_open
+from ._tasks import answer
+from .process import check_trusted
+
+if TYPE_CHECKING:
+    from ._link import Link
+
+_AGAIN_AFTER = 1.0
+"""Seconds between attempts to open a channel."""
+
+_AT_ONCE = 65_536
+
+
+class Channel:
+    """One loop's connection to one server."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, link: Link, block_type: type[Any]) -> None:
+        self._loop = weakref.ref(loop)  # the loop holds this object
+        self._link = weakref.ref(link)
+        self._block_type = block_type
+        self._pid = os.getpid()
+        self._decoder = wire.client_decoder()
+        self._descriptor = -1
+        self._inode = 0
+        self._next_attempt = 0.0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is connected, as far as is known."""
+        return self._descriptor >= 0
+
+    def open(self) -> None:
+        """Connect if need be, at most once a second."""
+        loop, link, now = self._loop(), self._link(), monotonic()
+        if self.is_open or now < self._next_attempt or loop is None or link is None:
+            return
+        self._next_attempt = now + _AGAIN_AFTER
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * wire.MAX_FRAME)
+            connection.connect(link.path)
+            check_trusted(connection, link.path)
+            connection.send(wire.encode(wire.Attend(wire.PROTOCOL_VERSION)), socket.MSG_NOSIGNAL)
+            self._decoder = wire.client_decoder()
+            self._inode = os.fstat(connection.fileno()).st_ino
+            loop.add_reader(connection.fileno(), self._ready)
+            self._descriptor = connection.detach()
+
+    def close(self) -> None:
+        """Close it, in its loop's thread, in a forked child, or when the loop is closed or gone."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor < 0 or not is_open(descriptor, self._inode):
+            return
+        loop = self._loop()
+        if loop is not None and self._pid == os.getpid() and not loop.is_closed():
+            with contextlib.suppress(Exception):
+                loop.remove_reader(descriptor)
+        os.close(descriptor)
+
+    def close_from_anywhere(self) -> None:
+        """Close it in its loop's thread, later if need be."""
+        loop = self._loop()
+        if loop is None or self._pid != os.getpid() or asyncio._get_running_loop() is loop:
+            self.close()
+            return
+        try:
+            loop.call_soon_threadsafe(self.close)
+        except RuntimeError:  # it is closed
+            self.close()
+
+    def __del__(self) -> None:
+        """Close what the loop left."""
+        with contextlib.suppress(Exception):
+            self.close()
+
+    def _ready(self) -> None:
+        """Answer what is asked."""
+        try:
+            self._answer()
+        except BlockingIOError:
+            pass
+        except Exception:  # noqa: BLE001 - the loop is the program's
+            self._abandon()
+
+    def _answer(self) -> None:
+        loop, link, descriptor = self._loop(), self._link(), self._descriptor
+        if loop is None or link is None or not is_open(descriptor, self._inode):
+            raise ConnectionError("the program closed the channel's descriptor")
+        connection = socket.socket(fileno=descriptor)
+        try:
+            data = connection.recv(_AT_ONCE, socket.MSG_DONTWAIT)
+            if not data:
+                raise ConnectionError("the server is gone")
+            for message in self._decoder.feed(data):
+                if not isinstance(message, wire.Inspect):
+                    raise ConnectionError("no question")
+                frame = answer(loop, message, link.table if link.shared else None, self._block_type)
+                if connection.send(frame, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL) < len(frame):
+                    raise ConnectionError("the server does not read")
+        finally:
+            connection.detach()
+
+    def _abandon(self) -> None:
+        """Close it; if its number is somebody else's by now, only its reader is taken away."""
+        descriptor, loop = self._descriptor, self._loop()
+        self.close()
+        if loop is not None and descriptor >= 0 and not is_open(descriptor, self._inode):
+            with contextlib.suppress(Exception):
+                loop.remove_reader(descriptor)
+
+
+_channels: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Channel]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def attend(link: Link, block_type: type[Any]) -> None:
+    """See to it that the running loop, if there is one, answers a link's server. Never raises."""
+    try:
+        loop = asyncio._get_running_loop()
+        if loop is None:
+            return
+        of_loop = _channels.get(loop)
+        if of_loop is None:
+            _close_of_closed_loops()
+            of_loop = _channels.setdefault(loop, {})
+        channel = of_loop.get(link.path)
+        if channel is None:
+            channel = of_loop[link.path] = Channel(loop, link, block_type)
+        channel.open()
+    except Exception:  # noqa: BLE001 - there is one probe less, and the next sampled entry tries again
+        return
+
+
+def _close_of_closed_loops() -> None:
+    for loop, of_loop in list(_channels.items()):
+        if loop.is_closed():
+            for channel in of_loop.values():
+                channel.close()
+            of_loop.clear()
+
+
+def hang_up(path: str) -> None:
+    """The last client of a server is leaving: close every loop's channel to it."""
+    for of_loop in list(_channels.values()):
+        channel = of_loop.pop(path, None)
+        if channel is not None:
+            channel.close_from_anywhere()
+
+
+def _after_fork_in_child() -> None:
+    for of_loop in list(_channels.values()):
+        for channel in of_loop.values():
+            channel.close()
+    _channels.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,144 @@
+"""How long the blocks of one scope take: a row of numbers per slot, and what can be told from many rows.
+
+A row is ``layout.ROW_WORDS`` float64: when the last sampled entry was made, its limit in seconds, the
+deadline for which these two hold, the longest duration, and counts of durations in ``BUCKETS`` half
+octaves. The laws of this file: a worker stores without a lock, as the owner of its slot; a reader accepts
+every bit pattern, and counts nothing that is not a positive, finite number.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Sequence
+from math import frexp, inf, isfinite
+from typing import Any
+
+from .layout import ROW_WORDS
+
+ENTERED, LIMIT, DEADLINE, MAXIMUM, FIRST_BUCKET = 0, 1, 2, 3, 4
+"""Indices in a row."""
+
+BUCKETS = ROW_WORDS - FIRST_BUCKET
+_LOWEST = -16
+_ROOT_HALF = 0.5**0.5
+_MOST = 2.0**53
+"""A larger count is none: what is added to it is lost."""
+
+
+def bucket(seconds: float) -> int:
+    """Return the bucket of a duration; what is too short, too long or no number goes into the last ones."""
+    if not seconds < inf:
+        return BUCKETS - 1
+    mantissa, exponent = frexp(seconds)
+    return min(max(2 * (exponent - _LOWEST) + (mantissa >= _ROOT_HALF), 0), BUCKETS - 1) if seconds > 0 else 0
+
+
+def bounds(number: int) -> tuple[float, float]:
+    """Return from where to where a bucket reaches, in seconds; the outer ones take what is beyond, too."""
+    low = 2.0 ** (_LOWEST - 1 + number / 2)
+    return low, low / _ROOT_HALF
+
+
+def enter(cells: memoryview[float], row: int, entered: float, limit: float, deadline: float) -> None:
+    """Say in the row that begins at ``row`` that an entry has been made."""
+    cells[row + ENTERED] = entered
+    cells[row + LIMIT] = limit
+    cells[row + DEADLINE] = deadline  # last: it says that the others hold
+
+
+def renew(cells: memoryview[float], row: int, limit: float, deadline: float) -> None:
+    """Say that the limit of the entry in this row has been moved."""
+    cells[row + LIMIT] = limit
+    cells[row + DEADLINE] = deadline
+
+
+def leave(cells: memoryview[float], row: int, seconds: float) -> None:
+    """Count a duration."""
+    cells[row + FIRST_BUCKET + bucket(seconds)] += 1.0
+    if seconds > cells[row + MAXIMUM]:
+        cells[row + MAXIMUM] = seconds
+
+
+class Durations:
+    """Durations of sampled entries of one scope, as a histogram.
+
+    Attributes:
+        maximum: the longest, seconds.
+        counts: how many are in each bucket.
+    """
+
+    __slots__ = ("counts", "maximum")
+
+    def __init__(self) -> None:
+        self.maximum = 0.0
+        self.counts = [0] * BUCKETS
+
+    @property
+    def count(self) -> int:
+        """How many entries were sampled."""
+        return sum(self.counts)
+
+    def add(self, other: Durations) -> None:
+        """Add those of another."""
+        self.maximum = max(self.maximum, other.maximum)
+        self.counts = [ours + theirs for ours, theirs in zip(self.counts, other.counts, strict=True)]
+
+    def add_row(self, row: Sequence[float]) -> None:
+        """Add a row of a table; what is no number of entries is ignored, and so is what is cut off."""
+        if len(row) > MAXIMUM:
+            self.maximum = max(self.maximum, _seconds(row[MAXIMUM]))
+        for number, count in enumerate(row[FIRST_BUCKET:ROW_WORDS]):
+            if 1 <= count <= _MOST:
+                self.counts[number] += int(count)
+
+    def quantile(self, q: float) -> float:
+        """Return what the ``q``-th part of the entries (0 to 1) did not exceed; 0.0 if there are none.
+
+        Inside of a bucket it is interpolated geometrically; it is never more than the maximum.
+        """
+        wanted = min(max(q, 0.0), 1.0) * self.count
+        for number, count in enumerate(self.counts):
+            if count and wanted <= count:
+                low, high = bounds(number)
+                return min(low * float((high / low) ** (wanted / count)), self.maximum)
+            wanted -= count
+        return self.maximum
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as an object."""
+        return {"max_s": self.maximum, "counts": list(self.counts)}
+
+    @classmethod
+    def from_json(cls, value: Any) -> Durations:
+        """Return what :meth:`as_json` gave; whatever is anything else counts as nothing."""
+        durations = cls()
+        if isinstance(value, dict):
+            counts = value.get("counts")
+            maximum = value.get("max_s")
+            row = [0.0] * FIRST_BUCKET + list(map(_number, counts if isinstance(counts, list) else ()))
+            row[MAXIMUM] = _number(maximum)
+            durations.add_row(row)
+        return durations
+
+
+def merged(rows: Iterable[Sequence[float]]) -> Durations:
+    """Return the durations of many rows together."""
+    durations = Durations()
+    for row in rows:
+        durations.add_row(row)
+    return durations
+
+
+def rows_of(data: bytes) -> list[array[float]]:
+    """Return the whole rows in a part of a table."""
+    words = array("d", data[: len(data) // (8 * ROW_WORDS) * (8 * ROW_WORDS)])
+    return [words[start : start + ROW_WORDS] for start in range(0, len(words), ROW_WORDS)]
+
+
+def _seconds(value: float) -> float:
+    return value if isfinite(value) and value > 0 else 0.0
+
+
+def _number(value: Any) -> float:
+    number = isinstance(value, (int, float)) and abs(value) <= _MOST  # False for NaN, and for long ints
+    return float(value) if number else 0.0
