@@ -1,8 +1,8 @@
 """What the tasks of an event loop wait for, told from inside of it.
 
 The laws of this file: it runs in the loop's thread, between two steps of its tasks, so nothing moves; it
-looks and changes nothing; chains may be cyclic and long, so everything is bounded; texts are a program's own
-and may be anything. This file imports asyncio, so it is imported late.
+looks and changes nothing; chains may be cyclic and long, so everything is bounded; texts are a
+program's own and may be anything. This file imports asyncio, so it is imported late.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from aiotimer import (
     _scratch,
     expires,
 )
-from aiotimer._core.layout import FIRST_DEADLINE, HIGH_WATER, SLOTS
+from aiotimer._core.layout import FIRST_DEADLINE, HIGH_WATER, SLOTS, row_of
 from tests.support import (
     PATIENCE,
     MemoryClient,
@@ -856,3 +856,32 @@ def test_fault_50_interrupted_by_a_signal_without_a_table(server: ServerThread) 
             assert_nothing_armed(client, f"bytecode {interruption.number}")
             server.wait_armed([])  # what was interrupted is said again, in the background
     assert interruption.number > 200, "it was hardly interrupted: the test is blind"
+
+
+# --- what a worker tells of its blocks
+
+
+def test_an_observed_block_and_a_plain_one_never_share_a_slot() -> None:
+    memory = MemoryClient(memory_table(promise=inf))
+    for _ in range(3):
+        with expires(60, "s", memory, observe=True) as observed, expires(60, "s", memory) as plain:
+            keys = [block._pool.table.key_of(block._slot) for block in (observed, plain)]  # type: ignore[arg-type]
+            assert keys == ["s\0001o", "s\0001"]
+
+
+def test_a_sampled_entry_is_counted_in_its_row() -> None:
+    memory = MemoryClient(memory_table(promise=inf))
+    with expires(60, "s", memory) as block:
+        word, pool = block._slot, block._pool
+        assert word is not None
+        row = row_of(word)
+        entered, limit, deadline, longest = pool.cells[row : row + 4]
+        assert (deadline, limit, longest) == (block._deadline, 60.0, 0.0)
+        assert entered + 60 == deadline  # the same sum
+        block.renew(70)
+        assert list(pool.cells[row : row + 3]) == [entered, 70.0, block._deadline]
+    assert sum(pool.cells[row + 4 : row + 64]) == 1
+    pool.sample_at = inf
+    with expires(60, "s", memory):
+        pass
+    assert sum(pool.cells[row + 4 : row + 64]) == 1

@@ -436,6 +436,17 @@ def test_the_table_is_as_documented() -> None:
     assert sum(extents[-1]) == layout.TABLE_SIZE
     offsets = {what: number(offset) for offset, _, what, *_ in table if what != "-"}
     words = ("PROMISE", "LOOKS", "REAPED_AT", "PROGRAM", "RIGHTS", "HIGH_WATER", "RETIRED")
+    words += ("DUMP_SIGNAL", "DUMP_FILE")
+        "PROMISE",
+        "LOOKS",
+        "REAPED_AT",
+        "PROGRAM",
+        "RIGHTS",
+        "HIGH_WATER",
+        "RETIRED",
+        "DUMP_SIGNAL",
+        "DUMP_FILE",
+    )
     assert offsets == {
         "magic": 0,
         "version": len(layout.MAGIC),
@@ -443,7 +454,9 @@ def test_the_table_is_as_documented() -> None:
         **{f"`{name}`": 8 * getattr(layout, name) for name in words},
         "deadlines": layout.deadline_offset(0),
         "counts": layout.count_offset(0),
+        "policy": layout.POLICY_OFFSET,
         "labels": layout.label_offset(0),
+        "rows": layout.row_offset(0),
     }
     text = " ".join(prose_of(PROTOCOL).split())
     assert f"A file of {layout.TABLE_SIZE:,} bytes" in text

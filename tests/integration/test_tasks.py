@@ -15,7 +15,7 @@ from aiotimer import Block, _channel, expires
 from aiotimer._core import layout, wire
 from aiotimer._core.table import TimerTable
 from aiotimer._tasks import answer
-from aiotimer.testing import virtual_timers
+from aiotimer.testing import virtual
 
 
 def decoded(frame: bytes) -> wire.Tasks:
@@ -100,7 +100,7 @@ async def test_what_does_not_fit_is_counted() -> None:
 
 
 async def test_the_task_that_entered_a_block_is_told() -> None:
-    with virtual_timers():
+    with virtual():
         entered: list[Block] = []
         event = asyncio.Event()
 
