@@ -141,7 +141,7 @@ class TimerServer:
             outlets = Outlets(self._loop, directory, self.policy.evidence_dir, self._on_event)
             self._outlets = outlets
             self._reaper = Reaper(
-                self._loop, self.reap_worker, self.emit, self.policy, outlets.keep, outlets.path_of
+                self._loop, self.reap_worker, self.emit, self.policy, self.keep, self.evidence_path
             )
             self._roster = Roster(
                 directory, self._loop, self._bound, self.policy, self._reaper.expire, self._worker_died,
@@ -301,6 +301,14 @@ class TimerServer:
     def emit(self, event: Event) -> None:
         """Log an event and pass it on."""
         self._outlets.tell(event)
+
+    def keep(self, record: dict[str, Any], stacks_text: str, tasks_text: str) -> None:
+        """Keep the record of an expiry; called again whenever something becomes of it."""
+        self._outlets.keep(record, stacks_text, tasks_text)
+
+    def evidence_path(self, record_id: str) -> str:
+        """Return the directory where the evidence of an expiry is kept."""
+        return self._outlets.path_of(record_id)
 
     # -- connections -----------------------------------------------------------------------------
 

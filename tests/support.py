@@ -98,6 +98,7 @@ class MemoryLink(Link):
         table.pools = self.pools
         self.table = self.watched = table
         self.connected = True
+        self.attend_at = inf  # nobody asks
         self.rings: list[float] = []
 
     def ring(self, deadline: float) -> bool:

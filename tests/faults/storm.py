@@ -155,7 +155,7 @@ def serve(path: str, loop: str, stage_descriptor: int, report: int, reads: str) 
     Worker.clear = clear_nothing  # type: ignore[method-assign, assignment]
 
     async def main() -> None:
-        server = ReportingServer(path, bound=inf)
+        server = ReportingServer(path, bound=inf, max_reaps=(10**9, 1.0))
         server.report = report
         await server.start()
         say("ready")

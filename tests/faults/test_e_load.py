@@ -505,7 +505,7 @@ async def test_fault_35_an_on_event_that_raises(caplog: pytest.LogCaptureFixture
             server.register_timers([TimerRequest(pid, "s", monotonic() + 0.1) for pid in (one, two)])
             await server.told("reaped", one)
             await server.told("reaped", two)
-    assert sorted(told) == ["expired", "expired", "reaped", "reaped"]
+    assert sorted(told) == ["expired"] * 4 + ["reaped"] * 4  # each call was made once more
     failures = [record.getMessage() for record in caplog.records if record.exc_info]
     assert sorted(failures) == [f"on_event failed for {kind}" for kind in sorted(told)]
 

@@ -164,7 +164,6 @@ OFFERS: dict[str, Callable[[], int]] = {
     "sealed": sealed,
     "rubbish": lambda: on_tmpfs(os.urandom(8192), layout.TABLE_SIZE),
     "too small": lambda: on_tmpfs(layout.header(), layout.PAGE),
-    "too large": lambda: on_tmpfs(layout.header(), 2 * layout.TABLE_SIZE),
     "disk": lambda: opened("/var/tmp", os.O_RDWR | os.O_TMPFILE),
 }
 """What may be offered as a table and is none."""

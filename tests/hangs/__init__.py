@@ -85,19 +85,21 @@ def run(hang: Hang) -> dict[str, Any]:
         AssertionError: it was not reaped, or not for one expiry.
     """
     package = str(Path(aiotimer.__file__).parent.parent)
-    with tempfile.TemporaryDirectory() as kept:
+    with tempfile.TemporaryDirectory() as kept, tempfile.TemporaryFile("w+") as printed:
         environment = {**os.environ, "PYTHONPATH": package, "PATH": _path()}
         environment.pop("AIOTIMER_SOCKET", None)
         command = [sys.executable, "-m", "aiotimer", "run", "--evidence-dir", kept, "--", sys.executable]
         with subprocess.Popen(
-            [*command, str(hang.file)], env=environment, text=True, start_new_session=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            [*command, str(hang.file)], env=environment, start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=printed, stderr=subprocess.STDOUT,
         ) as process:  # fmt: skip
             try:
-                output = process.communicate(timeout=TAKES_AT_MOST)[0]
+                process.wait(TAKES_AT_MOST)
             finally:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)  # what the program started, and left
+        printed.seek(0)
+        output = printed.read()
         records = [json.loads(file.read_text()) for file in sorted(Path(kept).glob("*/expiry.json"))]
     assert process.returncode == 124, f"{hang.program}: exit status {process.returncode}\n{output}"
     assert len(records) == 1, f"{hang.program}: {len(records)} expiries\n{output}"

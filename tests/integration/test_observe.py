@@ -91,7 +91,7 @@ async def test_a_timer_may_be_observed_beside_others_that_are_not(monkeypatch: p
             server.register_timers([TimerRequest(pid, "observed", monotonic() + 0.2)])
             (worker,) = server._members.workers.values()
             (table,) = worker.tables
-            label = layout.encode_label(b"observed", layout.OBSERVED)
+            label = layout.encode_label(b"observed", 0, layout.OBSERVED)
             os.pwrite(table.file.descriptor, label, layout.label_offset(0))
             await server.told("observed", pid)
             await server.pass_by(monotonic())
