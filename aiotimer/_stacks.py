@@ -2,8 +2,8 @@
 
 The laws of this file: it takes only a real-time signal that nobody in this process catches, ignores or
 blocks, and handles it to the end; ``faulthandler``'s handler needs neither the GIL nor memory, so that a
-worker stuck in C code writes too; what goes wrong here is nobody's trouble: then there is no such signal, and the table says so. A
-descriptor that may not be ours any more is left alone.
+worker stuck in C code writes too; what goes wrong here is nobody's trouble: then there is no such signal, and
+the table says so. A descriptor that may not be ours any more is left alone.
 """
 
 from __future__ import annotations

@@ -106,7 +106,9 @@ class _Gathering:
         if not self._is_gone() and not self._stacks:
             await self._probe("stacks", self._dump)
         if not self._is_gone() and not every_loop_answered:
-            await self._probe("pstree", self._see_tasks)
+            command = pyspy.pstree_command(self._subject.id.pid)
+            if command is not None:
+                await self._probe("pstree", partial(self._see_tasks, command))
 
     def close(self) -> None:
         """Let go of the descriptors; threads that still run have their own."""
@@ -208,10 +210,7 @@ class _Gathering:
         if any(one["frames"] for one in found):
             self._stacks = found
 
-    async def _see_tasks(self) -> None:
-        command = pyspy.pstree_command(self._subject.id.pid)
-        if command is None:
-            raise _Not("needs CPython 3.14")
+    async def _see_tasks(self, command: list[str]) -> None:
         limit = min(HELPER_WITHIN, self._left())
         found = await self._in_thread(partial(pyspy.run, command, limit), limit)
         self._pstree = found.decode(errors="backslashreplace")
