@@ -25,7 +25,7 @@ from ._arguments import named_pool, seconds
 from ._client import BUDGET, BaseClient
 from ._core import durations
 from ._core.layout import COUNT_OF, PROMISE, row_of
-from ._core.table import LATE, Pool
+from ._core.table import LATE, SAMPLE_EVERY, Pool
 from ._default import configured, default, default_client
 from ._leaving import Slow, nothing
 from ._waiting import within
@@ -36,9 +36,6 @@ if TYPE_CHECKING:
     from typing import NoReturn, Self
 
     from ._link import Link
-
-SAMPLE_EVERY = 0.01
-"""Seconds from one entry of a scope that is sampled to the next."""
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -1,6 +1,6 @@
 """A timer server in a process of its own.
 
-``python -m benchmarks._server SOCKET LOOP`` serves until its standard input ends, and then writes one JSON
+``python -m benchmarks._server SOCKET LOOP LADDER`` serves until its standard input ends, then writes one JSON
 object: when it first acted on each worker (``acted_at``, by pid, ``CLOCK_MONOTONIC`` seconds), and how late
 its events say it was (``late_s``, by pid).
 """
@@ -48,15 +48,16 @@ class Served:
 
 
 @contextlib.contextmanager
-def serving(loop: str = "uvloop") -> Iterator[Served]:
+def serving(loop: str = "uvloop", reap: str = "dump,KILL") -> Iterator[Served]:
     """Run a server; on leaving, stop it and read what it did.
 
     Args:
         loop: ``uvloop`` or ``asyncio``.
+        reap: the server's ladder.
     """
     with tempfile.TemporaryDirectory() as directory:
         path = str(Path(directory, "socket"))
-        command = [sys.executable, "-m", "benchmarks._server", path, loop]
+        command = [sys.executable, "-m", "benchmarks._server", path, loop, reap]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
             if process.stdout.readline() != b"ready\n":
@@ -68,7 +69,7 @@ def serving(loop: str = "uvloop") -> Iterator[Served]:
         served.reaps.late_s = {int(pid): late for pid, late in report["late_s"].items()}
 
 
-async def _serve(path: str) -> None:
+async def _serve(path: str, reap: str) -> None:
     from aiotimer.server import TimerServer
 
     acted_at: dict[int, float] = {}
@@ -84,7 +85,7 @@ async def _serve(path: str) -> None:
             late_s[event.worker_id.pid] = event.late_s
 
     told_to_stop = asyncio.Event()
-    async with Server(path, on_event=note):
+    async with Server(path, on_event=note, reap=reap, max_reaps=(10**6, 1.0)):
         asyncio.get_running_loop().add_reader(0, told_to_stop.set)
         print("ready", flush=True)
         await told_to_stop.wait()
@@ -93,16 +94,16 @@ async def _serve(path: str) -> None:
     json.dump({"acted_at": acted_at, "late_s": late_s}, sys.stdout)
 
 
-def _main(path: str, loop: str) -> None:
+def _main(path: str, loop: str, reap: str) -> None:
     import logging
 
     logging.disable(logging.WARNING)  # a line per reap would be measured along
     if loop == "uvloop":
         import uvloop
 
-        uvloop.run(_serve(path))
+        uvloop.run(_serve(path, reap))
     else:
-        asyncio.run(_serve(path))
+        asyncio.run(_serve(path, reap))
 
 
 if __name__ == "__main__":

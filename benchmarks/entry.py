@@ -120,8 +120,11 @@ def measure(quick: bool) -> Iterator[Row]:
 
     with (
         serving() as server,
+        serving(reap="KILL") as bare,
         asyncio.Runner() as runner,
         TimerClient(server.path) as client,
+        TimerClient(bare.path) as client_of_bare,
+        TimerClient(bare.path) as unsampled,
     ):
         keyed_async = AsyncTimerClient(server.path)
 
@@ -135,6 +138,17 @@ def measure(quick: bool) -> Iterator[Row]:
                 await keyed_async.acquire("k", monotonic() + 60)
                 await keyed_async.release("k")
 
+        def blocks_of(some: TimerClient, scope: str) -> Candidate:
+            def blocks() -> None:
+                for _ in repeat(None, _BATCH):
+                    with expires(60, scope, some):
+                        pass
+
+            return _blocking(blocks, batches)
+
+        with expires(60, "never sampled", unsampled):
+            pass
+        unsampled.pools["never sampled"].sample_at = inf
         configure(client)
         medians = interleave(
             {
@@ -145,6 +159,9 @@ def measure(quick: bool) -> Iterator[Row]:
                 "with, default scope": _blocking(with_expires_here, batches),
                 "async with": _awaiting(runner, async_expires, batches),
                 "async with, default scope": _awaiting(runner, async_expires_here, batches),
+                "evidence": blocks_of(client, "s"),
+                "bare": blocks_of(client_of_bare, "s"),
+                "unsampled": blocks_of(unsampled, "never sampled"),
                 "keyed": _blocking(keyed_pairs, batches),
                 "keyed, async": _awaiting(runner, keyed_pairs_async, batches),
             },
@@ -164,6 +181,9 @@ def _rows(medians: dict[str, float]) -> Iterator[Row]:
         "with, default scope": "with expires(60)",
         "async with": 'async with expires(60, scope="s")',
         "async with, default scope": "async with expires(60)",
+        "evidence": 'with expires(60, "s", client)',
+        "bare": "the same, beside a server with a bare KILL",
+        "unsampled": "the same, no entry sampled",
         "keyed": "TimerClient: acquire and release",
         "keyed, async": "AsyncTimerClient: acquire and release",
     }
@@ -183,6 +203,8 @@ def _rows(medians: dict[str, float]) -> Iterator[Row]:
     yield ratio("with", "timeout", WITH_LIMIT, aside)
     yield ratio("with", "floor", 3.2)
     yield ratio("with", "store")
+    yield ratio("evidence", "bare", 1.05)
+    yield ratio("evidence", "unsampled", 1.05)
     yield ratio("floor", "timeout")
     aside = "0.4 x on CPython 3.11" if FAST_TIMEOUT else ""
     yield ratio("async with", "timeout", ASYNC_WITH_LIMIT, aside)

@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 LATE = 1.0
 """Seconds after a broken promise, or an unanswered ring, at which a server counts as late."""
 
+SAMPLE_EVERY = 0.01
+"""Seconds from one entry of a scope that is sampled to the next."""
+
 FIRST_CHUNK = 16
 """Slots of a new table: their labels are one page. It doubles as it grows, up to a limit."""
 
@@ -92,13 +95,19 @@ def pool_key(scope: str, *, observed: bool) -> str:
 
 
 class Cell:
-    """One keyed timer: what ``put``, ``acquire`` and ``release`` store into."""
+    """One keyed timer: what ``put``, ``acquire`` and ``release`` store into.
 
-    __slots__ = ("_table", "key", "word")
+    Like a :class:`Pool` it has a ``sample_at``. ``entered_at`` is when it was armed, if that is being
+    sampled, else NaN.
+    """
+
+    __slots__ = ("_table", "entered_at", "key", "sample_at", "word")
 
     def __init__(self, table: TimerTable, key: tuple[str, int], word: int) -> None:
         self._table = table
         self.key = key
+        self.entered_at = nan
+        self.sample_at = -inf
         self.word: int | None = word  # None once the slot was given to another name
 
     def set(self, expiration_time: float, now: float) -> bool:
@@ -215,16 +224,19 @@ class TimerTable:
                     return False
                 cell = self._new_cell(key)
             assert cell.word is not None
-            before = self.cells[cell.word]
             self.cells[cell.word] = stored
-            row = layout.row_of(cell.word)
             if stored == inf:
-                if layout.is_armed(before):
-                    durations.leave(self.cells, row, self.now() - self.cells[row])
+                since, cell.entered_at = cell.entered_at, nan
+                if since == since:  # it is sampled
+                    durations.leave(self.cells, layout.row_of(cell.word), self.now() - since)
                 return False
-            entered = self.cells[row] if layout.is_armed(before) else now
-            durations.enter(self.cells, row, entered, stored - now, stored)
             self.cells[cell.word + COUNT_OF] += 1.0
+            if now >= cell.sample_at:
+                cell.sample_at = now + SAMPLE_EVERY
+                if cell.entered_at != cell.entered_at:
+                    cell.entered_at = now
+                row = layout.row_of(cell.word)
+                durations.enter(self.cells, row, cell.entered_at, stored - now, stored)
         return self.must_ring(stored, now)
 
     def adopt_cells(self, timers: Iterable[tuple[int, str, int]]) -> None:
