@@ -226,15 +226,19 @@ class Block:
                 slow = self._slow = Slow(None)
             durations.enter(pool.cells, row_of(slot), now, self._after, deadline)
             slow.entered_at = now
-            if "asyncio" in sys.modules:
-                client = self._client or default.client
-                if client is not None and client.link.connected:
-                    from ._channel import attend
-
-                    attend(client.link, Block)
+            self._attend()
         except BaseException:
             self._retract()
             raise
+
+    def _attend(self) -> None:
+        """See to it that the server can ask the running event loop, if there is one, for its tasks."""
+        if "asyncio" in sys.modules:
+            client = self._client or default.client
+            if client is not None and client.link.connected:
+                from ._channel import attend
+
+                attend(client.link, Block)
 
     def _tell(self, deadline: float, now: float) -> None:
         """The table says that somebody must be told of this timer."""
@@ -304,16 +308,14 @@ class Block:
         self._pool, slot = table.take(table.pool(self._pool.scope, observed=self._pool.observed))
         self._slot = slot
         self._slow = Slow(link)
-        now = table.now()
-        self._deadline = deadline = now + self._after
-        table.cells[slot] = deadline
-        if now >= self._pool.sample_at:
-            self._sample(self._pool, slot, now, deadline)
+        self._deadline = deadline = table.now() + self._after
+        table.cells[slot] = deadline  # how long it takes is noted by the server, in its own table
         try:
             try:
                 await link.tell_async(table.key_of(slot), deadline, client.budget, slot)
             except (AiotimerError, OSError) as error:
                 client.missing(error)
+            self._attend()
         except BaseException:
             self._retract()
             raise

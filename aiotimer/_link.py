@@ -90,8 +90,7 @@ class Link(Mended):
         self.sites.clear()
         self._codes.clear()
         self.connected = False
-        self._table_descriptor = -1
-        self._table_inode = 0
+        self._table_descriptor, self._table_inode = -1, 0
         self._stacks: Stacks | None = None
         self._socket: socket.socket | None = None
         self._socket_inode = 0
@@ -219,6 +218,8 @@ class Link(Mended):
         old, old_inode = self._socket, self._socket_inode
         self._socket = connection
         allow_tracing(connection)
+        if "asyncio" in sys.modules:
+            from . import _channel  # noqa: F401 - now, when it takes nobody's time
         self._socket_inode = os.fstat(connection.fileno()).st_ino
         self.connected = True
         self.starting_until = -inf

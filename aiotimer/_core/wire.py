@@ -246,11 +246,6 @@ def encode(message: ToServer | ToClient) -> bytes:
     return len(body).to_bytes(_LENGTH_BYTES, "big") + body
 
 
-def size(part: TaskReport) -> int:
-    """Return how many bytes a part of a message takes."""
-    return len(_encoder.encode(part))
-
-
 def with_armed(hello: Hello, armed: tuple[tuple[str, float], ...]) -> Hello:
     """Return a HELLO that lists armed timers."""
     return msgspec.structs.replace(hello, armed=armed)

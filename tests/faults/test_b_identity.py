@@ -113,7 +113,8 @@ def test_fault_11_a_pid_reused_before_the_server_notices(loop: str) -> None:
             assert is_alive(worker.pid)
             assert server.armed(worker.pid) == {}
             kinds = [event["event"] for event in server.events if event["pid"] == worker.pid]
-            assert kinds == ["worker_gone"]
+            # The deadline may be found first, and then that there is nobody to signal.
+            assert kinds in (["worker_gone"], ["expired", "worker_gone"])
 
 
 @pytest.mark.parametrize("loop", LOOPS)

@@ -1,0 +1,70 @@
+"""The healthy neighbours of a worker that is reaped see nothing of it: no signal, no question, no delay.
+
+The law of this file: both are real workers of one server that gathers evidence before it kills.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from aiotimer._core import layout
+from tests.programs import PRELUDE
+from tests.serving import assert_reaped, ended, line, number, serving
+from tests.support import spawn_worker
+
+HANGS = (
+    PRELUDE
+    + """
+async def main():
+    async with AsyncTimerClient(unavailable="raise", budget=30) as client:
+        async with expires(0.3, "victim", client) as block:
+            say("deadline", block.deadline)
+            await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+)
+
+IS_FINE = (
+    PRELUDE
+    + """
+async def main():
+    async with AsyncTimerClient(unavailable="raise", budget=30) as client:
+        async with expires(1000, "fine", client):
+            say("tasks", len(asyncio.all_tasks()))
+            await asyncio.to_thread(sys.stdin.readline)
+            say("tasks then", len(asyncio.all_tasks()))
+        say("left")
+
+caught = []
+for number in (*range(1, 32), *range(34, 65)):
+    if number not in (signal.SIGKILL, signal.SIGSTOP) and signal.getsignal(number) is signal.SIG_DFL:
+        if number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT):
+            signal.signal(number, lambda number, frame: caught.append(number))
+asyncio.run(main())
+say("caught", len(caught))
+"""
+)
+
+
+async def test_neighbours_see_nothing() -> None:
+    async with serving(reap="dump,TERM:0.1,KILL") as server:
+        with spawn_worker(IS_FINE, server.socket_path) as fine:
+            assert await number(fine, "tasks") == 1
+            with spawn_worker(HANGS, server.socket_path) as victim:
+                deadline = await number(victim, "deadline")
+                event = await assert_reaped(server, victim.pid, deadline)
+                assert event.verdict.startswith("awaiting forever (loop alive)")
+                assert await ended(victim) == -signal.SIGTERM
+            (worker,) = server._members.workers.values()
+            assert worker.id.pid == fine.pid
+            (table,) = worker.tables
+            written = os.fstat(table.file.descriptor).st_size - layout.STACKS_OFFSET
+            assert written == 0  # nobody asked it for its stacks
+            assert server.armed(fine.pid).keys() == {"fine"}
+            fine.say()
+            assert await line(fine, "tasks then") == "tasks then 1"
+            assert await number(fine, "caught") == 0
+            assert await ended(fine) == 0
+            assert [e.event for e in server.events if e.worker_id and e.worker_id.pid == fine.pid] == []
