@@ -247,7 +247,7 @@ class Climb:
             return WaitUntil(self._until)
         self._next += 1
         if step == DUMP:
-            return self.next(now, released=released)
+            return self.next(now)
         self.signalled = True
         self._until = now + step.grace
         return Signal(step.signal, step.signal not in (KILL, CONT))
