@@ -12,6 +12,8 @@ def count(number: int, noun: str) -> str:
 
 def seconds(value: float) -> str:
     """Return a duration: milliseconds when it is short, minutes and hours when it is long."""
+    if abs(value) < 0.1:
+        return f"{1000 * value:.2g} ms" if value else "0 ms"
     if abs(value) < 10:
         return f"{value:.3f} s"
     if abs(value) < 120:

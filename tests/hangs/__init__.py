@@ -85,8 +85,12 @@ def run(hang: Hang) -> dict[str, Any]:
         AssertionError: it was not reaped, or not for one expiry.
     """
     package = str(Path(aiotimer.__file__).parent.parent)
-    with tempfile.TemporaryDirectory() as kept, tempfile.TemporaryFile("w+") as printed:
-        environment = {**os.environ, "PYTHONPATH": package, "PATH": _path()}
+    with (
+        tempfile.TemporaryDirectory(dir="/dev/shm") as runtime,
+        tempfile.TemporaryDirectory() as kept,
+        tempfile.TemporaryFile("w+") as printed,
+    ):
+        environment = {**os.environ, "PYTHONPATH": package, "PATH": _path(), "XDG_RUNTIME_DIR": runtime}
         environment.pop("AIOTIMER_SOCKET", None)
         command = [sys.executable, "-m", "aiotimer", "run", "--evidence-dir", kept, "--", sys.executable]
         with subprocess.Popen(

@@ -176,7 +176,7 @@ def test_every_line_of_the_page(program: Path) -> None:
         "                7 | asyncio.run(rollout())",
         (
             "timer     limit 60.0 s; entered 2026-11-23 03:11:05 UTC; ran for 60.0 s; "
-            "first action 0.001 s after the deadline"
+            "first action 1 ms after the deadline"
         ),
         "before    entered 1234 times (200 sampled), median 0.800 s, p99 1.200 s, maximum 2.500 s",
         "also      epoch: limit 1 h 00 min, 50 min 00 s left, only observed",
@@ -203,7 +203,7 @@ def test_what_is_not_known_is_left_out() -> None:
     assert page(NOTHING).splitlines() == [
         "worker 1 is being dealt with, in s, 2026-11-23 03:12:05 UTC",
         "why       not known",
-        "timer     first action 0.000 s after the deadline",
+        "timer     first action 0 ms after the deadline",
         "evidence  none was kept",
     ]
     assert "evidence" not in page(NOTHING | {"outcome": "dump"})
@@ -400,7 +400,7 @@ def test_history_escapes_what_workers_wrote() -> None:
         made.event({"event": "stalled", "time": 1e300, "detail": "stood still"})
     first, second = call("history").stdout.splitlines()
     assert first == (
-        "2026-11-23 03:12:06 UTC  reaped       pid=1  scope=\\x1b[2J\\n  late=0.001 s  \\x1b  \\x07"
+        "2026-11-23 03:12:06 UTC  reaped       pid=1  scope=\\x1b[2J\\n  late=1 ms  \\x1b  \\x07"
     )
     assert second == "at an unknown time  stalled      stood still"
 
