@@ -356,12 +356,17 @@ async def test_fault_46_the_breaker(ladder: str, sent: list[int]) -> None:
             assert len(server.all_told("expired")) == 31
 
 
-async def test_fault_46_a_limit_that_is_wrong_for_everybody() -> None:
-    async with serving() as server:
+@pytest.mark.asyncio(loop_factories=["uvloop"])
+async def test_fault_46_a_limit_that_is_wrong_for_500_workers() -> None:
+    """With the breaker as it is by default, half of them live on."""
+    async with serving(evidence_budget=0.0) as server:
         with contextlib.ExitStack() as stack:
-            pids = [stack.enter_context(bystander()) for _ in range(100)]
+            pids = [stack.enter_context(bystander()) for _ in range(500)]
             server.register_timers([TimerRequest(pid, "s", 0.0) for pid in pids])
-            for pid in pids:
+            for pid in pids[:256]:
                 await server.told("reaped", pid)
-            assert sorted(worker_id.pid for worker_id in server.reaps) == sorted(pids)
-            assert server.status()["workers"] == []
+            for pid in pids[256:]:
+                await server.told("observed", pid)
+            assert sorted(worker_id.pid for worker_id in server.reaps) == sorted(pids[:256])
+            assert len(server.all_told("breaker")) == 1
+            assert all(map(is_alive, pids[256:]))
