@@ -68,3 +68,59 @@ async def test_neighbours_see_nothing() -> None:
             assert await number(fine, "caught") == 0
             assert await ended(fine) == 0
             assert [e.event for e in server.events if e.worker_id and e.worker_id.pid == fine.pid] == []
+
+
+COMES_AND_GOES = (
+    PRELUDE
+    + """
+import gc, uvloop
+from aiotimer._channel import _channels
+
+def descriptors():
+    gc.collect()
+    return len(os.listdir("/proc/self/fd"))
+
+def channels():
+    return sum(len(of_loop) for of_loop in _channels.values())
+
+async def main(client):
+    async with expires(1000, "s", client):
+        await asyncio.sleep(0)
+        say("channels", channels())
+        if os.fork() == 0:
+            say("of the child", channels())
+            os._exit(0)
+        os.wait()
+        await asyncio.sleep(0)
+    return asyncio.all_tasks() - {asyncio.current_task()}
+
+async def nothing():
+    pass
+
+for new_loop in (asyncio.new_event_loop, uvloop.new_event_loop):
+    with asyncio.Runner(loop_factory=new_loop) as runner:  # what a first loop leaves is not ours
+        runner.run(nothing())
+client = TimerClient(unavailable="raise", budget=30)
+client.connect()
+before = descriptors()
+for new_loop in (asyncio.new_event_loop, uvloop.new_event_loop) * 2:
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        assert not runner.run(main(client))
+    say("left over", channels(), descriptors() - before)
+with expires(1000, "s", client):
+    say("without a loop", channels())
+client.close()
+say("done")
+"""
+)
+
+
+async def test_channels_come_and_go_with_their_loops() -> None:
+    """No warning is given, no descriptor is left, and a forked child has none of its parent's."""
+    async with serving() as server:
+        options = ("-X", "dev", "-W", "error", "-W", "ignore::DeprecationWarning")
+        with spawn_worker(COMES_AND_GOES, server.socket_path, options=options) as worker:
+            assert await ended(worker) == 0, worker.output
+        each = ["channels 1", "of the child 0", "left over 0 0"]
+        assert worker.lines == [*each * 4, "without a loop 0", "done"]
+        assert not server.all_told("refused")

@@ -1,6 +1,7 @@
 """A worker tells what its tasks wait for, and writes its stacks when it is sent its signal."""
 
 import asyncio
+import ctypes
 import os
 import socket
 import subprocess
@@ -8,10 +9,13 @@ import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 import aiotimer
-from aiotimer import Block, _channel, expires
+from aiotimer import Block, _channel, _stacks, expires
 from aiotimer._core import layout, wire
 from aiotimer._core.table import TimerTable
 from aiotimer._tasks import answer
@@ -211,3 +215,21 @@ def test_a_worker_writes_its_stacks_while_it_holds_the_gil() -> None:
 def test_the_dump_signal_can_be_chosen_or_left_out() -> None:
     assert run_program(AIOTIMER_DUMP_SIGNAL="0") == ["False", "0"]
     assert run_program(AIOTIMER_DUMP_SIGNAL="55")[:2] == ["True", "55"]
+
+
+@pytest.mark.parametrize("scope", ["0", "1", "2"])
+def test_the_server_may_trace_where_yama_asks_for_it(scope: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There are kernels without Yama: its setting and the system call are made up here."""
+    permitted: list[tuple[int, int]] = []
+
+    def prctl(option: int, pid: ctypes.c_ulong, *_: object) -> int:
+        permitted.append((option, pid.value))
+        return 0
+
+    monkeypatch.setattr(Path, "read_text", lambda _path: scope + "\n")
+    monkeypatch.setattr(ctypes, "CDLL", lambda _name: SimpleNamespace(prctl=prctl))
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        _stacks.allow_tracing(ours)
+    pr_set_ptracer = 0x59616D61  # <linux/prctl.h>: "Yama"
+    assert permitted == ([(pr_set_ptracer, os.getpid())] if scope == "1" else [])
