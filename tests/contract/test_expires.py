@@ -45,6 +45,9 @@ from tests.support import (
 AnyClient: TypeAlias = TimerClient | AsyncTimerClient
 HERE = "test_expires.py"
 
+SOON = 0.25
+"""Seconds for a soft limit: entering, which may be a round trip, must not take longer on a busy machine."""
+
 
 def line() -> int:
     """Return the line of the caller."""
@@ -303,12 +306,12 @@ async def test_a_decorated_coroutine_function_is_a_block_per_call(
 
 
 async def test_grace_works_in_a_decorator_too(client: TimerClient) -> None:
-    @expires(0.01, scope="rollout", client=client, grace=60)
+    @expires(SOON, scope="rollout", client=client, grace=60)
     async def work() -> None:
         await asyncio.Event().wait()
 
     for _ in range(2):
-        with pytest.raises(TimeoutError, match=r"'rollout' was not done after 0\.01 s"):
+        with pytest.raises(TimeoutError, match=r"'rollout' was not done after 0\.25 s"):
             await work()
     assert here(client) == []
 
@@ -463,9 +466,9 @@ async def for_ever() -> None:
 async def test_grace_cancels_the_task_with_a_timeout_error_that_names_the_scope(
     server: ServerThread, client: TimerClient
 ) -> None:
-    with pytest.raises(TimeoutError, match=r"'rollout' was not done after 0\.01 s") as caught:
-        async with expires(0.01, scope="rollout", client=client, grace=60) as block:
-            assert block.remaining() <= 0.01
+    with pytest.raises(TimeoutError, match=r"'rollout' was not done after 0\.25 s") as caught:
+        async with expires(SOON, scope="rollout", client=client, grace=60) as block:
+            assert block.remaining() <= SOON
             await for_ever()
     assert isinstance(caught.value.__cause__, asyncio.CancelledError)
     assert current_task().cancelling() == 0
@@ -489,13 +492,13 @@ async def test_until_then_the_hard_limit_is_armed(client: TimerClient) -> None:
 
 
 async def test_a_block_left_in_time_cancels_nobody(client: TimerClient) -> None:
-    async with expires(0.01, scope="s", client=client, grace=60):
+    async with expires(SOON, scope="s", client=client, grace=60):
         pass
-    async with expires(0.05, scope="later", client=client, grace=60) as later:
+    async with expires(2 * SOON, scope="later", client=client, grace=60) as later:
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout_at(asyncio.get_running_loop().time() + 0.02):
+            async with asyncio.timeout_at(asyncio.get_running_loop().time() + 1.2 * SOON):
                 await for_ever()
-        assert later.remaining() <= 0.05
+        assert later.remaining() <= 2 * SOON
     assert current_task().cancelling() == 0
 
 
@@ -518,7 +521,7 @@ async def test_a_foreign_cancellation_passes_through(client: TimerClient) -> Non
 
 async def test_a_foreign_cancellation_that_comes_with_ours_wins(client: TimerClient) -> None:
     async def work() -> None:
-        async with expires(0.01, scope="s", client=client, grace=60):
+        async with expires(SOON, scope="s", client=client, grace=60):
             try:
                 await for_ever()
             finally:
@@ -534,7 +537,7 @@ async def test_a_foreign_cancellation_that_comes_with_ours_wins(client: TimerCli
 async def test_a_swallowed_cancellation_does_not_save_the_process(
     server: ServerThread, client: TimerClient
 ) -> None:
-    async with expires(0.01, scope="stubborn", client=client, grace=0.2):
+    async with expires(SOON, scope="stubborn", client=client, grace=0.2):
         with pytest.raises(asyncio.CancelledError):
             await for_ever()
         assert here(client) == ["stubborn"], "still armed, with the hard limit"
@@ -548,7 +551,7 @@ async def test_an_exception_that_comes_instead_of_the_cancellation_passes_throug
     client: TimerClient,
 ) -> None:
     with pytest.raises(KeyError):
-        async with expires(0.01, scope="s", client=client, grace=60):
+        async with expires(SOON, scope="s", client=client, grace=60):
             try:
                 await for_ever()
             finally:
@@ -571,9 +574,9 @@ async def test_a_limit_that_is_over_before_the_block_has_been_entered(nobody: st
 
 async def test_graces_nest(client: TimerClient) -> None:
     with pytest.raises(TimeoutError, match="'outer'"):
-        async with expires(0.02, scope="outer", client=client, grace=60):
+        async with expires(2 * SOON, scope="outer", client=client, grace=60):
             with pytest.raises(TimeoutError, match="'inner'"):
-                async with expires(0.01, scope="inner", client=client, grace=60):
+                async with expires(SOON, scope="inner", client=client, grace=60):
                     await for_ever()
             assert here(client) == ["outer"]
             async with expires(60, scope="another", client=client, grace=60):
@@ -583,7 +586,7 @@ async def test_graces_nest(client: TimerClient) -> None:
 
 async def test_grace_lives_with_asyncio_timeout(client: TimerClient) -> None:
     with pytest.raises(TimeoutError, match="'s'"):
-        async with asyncio.timeout(60), expires(0.01, scope="s", client=client, grace=60):
+        async with asyncio.timeout(60), expires(SOON, scope="s", client=client, grace=60):
             await for_ever()
     with pytest.raises(TimeoutError, match=r"^$"):
         async with expires(60, scope="s", client=client, grace=60), asyncio.timeout(0.01):
@@ -596,7 +599,7 @@ async def test_grace_lives_with_asyncio_timeout(client: TimerClient) -> None:
 
 
 async def test_renew_moves_both_limits(client: TimerClient) -> None:
-    async with expires(0.01, scope="s", client=client, grace=5) as block:
+    async with expires(SOON, scope="s", client=client, grace=5) as block:
         block.renew(60)
         assert 59 < block.remaining() <= 60
         assert client.link.table is not None
@@ -614,7 +617,7 @@ async def test_renew_moves_both_limits(client: TimerClient) -> None:
 
 
 async def test_a_block_with_grace_can_be_used_again(client: TimerClient) -> None:
-    block = expires(0.01, scope="s", client=client, grace=60)
+    block = expires(SOON, scope="s", client=client, grace=60)
     for _ in range(3):
         with pytest.raises(TimeoutError):
             async with block:
