@@ -118,7 +118,7 @@ say("done")
 async def test_channels_come_and_go_with_their_loops() -> None:
     """No warning is given, no descriptor is left, and a forked child has none of its parent's."""
     async with serving() as server:
-        options = ("-X", "dev", "-W", "error", "-W", "ignore::DeprecationWarning")
+        options = ("-W", "error", "-W", "ignore::DeprecationWarning")
         with spawn_worker(COMES_AND_GOES, server.socket_path, options=options) as worker:
             assert await ended(worker) == 0, worker.output
         each = ["channels 1", "of the child 0", "left over 0 0"]
