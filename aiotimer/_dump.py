@@ -6,7 +6,6 @@ record of an expiry, with nothing expired.
 
 from __future__ import annotations
 
-import itertools
 import time
 from operator import itemgetter
 from time import monotonic
@@ -14,14 +13,12 @@ from typing import Any
 
 from ._attending import subject_of
 from ._core.reader import Timer
-from ._record import MAX_TIMERS, runs_of, timer_as_json
+from ._record import MAX_TIMERS, record_id, runs_of, timer_as_json
 from ._worker import Worker
 from .evidence import gather
 
 BUDGET = 3.0
 """Seconds that gathering evidence may take, unless a server has been told otherwise."""
-
-_serials = itertools.count(1)
 
 
 async def dump(worker: Worker, budget: float) -> dict[str, Any]:
@@ -37,9 +34,8 @@ async def dump(worker: Worker, budget: float) -> dict[str, Any]:
     soonest = next((timer for table in _shared(worker) for timer in table if timer in timers[:1]), None)
     subject = subject_of(worker, timers[0].name if timers else "", (soonest.slot,) if soonest else ())
     found = await gather(subject, budget)
-    stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(wall))
     return {
-        "id": f"{stamp}-{worker.id.pid}-{next(_serials)}",
+        "id": record_id(wall, worker.id.pid),
         "event": "dump",
         "outcome": "dump",
         "time": wall,

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ._core.durations import LIMIT
+from ._record import MAX_SLOTS
 from ._sinks import CallbackSink
 from ._watched import WatchedTable
 from .events import Event, write_to_log
@@ -20,12 +20,6 @@ from .history import History
 
 WRITE_WITHIN = 2.0
 """Seconds that a server which ends gives its history to be written."""
-
-_LONGEST = 1e9
-"""Seconds; a limit beyond that is none."""
-
-MAX_SLOTS = 1024
-"""Slots of one table whose durations are read, on the server's loop."""
 
 
 class Outlets:
@@ -83,19 +77,12 @@ class Outlets:
 
 def scopes_of(table: WatchedTable) -> list[dict[str, Any]]:
     """Return every scope of a table that has been entered: how often, how long it took, its latest limit."""
-    reader = table.reader
-    found = reader.durations(MAX_SLOTS)
-    limits: dict[str, float] = {}
-    for slot in range(min(len(reader.deadlines()), MAX_SLOTS) if found else 0):
-        row = reader.row(slot)
-        if len(row) > LIMIT and 0.0 < row[LIMIT] < _LONGEST:
-            limits[reader.label(slot)[0]] = row[LIMIT]
     return [
         {
             "scope": scope,
             "count": ran.count,
-            "limit_s": limits.get(scope),
+            "limit_s": ran.limit,
             "durations": ran.durations.as_json(),
         }
-        for scope, ran in found.items()
+        for scope, ran in table.reader.durations(MAX_SLOTS).items()
     ]

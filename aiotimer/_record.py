@@ -105,6 +105,12 @@ def timer_as_json(
     }
 
 
+def record_id(wall: float, pid: int) -> str:
+    """Return the name of a new record: UTC, the worker's pid, and a number that no other one here has."""
+    utc = time.strftime("%Y%m%dT%H%M%S", time.gmtime(wall))
+    return f"{utc}-{pid}-{next(_serial)}"
+
+
 class Expiry:
     """One expiry, from the first action on.
 
@@ -154,8 +160,7 @@ class Expiry:
         self._signals: list[dict[str, Any]] = []
         self._timers: list[dict[str, Any]] = []
         self._entry = Entry()
-        utc = time.strftime("%Y%m%dT%H%M%S", time.gmtime(self._wall))
-        self.id = f"{utc}-{worker_id.pid}-{next(_serial)}"
+        self.id = record_id(self._wall, worker_id.pid)
 
     def is_armed(self) -> bool:
         """Whether the timer is still armed."""

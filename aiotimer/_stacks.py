@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
 import fcntl
 import os
 import signal
 import socket
-import struct
 from pathlib import Path
 
 from ._core import layout
 from ._core.table import TimerTable
 from ._descriptors import is_open
+from .process import peer_of
 
 VARIABLE = "AIOTIMER_DUMP_SIGNAL"
 """0: no signal; another number: that one."""
@@ -44,8 +45,6 @@ class Stacks:
         The signal stays handled: the server may be about to send it, and it would kill.
         """
         global _nowhere
-        import faulthandler
-
         with contextlib.suppress(Exception):
             if not is_open(_nowhere, os.stat(os.devnull).st_ino):
                 _nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
@@ -76,8 +75,6 @@ def register(table: TimerTable, descriptor: int, inode: int) -> Stacks | None:
         signum = _idle.pop() if _idle else _free_signal()
         if not signum:
             return None
-        import faulthandler
-
         ours = _opened_anew(descriptor)
         faulthandler.register(signum, file=ours, all_threads=True, chain=False)
         stacks = Stacks(signum, ours, inode)
@@ -131,8 +128,7 @@ def allow_tracing(connection: socket.socket) -> None:
     try:
         if Path("/proc/sys/kernel/yama/ptrace_scope").read_text().strip() != "1":
             return
-        size = struct.calcsize("3i")
-        peer = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))[0]
+        peer = peer_of(connection)[0]
         if peer > 0:
             ctypes.CDLL(None).prctl(_PR_SET_PTRACER, ctypes.c_ulong(peer), 0, 0, 0)
     except Exception:  # noqa: BLE001 - then there is one probe less

@@ -148,8 +148,7 @@ def pin_peer(connection: socket.socket) -> tuple[WorkerId, int, int]:
     Raises:
         ProcessLookupError: it is gone, or it is not in this pid namespace (the kernel says pid 0).
     """
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    pid, uid, _gid = _UCRED.unpack(credentials)
+    pid, uid = peer_of(connection)
     if pid <= 0:
         raise ProcessLookupError("the process is not visible in the server's pid namespace")
     try:
@@ -170,9 +169,14 @@ def pin_peer(connection: socket.socket) -> tuple[WorkerId, int, int]:
 
 def peer_uid(connection: socket.socket) -> int:
     """Return the effective uid, at ``connect``, of the other end of a connected Unix socket."""
+    return peer_of(connection)[1]
+
+
+def peer_of(connection: socket.socket) -> tuple[int, int]:
+    """Return the pid (0 if it is not to be seen from here) and the uid of the other end, at ``connect``."""
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    uid: int = _UCRED.unpack(credentials)[1]
-    return uid
+    pid, uid, _gid = _UCRED.unpack(credentials)
+    return pid, uid
 
 
 def check_trusted(connection: socket.socket, path: str) -> None:

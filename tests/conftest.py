@@ -18,6 +18,7 @@ import pytest
 import uvloop
 
 from aiotimer import _links
+from aiotimer.process import send_signal
 
 hypothesis.settings.register_profile("aiotimer", deadline=None, print_blob=True)
 hypothesis.settings.register_profile(
@@ -39,3 +40,16 @@ def _no_client_outlives_its_test() -> Iterator[None]:
     for link in list(_links._every_link):
         link.give_up()
     _links._links.clear()
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The signals that servers here have sent so far."""
+    sent: list[int] = []
+
+    def sends(pidfd: int, signum: int) -> None:
+        sent.append(signum)
+        send_signal(pidfd, signum)
+
+    monkeypatch.setattr("aiotimer._worker.send_signal", sends)
+    return sent

@@ -21,6 +21,9 @@ Read = Callable[[int, int], bytes]
 _BLOCK = 16
 """Labels that are read at once: a page of them."""
 
+_LONGEST = 1e9
+"""Seconds; a limit beyond that is none."""
+
 _ROWS = 512
 """Rows that are read at once: a quarter of a megabyte."""
 
@@ -59,10 +62,12 @@ class Ran(NamedTuple):
     Attributes:
         count: entries, whether or not they were sampled.
         durations: of those that were.
+        limit: of one that was, the latest in its slot, seconds; None: it is not known.
     """
 
     count: int  # type: ignore[assignment]  # tuples have a method of that name
     durations: durations.Durations
+    limit: float | None = None
 
 
 class TableReader:
@@ -135,7 +140,9 @@ class TableReader:
                 scope = layout.decode_label(labels[start : start + layout.LABEL_SIZE])[0]
                 known = found.get(scope) or Ran(0, durations.Durations())
                 known.durations.add_row(row)
-                found[scope] = known._replace(count=known.count + int(count))
+                noted = row[durations.LIMIT]
+                limit = noted if 0.0 < noted < _LONGEST else known.limit
+                found[scope] = Ran(known.count + int(count), known.durations, limit)
         return found
 
     def timer(self, slot: int, deadline: float) -> Timer | None:

@@ -27,7 +27,7 @@ from aiotimer import TimerRequest, WorkerId
 from aiotimer._unkillable import classify
 from aiotimer.events import Event
 from aiotimer.evidence import Findings, Subject
-from aiotimer.process import send_signal, start_time
+from aiotimer.process import start_time
 from tests.integration.test_ladder import KeepingServer
 from tests.programs import HANGS, PRELUDE, program
 from tests.serving import (
@@ -42,19 +42,6 @@ from tests.serving import (
     wait_dead,
 )
 from tests.support import spawn_worker
-
-
-@pytest.fixture
-def sent(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The signals that servers here have sent so far."""
-    sent: list[int] = []
-
-    def sends(pidfd: int, signum: int) -> None:
-        sent.append(signum)
-        send_signal(pidfd, signum)
-
-    monkeypatch.setattr("aiotimer._worker.send_signal", sends)
-    return sent
 
 
 class TooLateServer(WatchfulServer):

@@ -42,19 +42,6 @@ FINDINGS = Findings(
 )
 
 
-@pytest.fixture
-def sent(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The signals that servers here have sent so far."""
-    sent: list[int] = []
-
-    def sends(pidfd: int, signum: int) -> None:
-        sent.append(signum)
-        send_signal(pidfd, signum)
-
-    monkeypatch.setattr("aiotimer._worker.send_signal", sends)
-    return sent
-
-
 class KeepingServer(WatchfulServer):
     """A server that keeps records.
 
