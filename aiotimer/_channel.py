@@ -86,9 +86,14 @@ class Channel:
             self.close()
 
     def __del__(self) -> None:
-        """Close what the loop left."""
+        """Close what the loop left; another may follow at once, so every scope's next entry is sampled."""
         with contextlib.suppress(Exception):
+            was_open = self.is_open
             self.close()
+            link = self._link()
+            if was_open and link is not None:
+                for pool in link.pools.copy().values():
+                    pool.sample_at = -inf
 
     def _ready(self) -> None:
         """Answer what is asked."""

@@ -74,7 +74,10 @@ COMES_AND_GOES = (
     PRELUDE
     + """
 import gc, uvloop
+import aiotimer._block
 from aiotimer._channel import _channels
+
+aiotimer._block.SAMPLE_EVERY = 1000  # however soon a loop follows another, it gets its channel
 
 def descriptors():
     gc.collect()
