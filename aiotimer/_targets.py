@@ -40,12 +40,12 @@ def signal_group(pid: int, pidfd: int, number: int, send: Send) -> str:
     """
     try:
         group = os.getpgid(pid)
+        if group == os.getpgrp():
+            return "the server is in its process group"
         leader = pidfd if group == pid else os.pidfd_open(group)
     except OSError:
         return "its process group has no leader to reach it by"
     try:
-        if group == os.getpgrp():
-            return "the server is in its process group"
         # While the worker lives its group cannot become another one; and the leader is pinned by now.
         if os.getpgid(pid) != group or is_dead(pidfd):
             return "it has just changed its process group"

@@ -394,6 +394,19 @@ async def test_a_group_with_the_server_in_it_is_not_signalled() -> None:
             assert is_alive(child)
 
 
+async def test_a_group_with_the_server_in_it_is_told_so_without_its_leader(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with family(new_group=True) as (shell, child):
+        os.kill(shell, signal.SIGKILL)
+        os.waitid(os.P_PID, shell, os.WEXITED)
+        monkeypatch.setattr("os.getpgrp", lambda: shell)  # as where a shell starts the server, and ends
+        async with serving(target="group") as server:
+            server.register_timers([due(child)])
+            event = await server.told("reaped", child)
+            assert event.detail == "only the process was signalled: the server is in its process group"
+
+
 async def test_a_group_whose_leader_is_gone_cannot_be_reached() -> None:
     async with serving(target="group") as server:
         with family(new_group=True) as (shell, child):
