@@ -8,9 +8,12 @@ Hypothesis sets no deadline on an example: a slow machine is not a failure, and 
 are asserted in benchmarks only.
 
 No client outlives its test: what it left open is closed, or a thread would go on looking for its server.
+
+What a shell in the background or `nohup` ignores, every process that a test starts would ignore too.
 """
 
 import asyncio
+import signal
 from collections.abc import Callable, Iterator, Mapping
 
 import hypothesis
@@ -32,6 +35,17 @@ def pytest_asyncio_loop_factories(
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     """The hook of pytest-asyncio that parametrises every async test by its event loop."""
     return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+
+
+def pytest_configure() -> None:
+    """Signals do what they do in a terminal, however the suite was started."""
+    for number, handler in (
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGQUIT, signal.SIG_DFL),
+        (signal.SIGHUP, signal.SIG_DFL),
+    ):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True)
