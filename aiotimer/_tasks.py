@@ -32,6 +32,8 @@ _DEPTH = 6
 _MOST_LOOKED_AT = 2000
 _CONTAINERS = (MethodType, tuple, list, dict, deque, ExitStack, AsyncExitStack)
 _SUSPENDED = (CoroutineType, GeneratorType, AsyncGeneratorType)
+_ANSWERING = tuple(f'  File "{os.path.dirname(__file__)}/{name}"' for name in ("_channel.py", "_tasks.py"))
+"""What is on the stack only because somebody asked."""
 
 
 def answer(
@@ -165,9 +167,10 @@ def _stacks_of_threads() -> str:
         return ""
     try:
         faulthandler.dump_traceback(memory, all_threads=True)
-        return os.pread(memory, _MOST_STACKS, 0).decode(errors="replace")[: _MOST_STACKS // 2]
+        text = os.pread(memory, _MOST_STACKS, 0).decode(errors="replace")[: _MOST_STACKS // 2]
     finally:
         os.close(memory)
+    return "".join(line for line in text.splitlines(keepends=True) if not line.startswith(_ANSWERING))
 
 
 def _cut(text: str, most: int) -> str:

@@ -52,7 +52,8 @@ _MOST_TASKS = 20
 
 _LIBRARY = re.compile(r"<frozen |/(site|dist)-packages/|/lib(64)?/python3")
 _OWN = str(Path(__file__).parent.parent) + os.sep
-_TOOK = re.compile(r"[\d.]+ m?s\b.*")
+_FINE = re.compile(r"[\d.]+ m?s\b.*|not needed\b.*")
+"""What is said of a probe that has answered, or had nothing to add."""
 
 
 def print_page(record: Record, file: IO[str] | None = None, width: int | None = None) -> None:
@@ -86,7 +87,7 @@ def _lines(record: Record) -> Iterator[Text | Table]:
     yield from _threads(record)
     for label, text in _process(record.get("process") or {}):
         yield _labelled(label, text)
-    failed = {name: said for name, said in (record.get("probes") or {}).items() if not _TOOK.fullmatch(said)}
+    failed = {name: said for name, said in (record.get("probes") or {}).items() if not _FINE.fullmatch(said)}
     if failed:
         yield _labelled(
             "unknown", "; ".join(f"{_safe(name)}: {_safe(said)}" for name, said in failed.items())

@@ -96,7 +96,8 @@ class _Gathering:
         if self._is_gone() or not pinned:
             self._gone = True
             return
-        await asyncio.gather(self._probe("proc", self._look_into_proc), self._probe("tasks", self._ask))
+        await self._probe("proc", self._look_into_proc)  # before a loop is woken to answer
+        await self._probe("tasks", self._ask)
         every_loop_answered = self._asked > 0 and self._answered == self._asked
         if every_loop_answered and self._stacks:
             self._probes["py-spy"] = self._probes["stacks"] = "not needed: every loop answered"

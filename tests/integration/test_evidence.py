@@ -17,6 +17,7 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -219,6 +220,29 @@ async def test_who_answers_without_stacks_is_asked_for_them(tmp_path: Path) -> N
         found = await gather(it.subject(all_of_them, f"app.py:{LINE}"), PATIENCE)
         assert found.where == f"app.py:{LINE}"
         assert found.probes["tasks"].endswith(" s")
+
+
+async def test_a_process_is_looked_at_before_its_loops_are_woken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, order, collect = asyncio.get_running_loop(), list[str](), proc.collect
+
+    async def a_turn() -> None:
+        """The loop goes on, and could ask."""
+
+    def looks(worker: WorkerId, found: dict[str, Any]) -> None:
+        asyncio.run_coroutine_threadsafe(a_turn(), loop).result(PATIENCE)
+        order.append("looked")
+        collect(worker, found)
+
+    async def asks() -> list[wire.Tasks]:
+        order.append("asked")
+        return Answers([], 1)
+
+    monkeypatch.setattr(proc, "collect", looks)
+    with hanging(tmp_path, BODIES["sleep"]) as it:
+        await gather(it.subject(asks), PATIENCE)
+    assert order == ["looked", "asked"]
 
 
 async def test_who_asks_for_ever_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,6 +77,7 @@ async def test_waits_are_told_in_words() -> None:
     functions = [function.rpartition(".")[2] for _, _, function in at(found, "lock").frames]
     assert functions == ["waits", "acquire"]
     assert "test_tasks.py" in found.stacks
+    assert "aiotimer/_tasks.py" not in found.stacks, "what answers is not what it was doing"
     await ended(*tasks)
 
 
