@@ -68,13 +68,15 @@ HOME = "/home/you"
 
 VARYING = (
     (r"\d+ h \d+ min|\d+ min \d+ s|\d+(\.\d+)? ?(ms|s)\b", "DURATION"),
-    (r"\bpid([= ]|\": )\d+", r"pid\1N"),
+    (r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \w+", "MOMENT"),
+    (r"\b(pid[= ]|pid\": |worker )\d+", r"\1N"),
     (r"^ *\d+ (?= *python)", "N "),
     (r"(run|private)-[\d-]+\.sock", r"\1-N.sock"),
     (r"\b(\d+ (worker|timer))s?\b", r"\1s"),
     (r"(aiotimer|version) \d+\.\d+\.\d+", r"\1 V"),
     (r"\bpython[\d.]+", "python"),  # the command name of an interpreter called python3.12
     (r"^\S+: line \d+: +\d+ (Killed)\b.*", r"\1"),  # what an interactive shell says is shorter
+    (r"[\d.]+ ×", "N ×"),
     (r" +", " "),
 )
 
@@ -332,6 +334,8 @@ def test_programs(page: str) -> None:
 
 @every_page
 def test_blocks_are_of_known_kinds(page: str) -> None:
+    indented = re.search(r"^ +```", PAGES[page].read_text(), re.MULTILINE)
+    assert not indented, f"{page}: an indented block is not executed"
     notes = r"file: [\w.]+|runs: reaped|runs: beside|runs: not, \S.*|prints|"
     for block in blocks_of(page):
         where = f"{page}:{block.line + 1}"
