@@ -13,7 +13,7 @@ from typing import Any
 
 from ._attending import subject_of
 from ._core.reader import Timer
-from ._record import MAX_TIMERS, record_id, runs_of, timer_as_json
+from ._record import MAX_TIMERS, record, record_id, runs_of, timer_as_json
 from ._worker import Worker
 from .evidence import gather
 
@@ -34,31 +34,18 @@ async def dump(worker: Worker, budget: float) -> dict[str, Any]:
     soonest = next((timer for table in _shared(worker) for timer in table if timer in timers[:1]), None)
     subject = subject_of(worker, timers[0].name if timers else "", (soonest.slot,) if soonest else ())
     found = await gather(subject, budget)
-    return {
-        "id": record_id(wall, worker.id.pid),
-        "event": "dump",
-        "outcome": "dump",
-        "time": wall,
-        "pid": worker.id.pid,
-        "name": worker.name,
-        "scope": "",
-        "limit_s": None,
-        "exact": False,
-        "entered": None,
-        "ran_s": None,
-        "late_s": None,
-        "verdict": found.verdict.replace("awaiting forever", "awaiting", 1),  # nothing says for how long
-        "where": found.where,
-        "evidence": "",
-        "ladder": "",
-        "signals": [],
-        "detail": "",
-        "timers": _timers(worker, now),
-        "tasks": found.tasks,
-        "stacks": found.stacks,
-        "process": found.process,
-        "probes": found.probes,
-    }
+    # Nothing says for how long it has been awaiting.
+    found = found._replace(verdict=found.verdict.replace("awaiting forever", "awaiting", 1))
+    return record(
+        record_id=record_id(wall, worker.id.pid),
+        event="dump",
+        outcome="dump",
+        wall=wall,
+        pid=worker.id.pid,
+        name=worker.name,
+        timers=_timers(worker, now),
+        findings=found,
+    )
 
 
 def _shared(worker: Worker) -> list[list[Timer]]:

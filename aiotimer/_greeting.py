@@ -184,8 +184,8 @@ def _greet(roster: Roster, connection: Connection, hello: wire.Hello) -> None:
 def _seat(roster: Roster, worker: Worker, connection: Connection, hello: wire.Hello, program: int) -> None:
     same_clock = hello.time_namespace == time_namespace()
     offset = 0.0 if same_clock else monotonic() - hello.clock
-    wish = roster.policy.wish(hello.reap, observe=hello.observe)
-    layout.policy(str(wish))  # it must fit
+    granted = roster.policy.grant(hello.reap, observe=hello.observe)
+    layout.policy(str(granted))  # it must fit
     if hello.shared:
         offered = connection.take_descriptor()
         if hello.offers_table and offered < 0:
@@ -196,8 +196,8 @@ def _seat(roster: Roster, worker: Worker, connection: Connection, hello: wire.He
     connection.worker, connection.table, connection.offset = worker, table, offset
     table.connection = connection
     table.note_program(program)
-    table.note_wish(str(wish))
-    worker.wish = wish
+    table.note_grant(str(granted))
+    worker.granted = granted
     worker.connections += 1
     table.watch.connected = True
     table.look()

@@ -11,7 +11,7 @@ from collections import deque
 from math import inf
 from typing import Literal, NamedTuple, get_args
 
-from ._core.ladder import Ladder, Wish, read_wish, wish
+from ._core.ladder import Granted, Ladder, grant, read_grant
 
 Target = Literal["process", "group", "cgroup"]
 Stopped = Literal["reap", "hold"]
@@ -50,20 +50,20 @@ class Policy(NamedTuple):
     max_reaps: tuple[int, float] = MAX_REAPS
     evidence_dir: str | None = None
 
-    def wish(self, reap: str, *, observe: bool) -> Wish:
+    def grant(self, reap: str, *, observe: bool) -> Granted:
         """Return what a worker asks for.
 
         Raises:
             ValueError: it is not allowed.
         """
-        return wish(reap, observe=observe, max_grace=self.max_grace)
+        return grant(reap, observe=observe, max_grace=self.max_grace)
 
-    def read_wish(self, text: str) -> Wish:
-        """Return what an earlier server stored; what is not a wish, or not allowed here, is none."""
+    def read_grant(self, text: str) -> Granted:
+        """Return what an earlier server stored; what is no grant, or not allowed here, is none."""
         try:
-            return read_wish(text, max_grace=self.max_grace)
+            return read_grant(text, max_grace=self.max_grace)
         except ValueError:
-            return Wish()
+            return Granted()
 
 
 def policy(

@@ -29,6 +29,8 @@ MAX_TIMERS = 100
 MAX_SLOTS = 1024
 """Slots whose durations are read, on the server's loop: a millisecond or two."""
 
+_NO_FINDINGS = Findings("", "", [], [], {}, {}, "", "")
+
 _NO_PROCESS: dict[str, Any] = {
     "state": "", "wchan": "", "syscall": "", "kernel_stack": [], "threads": [], "rss_bytes": 0,
     "descriptors": [], "children": [], "cgroup": "", "command": [], "tracer": 0,
@@ -51,10 +53,13 @@ class Entry(NamedTuple):
     exact: bool = False
 
 
+NO_ENTRY = Entry()
+
+
 def entry_of(table: WatchedTable, timer: Timer) -> Entry:
     """Return what a worker noted when it entered the block of a timer."""
     row = table.reader.row(timer.slot)
-    return entry(row, timer.deadline) if len(row) > DEADLINE else Entry()
+    return entry(row, timer.deadline) if len(row) > DEADLINE else NO_ENTRY
 
 
 def entry(row: Sequence[float], deadline: float) -> Entry:
@@ -65,7 +70,7 @@ def entry(row: Sequence[float], deadline: float) -> Entry:
     """
     entered, limit, noted_for = row[:3]
     if not 0.0 < limit < inf:
-        return Entry()
+        return NO_ENTRY
     if noted_for == deadline and 0.0 < entered < inf:
         return Entry(limit, entered, exact=True)
     return Entry(limit, deadline - limit)
@@ -109,6 +114,73 @@ def record_id(wall: float, pid: int) -> str:
     """Return the name of a new record: UTC, the worker's pid, and a number that no other one here has."""
     utc = time.strftime("%Y%m%dT%H%M%S", time.gmtime(wall))
     return f"{utc}-{pid}-{next(_serial)}"
+
+
+def record(
+    *,
+    record_id: str,
+    event: str,
+    outcome: str,
+    wall: float,
+    pid: int,
+    name: str,
+    timers: list[dict[str, Any]],
+    findings: Findings | None,
+    scope: str = "",
+    entry: Entry = NO_ENTRY,
+    ran_s: float | None = None,
+    late_s: float | None = None,
+    evidence: str = "",
+    ladder: str = "",
+    signals: Iterable[dict[str, Any]] = (),
+    detail: str = "",
+) -> dict[str, Any]:
+    """Return what is kept of an expiry, or of a look at a live worker: one JSON object.
+
+    Args:
+        record_id: see :func:`record_id`.
+        event: what has happened.
+        outcome: what has become of the worker.
+        wall: when that began, Unix time.
+        pid: whose.
+        name: its command name.
+        timers: what was armed on it, see :func:`timer_as_json`.
+        findings: what was found out, None if that is nothing.
+        scope: the timer that expired.
+        entry: its entry into the block.
+        ran_s: seconds from there to ``wall``.
+        late_s: seconds from the deadline to the first action.
+        evidence: the directory with what was found out.
+        ladder: what was to happen, as text.
+        signals: what was sent, and when.
+        detail: the rest, in words.
+    """
+    found = findings or _NO_FINDINGS
+    return {
+        "id": record_id,
+        "event": event,
+        "outcome": outcome,
+        "time": wall,
+        "pid": pid,
+        "name": name,
+        "scope": scope,
+        "limit_s": entry.limit_s,
+        "exact": entry.exact,
+        "entered": None if ran_s is None else wall - ran_s,
+        "ran_s": ran_s,
+        "late_s": late_s,
+        "verdict": found.verdict,
+        "where": found.where,
+        "evidence": evidence,
+        "ladder": ladder,
+        "signals": list(signals),
+        "detail": detail,
+        "timers": timers,
+        "tasks": found.tasks,
+        "stacks": found.stacks,
+        "process": {**_NO_PROCESS, **found.process},
+        "probes": found.probes,
+    }
 
 
 class Expiry:
@@ -159,7 +231,7 @@ class Expiry:
         self._ladder = ladder
         self._signals: list[dict[str, Any]] = []
         self._timers: list[dict[str, Any]] = []
-        self._entry = Entry()
+        self._entry = NO_ENTRY
         self.id = record_id(self._wall, worker_id.pid)
 
     def is_armed(self) -> bool:
@@ -208,31 +280,23 @@ class Expiry:
         )  # fmt: skip
 
     def record(self) -> dict[str, Any]:
-        """Return what is kept of it: one JSON object."""
-        findings = self.findings or Findings("", "", [], [], {}, {}, "", "")
+        """Return what is kept of it."""
         entered = self._entry.entered
-        return {
-            "id": self.id,
-            "event": self.kind,
-            "outcome": self.outcome,
-            "time": self._wall,
-            "pid": self.worker_id.pid,
-            "name": self.name,
-            "scope": self.timer.name,
-            "limit_s": self._entry.limit_s,
-            "exact": self._entry.exact,
-            "entered": None if entered is None else self._wall - (self._began - entered),
-            "ran_s": None if entered is None else self._began - entered,
-            "late_s": self.late_s,
-            "verdict": findings.verdict,
-            "where": findings.where,
-            "evidence": self.evidence,
-            "ladder": self._ladder,
-            "signals": list(self._signals),
-            "detail": self.detail,
-            "timers": self._timers,
-            "tasks": findings.tasks,
-            "stacks": findings.stacks,
-            "process": {**_NO_PROCESS, **findings.process},
-            "probes": findings.probes,
-        }
+        return record(
+            record_id=self.id,
+            event=self.kind,
+            outcome=self.outcome,
+            wall=self._wall,
+            pid=self.worker_id.pid,
+            name=self.name,
+            timers=self._timers,
+            findings=self.findings,
+            scope=self.timer.name,
+            entry=self._entry,
+            ran_s=None if entered is None else self._began - entered,
+            late_s=self.late_s,
+            evidence=self.evidence,
+            ladder=self._ladder,
+            signals=self._signals,
+            detail=self.detail,
+        )

@@ -226,7 +226,7 @@ class Roster:
             # Not what it has now: it may be a set-uid program. Nothing noted: only root's own rights were.
             worker.uid = max(0, table.number(layout.RIGHTS) - 1)
         if file.kind != "owner":
-            worker.wish = self.policy.read_wish(table.wish())
+            worker.granted = self.policy.read_grant(table.grant())
         if cells is not None:
             worker.own_tables[file.kind] = (table, cells)
         if worker.has_left(table):  # while no server ran

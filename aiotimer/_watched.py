@@ -145,7 +145,7 @@ class WatchedTable:
         """Let the next server know with whose rights the worker is signalled."""
         self._note(layout.RIGHTS, uid + 1)
 
-    def note_wish(self, text: str) -> None:
+    def note_grant(self, text: str) -> None:
         """Let the next server know how the worker wants to be reaped.
 
         Raises:
@@ -154,7 +154,7 @@ class WatchedTable:
         with contextlib.suppress(OSError):
             os.pwrite(self.file.descriptor, layout.policy(text), layout.POLICY_OFFSET)
 
-    def wish(self) -> str:
+    def grant(self) -> str:
         """Return how the worker wants to be reaped, as an earlier server noted it."""
         return layout.decode_policy(os.pread(self.file.descriptor, layout.POLICY_SIZE, layout.POLICY_OFFSET))
 

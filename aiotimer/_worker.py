@@ -16,7 +16,7 @@ from mmap import mmap
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from ._core.ladder import KILL, Wish
+from ._core.ladder import KILL, Granted
 from ._core.reader import Timer
 from ._core.requests import TimerRequest, WorkerId
 from ._core.table import TimerTable
@@ -53,7 +53,7 @@ class Worker:
         connections: how many are open.
         channels: its event loops that answer questions, as their connections.
         heard_at: its own clock, seconds, in the latest HELLO that listed its timers.
-        wish: how it wants to be reaped.
+        granted: how it is to be reaped, of what it asked for.
         reaping: the expiry it is being reaped for, from the first action on it on.
         failed: the expiry of a reap that is to be tried again.
         spared: the last climb ended without a signal.
@@ -80,7 +80,7 @@ class Worker:
         self.connections = 0
         self.channels: list[Channel] = []
         self.heard_at = -inf
-        self.wish = Wish()
+        self.granted = Granted()
         self.reaping: Expiry | None = None
         self.failed: Expiry | None = None
         self.spared = False

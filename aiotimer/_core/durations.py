@@ -62,6 +62,9 @@ def leave(cells: memoryview[float], row: int, seconds: float) -> None:
 class Durations:
     """Durations of sampled entries of one scope, as a histogram.
 
+    Args:
+        rows: of a table, to begin with.
+
     Attributes:
         maximum: the longest, seconds.
         counts: how many are in each bucket.
@@ -69,9 +72,11 @@ class Durations:
 
     __slots__ = ("counts", "maximum")
 
-    def __init__(self) -> None:
+    def __init__(self, rows: Iterable[Sequence[float]] = ()) -> None:
         self.maximum = 0.0
         self.counts = [0] * BUCKETS
+        for row in rows:
+            self.add_row(row)
 
     @property
     def count(self) -> int:
@@ -119,14 +124,6 @@ class Durations:
             row[MAXIMUM] = _number(maximum)
             durations.add_row(row)
         return durations
-
-
-def merged(rows: Iterable[Sequence[float]]) -> Durations:
-    """Return the durations of many rows together."""
-    durations = Durations()
-    for row in rows:
-        durations.add_row(row)
-    return durations
 
 
 def rows_of(data: bytes) -> list[array[float]]:

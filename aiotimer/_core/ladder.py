@@ -124,8 +124,8 @@ def _word(step: Step) -> str:
 _OBSERVE = "observe"
 
 
-class Wish(NamedTuple):
-    """How a worker wants to be reaped.
+class Granted(NamedTuple):
+    """How a worker is to be reaped, as it asked for and its server allows.
 
     Attributes:
         ladder: its own, None: the server's.
@@ -140,8 +140,8 @@ class Wish(NamedTuple):
         return " ".join([*words, str(self.ladder)] if self.ladder else words)
 
 
-def wish(reap: str, *, observe: bool, max_grace: float) -> Wish:
-    """Return what a worker wants.
+def grant(reap: str, *, observe: bool, max_grace: float) -> Granted:
+    """Return what a worker is granted.
 
     Args:
         reap: its own ladder, "" for the server's.
@@ -152,26 +152,26 @@ def wish(reap: str, *, observe: bool, max_grace: float) -> Wish:
         ValueError: that is no ladder, or too long a one.
     """
     if not reap:
-        return Wish(None, observe)
+        return Granted(None, observe)
     ladder = Ladder.parse(reap)
     if ladder.total_grace > max_grace:
         raise ValueError(
             f"the ladder {str(ladder)!r} takes {ladder.total_grace:g} s to reach KILL, and this server "
             f"allows {max_grace:g} s (--max-grace)"
         )
-    return Wish(ladder, observe)
+    return Granted(ladder, observe)
 
 
-def read_wish(text: str, *, max_grace: float) -> Wish:
-    """Return the wish of which ``str()`` is in a table; a worker may have written anything else there.
+def read_grant(text: str, *, max_grace: float) -> Granted:
+    """Return the grant of which ``str()`` is in a table; a worker may have written anything else there.
 
     Raises:
         ValueError: that is none, or it is not allowed.
     """
     head, _, rest = text.partition(" ")
     if head == _OBSERVE:
-        return wish(rest, observe=True, max_grace=max_grace)
-    return wish(text, observe=False, max_grace=max_grace)
+        return grant(rest, observe=True, max_grace=max_grace)
+    return grant(text, observe=False, max_grace=max_grace)
 
 
 # -- the climb ---------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ import pytest
 
 from aiotimer import TimerRequest, WorkerId
 from aiotimer._core import layout, wire
-from aiotimer._core.ladder import Ladder, Wish
+from aiotimer._core.ladder import Granted, Ladder
 from aiotimer.evidence import Findings, Subject
 from aiotimer.process import send_signal
 from tests.serving import (
@@ -299,12 +299,12 @@ async def test_a_workers_own_ladder_is_remembered_by_the_next_server() -> None:
                 client.sendall(hello(LADDER, observe=True))
                 await answer(client, until=wire.Welcome)
                 (worker,) = server._members.workers.values()
-                assert worker.wish == Wish(Ladder.parse(LADDER), observe=True)
-                assert worker.tables[0].wish() == "observe TERM:2,KILL"
-        for max_grace, wish in ((60.0, Wish(Ladder.parse(LADDER), observe=True)), (1.0, Wish())):
+                assert worker.granted == Granted(Ladder.parse(LADDER), observe=True)
+                assert worker.tables[0].grant() == "observe TERM:2,KILL"
+        for max_grace, granted in ((60.0, Granted(Ladder.parse(LADDER), observe=True)), (1.0, Granted())):
             async with serving(path, max_grace=max_grace) as server:
                 (worker,) = server._members.workers.values()
-                assert worker.wish == wish
+                assert worker.granted == granted
 
 
 @pytest.mark.parametrize(
@@ -333,7 +333,7 @@ async def test_a_worker_is_reaped_by_its_own_ladder(sent: list[int]) -> None:
         with bystander() as pid:
             server.register_timers([TimerRequest(pid, "s", monotonic() + 1000)])
             (worker,) = server._members.workers.values()
-            worker.wish = server.policy.wish(OWN_LADDER, observe=False)
+            worker.granted = server.policy.grant(OWN_LADDER, observe=False)
             server.register_timers([due(pid)])
             await server.told("reaped", pid)
             assert sent[0] == signal.SIGHUP

@@ -11,7 +11,7 @@ from aiotimer._core.durations import Durations
 
 @given(st.binary(max_size=layout.ROW_SIZE * 3), st.floats(0, 1))
 def test_any_bytes_are_rows(data: bytes, q: float) -> None:
-    found = durations.merged(durations.rows_of(data))
+    found = Durations(durations.rows_of(data))
     assert 0 <= found.quantile(q) <= found.maximum
     again = Durations.from_json(json.loads(json.dumps(found.as_json())))
     assert again.count <= found.count
@@ -22,7 +22,7 @@ def test_a_quantile_is_within_a_bucket_of_the_truth(seconds: list[float], q: flo
     cells = memoryview(bytearray(layout.ROW_SIZE)).cast("d")
     for one in seconds:
         durations.leave(cells, 0, one)
-    found = durations.merged([cells])
+    found = Durations([cells])
     assert found.count == len(seconds)
     assert found.maximum == max(seconds)
     told, there = found.quantile(q), sorted(seconds)

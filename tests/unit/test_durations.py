@@ -61,7 +61,7 @@ def test_an_entry_is_stored_and_counted_in_its_row_only() -> None:
 
 
 def test_rows_are_added() -> None:
-    together = durations.merged([row(1.0, b34=2.0), row(3.0, b34=1.0, b37=1.0)])
+    together = Durations([row(1.0, b34=2.0), row(3.0, b34=1.0, b37=1.0)])
     assert (together.count, together.maximum) == (4, 3.0)
     more = Durations()
     more.add(together)
@@ -71,17 +71,17 @@ def test_rows_are_added() -> None:
 
 @pytest.mark.parametrize("value", STRANGE)
 def test_what_is_no_count_is_ignored(value: float) -> None:
-    assert durations.merged([row(1.0, b3=value, b4=1.0)]).count == 1
+    assert Durations([row(1.0, b3=value, b4=1.0)]).count == 1
 
 
 @pytest.mark.parametrize("value", [nan, inf, -inf, -1.0])
 def test_what_is_no_maximum_is_ignored(value: float) -> None:
-    assert durations.merged([row(2.0), row(value)]).maximum == 2.0
+    assert Durations([row(2.0), row(value)]).maximum == 2.0
 
 
 @pytest.mark.parametrize("length", [0, 3, 4, 5, 100])
 def test_a_row_of_any_length_is_accepted(length: int) -> None:
-    assert durations.merged([[1.0] * length]).count == min(max(length - 4, 0), BUCKETS)
+    assert Durations([[1.0] * length]).count == min(max(length - 4, 0), BUCKETS)
 
 
 def test_a_part_of_a_table_is_cut_into_whole_rows() -> None:
@@ -97,20 +97,20 @@ def test_without_entries_every_quantile_is_zero() -> None:
 
 
 def test_a_quantile_is_interpolated_in_its_bucket() -> None:
-    found = durations.merged([row(100.0, b34=2.0)])
+    found = Durations([row(100.0, b34=2.0)])
     low, high = durations.bounds(34)
     assert found.quantile(0.5) == pytest.approx(sqrt(low * high))
     assert found.quantile(1.0) == pytest.approx(high)
 
 
 def test_a_quantile_never_exceeds_the_maximum() -> None:
-    found = durations.merged([row(1.0, b34=1.0)])
+    found = Durations([row(1.0, b34=1.0)])
     assert found.quantile(1.0) == 1.0
     assert found.quantile(7.0) == 1.0
 
 
 def test_quantiles_go_from_bucket_to_bucket() -> None:
-    found = durations.merged([row(10.0, b10=99.0, b36=1.0)])
+    found = Durations([row(10.0, b10=99.0, b36=1.0)])
     assert found.quantile(0.5) < durations.bounds(10)[1] < found.quantile(0.999)
 
 
@@ -118,7 +118,7 @@ def test_quantiles_go_from_bucket_to_bucket() -> None:
 
 
 def test_durations_read_back_from_json() -> None:
-    found = durations.merged([row(3.0, b34=2.0, b59=1.0)])
+    found = Durations([row(3.0, b34=2.0, b59=1.0)])
     again = Durations.from_json(found.as_json())
     assert (again.counts, again.maximum) == (found.counts, found.maximum)
 

@@ -12,15 +12,15 @@ from aiotimer._core.ladder import (
     Climb,
     Done,
     Dump,
+    Granted,
     Ladder,
     Signal,
     Spare,
     Step,
     WaitUntil,
-    Wish,
+    grant,
     name_of,
-    read_wish,
-    wish,
+    read_grant,
 )
 
 LONG = Ladder.parse("dump,ABRT:2,TERM:10,KILL")
@@ -114,20 +114,20 @@ def test_any_text_is_a_ladder_or_a_value_error(text: str) -> None:
     assert ladder[-1] == (9, 0.0)
 
 
-# -- wishes ------------------------------------------------------------------------------------------
+# -- grants ------------------------------------------------------------------------------------------
 
 
 def test_what_a_worker_wants_is_stored_as_text() -> None:
-    for one in (Wish(), Wish(None, True), Wish(LONG), Wish(LONG, True)):
-        assert read_wish(str(one), max_grace=12.0) == one
-    assert [str(one) for one in (Wish(), Wish(None, True), Wish(LONG, True))] == [
+    for one in (Granted(), Granted(None, True), Granted(LONG), Granted(LONG, True)):
+        assert read_grant(str(one), max_grace=12.0) == one
+    assert [str(one) for one in (Granted(), Granted(None, True), Granted(LONG, True))] == [
         "",
         "observe",
         f"observe {LONG}",
     ]
-    assert wish("", observe=True, max_grace=0.0) == Wish(None, True)
-    assert wish("", observe=False, max_grace=0.0) == Wish()
-    assert wish("KILL", observe=False, max_grace=0.0) == Wish(Ladder.parse("KILL"))
+    assert grant("", observe=True, max_grace=0.0) == Granted(None, True)
+    assert grant("", observe=False, max_grace=0.0) == Granted()
+    assert grant("KILL", observe=False, max_grace=0.0) == Granted(Ladder.parse("KILL"))
 
 
 @pytest.mark.parametrize("text", ["", "observe "])
@@ -137,14 +137,14 @@ def test_a_ladder_that_takes_too_long_is_not_allowed(text: str) -> None:
         match=r"^the ladder 'TERM:61,KILL' takes 61 s to reach KILL, and this server allows 60 s "
         r"\(--max-grace\)$",
     ):
-        read_wish(text + "TERM:61,KILL", max_grace=60.0)
-    assert read_wish(text + "TERM:60,KILL", max_grace=60.0).observe is bool(text)
+        read_grant(text + "TERM:61,KILL", max_grace=60.0)
+    assert read_grant(text + "TERM:60,KILL", max_grace=60.0).observe is bool(text)
 
 
 @pytest.mark.parametrize("text", ["Observe", "observes KILL", "KILL observe", "\ufffd"])
-def test_nonsense_is_no_wish(text: str) -> None:
+def test_nonsense_is_no_grant(text: str) -> None:
     with pytest.raises(ValueError, match="is no step"):
-        read_wish(text, max_grace=60.0)
+        read_grant(text, max_grace=60.0)
 
 
 # -- the climb -----------------------------------------------------------------------------------------
