@@ -8,18 +8,18 @@ that hangs ends with ``# here``.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import aiotimer
+from aiotimer.evidence.pyspy import find_pyspy
 
 PROGRAMS = Path(__file__).parent / "programs"
 
@@ -54,7 +54,7 @@ class Hang(NamedTuple):
 
     def missing(self) -> str:
         """Return what it needs and this machine does not have, "" if it can run."""
-        found = not self.needs or importlib.util.find_spec(self.needs) or shutil.which(self.needs)
+        found = find_pyspy() if self.needs == "py-spy" else not self.needs or find_spec(self.needs)
         return "" if found else self.needs
 
 
