@@ -359,6 +359,12 @@ def family(*, new_group: bool) -> Iterator[tuple[int, int]]:
                 os.kill(child, signal.SIGKILL)
 
 
+def end(leader: int) -> None:
+    """End the leader of a family, and leave nothing of it."""
+    os.kill(leader, signal.SIGKILL)  # our own child, and not waited for yet: the pid is still its
+    os.waitid(os.P_PID, leader, os.WEXITED)
+
+
 @pytest.fixture
 def needs_group_signals() -> None:
     pidfd = os.pidfd_open(os.getpid())
@@ -398,8 +404,7 @@ async def test_a_group_with_the_server_in_it_is_told_so_without_its_leader(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with family(new_group=True) as (shell, child):
-        os.kill(shell, signal.SIGKILL)
-        os.waitid(os.P_PID, shell, os.WEXITED)
+        end(shell)
         monkeypatch.setattr("os.getpgrp", lambda: shell)  # as where a shell starts the server, and ends
         async with serving(target="group") as server:
             server.register_timers([due(child)])
@@ -410,8 +415,7 @@ async def test_a_group_with_the_server_in_it_is_told_so_without_its_leader(
 async def test_a_group_whose_leader_is_gone_cannot_be_reached() -> None:
     async with serving(target="group") as server:
         with family(new_group=True) as (shell, child):
-            os.kill(shell, signal.SIGKILL)
-            os.waitid(os.P_PID, shell, os.WEXITED)
+            end(shell)
             server.register_timers([due(child)])
             event = await server.told("reaped", child)
             assert (
