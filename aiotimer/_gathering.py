@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from . import evidence
 from ._attending import subject_of
 from .events import log
-from .evidence import Findings, Subject
+from .evidence import NO_FINDINGS, Findings, Subject
 
 if TYPE_CHECKING:
     from ._record import Expiry
@@ -25,7 +25,7 @@ AT_ONCE = 8
 
 def nothing(why: str) -> Findings:
     """Return the findings of whoever found nothing."""
-    return Findings("", "", [], [], {}, {"all": why}, "", "")
+    return NO_FINDINGS._replace(probes={"all": why})
 
 
 class Gatherer:

@@ -21,15 +21,13 @@ from ._core.requests import WorkerId
 from ._core.watch import Due
 from ._watched import WatchedTable
 from .events import Event, Kind
-from .evidence import Findings
+from .evidence import NO_FINDINGS, Findings
 
 MAX_TIMERS = 100
 """Timers that a record lists."""
 
 MAX_SLOTS = 1024
 """Slots whose durations are read, on the server's loop: a millisecond or two."""
-
-_NO_FINDINGS = Findings("", "", [], [], {}, {}, "", "")
 
 _NO_PROCESS: dict[str, Any] = {
     "state": "", "wchan": "", "syscall": "", "kernel_stack": [], "threads": [], "rss_bytes": 0,
@@ -155,7 +153,7 @@ def record(
         signals: what was sent, and when.
         detail: the rest, in words.
     """
-    found = findings or _NO_FINDINGS
+    found = findings or NO_FINDINGS
     return {
         "id": record_id,
         "event": event,

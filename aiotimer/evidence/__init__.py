@@ -3,7 +3,7 @@
 :func:`gather` asks every probe there is, within a budget; :mod:`.verdict` puts what they found in words.
 """
 
-from .findings import Answers, Findings, Subject
+from .findings import NO_FINDINGS, Answers, Findings, Subject
 from .gathering import gather
 
-__all__ = ["Answers", "Findings", "Subject", "gather"]
+__all__ = ["NO_FINDINGS", "Answers", "Findings", "Subject", "gather"]

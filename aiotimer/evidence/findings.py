@@ -80,6 +80,9 @@ class Findings(NamedTuple):
     tasks_text: str
 
 
+NO_FINDINGS = Findings("", "", [], [], {}, {}, "", "")
+
+
 def stack(
     thread: str = "", frames: list[Frame] | None = None, *, current: bool = False, ident: int = 0
 ) -> dict[str, Any]:
