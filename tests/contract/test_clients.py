@@ -256,11 +256,11 @@ def test_zero_has_already_expired(make: Maker, server: ServerThread) -> None:
 def test_one_expired_timer_reaps_once_and_clears_all(make: Maker, server: ServerThread) -> None:
     with make(server.path) as client:
         client.acquire("later", soon())
-        client.acquire("other", monotonic() + 0.3)
+        client.acquire("other", monotonic() + 1.5)
         client.acquire("now", monotonic())
         assert server.wait_reaps(1)[0][1] == ["now"]
         assert server.call(lambda s: s.get_expired_timers(inf)) == {}, "the others are cleared too"
-        client.acquire("new", monotonic() + 0.35)
+        client.acquire("new", monotonic() + 1.5)
         assert [scopes for _, scopes in server.wait_reaps(2)] == [["now"], ["new"]], (
             "and 'other' is not heard of"
         )
@@ -269,9 +269,9 @@ def test_one_expired_timer_reaps_once_and_clears_all(make: Maker, server: Server
 def test_a_release_before_the_deadline_spares(make: Maker, server: ServerThread) -> None:
     with make(server.path) as client:
         for n in range(20):
-            client.acquire(f"s{n}", monotonic() + 0.05)
+            client.acquire(f"s{n}", monotonic() + 1.0)
             client.release(f"s{n}")
-        client.acquire("witness", monotonic() + 0.15)
+        client.acquire("witness", monotonic() + 1.0)
         assert [scopes for _, scopes in server.wait_reaps(1)] == [["witness"]]
 
 

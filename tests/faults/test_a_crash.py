@@ -15,7 +15,7 @@ from time import monotonic
 import pytest
 
 from aiotimer._control import status
-from tests.programs import ENTRIES, HANGS, PRELUDE, program
+from tests.programs import ENTRIES, HANGS, PRELUDE, UNHURRIED, all_ready, arm_all, program
 from tests.serving import LOOPS, ServerProcess, armed, bystander, clock_passes, is_alive
 from tests.support import SpawnedWorker, short_socket, spawn_worker
 
@@ -111,43 +111,26 @@ def assert_all_survive(loop: str, signum: signal.Signals) -> None:
                 assert armed(report, pid) == expected[pid]
 
 
-CONNECTED = (
-    PRELUDE
-    + """
-early = TimerClient(unavailable="raise", budget=30)
-early.connect()
-say("connected")
-sys.stdin.readline()
-"""
-)
-
-
 @contextlib.contextmanager
-def every_entry(path: str, body: str, *, after: float, before: str = "") -> Iterator[list[SpawnedWorker]]:
-    """Workers with this body inside a timer, one for each way to arm it."""
+def every_entry(path: str, body: str, *, after: float) -> Iterator[list[SpawnedWorker]]:
+    """Connected workers that run this body inside a timer when told to, one for each way to arm it."""
     with contextlib.ExitStack() as stack:
-        sources = [before + program(entry, body, after=after) + UNHARMED for entry in ENTRIES]
-        yield [stack.enter_context(spawn_worker(source, path)) for source in sources]
+        sources = [program(entry, body, after=after, told=True) + UNHARMED for entry in ENTRIES]
+        workers = [stack.enter_context(spawn_worker(source, path)) for source in sources]
+        all_ready(*workers)
+        yield workers
 
 
 UNHARMED = "\nsay('unharmed')\nsys.stdin.readline()\n"
-
-
-def deadline_of(worker: SpawnedWorker) -> float:
-    return float(worker.wait_line("deadline ").split()[-1])
 
 
 @by_either_loop
 def test_fault_03_armed_while_no_server_runs(loop: str) -> None:
     """The client had connected before. The timer is in the table, and the next server finds it there."""
     with short_socket() as path, ServerProcess(path, loop) as server:
-        with every_entry(path, HANGS["gil"], after=0.5, before=CONNECTED) as workers:
-            for worker in workers:
-                worker.wait_line("connected")
+        with every_entry(path, HANGS["gil"], after=0.5) as workers:
             server.kill()
-            for worker in workers:
-                worker.say()
-            deadlines = [deadline_of(worker) for worker in workers]
+            deadlines = arm_all(*workers)
             assert all(is_alive(worker.pid) for worker in workers)
             server.start()
             for worker, deadline in zip(workers, deadlines, strict=True):
@@ -162,8 +145,8 @@ def test_fault_03_armed_while_no_server_runs(loop: str) -> None:
 def test_fault_04_released_while_no_server_runs(loop: str) -> None:
     """Nobody is there to hear of the release, and its deadline passes. It is in the table."""
     with short_socket() as path, ServerProcess(path, loop) as server:
-        with every_entry(path, "sys.stdin.readline()", after=1.5) as workers:
-            deadlines = [deadline_of(worker) for worker in workers]
+        with every_entry(path, "sys.stdin.readline()", after=UNHURRIED) as workers:
+            deadlines = arm_all(*workers)
             server.kill()
             for worker in workers:
                 worker.say()
@@ -186,8 +169,8 @@ def test_fault_04_released_while_no_server_runs(loop: str) -> None:
 def test_fault_05_hung_while_the_server_was_down(loop: str) -> None:
     """The next server comes after the deadline: it reaps at once, since being down is not a stall."""
     with short_socket() as path, ServerProcess(path, loop) as server:
-        with every_entry(path, HANGS["gil"], after=1.0) as workers:
-            deadlines = [deadline_of(worker) for worker in workers]
+        with every_entry(path, HANGS["gil"], after=UNHURRIED) as workers:
+            deadlines = arm_all(*workers)
             server.kill()
             clock_passes(max(deadlines))
             assert all(is_alive(worker.pid) for worker in workers)

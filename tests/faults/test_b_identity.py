@@ -35,7 +35,7 @@ SHORT_LIVED = (
     PRELUDE
     + """
 client = TimerClient(unavailable="raise", budget=30, shared=SHARED)
-deadline = time.monotonic() + 0.5
+deadline = time.monotonic() + 2.0
 client.acquire("the former one's", deadline)
 say("deadline", deadline)
 sys.stdin.readline()
@@ -159,7 +159,7 @@ sys.stdin.readline()  # and does not wait for its child
 async def test_fault_13_a_zombie_has_no_timers() -> None:
     read, write = os.pipe()
     async with serving() as server:
-        source = ZOMBIE.replace("AFTER", "0.5")
+        source = ZOMBIE.replace("AFTER", "2.0")
         with spawn_worker(source, server.socket_path, str(read), pass_fds=[read]) as parent:
             pid = int(await number(parent, "child"))
             deadline = await number(parent, "deadline")
@@ -182,7 +182,7 @@ def test_fault_13_a_zombie_at_expiry(loop: str) -> None:
     """It died while no server was there: the next one finds an expired timer, and a zombie."""
     read, write = os.pipe()
     with short_socket() as path, ServerProcess(path, loop) as server:
-        source = ZOMBIE.replace("AFTER", "0.2")
+        source = ZOMBIE.replace("AFTER", "2.0")
         with spawn_worker(source, path, str(read), pass_fds=[read]) as parent:
             deadline = float(parent.wait_line("deadline ").split()[-1])
             pid = int(parent.wait_line("child ").split()[-1])
@@ -207,12 +207,12 @@ def test_fault_13_a_zombie_at_expiry(loop: str) -> None:
 NAME = ") R 1 1 1"
 """Whoever looks for the end of the name too early reads that the process started at tick 1, or so."""
 
-CALL_ITSELF = f"ctypes.CDLL(None).prctl(15, {NAME.encode()!r})  # PR_SET_NAME\n"
+CALL_ITSELF = f"ctypes.CDLL(None).prctl(15, {NAME.encode()!r})  # PR_SET_NAME"
 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "socket"])
 async def test_fault_16_a_name_like_a_line_of_proc(shared: bool) -> None:
-    source = program("with", HANGS["gil"], shared=shared).replace("client =", CALL_ITSELF + "client =")
+    source = program("with", HANGS["gil"], after=2.0, shared=shared, first=CALL_ITSELF)
     async with serving() as server:
         with spawn_worker(source, server.socket_path) as worker:
             deadline = await number(worker, "deadline")
@@ -231,8 +231,8 @@ async def test_fault_16_a_name_like_a_line_of_proc(shared: bool) -> None:
 @pytest.mark.parametrize("loop", LOOPS)
 def test_fault_16_its_table_is_adopted(loop: str) -> None:
     """The next server reads the name's start time as this one did, and so does the one after a new name."""
-    hang = "sys.stdin.readline()\n" + CALL_ITSELF + "say('renamed')\n" + HANGS["gil"]
-    source = program("with", hang, after=1.0)
+    hang = "sys.stdin.readline()\n" + CALL_ITSELF + "\nsay('renamed')\n" + HANGS["gil"]
+    source = program("with", hang, after=2.0)
     with short_socket() as path, ServerProcess(path, loop) as server:
         with spawn_worker(source, path) as worker:
             worker.wait_line("deadline ")

@@ -146,7 +146,7 @@ async def test_a_worker_of_roots_that_runs_a_set_uid_program(shared: bool, progr
     """It armed a timer, gave up root, and executed: what had been armed is dropped, as by any exec."""
     body = f"os.setuid({NOBODY})\nos.execv('{programs}/sleep', ['sleep', '1000'])"
     async with serving() as server:
-        with spawn_worker(program("with", body, shared=shared, after=0.5), server.socket_path) as worker:
+        with spawn_worker(program("with", body, shared=shared, after=2.0), server.socket_path) as worker:
             deadline = await number(worker, "deadline")
             await server.told("exec", worker.pid)
             assert server.armed(worker.pid) == {}

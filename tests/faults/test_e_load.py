@@ -219,7 +219,7 @@ async def test_fault_33_what_fails_on_the_way_to_a_kill_is_tried_again(
         return really(pid)
 
     async with serving(bound=0.5) as server:
-        with spawn_worker(program("with", HANGS["gil"], after=1.0), server.socket_path) as worker:
+        with spawn_worker(program("with", HANGS["gil"], after=2.0), server.socket_path) as worker:
             await number(worker, "deadline")
             monkeypatch.setattr(process, "_stat", failing)
             await server.told("reaped", worker.pid)

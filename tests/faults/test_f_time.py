@@ -31,7 +31,7 @@ from aiotimer import TimerRequest
 from aiotimer._core.watch import Lifeline, Watch
 from aiotimer._unkillable import held
 from aiotimer._watched import WatchedTable
-from tests.programs import HANGS, program
+from tests.programs import HANGS, UNHURRIED, all_ready, arm_all, program
 from tests.serving import LOOPS, ServerProcess, bystander, clock_passes, ended, is_alive, line, serving
 from tests.support import short_socket, spawn_worker
 
@@ -211,14 +211,18 @@ def test_fault_38_a_server_that_was_stopped(loop: str) -> None:
     """Deadlines pass while it stands still. It kills nobody for that: each gets back what was left."""
     with short_socket() as path, ServerProcess(path, loop) as server:
         with (
-            spawn_worker(program("with", HELD, after=2.0), path) as releases_meanwhile,
-            spawn_worker(program("async with", HELD, after=2.0), path) as releases_afterwards,
-            spawn_worker(program("acquire", HELD, after=2.0), path) as never_releases,
-            spawn_worker(program("with", HANGS["gil"], after=3.0), path) as not_concerned,
+            spawn_worker(program("with", HELD, after=UNHURRIED, told=True), path) as releases_meanwhile,
+            spawn_worker(
+                program("async with", HELD, after=UNHURRIED, told=True), path
+            ) as releases_afterwards,
+            spawn_worker(program("acquire", HELD, after=UNHURRIED, told=True), path) as never_releases,
+            spawn_worker(
+                program("with", HANGS["gil"], after=UNHURRIED + 1.0, told=True), path
+            ) as not_concerned,
         ):
-            workers = [releases_meanwhile, releases_afterwards, never_releases]
-            deadlines = [float(worker.wait_line("deadline ").split()[-1]) for worker in workers]
-            later = float(not_concerned.wait_line("deadline ").split()[-1])
+            workers = [releases_meanwhile, releases_afterwards, never_releases, not_concerned]
+            all_ready(*workers)
+            *deadlines, later = arm_all(*workers)
             server.freeze()
             releases_meanwhile.say()
             releases_meanwhile.wait_line("left")
@@ -243,17 +247,17 @@ def test_fault_38_worker_and_server_frozen() -> None:
     """A machine that was suspended: what was left when it stood still is left when it goes on."""
     with short_socket() as path, ServerProcess(path, "uvloop") as server:
         with (
-            spawn_worker(program("with", HELD, after=2.0), path) as healthy,
-            spawn_worker(program("with", HELD, after=2.0), path) as hung,
+            spawn_worker(program("with", HELD, after=UNHURRIED, told=True), path) as healthy,
+            spawn_worker(program("with", HELD, after=UNHURRIED, told=True), path) as hung,
         ):
-            workers = [healthy, hung]
-            deadlines = [float(worker.wait_line("deadline ").split()[-1]) for worker in workers]
+            all_ready(healthy, hung)
+            deadlines = arm_all(healthy, hung)
             server.freeze()
-            for worker in workers:
+            for worker in (healthy, hung):
                 stop(worker.pid)
             clock_passes(max(deadlines))
             server.thaw()
-            for worker in workers:
+            for worker in (healthy, hung):
                 os.kill(worker.pid, signal.SIGCONT)
             server.told("stalled")
             healthy.say()
@@ -304,7 +308,7 @@ def stop(pid: int) -> None:
 def test_fault_39_a_worker_that_was_stopped(stand_still: Callable[[int], None]) -> None:
     """A stopped worker, or one under a debugger, is as late as any other."""
     with short_socket() as path, ServerProcess(path) as server:
-        with spawn_worker(program("with", HELD, after=0.7), path) as worker:
+        with spawn_worker(program("with", HELD, after=2.0), path) as worker:
             worker.wait_line("held")
             stand_still(worker.pid)
             assert server.told("reaped", worker.pid)["late_s"] >= 0
@@ -343,7 +347,7 @@ async def test_fault_39_a_worker_that_is_held(
 
     monkeypatch.setattr("aiotimer._holding.held", look)
     async with serving(stopped="hold") as server:
-        with spawn_worker(program("with", HELD, after=0.3), server.socket_path) as worker:
+        with spawn_worker(program("with", HELD, after=2.0), server.socket_path) as worker:
             await line(worker, "held")
             stand_still(worker.pid)
             event = await server.told("held", worker.pid)

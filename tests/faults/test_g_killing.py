@@ -222,9 +222,9 @@ def test_fault_42_what_is_said_of_others(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("ladder", ["TERM:0.05,KILL", "INT:0.02,TERM:0.02,KILL"])
 async def test_fault_41_polite_signals_are_ignored(ladder: str) -> None:
     """Or blocked: the ladder ends with SIGKILL all the same."""
-    deaf = "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT}); "
+    deaf = "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})"
     async with serving(reap=ladder) as server:
-        with spawn_worker(program("with", deaf + HANGS["gil"], after=0.3), server.socket_path) as worker:
+        with spawn_worker(program("with", HANGS["gil"], first=deaf), server.socket_path) as worker:
             deadline = await number(worker, "deadline")
             await server.told("reaped", worker.pid)
             assert await ended(worker) == -signal.SIGKILL

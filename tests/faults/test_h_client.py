@@ -20,7 +20,7 @@ import pytest
 from aiotimer import AsyncTimerClient, ServerUnavailable, TimerClient, expires
 from aiotimer._client import Unavailable
 from aiotimer._control import status
-from tests.programs import ENTRIES, PRELUDE, program
+from tests.programs import ENTRIES, PRELUDE, UNHURRIED, all_ready, arm_all, program
 from tests.serving import ServerProcess, serving
 from tests.support import short_socket, spawn_worker
 
@@ -173,12 +173,16 @@ def test_fault_48_the_server_dies_inside_the_block(shared: bool) -> None:
     with short_socket() as path, ServerProcess(path) as server, contextlib.ExitStack() as stack:
         workers = [
             stack.enter_context(
-                spawn_worker(program(entry, "sys.stdin.readline()", after=1.5, shared=shared) + THEN, path)
+                spawn_worker(
+                    program(entry, "sys.stdin.readline()", after=UNHURRIED, shared=shared, told=True) + THEN,
+                    path,
+                )
             )
             for entry in ENTRIES
             if shared or entry != "with on a loop"
         ]
-        deadlines = [float(worker.wait_line("deadline ").split()[-1]) for worker in workers]
+        all_ready(*workers)
+        deadlines = arm_all(*workers)
         server.kill()
         for worker in workers:
             worker.say()

@@ -14,6 +14,7 @@ import pytest
 
 from aiotimer import TimerClient, expires
 from aiotimer._core import wire
+from tests.serving import clock_passes
 from tests.support import PATIENCE, ServerThread, private_runtime, short_socket
 
 
@@ -26,9 +27,11 @@ def _own_runtime() -> Iterator[None]:
 def test_a_release_while_the_server_is_down_is_not_reaped_for() -> None:
     with short_socket() as path, ServerThread(path) as server, TimerClient(path, shared=False) as client:
         client.acquire("kept", monotonic() + 600)
-        client.acquire("released", monotonic() + 0.05)
+        deadline = monotonic() + 1.0
+        client.acquire("released", deadline)
         server.stop()
         client.release("released")  # returns, though nobody hears it
+        clock_passes(deadline)
         assert armed_after_restart(server, client) == ["kept"]
         assert server.reaps == []
 
@@ -43,9 +46,11 @@ def armed_after_restart(server: ServerThread, client: TimerClient) -> list[str]:
 
 def test_leaving_a_block_while_the_server_is_down_releases_it() -> None:
     with short_socket() as path, ServerThread(path) as server, TimerClient(path, shared=False) as client:
-        with expires(after=0.05, scope="block", client=client):
+        with expires(after=2.0, scope="block", client=client) as block:
             assert server.armed() == ["block"]
+            deadline = block.deadline
             server.stop()
+        clock_passes(deadline)
         assert armed_after_restart(server, client) == []
         assert server.reaps == []
 
@@ -64,7 +69,7 @@ def test_a_hang_that_began_while_the_server_was_down_is_reaped() -> None:
     """Without a word from the peer, a restarted server acts on what was acknowledged."""
     with short_socket() as path, ServerThread(path) as server:
         client = TimerClient(path, shared=False)
-        client.acquire("hung", monotonic() + 0.05)
+        client.acquire("hung", monotonic() + 1.0)
         client.link.users = 0  # this process says nothing any more, as if it hung
         server.stop()
         server.start()
