@@ -9,7 +9,8 @@ this file:
 * Whatever goes wrong while something is being said ends the connection, an interruption too. The HELLO of
   the next one lists what is armed then, and the server releases the rest. Of two HELLOs of a process the
   later one counts, by its clock.
-* A release is owed until it is acknowledged: a thread sees to that, even when the last client has left.
+* What could not be said is owed until it is acknowledged: a thread sees to that, even when the last client
+  has left.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class SocketLink(Link):
                 # HELLO lists what is armed, but another thread may have said it before this was stored.
                 self.connect(max(0.0, until - monotonic()))
         except BaseException:
-            self.mend_in_background()
+            self._owe(key, word)
             raise
         self.outage_over()
 
@@ -109,9 +110,14 @@ class SocketLink(Link):
                 self._check_silence()
                 await self.connect_async(max(0.0, until - monotonic()))
         except BaseException:
-            self.mend_in_background()
+            self._owe(key, word)
             raise
         self.outage_over()
+
+    def _owe(self, key: str, word: int) -> None:
+        """Leave it to the thread. The HELLO of a connection that others are making may say the contrary."""
+        self._marked[key] = word
+        self.mend_in_background()
 
     def _check_silence(self) -> None:
         """Wait for a stuck server once a second, not in every step; the rest is left to a thread."""

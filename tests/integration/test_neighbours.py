@@ -49,7 +49,7 @@ say("caught", len(caught))
 
 
 async def test_neighbours_see_nothing() -> None:
-    async with serving(reap="dump,TERM:0.1,KILL") as server:
+    async with serving(reap="dump,TERM:30,KILL") as server:
         with spawn_worker(IS_FINE, server.socket_path) as fine:
             assert await number(fine, "tasks") == 1
             with spawn_worker(HANGS, server.socket_path) as victim:

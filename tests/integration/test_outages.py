@@ -11,6 +11,7 @@ import queue
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from math import inf
 from time import monotonic
 
 import pytest
@@ -19,6 +20,7 @@ import aiotimer
 from aiotimer import AsyncTimerClient, TimerClient, _outage, expires
 from aiotimer._core import wire
 from aiotimer._outage import Hook
+from aiotimer._waiting import Steps
 from aiotimer.process import time_namespace
 from tests.support import PATIENCE, ServerThread, private_runtime, short_socket
 
@@ -201,6 +203,40 @@ def test_of_two_hellos_the_later_one_counts_whichever_is_read_first() -> None:
 
 class Interrupted(BaseException):
     """As a signal handler may raise."""
+
+
+@pytest.mark.parametrize("does", ["acquire", "release"])
+def test_what_could_not_be_said_while_another_thread_connects_is_said_later(
+    does: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That thread's HELLO has been written already, and says the contrary."""
+
+    def fails_meanwhile(connection: socket.socket, welcome: wire.Welcome) -> Steps[None]:
+        link._silent_until = inf  # nobody waits for a server that has just let somebody wait in vain
+        if does == "acquire":
+            client.acquire("s", until)
+        else:
+            client.release("s")
+        link._silent_until = -inf
+        failed.append(does)
+        yield from say_more(connection, welcome)
+
+    failed: list[str] = []
+    until = monotonic() + 600
+    with (
+        ServerThread() as server,
+        TimerClient(server.path, shared=False, unavailable="ignore", budget=PATIENCE) as client,
+    ):
+        client.connect()
+        if does == "release":
+            client.acquire("s", until)
+        link, say_more = client.link, client.link._say_more
+        monkeypatch.setattr(link, "_say_more", fails_meanwhile)
+        link.hang_up()
+        client.connect(PATIENCE)
+        mending_is_over(client)
+        assert failed == [does]
+        server.wait_armed(["s"] if does == "acquire" else [])
 
 
 @sharing
