@@ -30,7 +30,11 @@ def default_client() -> BaseClient | None:
     if default.client is None and os.environ.get(SOCKET_VARIABLE):
         from .sync import TimerClient
 
-        default.client = TimerClient()
+        client = TimerClient()
+        if default.client is None:
+            default.client = client  # CPython runs no other thread, and no handler, between these two lines
+        else:  # one of those has been quicker
+            client.close()
     return default.client
 
 

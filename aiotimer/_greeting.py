@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+from math import isfinite
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -162,6 +163,8 @@ def _greet(roster: Roster, connection: Connection, hello: wire.Hello) -> None:
             f"it speaks protocol {hello.version} (aiotimer {hello.release}), and this server "
             f"{wire.PROTOCOL_VERSION} (aiotimer {__version__})"
         )
+    if not isfinite(hello.clock):
+        raise ServerError(f"its clock says {hello.clock}")
     worker_id, pidfd, uid = pin_peer(connection.socket)
     if uid != os.geteuid():
         os.close(pidfd)

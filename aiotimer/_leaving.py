@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from _thread import allocate_lock
+from _thread import RLock
 from math import nan
 from typing import TYPE_CHECKING
 
@@ -26,7 +26,7 @@ class Slow:
     __slots__ = ("entered_at", "link", "lock", "pid")
 
     def __init__(self, link: Link | None) -> None:
-        self.lock = allocate_lock()
+        self.lock = RLock()  # a signal's handler may renew, too
         self.link = link
         self.entered_at = nan
         self.pid = os.getpid() if link is not None else 0

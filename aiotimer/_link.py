@@ -233,7 +233,7 @@ class Link(Mended):
         self._table_descriptor = descriptor
         self._table_inode = os.fstat(descriptor).st_ino
         now = monotonic if offset == 0.0 else lambda: monotonic() + offset
-        self.table = TimerTable(mapping, self._grow, self.pools, now=now, offset=offset)
+        self.table = TimerTable(mapping, self._grow, self.pools, now=now, offset=offset).prepared()
         _mapped.add(self.table)
         self._stacks = register(self.table, descriptor, self._table_inode)
 

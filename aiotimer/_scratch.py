@@ -10,7 +10,6 @@ from __future__ import annotations
 import mmap
 import os
 import weakref
-from _thread import allocate_lock
 from math import nan
 from time import monotonic
 
@@ -21,7 +20,7 @@ from ._core.table import Pool, TimerTable
 def scratch_table(pools: dict[str, Pool] | None = None) -> TimerTable:
     """Return a new table in memory of this process's own."""
     memory = mmap.mmap(-1, TABLE_SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    table = TimerTable(memory, pools=pools, now=monotonic)
+    table = TimerTable(memory, pools=pools, now=monotonic).prepared()
     table.cells[PROMISE] = nan
     _tables.add(table)
     return table
@@ -41,7 +40,7 @@ def scratch() -> TimerTable:
 
 def _after_fork_in_child() -> None:
     for table in list(_tables):
-        table.lock = allocate_lock()  # another thread of the parent's may have held the old one
+        table.unlock()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import select
 import sys
-from _thread import allocate_lock
+from _thread import RLock
 from collections.abc import Generator
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
@@ -122,7 +122,7 @@ class Turns:
     __slots__ = ("_lock", "_turn")
 
     def __init__(self) -> None:
-        self._lock = allocate_lock()
+        self._lock = RLock()  # a signal's handler may want a turn in the middle of the taking of one
         self._turn: Turn | None = None
 
     def take(self, turn: Turn) -> bool:

@@ -319,8 +319,12 @@ def is_ours(code: CodeType) -> bool:
     return code.co_filename.startswith(_PACKAGE)
 
 
+def _raises() -> None:
+    raise KeyboardInterrupt
+
+
 class Interruption:
-    """Raise KeyboardInterrupt at one bytecode of a ``with`` body, and let it end there.
+    """Run a handler at one bytecode of a ``with`` body. If it raises KeyboardInterrupt, that ends there.
 
     Meanwhile the cyclic collector rests: it would run the ``__del__`` of what was interrupted before.
 
@@ -330,11 +334,12 @@ class Interruption:
         happened: whether the body had so many.
     """
 
-    def __init__(self, number: int, opcodes: _Opcodes) -> None:
+    def __init__(self, number: int, opcodes: _Opcodes, handler: Callable[[], object] = _raises) -> None:
         self.number = number
         self.visited = 0
         self.happened = False
         self._opcodes = opcodes
+        self._handler = handler
 
     def __enter__(self) -> Self:
         gc.disable()
@@ -347,25 +352,31 @@ class Interruption:
         return self.happened and kind is KeyboardInterrupt
 
     def _count(self) -> None:
+        if self.happened:
+            return  # the handler's own, and what comes after it
         if self.visited == self.number:
             self.happened = True
-            raise KeyboardInterrupt
-        self.visited += 1
+            self._handler()
+        else:
+            self.visited += 1
 
 
-def interruptions(*, by_signals: bool = False) -> Iterator[Interruption]:
+def interruptions(
+    handler: Callable[[], object] = _raises, *, by_signals: bool = False
+) -> Iterator[Interruption]:
     """Yield an interruption for every bytecode of a body that is the same each time.
 
     The last one yielded interrupts nothing: the body has got through. What the body imports for the first
     time must have been imported before.
 
     Args:
+        handler: of the signal.
         by_signals: only where CPython lets a signal interrupt: for code that holds what must be given back.
     """
     opcodes = _Opcodes(is_ours, _handles_signals if by_signals else _every_bytecode)
     try:
         for number in itertools.count():
-            interruption = Interruption(number, opcodes)
+            interruption = Interruption(number, opcodes, handler)
             yield interruption
             if not interruption.happened:
                 # Else the last bytecodes of a longer one have never been interrupted.

@@ -6,7 +6,8 @@ The laws of this file:
   a reader never meets a half-made timer; the count follows the store.
 * A slot has one owner at a time: the pool it lies idle in, the entry that popped it, or the keyed cell
   it belongs to. ``list.pop`` and ``list.append`` hand it over; each is atomic, so entries take no lock.
-* Everything slower (a new slot, a new label, a keyed timer) holds the table's lock.
+* Everything slower (a new slot, a new label, a keyed timer) holds the table's lock. A signal's handler may
+  find its own thread in there: it goes in too, takes the spare slot if it needs one, and makes no room.
 * ``pools`` gets new names without the lock, and a collection, with the finalisers of others, may run wherever
   an object is made: so what goes through ``pools`` goes through a copy. ``dict.copy`` is atomic too.
 * The table does no I/O. Memory for more slots is made by the ``grow`` it was given; a ring is rung by
@@ -24,7 +25,8 @@ pools first: a program that names its scopes ``rollout-{i}`` for ever stays smal
 
 from __future__ import annotations
 
-from _thread import allocate_lock
+import contextlib
+from _thread import RLock
 from array import array
 from collections.abc import Callable, Iterable
 from math import inf, nan
@@ -36,6 +38,7 @@ from .layout import COUNT_OF, FIRST_DEADLINE, HIGH_WATER, LOOKS, PROMISE, RETIRE
 
 if TYPE_CHECKING:
     from mmap import mmap
+    from typing import Self
 
 LATE = 1.0
 """Seconds after a broken promise, or an unanswered ring, at which a server counts as late."""
@@ -50,6 +53,9 @@ Buffer: TypeAlias = "bytearray | memoryview | mmap"
 
 _MOST_GROWTH = 1024
 """Slots by which a table grows at most: a look reads all of them, in use or not."""
+
+_SPARE = 1
+"""Slots that are left when room is made."""
 
 _SMALL = 64
 """Tables up to this many slots grow rather than take labels away from idle call sites."""
@@ -153,7 +159,8 @@ class TimerTable:
         self.raw = memoryview(buffer).cast("B")
         self.cells: memoryview[float] = self.raw.cast("d")
         self.pools = {} if pools is None else pools
-        self.lock = allocate_lock()
+        self.lock = RLock()
+        self._inside = False  # the thread that has the lock is busy with slots: a handler makes no room
         self.rung_at = -inf
         self._rung = nan  # the look count read before the last ring that was sent; NaN equals none
         self._grow = grow
@@ -183,18 +190,23 @@ class TimerTable:
             TableFull: every slot is in use, or there is no memory for more.
         """
         with self.lock:
-            pool = self.pools.setdefault(pool.key, pool)
+            inside = self._inside
             try:
-                return pool, pool.pop()
-            except IndexError:
-                pass
-            word = self._new_slot()
-            pool = self.pools.setdefault(pool.key, pool)  # making room may have retired it
-            pool.cells = self.cells  # a pool that was retired before a fork has the parent's
-            self._label(word, pool.text, -pool.next_ordinal if pool.observed else pool.next_ordinal)
-            pool.next_ordinal += 1
-            pool.size += 1
-            return pool, word
+                self._inside = True
+                pool = self.pools.setdefault(pool.key, pool)
+                try:
+                    return pool, pool.pop()
+                except IndexError:
+                    pass
+                word = self._new_slot(make_room=not inside)
+                pool = self.pools.setdefault(pool.key, pool)  # making room may have retired it
+                pool.cells = self.cells  # a pool that was retired before a fork has the parent's
+                self._label(word, pool.text, -pool.next_ordinal if pool.observed else pool.next_ordinal)
+                pool.next_ordinal += 1
+                pool.size += 1
+                return pool, word
+            finally:
+                self._inside = inside
 
     # -- keyed timers ----------------------------------------------------------------------------
 
@@ -211,33 +223,46 @@ class TimerTable:
         """
         key = (scope, ordinal)
         with self.lock:
-            return self._cells_of.get(key) or self._new_cell(key)
+            inside = self._inside
+            try:
+                self._inside = True
+                return self._cells_of.get(key) or self._new_cell(key, make_room=not inside)
+            finally:
+                self._inside = inside
 
     def set(self, key: tuple[str, int], expiration_time: float, now: float) -> bool:
         """Do what :meth:`Cell.set` does, for the timer of that key; an unknown release is a no-op."""
         stored = layout.as_stored(expiration_time)
         with self.lock:
-            cell = self._cells_of.get(key)
-            if cell is None:
-                if stored == inf:
-                    layout.encode_scope(key[0])
-                    return False
-                cell = self._new_cell(key)
-            assert cell.word is not None
-            self.cells[cell.word] = stored
-            if stored == inf:
-                since, cell.entered_at = cell.entered_at, nan
-                if since == since:  # it is sampled
-                    durations.leave(self.cells, layout.row_of(cell.word), self.now() - since)
-                return False
-            self.cells[cell.word + COUNT_OF] += 1.0
-            if now >= cell.sample_at:
-                cell.sample_at = now + SAMPLE_EVERY
-                if cell.entered_at != cell.entered_at:
-                    cell.entered_at = now
-                row = layout.row_of(cell.word)
-                durations.enter(self.cells, row, cell.entered_at, stored - now, stored)
-        return self.must_ring(stored, now)
+            inside = self._inside
+            try:
+                self._inside = True
+                cell = self._cells_of.get(key)
+                if cell is None:
+                    if stored == inf:
+                        layout.encode_scope(key[0])
+                        return False
+                    cell = self._new_cell(key, make_room=not inside)
+                self._store(cell, stored, now)
+            finally:
+                self._inside = inside
+        return stored != inf and self.must_ring(stored, now)
+
+    def _store(self, cell: Cell, stored: float, now: float) -> None:
+        word = cell.word
+        assert word is not None
+        self.cells[word] = stored
+        if stored == inf:
+            since, cell.entered_at = cell.entered_at, nan
+            if since == since:  # it is sampled
+                durations.leave(self.cells, layout.row_of(word), self.now() - since)
+            return
+        self.cells[word + COUNT_OF] += 1.0
+        if now >= cell.sample_at:
+            cell.sample_at = now + SAMPLE_EVERY
+            if cell.entered_at != cell.entered_at:
+                cell.entered_at = now
+            durations.enter(self.cells, layout.row_of(word), cell.entered_at, stored - now, stored)
 
     def adopt_cells(self, timers: Iterable[tuple[int, str, int]]) -> None:
         """Take over a table that an earlier process kept: its armed timers as (slot, scope, ordinal)."""
@@ -329,7 +354,7 @@ class TimerTable:
         """
         self._grow = lambda _slots: None
         self._fresh = []
-        self.lock = allocate_lock()  # another thread of the parent's may have held the old one
+        self.unlock()
         self.raw = memoryview(scratch).cast("B")
         self.cells = self.raw.cast("d")
         self.cells[PROMISE] = nan
@@ -338,12 +363,23 @@ class TimerTable:
             pool.cells = self.cells
         self.pools = {}
 
+    def unlock(self) -> None:
+        """Make a new lock, in a forked child: another thread of the parent's may have held the old one."""
+        self.lock, self._inside = RLock(), False
+
     def key_of(self, word: int) -> str:
         """Return the key (``layout.timer_key``) of the timer whose deadline is at a word index."""
         start = layout.label_offset(word - FIRST_DEADLINE)
         return layout.label_key(bytes(self.raw[start : start + layout.LABEL_SIZE]))
 
     # -- slots -----------------------------------------------------------------------------------
+
+    def prepared(self) -> Self:
+        """Make the first slots while nobody else knows this table: from now on there is a spare one."""
+        if not self.high_water:
+            with contextlib.suppress(TableFull):  # when one is needed, it is said that there is no memory
+                self._extend(0)
+        return self
 
     @property
     def high_water(self) -> int:
@@ -356,11 +392,13 @@ class TimerTable:
         counts = self.cells[layout.FIRST_COUNT : layout.FIRST_COUNT + self.high_water]
         return int(self.cells[RETIRED] + sum(counts))
 
-    def _new_cell(self, key: tuple[str, int]) -> Cell:
+    def _new_cell(self, key: tuple[str, int], *, make_room: bool) -> Cell:
         text = layout.encode_scope(key[0])
-        word = self._new_slot()
+        word = self._new_slot(make_room=make_room)
         self._label(word, text, key[1])
-        cell = self._cells_of[key] = Cell(self, key, word)
+        cell = self._cells_of.setdefault(key, Cell(self, key, word))
+        if cell.word != word:  # a signal's handler has made it meanwhile
+            self._fresh.append(word)
         return cell
 
     def _label(self, word: int, text: bytes, ordinal: int) -> None:
@@ -375,18 +413,27 @@ class TimerTable:
         start = layout.label_offset(word - FIRST_DEADLINE)
         self.raw[start : start + len(label)] = label
 
-    def _new_slot(self) -> int:
-        if not self._fresh:
-            mark = self.high_water
-            idle = self._idle()
-            if mark >= SLOTS or (mark > _SMALL and idle > mark // 2):
-                self._reclaim(max(1, idle // 2))
-            if not self._fresh:
-                self._extend(mark)
-        return self._fresh.pop()
+    def _new_slot(self, *, make_room: bool) -> int:
+        """Return a slot that is nobody's; while room is made, there is a spare one for a signal's handler."""
+        while True:
+            if make_room and len(self._fresh) <= _SPARE:
+                self._make_room()
+            try:
+                return self._fresh.pop()
+            except IndexError:  # a signal's handler has taken it
+                if not make_room:
+                    raise TableFull(self.high_water, "a signal's handler wants more than is spare") from None
+
+    def _make_room(self) -> None:
+        mark = self.high_water
+        idle = self._idle()
+        if mark >= SLOTS or (mark > _SMALL and idle > mark // 2):
+            self._reclaim(max(1, idle // 2))
+        if len(self._fresh) <= _SPARE:
+            self._extend(mark)
 
     def _idle(self) -> int:
-        keyed = sum(self.cells[cell.word] == inf for cell in self._cells_of.values() if cell.word)
+        keyed = sum(self.cells[cell.word] == inf for cell in list(self._cells_of.values()) if cell.word)
         return keyed + sum(map(len, self.pools.copy().values()))
 
     def _reclaim(self, wanted: int) -> None:
@@ -398,8 +445,11 @@ class TimerTable:
             if word is not None and self.cells[word] == inf:
                 # Taken away before it is given on: interrupted between the two, it is nobody's.
                 del self._cells_of[key]
-                cell.word = None
-                self._fresh.append(word)
+                if self.cells[word] == inf:
+                    cell.word = None
+                    self._fresh.append(word)
+                else:
+                    self._cells_of[key] = cell  # a signal's handler has just armed it
         for scope, pool in self.pools.copy().items():
             while pool and len(self._fresh) < wanted:
                 try:
@@ -413,15 +463,18 @@ class TimerTable:
     def _extend(self, mark: int) -> None:
         """Make more slots: memory first, then ``inf``, and only then the high-water mark.
 
-        If there is no memory, call sites lose their idle slots.
+        If there is no memory, call sites lose their idle slots, once the spare one is used.
         """
         if mark >= SLOTS:
+            if self._fresh:
+                return
             raise TableFull(mark, f"a worker has {SLOTS:,} slots and all of them are armed")
         target = min(SLOTS, max(FIRST_CHUNK, mark + min(mark, _MOST_GROWTH)))
         try:
             self._grow(target)
         except OSError as error:
-            self._reclaim(1)
+            if not self._fresh:
+                self._reclaim(1 + _SPARE)
             if not self._fresh:
                 raise TableFull(mark, f"the table cannot grow: {error}") from error
             return

@@ -33,6 +33,7 @@ from aiotimer import (
 from aiotimer._core import wire
 from aiotimer._core.layout import SLOTS, is_armed
 from aiotimer._core.table import TimerTable
+from aiotimer._default import default, default_client
 from aiotimer.errors import ProtocolError, UnsafePath
 from aiotimer.server import TimerServer
 from tests.support import PATIENCE, ServerThread, short_socket, stand_in, timers_of
@@ -185,6 +186,29 @@ def test_the_path_may_come_from_the_environment(
     client = make(None)
     client.connect()
     assert client.inner.path == server.path
+
+
+def test_a_default_client_that_another_thread_made_meanwhile_is_kept(
+    server: ServerThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[TimerClient] = []
+
+    def making(client: TimerClient, *_: object) -> None:
+        really_make(client)
+        made.append(client)
+        if len(made) == 1:
+            assert default_client() is made[1], "the other thread's"
+
+    really_make = TimerClient.__init__
+    monkeypatch.setenv("AIOTIMER_SOCKET", server.path)
+    monkeypatch.setattr(default, "client", None)
+    monkeypatch.setattr(TimerClient, "__init__", making)
+    assert default_client() is made[1]
+    assert default_client() is made[1]
+    with pytest.raises(RuntimeError, match="closed"):
+        made[0].connect()
+    made[1].close()
+    assert len(made) == 2
 
 
 def test_bad_options_are_refused_at_once(make: Maker, nobody: str) -> None:

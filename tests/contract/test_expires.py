@@ -828,6 +828,61 @@ def test_fault_50_interrupted_at_every_bytecode_async(promise: str, grace: float
         assert interruption.number > 150, "it was hardly interrupted: the test is blind"
 
 
+def test_fault_50_a_handler_has_blocks_of_its_own() -> None:
+    """As one that saves a checkpoint: wherever it comes, it neither waits for ever nor spoils anything."""
+    clients: list[MemoryClient] = []
+
+    def handler() -> None:
+        with expires(60, "of the handler", clients[-1]) as block:
+            block.renew()
+            assert "of the handler" in names_of(clients[-1].table)
+
+    for interruption in interruptions(handler, by_signals=True):
+        clients.append(memory_client("ringing"))
+        clients[-1].table.prepared()
+        with interruption:
+            for _ in range(2):
+                with expires(60, "s", clients[-1]) as block:
+                    block.renew()
+        assert_nothing_armed(clients[-1], f"bytecode {interruption.number}")
+    assert interruption.number > 20, "it was hardly interrupted: the test is blind"
+
+
+def test_fault_50_a_handler_renews_the_block_it_interrupts() -> None:
+    client = memory_client("ringing")
+    with expires(60, "s", client) as block:
+        for interruption in interruptions(lambda: block.renew(50), by_signals=True):
+            with interruption:
+                block.renew(70)
+            assert 0 < block.remaining() <= 70
+    assert_nothing_armed(client, "both")
+
+
+def test_fault_50_a_handler_has_a_block_while_its_thread_connects(
+    server: ServerThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with TimerClient(server.path) as client, expires(60, "s", client):
+        pass  # now everything is imported
+
+    def handler() -> None:
+        with expires(60, "of the handler", other):
+            pass
+
+    for interruption in interruptions(handler, by_signals=True):
+        monkeypatch.setattr(_scratch, "_scratch", None)
+        client = TimerClient(server.path, budget=PATIENCE)
+        other = TimerClient(server.path, budget=0.001, unavailable="ignore")
+        with interruption, expires(60, "s", client):
+            pass
+        assert_nothing_armed(client, f"bytecode {interruption.number}")
+        client.connect(PATIENCE)
+        with expires(60, "s", client):
+            assert len(server.armed()) == 1, f"after bytecode {interruption.number}"
+        client.close()
+        other.close()
+    assert interruption.number > 50, "it was hardly interrupted: the test is blind"
+
+
 @pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")  # interrupted as soon as it was made
 def test_fault_50_interrupted_by_a_signal_while_connecting(
     server: ServerThread, monkeypatch: pytest.MonkeyPatch

@@ -11,7 +11,7 @@ import queue
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from math import inf
+from math import inf, nan
 from time import monotonic
 
 import pytest
@@ -196,6 +196,21 @@ def test_of_two_hellos_the_later_one_counts_whichever_is_read_first() -> None:
         assert server.armed() == ["kept"]
         new.sendall(wire.encode(wire.Acquire(1, "one more", now + 600)))
         assert isinstance(answer(new), wire.Ack), "its connection is the one that stays"
+
+
+@pytest.mark.parametrize("clock", [nan, inf, -inf])
+def test_a_clock_that_says_no_time_is_refused(clock: float) -> None:
+    """No order of HELLOs is known after it: NaN is neither earlier nor later, and nothing follows inf."""
+    with ServerThread() as server, socket.socket(socket.AF_UNIX) as one, socket.socket(socket.AF_UNIX) as two:
+        one.connect(server.path)
+        one.sendall(hello(clock))
+        refused = answer(one)
+        assert isinstance(refused, wire.Refused)
+        assert refused.reason == f"its clock says {clock}"
+        two.connect(server.path)
+        two.sendall(hello(monotonic(), "kept"))
+        assert isinstance(answer(two), wire.Welcome)
+        assert server.armed() == ["kept"]
 
 
 # -- interrupted requests --------------------------------------------------------------------------------

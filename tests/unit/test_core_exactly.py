@@ -4,8 +4,11 @@ The law of this file: each test here was written against a mutant of ``_core.wat
 all other tests let live; ``docs/explanation/testing.md`` tells how to find them, and which ones may live.
 """
 
+import errno
 from array import array
+from collections.abc import Callable
 from math import inf
+from typing import SupportsIndex
 
 import pytest
 
@@ -15,7 +18,7 @@ from aiotimer._core.layout import FIRST_DEADLINE
 from aiotimer._core.reader import TableReader
 from aiotimer._core.table import FIRST_CHUNK, LATE, Cell, Pool, TimerTable
 from aiotimer._core.watch import BOUND, Lifeline, Watch
-from tests.support import memory_table, names_of, reading
+from tests.support import memory_table, names_of, reading, timers_of
 
 NOW = 1000.0
 
@@ -201,14 +204,14 @@ def fill_with_released_cells(table: TimerTable) -> list[Cell]:
     return cells
 
 
-def test_one_keyed_timer_loses_its_slot_for_one_new_name() -> None:
+def test_for_one_new_name_keyed_timers_lose_one_slot_and_a_spare_one() -> None:
     table = refusing_to_grow()
     cells = fill_with_released_cells(table)
     table.set(("new", 0), 10.0, NOW)
-    assert [cell.word is None for cell in cells] == [True] + [False] * (FIRST_CHUNK - 1)
+    assert [cell.word is None for cell in cells] == [True] * 2 + [False] * (FIRST_CHUNK - 2)
 
 
-def test_one_idle_slot_is_taken_for_one_new_name() -> None:
+def test_for_one_new_name_a_scope_loses_one_idle_slot_and_a_spare_one() -> None:
     table = refusing_to_grow()
     pool = table.pool("old")
     words = [table.take(pool)[1] for _ in range(FIRST_CHUNK)]
@@ -216,8 +219,108 @@ def test_one_idle_slot_is_taken_for_one_new_name() -> None:
         table.cells[word] = inf
         pool.append(word)
     table.set(("new", 0), 10.0, NOW)
-    assert len(pool) == FIRST_CHUNK - 1
-    assert pool.size == FIRST_CHUNK - 1
+    assert len(pool) == FIRST_CHUNK - 2
+    assert pool.size == FIRST_CHUNK - 2
+
+
+def test_a_prepared_table_has_its_first_slots_once_and_if_there_is_memory() -> None:
+    def no_memory(_slots: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    assert memory_table(grow=no_memory).prepared().high_water == 0
+    table = memory_table().prepared()
+    assert table.high_water == FIRST_CHUNK
+    table.set(("s", 0), 10.0, NOW)
+    assert table.prepared() is table
+    assert names_of(table) == ["s"]
+
+
+def sets(table: TimerTable, name: str) -> None:
+    table.set((name, 0), 10.0, NOW)
+
+
+def makes_cells(table: TimerTable, name: str) -> None:
+    table.cell(name).set(10.0, NOW)
+
+
+def enters(table: TimerTable, name: str) -> None:
+    pool, word = table.take(table.pool(name))
+    pool.cells[word] = 10.0
+
+
+@pytest.mark.parametrize("handler", [sets, makes_cells, enters])
+@pytest.mark.parametrize("interrupted", [sets, makes_cells, enters])
+def test_a_handler_that_runs_while_a_table_grows_has_one_spare_slot(
+    interrupted: Callable[[TimerTable, str], None], handler: Callable[[TimerTable, str], None]
+) -> None:
+    def grow(slots: int) -> None:
+        grown.append(slots)
+        if len(grown) == 2:
+            handler(table, "handler's")
+            with pytest.raises(TableFull) as caught:
+                handler(table, "too many")
+            assert caught.value.armed == FIRST_CHUNK
+            assert caught.value.reason == "a signal's handler wants more than is spare"
+
+    grown: list[int] = []
+    table = memory_table(grow=grow)
+    for n in range(4 * FIRST_CHUNK):
+        interrupted(table, str(n))
+    handler(table, "afterwards")
+    assert sorted(names_of(table)) == sorted(["handler's", "afterwards", *map(str, range(4 * FIRST_CHUNK))])
+    assert grown == [FIRST_CHUNK << n for n in range(len(grown))], "no growth inside another"
+
+
+def test_a_key_that_a_handler_makes_meanwhile_is_one_timer() -> None:
+    def grow(_slots: int) -> None:
+        table.set(("both", 0), 20.0, NOW)
+
+    table = memory_table()
+    for n in range(FIRST_CHUNK - 1):
+        table.set((str(n), 0), -1.0 if n else 10.0, NOW)
+        table.cell(str(n))
+    table._grow = grow
+    table.set(("both", 0), 30.0, NOW)
+    assert {timer.name: timer.deadline for timer in timers_of(table)} == {"0": 10.0, "both": 30.0}
+    table.set(("both", 0), -1.0, NOW)
+    assert [timer.name for timer in timers_of(table)] == ["0"]
+    words = [*table._fresh, *(cell.word for cell in table._cells_of.values() if cell.word)]
+    assert sorted(words) == list(range(FIRST_DEADLINE, FIRST_DEADLINE + 2 * FIRST_CHUNK)), "none is lost"
+
+
+def test_a_slot_that_a_handler_takes_last_is_made_up_for() -> None:
+    class Raced(list[int]):
+        """What is free; somebody is quicker the first time."""
+
+        def pop(self, index: SupportsIndex = -1) -> int:
+            taken.append(super().pop(index))
+            if len(taken) == 1:
+                raise IndexError
+            return taken[-1]
+
+    taken: list[int] = []
+    table = memory_table()
+    table._fresh = Raced()
+    table.set(("s", 0), 10.0, NOW)
+    assert len(taken) == 2
+
+
+def test_an_idle_key_that_a_handler_arms_while_it_is_taken_away_keeps_its_slot() -> None:
+    class Armed(dict[tuple[str, int], Cell]):
+        """The keyed timers, of which one is armed as it is about to be taken away."""
+
+        def __delitem__(self, key: tuple[str, int]) -> None:
+            if key == ("0", 0):
+                table.set(key, 20.0, NOW)
+            super().__delitem__(key)
+
+    table = refusing_to_grow()
+    fill_with_released_cells(table)
+    table._cells_of = Armed(table._cells_of)
+    table.set(("new", 0), 10.0, NOW)
+    assert {timer.name: timer.deadline for timer in timers_of(table)} == {"0": 20.0, "new": 10.0}
+    table.set(("0", 0), -1.0, NOW)
+    assert [timer.name for timer in timers_of(table)] == ["new"]
 
 
 def test_a_scope_with_an_entry_inside_keeps_its_pool_and_its_numbers() -> None:

@@ -280,11 +280,11 @@ def test_when_there_is_no_memory_for_more_idle_slots_are_reused() -> None:
 
 def test_when_there_is_no_memory_at_all_the_others_stand() -> None:
     table = memory_table()
+    Entry(table, "entry")
+    table._grow = no_memory
     for n in range(FIRST_CHUNK - 1):
         arm(table, f"s{n}")
-    Entry(table, "entry")
     before = armed(table)
-    table._grow = no_memory
     for attempt in (lambda: arm(table, "new"), lambda: Entry(table, "new"), lambda: table.cell("new")):
         with pytest.raises(TableFull, match="No space left") as caught:
             attempt()
@@ -426,6 +426,52 @@ def test_an_interrupted_reclaim_gives_no_slot_two_owners(
         assert len(owned) == len(set(owned)), f"interrupted at bytecode {interruption.number}"
         assert len(owned) >= FIRST_CHUNK - 1, "at most the slot on its way is lost"
     assert interruption.number > 200, "it was hardly interrupted: the test is blind"
+
+
+@pytest.mark.parametrize("by_handler", [uses_entries, uses_keys])
+@pytest.mark.parametrize("use", [uses_entries, uses_keys])
+@pytest.mark.parametrize("memory", [True, False])
+def test_a_signal_handler_arms_timers_in_the_middle_of_all(
+    use: Callable[[TimerTable, str], Callable[[], object]],
+    by_handler: Callable[[TimerTable, str], Callable[[], object]],
+    memory: bool,
+) -> None:
+    """It finds its own thread in the middle of making a slot, and neither waits for it nor spoils it."""
+    tables: list[TimerTable] = []
+
+    def handler() -> None:
+        table = tables[-1]
+        try:
+            leave = by_handler(table, "of the handler")
+        except TableFull:
+            assert not memory
+            return
+        assert armed(table).keys() & {"of the handler", "of the handler#2"}
+        if by_handler is uses_entries:
+            leave()  # what has a key is released by whoever knows the key
+
+    for interruption in interruptions(handler, by_signals=True):
+        table = memory_table()
+        tables.append(table)
+        held = [use(table, f"held{n}") for n in range(FIRST_CHUNK // 2)]
+        for n in range(FIRST_CHUNK // 2 - 2):
+            use(table, f"idle{n}")()
+        if not memory:
+            table._grow = no_memory
+        with interruption:
+            held += [use(table, "new"), use(table, "another"), use(table, "of the handler")]
+        names = {*(f"held{n}" for n in range(FIRST_CHUNK // 2)), "new", "another", "of the handler"}
+        assert {name.removesuffix("#2") for name in armed(table)} == names, (
+            f"interrupted at bytecode {interruption.number}"
+        )
+        idle = [word for pool in table.pools.values() for word in pool]
+        owned = [*(cell.word for cell in table._cells_of.values()), *table._fresh, *idle]
+        assert len(owned) == len(set(owned)), f"interrupted at bytecode {interruption.number}"
+        for leave in held:
+            leave()
+        release(table, "of the handler")
+        assert not armed(table)
+    assert interruption.number > 50, "it was hardly interrupted: the test is blind"
 
 
 def test_an_entry_may_take_the_last_idle_slot_while_labels_are_taken_away() -> None:
