@@ -14,9 +14,10 @@ import pytest
 
 from aiotimer import TableFull
 from aiotimer._core import layout
+from aiotimer._core.durations import Durations
 from aiotimer._core.layout import FIRST_DEADLINE
 from aiotimer._core.reader import TableReader
-from aiotimer._core.table import FIRST_CHUNK, LATE, Cell, Pool, TimerTable
+from aiotimer._core.table import FIRST_CHUNK, LATE, SAMPLE_EVERY, Cell, Pool, TimerTable
 from aiotimer._core.watch import BOUND, Lifeline, Watch
 from tests.support import memory_table, names_of, reading, timers_of
 
@@ -233,6 +234,15 @@ def test_a_prepared_table_has_its_first_slots_once_and_if_there_is_memory() -> N
     table.set(("s", 0), 10.0, NOW)
     assert table.prepared() is table
     assert names_of(table) == ["s"]
+
+
+def test_a_keyed_timer_is_sampled_again_when_it_is_time() -> None:
+    table = memory_table()
+    for now in (NOW, NOW + SAMPLE_EVERY / 2, NOW + SAMPLE_EVERY):
+        table.set(("s", 0), now + 10.0, now)
+        table.set(("s", 0), -1.0, now)
+    row = layout.row_of(FIRST_DEADLINE)
+    assert Durations([table.cells[row : row + layout.ROW_WORDS]]).count == 2
 
 
 def sets(table: TimerTable, name: str) -> None:
