@@ -82,7 +82,7 @@ class Pool(list[int]):
         "text",
     )
 
-    def __init__(self, table: TimerTable, scope: str, *, observed: bool = False) -> None:
+    def __init__(self, table: TimerTable, scope: str, *, observed: bool) -> None:
         self.text = layout.encode_scope(scope)
         self.scope = scope
         self.observed = observed

@@ -398,7 +398,7 @@ class Worker:
             pools: dict[str, Pool] = {}
             for thread in self.threads:
                 for entry in thread.entries:
-                    pool = pools.setdefault(entry.pool.scope, Pool(copy, entry.pool.scope))
+                    pool = pools.setdefault(entry.pool.scope, Pool(copy, entry.pool.scope, observed=False))
                     child.inherited.append(Entry(pool, entry.word, entry.after))
             copy.pools = pools
             self.abandon(copy)
