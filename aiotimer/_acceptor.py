@@ -5,6 +5,8 @@ The laws of this file:
 * Looks come first: after a burst the loop has its turn.
 * Whoever connects gets an answer. A descriptor is kept in reserve; when all others are used up, it is given
   up for as long as it takes to accept a client, tell it so, and close.
+* If another thread takes the reserve's descriptor meanwhile, the next one that is free becomes the reserve,
+  before anybody is accepted.
 * When even that fails nobody is accepted for a while. A listener that is readable and cannot be accepted
   from would keep the loop spinning.
 """
@@ -92,6 +94,8 @@ class Acceptor:
 
     def _accept(self) -> None:
         for _ in range(_BURST):
+            if self._reserve < 0:
+                self._refill()
             try:
                 self._on_client(self._next())
             except BlockingIOError:
@@ -114,8 +118,6 @@ class Acceptor:
     def _turn_away(self) -> bool:
         """Accept one client in the reserve's place and tell it why it cannot stay; return whether."""
         if self._reserve < 0:
-            self._refill()
-        if self._reserve < 0:
             return False
         self.abandon()
         try:
@@ -131,7 +133,7 @@ class Acceptor:
         return True
 
     def _refill(self) -> None:
-        with contextlib.suppress(OSError):  # taken by somebody else meanwhile: tried again when it is needed
+        with contextlib.suppress(OSError):  # taken by somebody else meanwhile: tried again before each accept
             self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
     def _rest(self, reason: str) -> None:

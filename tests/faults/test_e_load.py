@@ -280,6 +280,47 @@ async def test_fault_33_the_reserve_is_used_again_and_again(monkeypatch: pytest.
         assert acceptor._reserve == -1
 
 
+async def test_fault_33_a_reserve_that_was_lost_is_had_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread may open a file in its place. The next descriptor is not for a client: the one after it
+    could not be told why it has to wait. The kernel's refusals are played."""
+    really_open, really_accept = os.open, socket.socket.accept
+    capacity, used = 0, set[int]()
+
+    def check() -> None:
+        if sum(os.path.exists(f"/proc/self/fd/{descriptor}") for descriptor in used) >= capacity:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+    def opening(path: str, flags: int) -> int:
+        check()
+        used.add(reserve := really_open(path, flags))
+        return reserve
+
+    def accepting(self: socket.socket) -> tuple[socket.socket, object]:
+        check()
+        accepted, address = really_accept(self)
+        used.add(accepted.fileno())
+        return accepted, address
+
+    with short_socket() as path, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(path)
+        listener.listen()
+        listener.setblocking(False)
+        kept = asyncio.get_running_loop().create_future()
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "open", opening)
+            patch.setattr(socket.socket, "accept", accepting)
+            acceptor = Acceptor(listener, asyncio.get_running_loop(), kept.set_result, lambda _what: None)
+            with raw_client(path) as first, raw_client(path) as second:
+                capacity = 1
+                for client in (first, second):
+                    (refusal,) = await answer(client)
+                    assert isinstance(refusal, wire.Refused)
+                capacity = 2
+                with raw_client(path):
+                    (await asyncio.wait_for(kept, PATIENCE)).close()  # there is room for it
+            acceptor.close()
+
+
 def test_fault_33_the_limit_is_raised_as_far_as_it_goes() -> None:
     with short_socket() as path, serve(path, limit="-S -n 256"):
         limits = Path(f"/proc/{ping(path).pid}/limits").read_text()
