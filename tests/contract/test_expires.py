@@ -858,6 +858,15 @@ def test_fault_50_a_handler_renews_the_block_it_interrupts() -> None:
     assert_nothing_armed(client, "both")
 
 
+def assert_goes_on(server: ServerThread, client: TimerClient, when: str) -> None:
+    """Its interrupted block is gone, and the next one is watched. Closes the client."""
+    assert_nothing_armed(client, when)
+    client.connect(PATIENCE)
+    with expires(60, "s", client):
+        assert len(server.armed()) == 1, f"after {when}"
+    client.close()
+
+
 def test_fault_50_a_handler_has_a_block_while_its_thread_connects(
     server: ServerThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -874,11 +883,7 @@ def test_fault_50_a_handler_has_a_block_while_its_thread_connects(
         other = TimerClient(server.path, budget=0.001, unavailable="ignore")
         with interruption, expires(60, "s", client):
             pass
-        assert_nothing_armed(client, f"bytecode {interruption.number}")
-        client.connect(PATIENCE)
-        with expires(60, "s", client):
-            assert len(server.armed()) == 1, f"after bytecode {interruption.number}"
-        client.close()
+        assert_goes_on(server, client, f"bytecode {interruption.number}")
         other.close()
     assert interruption.number > 50, "it was hardly interrupted: the test is blind"
 
@@ -895,11 +900,7 @@ def test_fault_50_interrupted_by_a_signal_while_connecting(
         with interruption:
             with expires(60, "s", client):
                 pass
-        assert_nothing_armed(client, f"bytecode {interruption.number}")
-        client.connect(PATIENCE)
-        with expires(60, "s", client):
-            assert len(server.armed()) == 1, f"after bytecode {interruption.number}"
-        client.close()
+        assert_goes_on(server, client, f"bytecode {interruption.number}")
     assert interruption.number > 400, "it was hardly interrupted: the test is blind"
 
 
