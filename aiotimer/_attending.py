@@ -1,25 +1,21 @@
 """Questions to the event loops of a worker: what are your tasks waiting for?
 
-The laws of this file: a loop has a connection of its own, which it opened with ``Attend``; at most one
-question is on its way on each; who does not answer is told from who has not been asked. An answer is
-untrusted: it is data of the types of :class:`~aiotimer._core.wire.Tasks`, and no longer than a frame.
+The laws of this file: it knows no worker, only the channels of one; a loop has a connection of its own, which
+it opened with ``Attend``; at most one question is on its way on each; who does not answer is told from who
+has not been asked. An answer is untrusted: it is data of the types of
+:class:`~aiotimer._core.wire.Tasks`, and no longer than a frame.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from ._core import wire
 from .errors import ProtocolError
-from .evidence import Answers, Subject
+from .evidence import Answers
 from .evidence.findings import ASK_WITHIN
-
-if TYPE_CHECKING:
-    from ._worker import Worker
 
 MAX_CHANNELS = 64
 """Connections that attend, of one worker: one for each of its event loops."""
@@ -29,18 +25,18 @@ class Channel:
     """A loop of a worker that answers questions, as its connection.
 
     Args:
-        worker: whose.
+        channels: of the same worker, where this one is from now on until it is closed.
         send: sends it a message.
 
     Raises:
         ProtocolError: that worker has too many.
     """
 
-    def __init__(self, worker: Worker, send: Callable[[wire.Inspect], None]) -> None:
-        if len(worker.channels) >= MAX_CHANNELS:
+    def __init__(self, channels: list[Channel], send: Callable[[wire.Inspect], None]) -> None:
+        if len(channels) >= MAX_CHANNELS:
             raise ProtocolError(f"more than {MAX_CHANNELS} event loops of one process")
-        worker.channels.append(self)
-        self._channels = worker.channels
+        channels.append(self)
+        self._channels = channels
         self._send = send
         self._number = 0
         self._turn = asyncio.Lock()
@@ -87,18 +83,18 @@ class Channel:
             self._answer.cancel()
 
 
-async def ask(worker: Worker, slots: tuple[int, ...] = (), within: float = ASK_WITHIN) -> Answers:
+async def ask(channels: list[Channel], slots: tuple[int, ...] = (), within: float = ASK_WITHIN) -> Answers:
     """Ask every attending loop of a worker what its tasks wait for.
 
     Args:
-        worker: whom.
+        channels: the worker's.
         slots: the timers of interest.
         within: seconds to wait for the answers.
 
     Returns:
         The answers of those that did, and how many were asked.
     """
-    channels = list(worker.channels)
+    channels = list(channels)
     if not channels:
         return Answers([], 0)
     questions = [asyncio.ensure_future(channel.ask(slots)) for channel in channels]
@@ -113,24 +109,3 @@ async def ask(worker: Worker, slots: tuple[int, ...] = (), within: float = ASK_W
             with contextlib.suppress(ConnectionError):
                 answers.append(question.result())
     return Answers(answers, len(channels))
-
-
-def subject_of(worker: Worker, scope: str = "", slots: tuple[int, ...] = ()) -> Subject:
-    """Return a worker as something to find evidence about.
-
-    Args:
-        worker: which.
-        scope: the timer in question.
-        slots: where it is in the table that the worker shares.
-    """
-    shared = next((table.file for table in worker.tables if table.file.kind == "shared"), None)
-    return Subject(
-        worker.id,
-        worker.pidfd,
-        worker.name,
-        scope,
-        slots,
-        -1 if shared is None else shared.descriptor,
-        0 if shared is None else shared.inode,
-        functools.partial(ask, worker, slots) if worker.channels else None,
-    )

@@ -15,7 +15,7 @@ import socket
 import weakref
 from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ._core import wire
 from ._descriptors import is_open
@@ -23,7 +23,7 @@ from ._tasks import answer
 from .process import check_trusted
 
 if TYPE_CHECKING:
-    from ._link import Link
+    from ._core.table import Pool, TimerTable
 
 _AGAIN_AFTER = 1.0
 """Seconds between attempts to open a channel."""
@@ -31,10 +31,30 @@ _AGAIN_AFTER = 1.0
 _AT_ONCE = 65_536
 
 
+class Attended(Protocol):
+    """What a channel needs to know of this process's connection to the server that asks.
+
+    Attributes:
+        shared: whether the table is one that the server reads.
+        table: where this process's timers are.
+        pools: the pools of its scopes.
+        attend_at: ``CLOCK_MONOTONIC``; when to try again to open a channel.
+    """
+
+    shared: bool
+    table: TimerTable | None
+    pools: dict[str, Pool]
+    attend_at: float
+
+    @property
+    def path(self) -> str:
+        """The server's socket."""
+
+
 class Channel:
     """One loop's connection to one server."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, link: Link, block_type: type[Any]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, link: Attended, block_type: type[Any]) -> None:
         self._loop = weakref.ref(loop)  # the loop holds this object
         self._link = weakref.ref(link)
         self._block_type = block_type
@@ -136,7 +156,7 @@ _channels: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, weakref.WeakValu
 )
 
 
-def attend(link: Link, block_type: type[Any]) -> None:
+def attend(link: Attended, block_type: type[Any]) -> None:
     """See to it that the running loop, if there is one, answers a link's server. Never raises."""
     try:
         loop = asyncio._get_running_loop()

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ._core import wire
 from ._watched import WatchedTable
@@ -24,7 +24,6 @@ from .queue import SocketQueue
 
 if TYPE_CHECKING:
     from ._attending import Channel
-    from .server import TimerServer
 
 SILENCE = 2.0
 """Seconds that a peer may take over its first message, or over the rest of one it has begun."""
@@ -33,6 +32,22 @@ MAX_UNREAD = 65_536
 """Bytes of answers that may wait for a peer when it asks for another: one that does not read is dropped."""
 
 _CHUNK = 65_536
+
+
+class Host(Protocol):
+    """Who accepted a connection, and is told what comes of it."""
+
+    def handle(self, connection: Connection, message: wire.ToServer) -> None:
+        """It received a message that is not a ring."""
+
+    def apply(self, connection: Connection) -> str:
+        """Apply the requests in its inbox; return why not, if not all could be."""
+
+    def refused(self, connection: Connection, reason: str) -> None:
+        """It broke the rules."""
+
+    def connection_closed(self, connection: Connection) -> None:
+        """It is gone."""
 
 
 class Connection:
@@ -44,7 +59,7 @@ class Connection:
         loop: where to wait.
     """
 
-    def __init__(self, server: TimerServer, sock: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, server: Host, sock: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
         self._server = server
         self._loop = loop
         self.socket = sock

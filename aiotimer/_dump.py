@@ -11,7 +11,6 @@ from operator import itemgetter
 from time import monotonic
 from typing import Any
 
-from ._attending import subject_of
 from ._core.reader import Timer
 from ._record import MAX_TIMERS, record, record_id, runs_of, timer_as_json
 from ._worker import Worker
@@ -32,7 +31,7 @@ async def dump(worker: Worker, budget: float) -> dict[str, Any]:
     timers = sorted(worker.timers(), key=_soonest_first)
     # Of several timers, the one that would expire first is the one to be asked about.
     soonest = next((timer for table in _shared(worker) for timer in table if timer in timers[:1]), None)
-    subject = subject_of(worker, timers[0].name if timers else "", (soonest.slot,) if soonest else ())
+    subject = worker.subject(timers[0].name if timers else "", (soonest.slot,) if soonest else ())
     found = await gather(subject, budget)
     # Nothing says for how long it has been awaiting.
     found = found._replace(verdict=found.verdict.replace("awaiting forever", "awaiting", 1))

@@ -11,7 +11,6 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from . import evidence
-from ._attending import subject_of
 from .events import log
 from .evidence import NO_FINDINGS, Findings, Subject
 
@@ -85,4 +84,4 @@ class Gatherer:
 def _subject(worker: Worker, expiry: Expiry) -> Subject:
     """Only slots of the worker's own table mean anything to the worker."""
     shared = expiry.table.file.kind == "shared"
-    return subject_of(worker, expiry.timer.name, (expiry.timer.slot,) if shared else ())
+    return worker.subject(expiry.timer.name, (expiry.timer.slot,) if shared else ())

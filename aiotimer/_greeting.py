@@ -11,7 +11,7 @@ import errno
 import os
 from math import isfinite
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from . import runtime
 from ._acceptor import EXHAUSTED, OUT_OF_DESCRIPTORS
@@ -26,13 +26,36 @@ from .queue import SocketQueue
 
 if TYPE_CHECKING:
     from ._connection import Connection
+    from ._policy import Policy
     from ._roster import Roster
     from ._watched import WatchedTable
     from ._worker import Worker
-    from .server import TimerServer
 
 
-def handle(server: TimerServer, roster: Roster, connection: Connection, message: wire.ToServer) -> None:
+class Host(Protocol):
+    """What the handlers ask of the server.
+
+    Attributes:
+        policy: how it reaps.
+    """
+
+    policy: Policy
+
+    @property
+    def lag_s(self) -> float:
+        """How late its own heartbeat has been, seconds."""
+
+    def status(self, *, scopes: bool = False) -> dict[str, Any]:
+        """What it is doing."""
+
+    def founder_gone(self) -> None:
+        """The process it was started for does not want it any more."""
+
+    def refused(self, connection: Connection, reason: str) -> None:
+        """A client is not served."""
+
+
+def handle(server: Host, roster: Roster, connection: Connection, message: wire.ToServer) -> None:
     """Answer one message.
 
     Raises:
@@ -68,9 +91,7 @@ def handle(server: TimerServer, roster: Roster, connection: Connection, message:
         raise ProtocolError(f"{type(message).__name__} before HELLO")
 
 
-def _handle_evidence(
-    server: TimerServer, roster: Roster, connection: Connection, message: wire.ToServer
-) -> None:
+def _handle_evidence(server: Host, roster: Roster, connection: Connection, message: wire.ToServer) -> None:
     """Answer a message about what a worker is doing, or one on a connection that is for this alone."""
     channel = connection.channel
     if channel is not None and isinstance(message, wire.Tasks):
@@ -99,10 +120,10 @@ def _attend(roster: Roster, connection: Connection, attend: wire.Attend) -> None
     if worker is None or worker.closed:
         connection.close()
     else:
-        connection.channel = Channel(worker, connection.send)
+        connection.channel = Channel(worker.channels, connection.send)
 
 
-async def _send_dump(server: TimerServer, roster: Roster, connection: Connection, pid: int) -> None:
+async def _send_dump(server: Host, roster: Roster, connection: Connection, pid: int) -> None:
     worker = roster.find(pid)
     if worker is None or worker.closed:
         connection.send(wire.Dump({}, f"no worker with pid {pid} is known here"))

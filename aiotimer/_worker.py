@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterator
 from math import inf
@@ -16,6 +17,7 @@ from mmap import mmap
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from ._attending import Channel, ask
 from ._core.ladder import KILL, Granted
 from ._core.reader import Timer
 from ._core.requests import TimerRequest, WorkerId
@@ -25,10 +27,10 @@ from ._rights import send_signal_as
 from ._targets import signal_target
 from ._watched import WatchedTable
 from .events import Event
+from .evidence import Subject
 from .process import is_dead, maps_file, name_of, runs_another_program, send_signal, uids_of
 
 if TYPE_CHECKING:
-    from ._attending import Channel
     from ._record import Expiry
 
 UNKILLABLE_AFTER = 10.0
@@ -194,6 +196,25 @@ class Worker:
         """Yield its armed timers, soonest first within each table."""
         for table in self.tables:
             yield from table.timers()
+
+    def subject(self, scope: str = "", slots: tuple[int, ...] = ()) -> Subject:
+        """Return it as something to find evidence about.
+
+        Args:
+            scope: the timer in question.
+            slots: where that is in the table that it shares.
+        """
+        shared = next((table.file for table in self.tables if table.file.kind == "shared"), None)
+        return Subject(
+            self.id,
+            self.pidfd,
+            self.name,
+            scope,
+            slots,
+            -1 if shared is None else shared.descriptor,
+            0 if shared is None else shared.inode,
+            functools.partial(ask, self.channels, slots) if self.channels else None,
+        )
 
     def clear(self) -> None:
         """Deal with everything that is armed now."""

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from aiotimer import TimerServer, _attending, _control
-from aiotimer._attending import ask, subject_of
+from aiotimer._attending import ask
 from aiotimer._connection import Connection
 from aiotimer._core import wire
 from aiotimer._worker import Worker
@@ -102,7 +102,7 @@ async def attending(server: WatchfulServer, worker: Worker) -> AsyncIterator[Loo
 async def test_every_loop_is_asked_and_answers() -> None:
     async with serving() as server, worker_of(server) as worker:
         async with attending(server, worker) as one, attending(server, worker) as two:
-            asking = asyncio.ensure_future(ask(worker, (3, 4), PATIENCE))
+            asking = asyncio.ensure_future(ask(worker.channels, (3, 4), PATIENCE))
             for loop in (one, two):
                 question = await loop.asked()
                 assert question.slots == (3, 4)
@@ -110,24 +110,24 @@ async def test_every_loop_is_asked_and_answers() -> None:
             answers = await asking
             assert [one.tasks[0].name for one in answers] == ["Task-1"] * 2
             assert answers.asked == 2
-            again = asyncio.ensure_future(ask(worker, (), PATIENCE))
+            again = asyncio.ensure_future(ask(worker.channels, (), PATIENCE))
             for loop in (one, two):
                 await loop.say(tasks((await loop.asked()).number))
             assert len(await again) == 2
         await server.until(lambda: not worker.channels, "both are closed")
-        assert await ask(worker) == []
+        assert await ask(worker.channels) == []
 
 
 async def test_a_loop_that_does_not_answer_is_counted_and_asked_one_thing_at_a_time() -> None:
     async with serving() as server, worker_of(server) as worker:
         async with attending(server, worker) as dead, attending(server, worker) as alive:
             for _ in range(2):
-                asking = asyncio.ensure_future(ask(worker, (), 0.1))
+                asking = asyncio.ensure_future(ask(worker.channels, (), 0.1))
                 await alive.say(tasks((await alive.asked()).number))
                 answers = await asking
                 assert (len(answers), answers.asked) == (1, 2)
             question = await dead.asked()
-            third = asyncio.ensure_future(ask(worker, (9,), PATIENCE))
+            third = asyncio.ensure_future(ask(worker.channels, (9,), PATIENCE))
             await alive.say(tasks((await alive.asked()).number))
             await dead.say(tasks(question.number, "late"))  # now, and nobody wants it any more
             question = await dead.asked()
@@ -139,8 +139,8 @@ async def test_a_loop_that_does_not_answer_is_counted_and_asked_one_thing_at_a_t
 async def test_a_loop_that_ends_is_not_waited_for() -> None:
     async with serving() as server, worker_of(server) as worker:
         async with attending(server, worker) as loop:
-            asking = asyncio.ensure_future(ask(worker, (), PATIENCE))
-            queued = asyncio.ensure_future(ask(worker, (), PATIENCE))
+            asking = asyncio.ensure_future(ask(worker.channels, (), PATIENCE))
+            queued = asyncio.ensure_future(ask(worker.channels, (), PATIENCE))
             await loop.asked()
         for question in (asking, queued):
             answers = await question
@@ -154,7 +154,7 @@ async def test_nonsense_closes_the_connection(nonsense: str) -> None:
         if nonsense == "unasked":
             await loop.say(tasks(0))
         elif nonsense in ("number", "twice"):
-            asking = asyncio.ensure_future(ask(worker, (), PATIENCE))
+            asking = asyncio.ensure_future(ask(worker.channels, (), PATIENCE))
             number = (await loop.asked()).number
             for _ in range(2):
                 await loop.say(tasks(number + (nonsense == "number")))
@@ -219,7 +219,7 @@ async def test_the_silence_of_a_loop_is_no_fault(monkeypatch: pytest.MonkeyPatch
     async with serving() as server, worker_of(server) as worker, attending(server, worker) as loop:
         with raw_client(server.socket_path) as later:
             await Loop(later).closed()  # whoever says nothing is
-        asking = asyncio.ensure_future(ask(worker, (), PATIENCE))
+        asking = asyncio.ensure_future(ask(worker.channels, (), PATIENCE))
         await loop.say(tasks((await loop.asked()).number))
         assert len(await asking) == 1
 
@@ -232,7 +232,7 @@ async def test_what_loops_answer_is_the_evidence() -> None:
         '  File "/app/train.py", line 9 in <module>\n'
     )
     async with serving() as server, worker_of(server) as worker, attending(server, worker) as loop:
-        subject = subject_of(worker, "train.py:40", (3,))
+        subject = worker.subject("train.py:40", (3,))
         assert subject.table_inode == worker.tables[0].file.inode
         gathering = asyncio.ensure_future(gather(subject, PATIENCE))
         await loop.say(tasks((await loop.asked()).number, stacks=written))
@@ -250,9 +250,9 @@ async def test_what_loops_answer_is_the_evidence() -> None:
 
 async def test_a_subject_without_a_table_and_without_loops() -> None:
     async with serving() as server, worker_of(server) as worker:
-        assert subject_of(worker).ask is None
+        assert worker.subject().ask is None
         tables, worker.tables = worker.tables, []
-        assert subject_of(worker).table == -1
+        assert worker.subject().table == -1
         worker.tables = tables
 
 
@@ -294,7 +294,7 @@ async def test_a_dump_that_fails_says_so(
     def fail(*_: object) -> None:
         raise ValueError("whatever")
 
-    monkeypatch.setattr("aiotimer._dump.subject_of", fail)
+    monkeypatch.setattr("aiotimer._worker.Worker.subject", fail)
     async with serving() as server, worker_of(server):
         with pytest.raises(Refused, match="it failed: whatever"):
             await asyncio.to_thread(_control.dump, server.socket_path, os.getpid(), PATIENCE)
