@@ -30,8 +30,9 @@ INPUTS  := pyproject.toml aiotimer/_version.py
 PIP     := -m pip --disable-pip-version-check --no-input
 WHEEL   := build/wheel
 
-# What is tested is what is installed, whatever the caller's shell says.
-unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP
+# What is tested is what is installed, whatever the caller's shell says. The suite starts hundreds of Pythons;
+# without compiled files each of them would compile the package again.
+unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

@@ -92,7 +92,12 @@ class Block:
             return
         slot = self._slot
         pool = self._pool
-        pool.cells[slot] = inf  # type: ignore[index]  # an int, between enter and exit
+        try:
+            pool.cells[slot] = inf  # type: ignore[index]  # an int, between enter and exit
+        except TypeError:
+            if slot is None:  # the collector came to __del__ first, then to the coroutine inside the block
+                return
+            raise
         self._slot = None
         pool.append(slot)  # type: ignore[arg-type]
 

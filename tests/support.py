@@ -326,8 +326,6 @@ def _raises() -> None:
 class Interruption:
     """Run a handler at one bytecode of a ``with`` body. If it raises KeyboardInterrupt, that ends there.
 
-    Meanwhile the cyclic collector rests: it would run the ``__del__`` of what was interrupted before.
-
     Attributes:
         number: at which, counted from 0.
         visited: how many the body had before it ended or was interrupted.
@@ -342,13 +340,11 @@ class Interruption:
         self._handler = handler
 
     def __enter__(self) -> Self:
-        gc.disable()
         self._opcodes.start(self._count, sys._getframe(1))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
         self._opcodes.stop()
-        gc.enable()
         return self.happened and kind is KeyboardInterrupt
 
     def _count(self) -> None:
@@ -367,7 +363,7 @@ def interruptions(
     """Yield an interruption for every bytecode of a body that is the same each time.
 
     The last one yielded interrupts nothing: the body has got through. What the body imports for the first
-    time must have been imported before.
+    time must have been imported before. The cyclic collector rests in between, see :func:`collector_rests`.
 
     Args:
         handler: of the signal.
@@ -375,15 +371,34 @@ def interruptions(
     """
     opcodes = _Opcodes(is_ours, _handles_signals if by_signals else _every_bytecode)
     try:
-        for number in itertools.count():
-            interruption = Interruption(number, opcodes, handler)
-            yield interruption
-            if not interruption.happened:
-                # Else the last bytecodes of a longer one have never been interrupted.
-                assert interruption.visited > number // 2, "the body has become shorter on the way"
-                return
+        with collector_rests():
+            for number in itertools.count():
+                interruption = Interruption(number, opcodes, handler)
+                yield interruption
+                if not interruption.happened:
+                    # Else the last bytecodes of a longer one have never been interrupted.
+                    assert interruption.visited > number // 2, "the body has become shorter on the way"
+                    return
     finally:
         opcodes.close()
+
+
+@contextlib.contextmanager
+def collector_rests() -> Iterator[None]:
+    """Collect only when asked to, and only what is made from here on.
+
+    By itself the collector would run the ``__del__`` of what was interrupted before, anywhere. And whoever
+    asks it thousands of times would have it walk, each time, what all tests before this one have left in
+    the process: a server in a thread beside it stood still for seconds.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()
 
 
 _PACKAGE = str(Path(aiotimer.__file__).parent) + os.sep

@@ -917,6 +917,22 @@ def test_fault_50_interrupted_by_a_signal_without_a_table(server: ServerThread) 
     assert interruption.number > 200, "it was hardly interrupted: the test is blind"
 
 
+@pytest.mark.parametrize("renewed", [False, True], ids=["plain", "renewed"])
+def test_fault_50_a_block_that_was_finalised_before_its_body_can_still_be_left(renewed: bool) -> None:
+    """The collector may come to a block before it closes the coroutine that is suspended inside it."""
+    client = memory_client("ringing")
+    block = expires(60, "s", client)
+    block.__enter__()
+    if renewed:
+        block.renew(70)
+    block.__del__()
+    assert timers_of(client.table) == []
+    block.__exit__(None, None, None)
+    with expires(60, "s", client) as one, expires(60, "s", client) as other:
+        assert one._slot != other._slot, "its slot was given back twice"
+        assert names_of(client.table) == ["s", "s#2"]
+
+
 # --- what a worker tells of its blocks
 
 
