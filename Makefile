@@ -127,13 +127,13 @@ docs: $(DEV) ## build the documentation; a warning is an error
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --fresh-env docs build/docs
 
 # The wheel is built from the sdist, installed alone in a new environment (so that a missing dependency
-# shows), and tested from a directory that holds the tests but not the package.
+# shows), and tested from a directory that holds the tests, and what they read, but not the package.
 wheel: $(DEV) ## build the wheel, install it in a fresh environment, and test that
 	rm -rf $(WHEEL) && mkdir -p $(WHEEL)
 	$(BIN)/python -m build --outdir $(WHEEL)/dist .
 	$(BIN)/python -m venv $(WHEEL)/venv
 	$(WHEEL)/venv/bin/python $(PIP) install --quiet $(WHEEL)/dist/*.whl
-	cp -R tests pyproject.toml $(WHEEL)/
+	cp -R .github .pre-commit-config.yaml Makefile docs tests pyproject.toml $(WHEEL)/
 	cd $(WHEEL) && venv/bin/aiotimer --version
 	cd $(WHEEL) && venv/bin/python -c \
 	    'import aiotimer, sys; assert aiotimer.__file__.startswith(sys.prefix), aiotimer.__file__'
