@@ -28,7 +28,7 @@ from . import _waiting
 from ._control import ping
 from ._conversation import greet, reach
 from ._core import layout, wire
-from ._core.table import LATE, Pool, TimerTable
+from ._core.table import Pool, TimerTable
 from ._descriptors import close, immortal, is_open
 from ._outage import Hook, Mended
 from ._scratch import scratch
@@ -333,7 +333,7 @@ class Link(Mended):
     def note_lateness(self) -> None:
         """Say once that the server is late, and once that it is back."""
         if self._is_late():
-            self.outage(f"the timer server at {self.path!r} has not looked for over {LATE:g} s")
+            self.outage(f"the timer server at {self.path!r} has not looked for over {layout.LATE:g} s")
         elif self.connected:
             self.outage_over()
 

@@ -84,6 +84,10 @@ DEADLINES_IN_SNAPSHOT = FIRST_DEADLINE * 8 - SNAPSHOT_OFFSET
 FIRST_SLOTS = 480
 """As many slots as share the first page with the header: one page is read for nearly every worker."""
 
+LATE = 1.0
+"""Seconds after its promise at which a server counts as late: to its workers, which ring then, and to
+``aiotimer ping``. It is no byte of the table, but what a promise in it means to both sides."""
+
 EXPIRED_AT_ONCE = 5e-324
 """What a deadline of exactly 0 is stored as: a zero in the table means *not armed*."""
 

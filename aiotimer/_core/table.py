@@ -34,14 +34,11 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from ..errors import TableFull
 from . import durations, layout
-from .layout import COUNT_OF, FIRST_DEADLINE, HIGH_WATER, LOOKS, PROMISE, RETIRED, SLOTS
+from .layout import COUNT_OF, FIRST_DEADLINE, HIGH_WATER, LATE, LOOKS, PROMISE, RETIRED, SLOTS
 
 if TYPE_CHECKING:
     from mmap import mmap
     from typing import Self
-
-LATE = 1.0
-"""Seconds after a broken promise, or an unanswered ring, at which a server counts as late."""
 
 SAMPLE_EVERY = 0.01
 """Seconds from one entry of a scope that is sampled to the next."""

@@ -28,9 +28,6 @@ from typing import NamedTuple
 BOUND = 5.0
 """The furthest ahead, in seconds, that a server promises to look: the promise is its heartbeat."""
 
-LATE_LOOK = 1.0
-"""Seconds by which a server may be late before its workers, and ``aiotimer ping``, call it late."""
-
 ADOPTED_EVERY = 1.0
 """Seconds between looks at a table whose owner is not connected: nobody can ring for it."""
 

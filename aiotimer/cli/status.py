@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from .. import _control
-from .._core.watch import LATE_LOOK
+from .._core.layout import LATE
 from ..errors import AiotimerError
 from ..events import shown
 from ..runtime import known_sockets
@@ -43,7 +43,7 @@ def ping(socket_path: str | None) -> None:
     path = resolve_socket(socket_path)
     pong = _control.ping(path)
     late = f"its heartbeat was at most {pong.lag_s * 1000:.0f} ms late in the last minute"
-    if pong.lag_s > LATE_LOOK:
+    if pong.lag_s > LATE:
         raise _Late(f"the timer server at {path} is alive but slow: {late}")
     click.echo(f"the timer server at {path} (pid {pong.pid}) is fine: {late}")
 

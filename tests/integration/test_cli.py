@@ -19,7 +19,9 @@ import pytest
 
 import aiotimer
 from aiotimer._control import ping, status
-from tests.support import PATIENCE, private_runtime, short_socket
+from aiotimer._core import wire
+from aiotimer._core.layout import LATE
+from tests.support import PATIENCE, memory_table, private_runtime, short_socket, stand_in
 
 AIOTIMER = [sys.executable, "-m", "aiotimer"]
 
@@ -165,6 +167,15 @@ def test_ping_calls_a_server_that_was_stuck_late() -> None:
         slow = call("ping", "--socket", path)
         assert slow.returncode == 69
         assert_one_line(slow.stderr, "alive but slow")
+
+
+@pytest.mark.parametrize("beyond", [0.0, 0.001], ids=["just on time", "late"])
+def test_ping_and_the_workers_call_the_same_server_late(beyond: float) -> None:
+    late_s = LATE + beyond
+    worker = memory_table(promise=0.0)
+    with short_socket() as path, stand_in(path, wire.encode(wire.Pong(os.getpid(), late_s))):
+        asked = call("ping", "--socket", path)
+    assert ("alive but slow" in asked.stderr) is worker.is_late(late_s) is (beyond > 0), asked
 
 
 def test_a_second_server_is_refused_and_the_first_goes_on() -> None:

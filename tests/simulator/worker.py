@@ -18,9 +18,9 @@ from math import inf, nan
 from typing import NamedTuple, Protocol, TypeAlias
 
 from aiotimer._core import layout
-from aiotimer._core.layout import COUNT_OF, FIRST_DEADLINE, PROMISE
+from aiotimer._core.layout import COUNT_OF, FIRST_DEADLINE, LATE, PROMISE
 from aiotimer._core.requests import RELEASE
-from aiotimer._core.table import LATE, Cell, Pool, TimerTable
+from aiotimer._core.table import Cell, Pool, TimerTable
 
 from .world import Broken, Line, Process, TableFile, World
 

@@ -15,9 +15,9 @@ import pytest
 from aiotimer import TableFull
 from aiotimer._core import layout
 from aiotimer._core.durations import Durations
-from aiotimer._core.layout import FIRST_DEADLINE
+from aiotimer._core.layout import FIRST_DEADLINE, LATE
 from aiotimer._core.reader import TableReader
-from aiotimer._core.table import FIRST_CHUNK, LATE, SAMPLE_EVERY, Cell, Pool, TimerTable
+from aiotimer._core.table import FIRST_CHUNK, SAMPLE_EVERY, Cell, Pool, TimerTable
 from aiotimer._core.watch import BOUND, Lifeline, Watch
 from tests.support import memory_table, names_of, reading, timers_of
 
