@@ -22,7 +22,7 @@ from math import inf, nan
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from ._arguments import named_pool, seconds
-from ._client import BUDGET, BaseClient
+from ._client import BaseClient
 from ._core import durations
 from ._core.layout import COUNT_OF, LATE, PROMISE, row_of
 from ._core.table import SAMPLE_EVERY, Pool
@@ -191,7 +191,7 @@ class Block:
         # steps; the free-threaded build's attribute accesses are sequentially consistent too.
         slow = self._slow
         if slow is None:
-            slow = self._slow = Slow(None)
+            slow = self._slow = Slow()
         with slow.lock:
             if self._deadline is None or self._slot is None:
                 raise RuntimeError("only a block that is active can be renewed")
@@ -228,7 +228,7 @@ class Block:
             pool.sample_at = now + SAMPLE_EVERY
             slow = self._slow
             if slow is None:
-                slow = self._slow = Slow(None)
+                slow = self._slow = Slow()
             durations.enter(pool.cells, row_of(slot), now, self._after, deadline)
             slow.entered_at = now
             self._attend()
@@ -255,7 +255,7 @@ class Block:
             elif not link.shared:
                 if self._slow is None or not self._slow.tells:
                     entered_at = nan if self._slow is None else self._slow.entered_at
-                    self._slow = Slow(link)
+                    self._slow = Slow(link, client.budget)
                     self._slow.entered_at = entered_at
                 self._tell_by_socket(client, link, deadline)
             elif self._pool.table.must_ring(deadline, now):
@@ -312,7 +312,7 @@ class Block:
         assert table is not None
         self._pool, slot = table.take(table.pool(self._pool.scope, observed=self._pool.observed))
         self._slot = slot
-        self._slow = Slow(link)
+        self._slow = Slow(link, client.budget)
         self._deadline = deadline = table.now() + self._after
         table.cells[slot] = deadline  # how long it takes is noted by the server, in its own table
         try:
@@ -351,7 +351,7 @@ class Block:
         """Release, and tell whom it concerns; what an interruption leaves undone is left to ``__del__``."""
         key = self._disarm(slow)
         if key and slow.link is not None:
-            slow.link.untell(key, BUDGET, cast(int, self._slot))
+            slow.link.untell(key, within(slow.budget), cast(int, self._slot))
         self._finish(slow)
 
     def _finish(self, slow: Slow) -> None:
@@ -366,7 +366,7 @@ class Block:
     async def _untell(self, slow: Slow, key: str) -> None:
         try:
             if key and slow.link is not None:
-                await slow.link.untell_async(key, BUDGET, cast(int, self._slot))
+                await slow.link.untell_async(key, slow.budget, cast(int, self._slot))
         except BaseException:
             self._retract()
             raise

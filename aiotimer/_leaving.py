@@ -19,15 +19,17 @@ class Slow:
     Attributes:
         lock: held by ``renew`` while it stores.
         link: the link to tell of the release, if it has no shared table.
+        budget: seconds that this may take: those of the client that entered.
         pid: the process that entered: a forked child has nothing to tell of its parent's block.
         entered_at: when the block was entered, on its table's clock, if its duration is to be counted.
     """
 
-    __slots__ = ("entered_at", "link", "lock", "pid")
+    __slots__ = ("budget", "entered_at", "link", "lock", "pid")
 
-    def __init__(self, link: Link | None) -> None:
+    def __init__(self, link: Link | None = None, budget: float = 0.0) -> None:
         self.lock = RLock()  # a signal's handler may renew, too
         self.link = link
+        self.budget = budget
         self.entered_at = nan
         self.pid = os.getpid() if link is not None else 0
 

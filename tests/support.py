@@ -111,12 +111,17 @@ class MemoryLink(Link):
 
 
 class MemoryClient(aiotimer.TimerClient):
-    """A client of a :class:`MemoryLink`: what ``expires`` and ``acquire`` do to a table, and nothing else."""
+    """A client of a :class:`MemoryLink`: what ``expires`` and ``acquire`` do to a table, and nothing else.
+
+    Args:
+        table: where its timers are.
+        link: to that table; by default one with a shared table.
+    """
 
     __slots__ = ()
 
-    def __init__(self, table: TimerTable) -> None:
-        self._link = MemoryLink(table)
+    def __init__(self, table: TimerTable, link: MemoryLink | None = None) -> None:
+        self._link = MemoryLink(table) if link is None else link
         self._hook = None
         self._closed = False
         self.pools, self.sites = self._link.pools, self._link.sites

@@ -27,12 +27,16 @@ from aiotimer import (
     TableFull,
     TimerClient,
     _scratch,
+    _waiting,
     expires,
 )
 from aiotimer._core.layout import FIRST_DEADLINE, HIGH_WATER, SLOTS, row_of
+from aiotimer._core.table import TimerTable
+from aiotimer._waiting import BUDGET_ON_LOOP
 from tests.support import (
     PATIENCE,
     MemoryClient,
+    MemoryLink,
     ServerThread,
     every_thread_at_once,
     interruptions,
@@ -144,7 +148,10 @@ def test_an_exception_leaves_the_block_and_the_block_leaves_the_exception(
     assert server.armed() == []
 
 
-async def test_nested_async(server: ServerThread, client: TimerClient) -> None:
+async def test_nested_async(
+    server: ServerThread, client: TimerClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_waiting, "BUDGET_ON_LOOP", PATIENCE)  # for the plain block, on a slow machine
     async with expires(60, client=client) as outer:
         async with expires(30, client=client) as inner:
             with expires(20, scope="plain", client=client):
@@ -687,6 +694,76 @@ async def test_a_full_table_is_an_error_on_entering(grace: float | None) -> None
         _ = block.deadline
     await asyncio.sleep(0)
     assert set(client.table.cells[FIRST_DEADLINE : FIRST_DEADLINE + SLOTS]) == {1e9}
+
+
+# --- how long a server may hold the caller up
+
+
+class RecordingLink(MemoryLink):
+    """A link without a shared table, to whom everything is said at once.
+
+    Attributes:
+        asked: what was to be said, and the seconds that it might have taken.
+    """
+
+    shared = False
+
+    def __init__(self, table: TimerTable) -> None:
+        super().__init__(table)
+        self.watched = None
+        self.asked: list[tuple[str, float]] = []
+
+    def tell(self, key: str, deadline: float, budget: float, word: int = 0) -> None:
+        """Record it."""
+        self.asked.append(("armed", budget))
+
+    async def tell_async(self, key: str, deadline: float, budget: float, word: int = 0) -> None:
+        """Record it."""
+        self.tell(key, deadline, budget, word)
+
+    def untell(self, key: str, budget: float, word: int = 0) -> None:
+        """Record it."""
+        self.asked.append(("released", budget))
+
+    async def untell_async(self, key: str, budget: float, word: int = 0) -> None:
+        """Record it."""
+        self.untell(key, budget, word)
+
+
+def recording_client(budget: float) -> tuple[MemoryClient, RecordingLink]:
+    table = memory_table()
+    link = RecordingLink(table)
+    client = MemoryClient(table, link)
+    client.budget = budget
+    return client, link
+
+
+BUDGETS = pytest.mark.parametrize("budget", [0.001, 7.0])
+
+
+@BUDGETS
+def test_leaving_may_take_as_long_as_entering_and_that_is_what_its_client_allows(budget: float) -> None:
+    client, link = recording_client(budget)
+    with expires(60, "s", client):
+        client.budget = 99.0  # from the next block on
+    assert link.asked == [("armed", budget), ("released", budget)]
+
+
+@BUDGETS
+async def test_leaving_asynchronously_may_take_as_long_as_entering(budget: float) -> None:
+    client, link = recording_client(budget)
+    async with expires(60, "s", client):
+        pass
+    assert link.asked == [("armed", budget), ("released", budget)]
+
+
+@BUDGETS
+async def test_a_plain_block_on_a_loop_holds_it_up_no_longer_when_it_is_left(budget: float) -> None:
+    client, link = recording_client(budget)
+    with expires(60, "s", client):
+        pass
+    most = min(budget, BUDGET_ON_LOOP)
+    assert link.asked == [("armed", most), ("released", most)]
 
 
 # --- cancelled on the way in (FAULTS 49)
