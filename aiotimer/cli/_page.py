@@ -15,7 +15,6 @@ import re
 import stat
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import IO, Any, TypeAlias
 
 from rich.console import Console
@@ -23,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..events import printable
+from ..evidence.libraries import is_users
 from ._words import count, mebibytes, moment, seconds
 
 Record: TypeAlias = Mapping[str, Any]
@@ -50,8 +50,6 @@ _MOST_FRAMES = 40
 _MOST_THREADS = 20
 _MOST_TASKS = 20
 
-_LIBRARY = re.compile(r"<frozen |/(site|dist)-packages/|/lib(64)?/python3")
-_OWN = str(Path(__file__).parent.parent) + os.sep
 _FINE = re.compile(r"[\d.]+ m?s\b.*|not needed\b.*")
 """What is said of a probe that has answered, or had nothing to add."""
 
@@ -176,7 +174,9 @@ def _other_tasks(record: Record) -> Iterator[Table]:
     others = [task for task in record.get("tasks") or () if not task.get("own")]
     for number, task in enumerate(others[:_MOST_TASKS]):
         frames = task.get("frames") or ()
-        at = next((frame for frame in reversed(frames) if _is_users(frame)), frames[-1] if frames else None)
+        at = next(
+            (frame for frame in reversed(frames) if is_users(str(frame[0]))), frames[-1] if frames else None
+        )
         place = f" at {_place(at)}" if at is not None else ""
         waits = f", waits for {_safe(task['waits_for'])}" if task.get("waits_for") else ""
         yield _labelled("" if number else "tasks", _task(task) + place + waits)
@@ -210,7 +210,7 @@ def _frames(frames: Sequence[Frame]) -> Iterator[Table]:
     if len(frames) > _MOST_FRAMES:
         yield _labelled("", f"  ... {len(frames) - _MOST_FRAMES} frames further out")
     for frame in frames[-_MOST_FRAMES:]:
-        if _is_users(frame):
+        if is_users(str(frame[0])):
             yield _labelled("", Text(f"> {_place(frame)}", "bold"))
         else:
             yield _labelled("", Text(f"  {_place(frame)}", "dim"))
@@ -219,11 +219,6 @@ def _frames(frames: Sequence[Frame]) -> Iterator[Table]:
 def _place(frame: Frame) -> str:
     file, line, function = frame
     return f"{_safe(file)}:{_safe(line)} in {_safe(function)}"
-
-
-def _is_users(frame: Frame) -> bool:
-    file = str(frame[0])
-    return not _LIBRARY.search(file) and not file.startswith(_OWN)
 
 
 # -- the process ------------------------------------------------------------------------------------------

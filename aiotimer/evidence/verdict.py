@@ -8,15 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from .findings import Frame
-
-_LIBRARY = re.compile(r"^<frozen |/(site|dist)-packages/|/lib(64)?/python3(\.\d+)?t?/|/uvloop/[^/]*$|\.pyx$")
-"""Files that are not the user's: the standard library, and what is installed."""
-
-_OURS = str(Path(__file__).parent.parent) + "/"
+from .libraries import is_users
 
 _LOOP = re.compile(r"/(asyncio/(base_events|runners)\.py|uvloop/__init__\.py)$")
 _LOOP_INSIDE = re.compile(r"/asyncio/[a-z_]+\.py$|/selectors\.py$|/uvloop/[^/]*$")
@@ -78,11 +73,6 @@ def verdict(
         or _of_stack(process, chosen, frame, silent=asked > answered)
         or _of_process(process)
     )
-
-
-def is_users(file: str) -> bool:
-    """Whether a file is the user's: no library's, and not aiotimer's."""
-    return not file.startswith(_OURS) and _LIBRARY.search(file) is None
 
 
 def line_of(frame: Frame) -> str:

@@ -24,6 +24,7 @@ from aiotimer.cli._page import print_page
 from aiotimer.cli.history import follow_events
 from aiotimer.cli.suggest import proposal
 from aiotimer.errors import HistoryUnreadable, Refused
+from aiotimer.evidence.libraries import is_users
 from aiotimer.history import DATABASE, History
 from tests.support import PATIENCE, short_socket, stand_in
 
@@ -200,6 +201,19 @@ def test_every_line_of_the_page(program: Path) -> None:
         "unknown   tasks: no answer within 0.5 s; py-spy: not installed",
         "evidence  /dev/shm/x",
     ]
+
+
+def test_the_frames_that_stand_out_are_those_that_the_verdict_takes_for_the_user_s() -> None:
+    files = ["/srv/lib/python3-jobs/train.py", "uvloop/loop.pyx", "/usr/lib/python3.11/queue.py", "train.py"]
+    frames = [[file, 1, "f"] for file in files]
+    (task,) = record()["tasks"][1:]
+    stack = record()["stacks"][0] | {"frames": frames}
+    text = page(record(tasks=[task | {"frames": frames[:3]}], stacks=[stack]))
+    marked = re.findall(r"^ +(> )?(.*):1 in f$", text, re.MULTILINE)
+    assert [file for _mark, file in marked] == files
+    assert {file for mark, file in marked if mark} == {file for file in files if is_users(file)}
+    assert {file for mark, file in marked if mark} == {"/srv/lib/python3-jobs/train.py", "train.py"}
+    assert "reader in MainThread at /srv/lib/python3-jobs/train.py:1 in f" in text
 
 
 def test_what_is_not_known_is_left_out() -> None:

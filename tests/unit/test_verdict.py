@@ -6,7 +6,7 @@ import pytest
 
 from aiotimer.evidence import proc
 from aiotimer.evidence.findings import Frame, stack
-from aiotimer.evidence.verdict import Verdict, is_users, verdict
+from aiotimer.evidence.verdict import Verdict, verdict
 
 STD = "/usr/lib/python3.11"
 RUN: list[Frame] = [
@@ -220,24 +220,3 @@ def test_a_verdict_is_not_longer_than_a_line_or_five() -> None:
     said = verdict(process(), [], [main(["/" + "x" * 1000, 1, "y" * 1000])])
     assert len(said.text) <= 500
     assert len(said.where) <= 500
-
-
-@pytest.mark.parametrize(
-    ("file", "users"),
-    [
-        ("/app/train.py", True),
-        ("train.py", True),
-        ("<string>", True),
-        ("/home/x/python3.11/train.py", True),
-        ("/home/x/aiotimer/train.py", True),
-        ("/usr/lib/python3.11/queue.py", False),
-        ("/opt/lib64/python3.13t/asyncio/queues.py", False),
-        ("/venv/lib/python3/site-packages/torch/x.py", False),
-        ("/usr/lib/python3/dist-packages/x.py", False),
-        ("<frozen runpy>", False),
-        ("uvloop/loop.pyx", False),
-        (proc.__file__, False),
-    ],
-)
-def test_whose_code_it_is(file: str, users: bool) -> None:
-    assert is_users(file) is users
