@@ -96,8 +96,7 @@ def configure(
 
 def _found_watchdog() -> None:
     global _founded, _founder
-    from .supervise import READY_WITHIN, wait_ready
-    from .watchdog import found
+    from ._launch import READY_WITHIN, found, wait_ready
 
     path, ready = found()
     try:

@@ -139,6 +139,19 @@ def pin(pid: int) -> tuple[WorkerId, int]:
     return _identify(pid, pidfd), pidfd
 
 
+def pin_named(name: str) -> int | None:
+    """Return a pidfd of the process that ``pid:start-time`` names, None if it is gone."""
+    pid, started = map(int, name.split(":"))
+    try:
+        found_id, pidfd = pin(pid)
+    except ProcessLookupError:
+        return None
+    if found_id != WorkerId(pid, started):
+        os.close(pidfd)
+        return None
+    return pidfd
+
+
 def pin_peer(connection: socket.socket) -> tuple[WorkerId, int, int]:
     """Pin the process at the other end of a connected Unix socket, as the kernel knows it.
 
@@ -228,6 +241,13 @@ def send_signal(pidfd: int, signum: int, flags: int = 0) -> None:
         PermissionError: it is not ours to signal.
     """
     signal.pidfd_send_signal(pidfd, signum, None, flags)
+
+
+def let_go_of_stderr() -> None:
+    """Hold nobody's pipe open: whoever reads the founder's output waits for its end."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    os.close(null)
 
 
 def time_namespace() -> int:

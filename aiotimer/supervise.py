@@ -1,4 +1,4 @@
-"""Keeping a server process alive: what ``aiotimer run`` and the private watchdog have in common.
+"""A supervisor: it keeps the server process of ``aiotimer run``, or of the private watchdog, alive.
 
 The laws of this file: a server that dies is started again at once, because a restart loses nothing; one that
 ends on purpose (exit status 0) or cannot start (a status of :class:`~aiotimer.errors.ServerError`) is not.
@@ -11,18 +11,14 @@ from __future__ import annotations
 import os
 import select
 import signal
-import sys
-from pathlib import Path
 from time import monotonic
 
-from .errors import AlreadyServing, NewerLayout, ServerUnavailable, UnsafePath
-from .process import start_time
+from ._launch import python_command, python_environment, wait_ready
+from .errors import AlreadyServing, NewerLayout, UnsafePath
+from .process import let_go_of_stderr, pin_named
 
 NOT_RESTARTED = frozenset({0, 2, AlreadyServing.exit_code, UnsafePath.exit_code, NewerLayout.exit_code})
 """Exit statuses after which a restart would not help (2: a wrong command line)."""
-
-READY_WITHIN = 15.0
-"""Seconds that a server may take to start: importing from a slow file system takes long."""
 
 _CALM = 0.5
 """Seconds that a server lives if it can live at all. The second in a row that does not is not restarted at
@@ -30,27 +26,6 @@ once, but after as long a pause."""
 
 _RESET = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGQUIT)
 """Signals that Python, or a shell's background, may ignore; a child is to find them at their defaults."""
-
-
-def python_command(*arguments: str) -> list[str]:
-    """Return the command that runs ``aiotimer`` with this interpreter.
-
-    ``-P`` keeps the current directory off the import path: a worker's directory may hold a ``queue.py``.
-    """
-    return [sys.executable, "-P", "-m", "aiotimer", *arguments]
-
-
-def python_environment() -> dict[str, str]:
-    """Return the environment for :func:`python_command`: this very package must be found."""
-    home = str(Path(__file__).parent.parent)
-    path = os.environ.get("PYTHONPATH")
-    return {**os.environ, "PYTHONPATH": f"{path}{os.pathsep}{home}" if path else home}
-
-
-def founder_argument() -> str:
-    """Return how a server is told for whom it was started: pid and start time, to be pinned by."""
-    pid = os.getpid()
-    return f"{pid}:{start_time(pid)}"
 
 
 class SupervisedServer:
@@ -120,13 +95,30 @@ class SupervisedServer:
         )
 
 
-def wait_ready(descriptor: int, socket_path: str) -> None:
-    """Wait until a starting server writes to the other end of a pipe.
+def watch_over(socket_path: str, founder: str, ready: int, arguments: tuple[str, ...] = ()) -> int:
+    """Be the watchdog's supervisor: start the server, restart it when it dies.
 
-    Raises:
-        ServerUnavailable: it ended, or took too long.
+    Returns:
+        The exit status: 0 when the server ended because nobody needs it any more.
     """
-    if not select.select([descriptor], [], [], READY_WITHIN)[0]:
-        raise ServerUnavailable(socket_path, f"it did not start within {READY_WITHIN:g} s")
-    if not os.read(descriptor, 1):
-        raise ServerUnavailable(socket_path, "it ended while starting; its own message says why")
+    os.chdir("/")  # keep no file system busy
+    server = SupervisedServer(socket_path, ("--founder", founder, *arguments))
+    server.start()
+    os.write(ready, b"\n")
+    os.close(ready)
+    founder_pidfd = pin_named(founder)
+    if founder_pidfd is None:
+        let_go_of_stderr()
+    while True:
+        pidfd = os.pidfd_open(server.pid)
+        wanted = [pidfd] if founder_pidfd is None else [pidfd, founder_pidfd]
+        readable = select.select(wanted, [], [])[0]
+        os.close(pidfd)
+        if founder_pidfd is not None and founder_pidfd in readable:
+            os.close(founder_pidfd)
+            founder_pidfd = None
+            let_go_of_stderr()
+        if pidfd in readable:
+            status = os.waitstatus_to_exitcode(os.waitpid(server.pid, 0)[1])
+            if not server.reaped(status):
+                return status

@@ -21,7 +21,7 @@ from time import monotonic, perf_counter, sleep
 
 from aiotimer import ServerUnavailable, TimerClient
 from aiotimer._control import ping, status
-from aiotimer.supervise import python_command
+from aiotimer._launch import python_command
 
 from ._report import Row
 from ._server import serving

@@ -44,9 +44,9 @@ def serve(
     Prints one line when it is ready; everything that happens afterwards is a line on standard error.
     Stopping or killing it loses nothing: timers stay armed, the next server on the same socket goes on.
     """
+    from .._owned import FoundedServer
     from .._rights import drop_capabilities
     from ..server import TimerServer
-    from ..watchdog import FoundedServer
 
     drop_capabilities()  # before there are threads, the sink's for one
     sink = LogSink()
@@ -91,6 +91,6 @@ async def _serve(server: TimerServer, loop_name: str, ready_fd: int | None, *, q
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def watchdog(socket_path: str, founder: str, ready_fd: int, arguments: tuple[str, ...]) -> int:
     """Supervise the private watchdog of a process."""
-    from ..watchdog import watch_over
+    from ..supervise import watch_over
 
     return watch_over(socket_path, founder, ready_fd, arguments)

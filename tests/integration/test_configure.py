@@ -19,6 +19,7 @@ import pytest
 from aiotimer._control import ping
 from tests.integration.test_cli import environment, wait_gone
 from tests.support import PATIENCE, ServerThread, private_runtime
+from tests.unit.test_structure import not_for_a_synchronous_worker
 
 
 @pytest.fixture(autouse=True)
@@ -107,6 +108,39 @@ def test_a_path_where_nobody_listens_follows_the_policy(policy: str, tmp_path: P
     else:
         assert result.stdout == "inside\nagain\n"
         assert result.stderr.count("not being watched") == (policy == "warn")
+
+
+# -- what it costs a worker --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments", ["", "PATH", "aiotimer.TimerClient(PATH, shared=False)"], ids=["private", "path", "socket"]
+)
+def test_a_synchronous_worker_loads_neither_a_loop_nor_the_server(arguments: str) -> None:
+    with ServerThread() as server:
+        program = (
+            "import json, sys, time\n"
+            "before = set(sys.modules)\n"
+            "import aiotimer\n"
+            f"PATH = {server.path!r}\n"
+            f"client = aiotimer.configure({arguments})\n"
+            "after = set(sys.modules)\n"
+            "with aiotimer.expires(after=600) as block: block.renew()\n"
+            "client.acquire('s', time.monotonic() + 600)\n"
+            "client.release('s')\n"
+            "assert client.connected\n"
+            "aiotimer.configure(None)\n"
+            "print(json.dumps([sorted(after - before), sorted(set(sys.modules) - after)]))\n"
+        )
+        result = subprocess.run(
+            [sys.executable, "-c", program],
+            capture_output=True, text=True, timeout=PATIENCE, env=environment(), check=False,
+        )  # fmt: skip
+    assert (result.returncode, result.stderr) == (0, "")
+    configuring, afterwards = json.loads(result.stdout)
+    assert "aiotimer.configuration" in configuring
+    assert not not_for_a_synchronous_worker(configuring)
+    assert not not_for_a_synchronous_worker(afterwards)
 
 
 # -- the private watchdog ----------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import pickle
 import subprocess
 import sys
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "_watched",
         "_control",
         "_sinks",
+        "_launch",
     ),
     ("evidence.*",),
     ("history",),
@@ -73,8 +74,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("_graceful",),
     ("expiry",),
     ("server",),
+    ("_owned",),
     ("supervise",),
-    ("watchdog",),
     ("configuration",),
     ("aiotimer",),  # __init__: the public names
     ("testing", "integrations.*"),
@@ -98,11 +99,21 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "click": ("cli.*",),
     "msgspec": ("_core.wire",),
     "rich": ("cli.*",),
-    "uvloop": ("server", "supervise", "watchdog", "testing", "cli.*"),
+    "uvloop": ("server", "testing", "cli.*"),
 }
 
 # What `import aiotimer` must not load: a synchronous worker pays for none of it.
 NOT_AT_IMPORT = frozenset({"asyncio", "click", "logging", "msgspec", "rich", "sqlite3", "uvloop"})
+
+# What a synchronous worker never loads, whatever it configures: it has no event loop, and the server is
+# another process.
+NOT_IN_A_SYNCHRONOUS_WORKER = frozenset({"asyncio", "click", "rich", "sqlite3", "uvloop"})
+NOT_IN_A_WORKER = (
+    *("server", "_owned", "supervise", "cli.*", "evidence.*", "history", "leftovers", "__main__"),
+    *("_acceptor", "_attending", "_climbing", "_connection", "_dump", "_gathering", "_greeting", "_holding"),
+    *("_observing", "_outlets", "_policy", "_reaper", "_record", "_report", "_rights", "_roster", "_sinks"),
+    *("_targets", "_telling", "_unkillable", "_watched", "_worker", "_core.watch"),
+)
 
 MAX_CODE_LINES = 300
 
@@ -294,6 +305,21 @@ def test_import_loads_nothing_a_worker_may_not_need() -> None:
     assert "aiotimer" in loaded
     heavy = loaded & NOT_AT_IMPORT
     assert not heavy, f"import these where they are first needed: {sorted(heavy)}"
+
+
+def not_for_a_synchronous_worker(loaded: Iterable[str]) -> list[str]:
+    """Those of the loaded modules, by their full names, that a synchronous worker has no use for."""
+    return sorted(
+        name
+        for name in loaded
+        if name.split(".")[0] in NOT_IN_A_SYNCHRONOUS_WORKER
+        or any(matches(name.removeprefix("aiotimer."), pattern) for pattern in NOT_IN_A_WORKER)
+    )
+
+
+def test_what_no_worker_loads_is_there_to_be_loaded() -> None:
+    """See tests/integration/test_configure.py, which shows that workers do not load it."""
+    assert not [pattern for pattern in NOT_IN_A_WORKER if not any(matches(m, pattern) for m in MODULES)]
 
 
 # --- size and prose

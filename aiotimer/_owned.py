@@ -1,0 +1,83 @@
+"""A server that ends with the process it was started for.
+
+The law of this file: a private server serves its founder and all its descendants, which find it by
+``$AIOTIMER_SOCKET``. It ends when its founder is gone and no worker has been connected for ten seconds. It
+writes to its founder's standard error, and lets go of that as soon as the founder is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from typing import Any
+
+from . import leftovers
+from .events import Event
+from .process import let_go_of_stderr, pin_named
+from .server import TimerServer
+
+LINGER = 10.0
+"""Seconds without a connected worker, after the founder has gone, before the server ends."""
+
+
+class FoundedServer(TimerServer):
+    """A server that ends when the process it was started for is gone and nobody needs it any more.
+
+    Args:
+        socket_path: where to listen.
+        founder: ``pid:start-time`` of that process.
+        on_event: see ``TimerServer``.
+        when_written: calls what it is given as soon as all that has been logged is written.
+        policy: see ``TimerServer``.
+    """
+
+    def __init__(
+        self,
+        socket_path: str,
+        founder: str,
+        on_event: Callable[[Event], object] | None = None,
+        when_written: Callable[[Callable[[], object]], object] = lambda action: action(),
+        **policy: Any,
+    ) -> None:
+        super().__init__(socket_path, on_event=on_event, **policy)
+        self._when_written = when_written
+        self._founder_pidfd = pin_named(founder)
+        self._ending: asyncio.TimerHandle | asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Start, and watch the founder."""
+        await super().start()
+        if self._founder_pidfd is None:
+            self.founder_gone()
+        else:
+            self._loop.add_reader(self._founder_pidfd, self.founder_gone)
+
+    async def stop(self) -> None:
+        """Stop; if nobody is left, leave nothing behind."""
+        if isinstance(self._ending, asyncio.TimerHandle):
+            self._ending.cancel()
+        last = self._founder_pidfd is None and self.idle_s() >= LINGER
+        self._close_founder()
+        await super().stop()
+        if last:
+            leftovers.discard(self.socket_path)
+
+    def founder_gone(self) -> None:
+        """The founder is dead, or does not want this server any more."""
+        self._close_founder()
+        self._when_written(let_go_of_stderr)
+        self._end_when_idle()
+
+    def _end_when_idle(self) -> None:
+        left = LINGER - self.idle_s()
+        if left > 0:
+            self._ending = self._loop.call_later(left, self._end_when_idle)
+        else:
+            self._ending = self._loop.create_task(self.stop())
+
+    def _close_founder(self) -> None:
+        if self._founder_pidfd is not None:
+            self._loop.remove_reader(self._founder_pidfd)
+            os.close(self._founder_pidfd)
+            self._founder_pidfd = None
