@@ -2,7 +2,8 @@
 
 The laws of this file: one :class:`Worker` per living process; when its pidfd is readable it is dead, and its
 tables go with it, whatever is armed in them. A table of an earlier server is adopted if, and only if,
-the process it names is alive and the same one: boot, pid, start time, and pidfd inode.
+the process it names is alive and the same one: boot, pid, start time, and pidfd inode. A process of another
+user's is watched for nobody: not for the server's owner, not on an earlier server's word.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import functools
 import mmap
 import os
 import select
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from time import monotonic
 
@@ -26,9 +27,9 @@ from ._core.watch import Due, Lifeline, Watch
 from ._policy import Policy
 from ._watched import WatchedTable
 from ._worker import Worker, leave_behind
-from .errors import ServerError
+from .errors import ForeignProcess, ServerError
 from .events import Event, log, shown
-from .process import pin
+from .process import foreign_uid, is_dead, pin, program_of
 
 _PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 """Reasons why a table could not be adopted that say nothing about the table."""
@@ -100,22 +101,42 @@ class Roster:
             return self.workers.get(worker_id)
         return self._by_pid.get(worker_id)
 
-    def pinned(self, worker_id: WorkerId | int) -> Worker:
-        """Return the worker of an identity, pinning its process if it is not known yet.
+    def admit_for_owner(self, worker_ids: Iterable[WorkerId | int]) -> dict[WorkerId | int, Worker]:
+        """Return the workers on which the server's owner arms timers, pinned and with tables for that.
+
+        Those of processes that are gone are left out, which is logged.
 
         Raises:
-            ProcessLookupError: there is no such process (any more).
+            ForeignProcess: one of them is another user's. Then nothing has become of any of them.
+            OSError: there is no memory or descriptor for one of them.
         """
-        worker = self.find(worker_id)
-        if worker is None:
-            pid = worker_id.pid if isinstance(worker_id, WorkerId) else worker_id
-            found, pidfd = pin(pid)
-            if isinstance(worker_id, WorkerId) and found != worker_id:
-                os.close(pidfd)
-                raise ProcessLookupError(f"process {pid} is another one by now")
-            worker = self.admit(found, pidfd)
-        worker.take_rights()
-        return worker
+        admitted: dict[WorkerId | int, tuple[Worker, int]] = {}
+        new: list[Worker] = []
+        try:
+            for worker_id in dict.fromkeys(worker_ids):
+                try:
+                    worker = self.find(worker_id)
+                    if worker is None:
+                        worker = self._pinned(worker_id)
+                        new.append(worker)
+                    admitted[worker_id] = worker, _program_of_ours(worker)
+                except ProcessLookupError as error:
+                    log.info("no timers are armed: %s", error)
+        except BaseException:
+            for worker in new:
+                self.dismiss(worker)
+            raise
+        for worker, program in admitted.values():
+            self.own_table(worker, "owner")[0].note_program(program)
+        return {worker_id: worker for worker_id, (worker, _program) in admitted.items()}
+
+    def _pinned(self, worker_id: WorkerId | int) -> Worker:
+        pid = worker_id.pid if isinstance(worker_id, WorkerId) else worker_id
+        found, pidfd = pin(pid)
+        if isinstance(worker_id, WorkerId) and found != worker_id:
+            os.close(pidfd)
+            raise ProcessLookupError(f"process {pid} is another one by now")
+        return self.admit(found, pidfd)
 
     def new_table(self, worker: Worker, kind: runtime.Kind) -> WatchedTable:
         """Make a table for a worker.
@@ -136,8 +157,6 @@ class Roster:
         if own is None:
             watched = self.new_table(worker, kind)
             own = worker.own_tables[kind] = (watched, _stored_by_us(watched.file.descriptor))
-        if kind == "owner":
-            own[0].note_rights(worker.uid)
         return own
 
     def watch(self, worker: Worker, file: runtime.TableFile, *, connected: bool) -> WatchedTable:
@@ -222,9 +241,6 @@ class Roster:
             self.dismiss(worker)
             raise
         table = self.watch(worker, file, connected=file.kind != "shared")
-        if file.kind == "owner" and os.geteuid() == worker.uid == 0:
-            # Not what it has now: it may be a set-uid program. Nothing noted: only root's own rights were.
-            worker.uid = max(0, table.number(layout.RIGHTS) - 1)
         if file.kind != "owner":
             worker.granted = self.policy.read_grant(table.grant())
         if cells is not None:
@@ -280,6 +296,23 @@ class Roster:
         self.workers.pop(worker.id, None)
         if self._by_pid.get(worker.id.pid) is worker:
             del self._by_pid[worker.id.pid]
+
+
+def _program_of_ours(worker: Worker) -> int:
+    """Return the mark of the program that a worker of this server's user runs.
+
+    Raises:
+        ForeignProcess: it is another user's.
+        ProcessLookupError: it is gone.
+    """
+    # In this order: had it executed a set-uid program before it is looked at, it would be foreign by now.
+    program = program_of(worker.id.pid)
+    uid = foreign_uid(worker.id.pid)
+    if is_dead(worker.pidfd):  # then the pid may be another's by now
+        raise ProcessLookupError(f"process {worker.id.pid} is gone")
+    if uid is not None:
+        raise ForeignProcess(worker.id.pid, uid, os.geteuid())
+    return program
 
 
 def _stored_by_us(descriptor: int) -> TimerTable:

@@ -5,19 +5,16 @@ The laws of this file:
 * The worker itself is always asked for through its pidfd, and first: what the kernel says to that counts.
 * A group or a cgroup is signalled only if it surely is the worker's, and the server is not in it. In all
   other cases the worker alone is, and the reason is returned.
-* Nothing is reached by proxy: signals to others go out with the same rights as the worker's own, and a cgroup
-  of another user's is ended only if it was delegated to the worker's user.
+* All of it goes out with the server's own rights, which are those of the user whose worker it is.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import stat
-from collections.abc import Callable
 
 from ._core.ladder import KILL
-from .process import is_dead
+from .process import is_dead, send_signal
 
 PIDFD_SIGNAL_PROCESS_GROUP = 4
 """Linux >= 6.9 (include/uapi/linux/pidfd.h)."""
@@ -25,11 +22,8 @@ PIDFD_SIGNAL_PROCESS_GROUP = 4
 CGROUP_ROOTS = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified")
 """Where cgroup version 2 is mounted: alone, or beside version 1."""
 
-Send = Callable[[int, int, int], None]
-"""``send(pidfd, signal, flags)``, with the rights that the worker is signalled with."""
 
-
-def signal_group(pid: int, pidfd: int, number: int, send: Send) -> str:
+def signal_group(pid: int, pidfd: int, number: int) -> str:
     """Signal the process group of a worker.
 
     Returns:
@@ -49,7 +43,7 @@ def signal_group(pid: int, pidfd: int, number: int, send: Send) -> str:
         # While the worker lives its group cannot become another one; and the leader is pinned by now.
         if os.getpgid(pid) != group or is_dead(pidfd):
             return "it has just changed its process group"
-        send(leader, number, PIDFD_SIGNAL_PROCESS_GROUP)
+        send_signal(leader, number, PIDFD_SIGNAL_PROCESS_GROUP)
     except ProcessLookupError:
         return "it is gone"
     except OSError as error:
@@ -60,7 +54,7 @@ def signal_group(pid: int, pidfd: int, number: int, send: Send) -> str:
     return ""
 
 
-def open_cgroup(pid: int, pidfd: int, uid: int) -> int | str:
+def open_cgroup(pid: int, pidfd: int) -> int | str:
     """Open the ``cgroup.kill`` of a worker's cgroup, while it lives.
 
     Returns:
@@ -80,10 +74,6 @@ def open_cgroup(pid: int, pidfd: int, uid: int) -> int | str:
                 descriptor = os.open(f"{root}{path}/cgroup.kill", os.O_WRONLY | os.O_CLOEXEC)
             except PermissionError:
                 return "its cgroup is not delegated to this server"
-            status = os.fstat(descriptor)
-            if os.geteuid() != uid and not (status.st_uid == uid and status.st_mode & stat.S_IWUSR):
-                os.close(descriptor)
-                return "its cgroup is not delegated to its user"
             if is_dead(pidfd):  # then what was read may be another process's
                 os.close(descriptor)
                 return "it is gone"
@@ -91,16 +81,14 @@ def open_cgroup(pid: int, pidfd: int, uid: int) -> int | str:
     return "its cgroup has no cgroup.kill (Linux >= 5.14)"
 
 
-def signal_target(target: str, pid: int, pidfd: int, uid: int, number: int, send: Send) -> str:
+def signal_target(target: str, pid: int, pidfd: int, number: int) -> str:
     """Signal a worker, and those that go with it.
 
     Args:
         target: ``process``, ``group`` or ``cgroup``.
         pid: the worker's.
         pidfd: the worker, pinned and alive.
-        uid: with whose rights.
         number: the signal.
-        send: see :data:`Send`.
 
     Returns:
         Why only the worker was, "" if what was wanted was done.
@@ -109,15 +97,15 @@ def signal_target(target: str, pid: int, pidfd: int, uid: int, number: int, send
         OSError: the worker cannot be signalled.
     """
     if target == "group":
-        send(pidfd, 0, 0)
-        why_not = signal_group(pid, pidfd, number, send)
+        send_signal(pidfd, 0)
+        why_not = signal_group(pid, pidfd, number)
         if why_not:
-            send(pidfd, number, 0)
+            send_signal(pidfd, number)
         return why_not
     if target == "cgroup" and number == KILL:
-        cgroup = open_cgroup(pid, pidfd, uid)
+        cgroup = open_cgroup(pid, pidfd)
         try:
-            send(pidfd, number, 0)
+            send_signal(pidfd, number)
             if isinstance(cgroup, int):
                 os.write(cgroup, b"1")
                 return ""
@@ -125,7 +113,7 @@ def signal_target(target: str, pid: int, pidfd: int, uid: int, number: int, send
         finally:
             if isinstance(cgroup, int):
                 os.close(cgroup)
-    send(pidfd, number, 0)
+    send_signal(pidfd, number)
     return ""
 
 

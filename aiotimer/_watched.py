@@ -141,10 +141,6 @@ class WatchedTable:
         self.program = mark
         self._note(layout.PROGRAM, mark)
 
-    def note_rights(self, uid: int) -> None:
-        """Let the next server know with whose rights the worker is signalled."""
-        self._note(layout.RIGHTS, uid + 1)
-
     def note_grant(self, text: str) -> None:
         """Let the next server know how the worker wants to be reaped.
 

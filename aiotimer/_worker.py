@@ -1,8 +1,8 @@
 """A worker as the server knows it: a pinned process, the tables it has timers in, and its reaping.
 
 The laws of this file: signals go through the pidfd (``_targets.py`` tells to whom besides); one SIGKILL is
-sent, not a stream of them, with the rights of the user whose process it was when the server first saw it;
-only a readable pidfd means dead.
+sent, not a stream of them; only a readable pidfd means dead. Signals go out with the server's own rights: the
+process was its user's when it was pinned, and it counts as such as long as it runs the same program.
 """
 
 from __future__ import annotations
@@ -23,12 +23,11 @@ from ._core.reader import Timer
 from ._core.requests import TimerRequest, WorkerId
 from ._core.table import TimerTable
 from ._core.watch import Due
-from ._rights import send_signal_as
 from ._targets import signal_target
 from ._watched import WatchedTable
 from .events import Event
 from .evidence import Subject
-from .process import is_dead, maps_file, name_of, runs_another_program, send_signal, uids_of
+from .process import foreign_uid, is_dead, maps_file, name_of, runs_another_program
 
 if TYPE_CHECKING:
     from ._record import Expiry
@@ -50,8 +49,6 @@ class Worker:
         name: its command name.
         tables: every table it has timers in.
         own_tables: by kind, the tables that the server itself stores into on its behalf.
-        uid: with whose rights it is signalled: the server's own; or, if root's server was told to watch
-            another user's process, that user's.
         connections: how many are open.
         channels: its event loops that answer questions, as their connections.
         heard_at: its own clock, seconds, in the latest HELLO that listed its timers.
@@ -78,7 +75,6 @@ class Worker:
         self.name = name_of(worker_id.pid)
         self.tables: list[WatchedTable] = []
         self.own_tables: dict[str, tuple[WatchedTable, TimerTable]] = {}
-        self.uid = os.geteuid()
         self.connections = 0
         self.channels: list[Channel] = []
         self.heard_at = -inf
@@ -116,27 +112,19 @@ class Worker:
         try:
             if is_dead(self.pidfd):  # a zombie would take the signal, and it would prove nothing
                 raise ProcessLookupError
-            self.shortfall = signal_target(target, self.id.pid, self.pidfd, self.uid, number, self._send)
+            self.shortfall = signal_target(target, self.id.pid, self.pidfd, number)
         except ProcessLookupError:
             self.died_first = not self.signalled  # by itself, just before
             return True
         except OSError as error:
             again = f"it will be tried again, soon only every {_LAST_RETRY:g} s"
-            self.refusal = f"as uid {self.uid}: {error.strerror}; {again}"
+            self.refusal = f"{error.strerror}; {again}"
             return False
         self.signalled = True
         if number == KILL:
             self.killed = True
             self._unkillable = self._loop.call_later(UNKILLABLE_AFTER, on_unkillable, self)
         return True
-
-    def _send(self, pidfd: int, number: int, flags: int) -> None:
-        """Send a signal with the rights that this worker is signalled with."""
-        more = (flags,) if flags else ()
-        if os.geteuid() == 0 != self.uid:
-            send_signal_as(self.uid, pidfd, number, *more)
-        else:
-            send_signal(pidfd, number, *more)
 
     def death(self, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:
         """Return what is done when it is dead."""
@@ -148,18 +136,6 @@ class Worker:
         """It is dead: whoever waits for that goes on."""
         if self._death is not None and not self._death.done():
             self._death.set_result(None)
-
-    def take_rights(self) -> None:
-        """Note whose process it is, if it is not root's: the first other uid counts.
-
-        Raises:
-            ProcessLookupError: it is gone.
-        """
-        if os.geteuid() == self.uid == 0:
-            uid = uids_of(self.id.pid)[0]
-            if is_dead(self.pidfd):
-                raise ProcessLookupError(f"process {self.id.pid} is gone")
-            self.uid = uid
 
     def settle(self) -> None:
         """It has been reaped, as far as its server is concerned: what is armed from now on is new."""
@@ -177,16 +153,29 @@ class Worker:
     def has_left(self, table: WatchedTable, *, maps: bool = False) -> bool:
         """Whether it runs another program by now than the one that armed what is in a table.
 
+        What the server's owner armed is meant for the process, whatever it runs; but not for another user's,
+        which it is by now if it has executed a set-uid program. That it has dropped its uid does not count.
+
         Args:
-            table: one of its tables. What the server's owner armed is meant for the process.
+            table: one of its tables.
             maps: look into its memory too, which can take a while: whether it still maps the table.
         """
         kind = table.file.kind
-        left = kind != "owner" and runs_another_program(self.id.pid, table.program)
+        if kind == "owner" and not self._is_foreign():
+            return False
+        # An earlier version noted no program for the owner's timers: then nothing says that it is the same.
+        unknown = kind == "owner" and not table.program
+        left = unknown or runs_another_program(self.id.pid, table.program)
         if not left and maps and kind == "shared":
             with contextlib.suppress(OSError):  # it is not shown
                 left = maps_file(self.id.pid, table.file.inode) is False
         return left and not is_dead(self.pidfd)  # else the pid may be another's by now
+
+    def _is_foreign(self) -> bool:
+        try:
+            return foreign_uid(self.id.pid) is not None
+        except OSError:  # it is gone; or there is no descriptor to look with
+            return False
 
     def table_of(self, inode: int) -> WatchedTable | None:
         """Return its table with that inode."""

@@ -4,7 +4,7 @@ The laws of this file: one root, :class:`AiotimerError`; each error also derives
 existing code already catches; each carries its facts as attributes and survives pickling, because
 errors travel between the processes of a training job.
 
-* :class:`NotConfigured`, :class:`TableFull`: the caller must change the program.
+* :class:`NotConfigured`, :class:`TableFull`, :class:`ForeignProcess`: the caller must change the program.
 * :class:`ServerUnavailable`, :class:`Refused`, :class:`ServerError` and its kinds,
   :class:`HistoryUnreadable`: the operator must act.
 * :class:`ProtocolError`: the peer broke the rules; its connection is closed.
@@ -96,6 +96,28 @@ class TableFull(AiotimerError, RuntimeError):
 
     def __str__(self) -> str:
         return f"no room for another timer ({self.armed} armed): {self.reason}"
+
+
+class ForeignProcess(AiotimerError, PermissionError):
+    """A server was to arm a timer on a process of another user: it serves its own user only, root's too.
+
+    Attributes:
+        pid: the process.
+        uid: the user it belongs to, or one of them: it has a real, an effective and a saved user id.
+        server_uid: whom the server serves.
+    """
+
+    def __init__(self, pid: int, uid: int, server_uid: int) -> None:
+        super().__init__(f"process {pid} belongs to uid {uid}")
+        self.pid = pid
+        self.uid = uid
+        self.server_uid = server_uid
+
+    def __str__(self) -> str:
+        return (
+            f"process {self.pid} belongs to uid {self.uid}, and this server serves uid {self.server_uid} "
+            f"only (run a server as uid {self.uid} for it, or start the process as uid {self.server_uid})"
+        )
 
 
 class ProtocolError(AiotimerError, ConnectionError):

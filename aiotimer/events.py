@@ -42,7 +42,8 @@ class Event(NamedTuple):
             wanted; ``finished``: such a timer was released after all. ``held``: the worker is stopped or
             in a debugger, and is not reaped for that long, as was wanted. ``breaker``: too many reaps, the
             server only observes from now on. ``worker_gone``: a worker died by itself with timers armed.
-            ``exec``: a worker runs another program now, its timers are dropped. ``adopted``: a table of an
+            ``exec``: a worker runs another program now, its timers are dropped (those of the server's owner
+            only if it is another user's now). ``adopted``: a table of an
             earlier server. ``stalled``: the server stood still. ``refused``: a client that is not served.
         worker_id: whom it happened to, None for the server itself.
         name: the worker's command name.

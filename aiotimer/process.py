@@ -64,7 +64,7 @@ def runs_another_program(pid: int, mark: int) -> bool:
         now = program_of(pid) if mark else 0
         if mark and not now and os.geteuid() != 0:
             # Its memory was shown to us, so all its uids were ours: a program changed them that is set-uid.
-            return any(uid != os.geteuid() for uid in uids_of(pid))
+            return foreign_uid(pid) is not None
     except OSError:  # it is gone; or there is no descriptor to look with
         return False
     return bool(now) and now != mark
@@ -98,6 +98,18 @@ def uids_of(pid: int) -> tuple[int, int, int]:
     return int(fields[1]), int(fields[2]), int(fields[3])
 
 
+def foreign_uid(pid: int) -> int | None:
+    """Return whose process it is if it is not all this user's, None if it is.
+
+    A process is a user's if its real, effective and saved user ids are: a set-uid program is not, even while
+    it has put its privileges aside. The caller checks afterwards that the pid was still that process.
+
+    Raises:
+        ProcessLookupError: there is no such process.
+    """
+    return next((uid for uid in uids_of(pid) if uid != os.geteuid()), None)
+
+
 def _stat(pid: int) -> list[bytes]:
     """Return the fields of proc_pid_stat(5), each at its number there; 0 to 2 are not given.
 
@@ -122,7 +134,7 @@ def name_of(pid: int) -> str:
 
 
 def pin(pid: int) -> tuple[WorkerId, int]:
-    """Pin a living process of ours (a child, or one found in a file name).
+    """Pin a living process (a child, or one found in a file name), whoever's it is by now.
 
     Returns:
         Its identity, and a pidfd that the caller closes.
@@ -136,7 +148,7 @@ def pin(pid: int) -> tuple[WorkerId, int]:
         if error.errno in (errno.EINVAL, errno.ENOENT):  # by now it numbers a thread, which is no process
             raise ProcessLookupError(f"no process {pid}") from None
         raise
-    return _identify(pid, pidfd), pidfd
+    return _identify(pid, pidfd, anybodys=True), pidfd
 
 
 def pin_named(name: str) -> int | None:
@@ -160,6 +172,7 @@ def pin_peer(connection: socket.socket) -> tuple[WorkerId, int, int]:
 
     Raises:
         ProcessLookupError: it is gone, or it is not in this pid namespace (the kernel says pid 0).
+        PermissionError: it is not ours to signal by now.
     """
     pid, uid = peer_of(connection)
     if pid <= 0:
@@ -203,11 +216,15 @@ def check_trusted(connection: socket.socket, path: str) -> None:
         raise Refused(path, f"it belongs to uid {uid}; that server is not trusted")
 
 
-def _identify(pid: int, pidfd: int) -> WorkerId:
+def _identify(pid: int, pidfd: int, *, anybodys: bool = False) -> WorkerId:
     """Read the start time of a pinned process, sure that it is its own."""
     try:
         worker = WorkerId(pid, start_time(pid))
-        send_signal(pidfd, 0)  # still there (or a zombie): so /proc/PID was its own
+        try:
+            send_signal(pidfd, 0)  # still there (or a zombie): so /proc/PID was its own
+        except PermissionError:  # so is it then: the kernel looks for the process first
+            if not anybodys:
+                raise
     except BaseException:
         os.close(pidfd)
         raise

@@ -33,7 +33,7 @@ from ._reaper import Reaper
 from ._report import report
 from ._roster import Roster
 from ._worker import Worker, leave_behind
-from .events import Event, log
+from .events import Event
 from .process import check_proc
 
 if TYPE_CHECKING:
@@ -206,7 +206,9 @@ class TimerServer:
     def register_timers(self, requests: Iterable[TimerRequest]) -> None:
         """Arm and release timers on processes of the server's owner: a launcher's children, say.
 
-        A process that is gone is passed over: its timers are moot.
+        A process that is gone is passed over: its timers are moot. If a timer is to be armed on one of
+        another user's, all requests are refused, before any of them is applied; by a server of root's too. A
+        timer is dropped, with the event ``exec``, if its process becomes another user's by an exec.
 
         Args:
             requests: their ``worker_id`` is a :class:`WorkerId`, or the pid of a living process.
@@ -214,14 +216,15 @@ class TimerServer:
         Raises:
             ValueError, TypeError: a request's scope or expiration time cannot be used.
             TableFull: a worker has 65,536 timers armed.
+            ForeignProcess: a timer was to be armed on a process of another user: its real, effective or saved
+                user id is not the server's. It is a PermissionError.
         """
-        for request in requests:
-            if request.is_release and self._members.find(request.worker_id) is None:
-                continue
-            try:
-                worker = self._members.pinned(request.worker_id)
-            except ProcessLookupError as error:
-                log.info("no timer %r: %s", request.scope_id, error)
+        batch = list(requests)
+        admitted = self._members.admit_for_owner(r.worker_id for r in batch if not r.is_release)
+        for request in batch:
+            whom = request.worker_id
+            worker = self._members.find(whom) if request.is_release else admitted.get(whom)
+            if worker is None:
                 continue
             table, cells = self._members.own_table(worker, "owner")
             if cells.set((request.scope_id, 0), request.expiration_time, monotonic()):

@@ -65,5 +65,5 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         sent.append(signum)
         send_signal(pidfd, signum)
 
-    monkeypatch.setattr("aiotimer._worker.send_signal", sends)
+    monkeypatch.setattr("aiotimer._targets.send_signal", sends)
     return sent

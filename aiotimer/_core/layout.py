@@ -13,7 +13,7 @@ offset                written by  what
 72  ``LOOKS``         server     float64: how many looks there have been
 80  ``REAPED_AT``     server     float64: when the server began to reap the worker, or 0.0
 88  ``PROGRAM``       server     float64: a mark of the program that the worker runs, or 0.0
-96  ``RIGHTS``        server     float64: 1 + the uid with whose rights it is signalled, or 0.0
+96                    (nobody)   reserved: an earlier server may have stored a uid here; never read
 112 ``POLICY``        server     80 bytes of ASCII, padded with NUL: how this worker wants to be reaped
 192 ``HIGH_WATER``    worker     float64: slots below this are allocated and initialised
 200 ``RETIRED``       worker     float64: acquisitions counted in slots that were relabelled since
@@ -46,7 +46,6 @@ PROMISE = 8
 LOOKS = 9
 REAPED_AT = 10
 PROGRAM = 11
-RIGHTS = 12
 HIGH_WATER = 24
 RETIRED = 25
 DUMP_SIGNAL = 26

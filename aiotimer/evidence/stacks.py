@@ -9,7 +9,7 @@ The laws of this file:
 * The signal's default action is death. It is sent only if the kernel says that the process catches it, that
   some thread does not block it, and that the descriptor it said is the table: so it is still the program
   that registered it. A process that is stopped or traced is not sent anything: it would not answer.
-* The signal goes through the pidfd, with the rights of the user whose process it is.
+* The signal goes through the pidfd.
 * What the worker wrote is untrusted: bounded in size, any bytes.
 """
 
@@ -25,8 +25,7 @@ from time import monotonic
 from typing import Any
 
 from .._core import layout
-from .._rights import send_signal_as
-from ..process import is_dead, send_signal, uids_of
+from ..process import is_dead, send_signal
 from .findings import Frame, stack
 from .proc import status_fields
 
@@ -109,7 +108,7 @@ def dump(pid: int, pidfd: int, table: int, table_inode: int, limit: float, given
     check_safe(pid, pidfd, table, table_inode, signum, descriptor)
     blocked_before = _threads_blocking(pid, signum)
     start = max(layout.STACKS_OFFSET, os.fstat(table).st_size)
-    _send(pid, pidfd, signum)
+    send_signal(pidfd, signum)
     until = monotonic() + limit
     size = last = start
     while monotonic() < until and not given_up.wait(_POLL) and not is_dead(pidfd):
@@ -164,14 +163,6 @@ def _words(table: int) -> tuple[int, int]:
         value = layout.read_word(head, 8 * index) if len(head) >= 8 * index + 8 else 0.0
         found.append(int(value) if 0 <= value < 2**31 else 0)  # False for NaN
     return found[0], found[1]
-
-
-def _send(pid: int, pidfd: int, signum: int) -> None:
-    uid = uids_of(pid)[0]
-    if os.geteuid() == 0 != uid:
-        send_signal_as(uid, pidfd, signum)
-    else:
-        send_signal(pidfd, signum)
 
 
 def _has(fields: dict[str, str], name: str, signum: int) -> bool:

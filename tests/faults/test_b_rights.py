@@ -1,7 +1,8 @@
-"""Servers of root's: with whose rights a signal is sent, and which capabilities are left.
+"""A server serves its own user only: whose processes it acts on, and with which rights.
 
-The laws of this file: what a user may not kill, root's server does not kill on that user's account; what the
-user may kill it does, and its own workers in any case; and it has no capability but those that this takes.
+The laws of this file: a timer cannot be armed on another user's process, by root's server either; a process
+that has become another user's by an exec is not acted upon; one that has merely dropped its uid is still the
+one that was pinned; and a server of root's has no capability but those that this takes.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import contextlib
 import os
 import shutil
 import signal
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,16 +18,17 @@ from time import monotonic
 
 import pytest
 
-from aiotimer import TimerRequest
+from aiotimer import TimerRequest, WorkerId
 from aiotimer._control import status
-from aiotimer._rights import CAPABILITIES
+from aiotimer.errors import ForeignProcess
+from aiotimer.process import start_time
 from tests.programs import PRELUDE, program
-from tests.serving import WatchfulServer, armed, ended, is_alive, line, number, serving
+from tests.serving import WatchfulServer, armed, bystander, ended, is_alive, line, number, serving
 from tests.support import SpawnedWorker, short_socket, spawn_worker
 
 NOBODY = 65534
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="it takes root to be a server of root's")
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="it takes root to be two users")
 
 
 @pytest.fixture
@@ -55,90 +56,150 @@ def uids(pid: int) -> set[str]:
     return set(next(line for line in text.splitlines() if line.startswith("Uid:")).split()[1:])
 
 
-@contextlib.contextmanager
-def users_shell(then: str) -> Iterator[SpawnedWorker]:
-    """Yield a shell of another user's that runs a line when it is told."""
-    with SpawnedWorker(
-        subprocess.Popen(
-            ["/bin/sh", "-c", f"echo ready; read go; {then}"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            user=NOBODY,
-            group=NOBODY,
-            extra_groups=[],
-        )
-    ) as shell:
-        shell.wait_line("ready")
-        yield shell
-
-
 def become_root(programs: Path) -> str:
     """Return the line with which a shell becomes a program that is root through and through."""
     return f"exec {programs}/setpriv --reuid 0 sh -c 'echo root; read end'"
 
 
-def arm(server: WatchfulServer, pid: int, after: float) -> float:
-    deadline = monotonic() + after
-    server.register_timers([TimerRequest(pid, "of root's", deadline)])
-    return deadline
+def request(pid: int, after: float = 60.0) -> TimerRequest:
+    return TimerRequest(pid, "of its owner's", monotonic() + after)
 
 
-async def assert_refused(server: WatchfulServer, pid: int, deadline: float) -> None:
-    """It is told once why a process lives on, which is tried again with pauses."""
-    event = await server.told("reap_failed", pid)
-    assert f"as uid {NOBODY}: Operation not permitted" in event.detail
-    await server.until(lambda: [worker.pid for worker in server.reaps].count(pid) >= 3, "the third attempt")
-    await server.pass_by(deadline)
+def overdue(server: WatchfulServer, pid: int) -> None:
+    """Let the timer that is armed on a process be due, without arming it anew, which might be refused."""
+    worker = server._members.find(pid)
+    assert worker is not None
+    table, cells = worker.own_tables["owner"]
+    assert cells.set(("of its owner's", 0), 0.0, monotonic())
+    table.rung(0.0)
+
+
+# -- arming ------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def of_another_user(real: int, effective: int, saved: int) -> Iterator[int]:
+    """Yield a process with these user ids."""
+    code = PRELUDE + "os.setresuid(*map(int, sys.argv[1:]))\nsay('changed')\nsys.stdin.readline()"
+    with spawn_worker(code, None, str(real), str(effective), str(saved)) as worker:
+        worker.wait_line("changed")
+        yield worker.pid
+
+
+@pytest.mark.parametrize("ids", [(NOBODY, NOBODY, NOBODY), (NOBODY, 0, 0), (0, NOBODY, 0), (0, 0, NOBODY)])
+async def test_another_users_process_is_refused(ids: tuple[int, int, int]) -> None:
+    """A single id is enough: so it is a set-uid program's process, whoever it acts as just now."""
+    async with serving() as server:
+        with of_another_user(*ids) as pid:
+            with pytest.raises(ForeignProcess, match=f"process {pid} belongs to uid {NOBODY}") as raised:
+                server.register_timers([request(pid)])
+            assert isinstance(raised.value, PermissionError)
+            assert (raised.value.pid, raised.value.uid, raised.value.server_uid) == (pid, NOBODY, 0)
+            assert server.status()["workers"] == []
+            server.register_timers([TimerRequest(pid, "of its owner's", -1.0)])  # there is nothing to release
+
+
+async def test_a_batch_with_another_users_process_is_refused_as_a_whole() -> None:
+    async with serving() as server:
+        with of_another_user(NOBODY, NOBODY, NOBODY) as foreign, bystander() as old, bystander() as new:
+            server.register_timers([request(old)])
+            former = server.armed(old)
+            release = TimerRequest(old, "of its owner's", -1.0)
+            with pytest.raises(ForeignProcess, match=f"process {foreign} "):
+                server.register_timers([release, request(new), request(old, 0.0), request(foreign)])
+            assert [worker["pid"] for worker in server.status()["workers"]] == [old]
+            assert server.armed(old) == former
+            server.register_timers([request(new, 0.0)])  # which was let go of, and can come again
+            await server.told("reaped", new)
+            assert is_alive(old)
+
+
+async def test_another_users_process_that_took_over_a_pid_is_passed_over() -> None:
+    """The process that was meant is gone: that is no reason to refuse the others."""
+    async with serving() as server:
+        with of_another_user(NOBODY, NOBODY, NOBODY) as pid, bystander() as own:
+            former = WorkerId(pid, start_time(pid) - 1)
+            server.register_timers([TimerRequest(former, "s", monotonic() + 60), request(own)])
+            assert [worker["pid"] for worker in server.status()["workers"]] == [own]
+
+
+# -- what becomes of a process on which a timer is armed -----------------------------------------------------
+
+CHANGED = {
+    "dropped its uid": f"os.setuid({NOBODY})\nsay('changed')\nsys.stdin.readline()",
+    "executed": "os.execv('/bin/sh', ['sh', '-c', 'echo changed; read end'])",
+    "both": f"os.setuid({NOBODY})\nos.execv('/bin/sh', ['sh', '-c', 'echo changed; read end'])",
+}
+"""What a process of this user's does with a timer that the server's owner has armed on it."""
+
+
+@contextlib.contextmanager
+def changing(how: str) -> Iterator[SpawnedWorker]:
+    """Yield a process that changes when it is told to."""
+    code = PRELUDE + "say('ready')\nsys.stdin.readline()\n" + CHANGED[how]
+    with spawn_worker(code, None) as worker:
+        worker.wait_line("ready")
+        yield worker
+
+
+async def change(worker: SpawnedWorker) -> None:
+    worker.say()
+    await line(worker, "changed")
+
+
+@pytest.mark.parametrize("restart", [False, True], ids=["the same server", "the next server"])
+@pytest.mark.parametrize("how", ["dropped its uid", "executed"])
+async def test_it_is_reaped_if_it_did_only_one_of_them(how: str, restart: bool) -> None:
+    """It is the process that was pinned; and either its program is the one of then, or its user is."""
+    with short_socket() as path, changing(how) as worker:
+        async with serving(path) as server:
+            server.register_timers([request(worker.pid)])
+            await change(worker)
+            if not restart:
+                overdue(server, worker.pid)
+                assert await ended(worker) == -signal.SIGKILL
+        if restart:
+            async with serving(path) as server:
+                assert server.armed(worker.pid).keys() == {"of its owner's"}
+                overdue(server, worker.pid)
+                assert await ended(worker) == -signal.SIGKILL
+        assert server.all_told("exec") == []
+
+
+@pytest.mark.parametrize("restart", [False, True], ids=["the same server", "the next server"])
+async def test_it_is_not_acted_upon_if_it_is_another_users_by_an_exec(restart: bool) -> None:
+    with short_socket() as path, changing("both") as worker:
+        async with serving(path) as server:
+            server.register_timers([request(worker.pid)])
+            await change(worker)
+            if not restart:
+                overdue(server, worker.pid)
+                assert_let_go(server, worker.pid)
+        if restart:
+            async with serving(path) as server:
+                assert_let_go(server, worker.pid)
+
+
+async def test_a_table_of_a_version_that_noted_no_program_is_not_enough() -> None:
+    """Nothing says that the program is still the one of then: to be on the safe side it is not."""
+    with short_socket() as path, changing("dropped its uid") as worker:
+        async with serving(path) as server:
+            server.register_timers([request(worker.pid)])
+            known = server._members.find(worker.pid)
+            assert known is not None
+            known.own_tables["owner"][0].note_program(0)
+            await change(worker)
+        async with serving(path) as server:
+            assert_let_go(server, worker.pid)
+
+
+def assert_let_go(server: WatchfulServer, pid: int) -> None:
+    assert len(server.all_told("exec", pid)) == 1
+    assert server.armed(pid) == {}
+    assert server.reaps == []
     assert is_alive(pid)
-    assert len(server.all_told("reap_failed", pid)) == 1
-    assert server.armed(pid).keys() == {"of root's"}
-
-
-async def test_another_users_process_is_killed_with_its_users_rights() -> None:
-    async with serving() as server:
-        with users_shell("exit 1") as shell:
-            deadline = arm(server, shell.pid, 0.1)
-            assert await ended(shell) == -signal.SIGKILL
-            assert (await server.told("reaped", shell.pid)).scope == "of root's"
-            assert server.acted[shell.pid] >= deadline
-
-
-async def test_a_set_uid_program_is_not_killed_by_proxy(programs: Path) -> None:
-    """Its user could not kill it: the timer that was armed before does not either."""
-    async with serving() as server:
-        with users_shell(become_root(programs)) as shell:
-            arm(server, shell.pid, 60)
-            shell.say()
-            await line(shell, "root")
-            assert uids(shell.pid) == {"0"}
-            await assert_refused(server, shell.pid, arm(server, shell.pid, 0.1))
-
-
-async def test_nor_by_the_next_server(programs: Path) -> None:
-    """Whose process it was when the timer was armed is noted with the timer."""
-    with short_socket() as path, users_shell(become_root(programs)) as shell:
-        async with serving(path) as server:
-            arm(server, shell.pid, 60)
-        shell.say()
-        await line(shell, "root")
-        async with serving(path) as server:
-            assert server.all_told("adopted", shell.pid)
-            await assert_refused(server, shell.pid, arm(server, shell.pid, 0.1))
-
-
-async def test_a_set_uid_program_that_its_user_may_kill_is_killed(programs: Path) -> None:
-    """It keeps its user as its real uid, as ``passwd`` does: kill(2) lets that user signal it."""
-    async with serving() as server:
-        with users_shell(f"exec {programs}/sleep 1000") as shell:
-            arm(server, shell.pid, 60)
-            shell.say()
-            while "0" not in uids(shell.pid):  # sleep says nothing
-                assert is_alive(shell.pid)
-            arm(server, shell.pid, 0.1)
-            assert await ended(shell) == -signal.SIGKILL
-            await server.told("reaped", shell.pid)
+    with pytest.raises(ForeignProcess):
+        server.register_timers([request(pid)])
 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "socket"])
@@ -183,12 +244,90 @@ def test_a_set_uid_program_is_another_program_to_an_unprivileged_server(programs
         assert worker.wait_line("marks") == "marks True False 0 True"
 
 
+UNPRIVILEGED_SERVER = (
+    PRELUDE
+    + f"""
+import concurrent.futures.thread, sqlite3, subprocess
+import aiotimer.server  # before the modules are out of reach
+from aiotimer import TimerRequest, TimerServer
+from aiotimer.errors import ForeignProcess
+from aiotimer.process import foreign_uid
+
+line, path, restart = sys.argv[1:]
+
+def told(events):
+    return [event.event for event in events if event.worker_id and event.worker_id.pid == shell.pid]
+
+async def main():
+    events = []
+    async with TimerServer(path, on_event=events.append) as server:
+        request = TimerRequest(shell.pid, "s", time.monotonic() + 60)
+        server.register_timers([request])
+        shell.stdin.write(b"\\n")
+        shell.stdin.flush()
+        while foreign_uid(shell.pid) is None:  # sleep says nothing
+            assert shell.poll() is None
+        try:
+            server.register_timers([request])
+        except ForeignProcess as error:
+            say("refused", error.uid, error.server_uid)
+        if restart == "no":
+            table, cells = server._members.find(shell.pid).own_tables["owner"]
+            cells.set(("s", 0), 0.0, time.monotonic())
+            table.rung(0.0)
+            left = server.status()["workers"][0]["timers"]
+            say("left", left)
+    if restart == "yes":
+        async with TimerServer(path, on_event=events.append) as server:
+            say("left", server.status()["workers"])
+    say("told", *told(events), shell.poll())
+
+os.setgroups([])
+os.setresgid({NOBODY}, {NOBODY}, {NOBODY})
+os.setresuid({NOBODY}, {NOBODY}, {NOBODY})
+with subprocess.Popen(["/bin/sh", "-c", "read go; " + line], stdin=subprocess.PIPE) as shell:
+    asyncio.run(main())
+    sys.stdin.readline()
+    shell.stdin.close()
+    try:
+        shell.kill()
+    except PermissionError:
+        pass  # it ends at the end of its input
+"""
+)
+
+
+@pytest.mark.parametrize("restart", ["no", "yes"])
+@pytest.mark.parametrize("what", ["root through and through", "root, and its user may kill it"])
+def test_a_set_uid_program_is_not_acted_upon_by_an_unprivileged_server(
+    what: str, restart: str, programs: Path
+) -> None:
+    """The kernel would let the user kill the second one: as ``passwd``, it keeps the user as its real uid."""
+    text = become_root(programs) if "through" in what else f"exec {programs}/sleep 1000"
+    directory = tempfile.mkdtemp(prefix="at-", dir="/dev/shm")
+    try:
+        os.chown(directory, NOBODY, NOBODY)
+        environment = {"XDG_RUNTIME_DIR": directory}
+        with spawn_worker(
+            UNPRIVILEGED_SERVER, None, text, f"{directory}/s", restart, env=environment
+        ) as server:
+            assert server.wait_line("refused") == f"refused 0 {NOBODY}"
+            assert server.wait_line("left") == "left []"
+            assert server.wait_line("told") == "told exec None"
+            server.say()
+            assert server.wait() == 0
+    finally:
+        shutil.rmtree(directory)
+
+
 # -- capabilities ------------------------------------------------------------------------------------------
+
+CAP_KILL, CAP_SYS_PTRACE = 5, 19  # include/uapi/linux/capability.h
 
 
 def test_a_server_of_roots_keeps_the_capabilities_it_needs() -> None:
     """And no more; with them it reaps a worker that has given up root, and sees it execute."""
-    mask = sum(1 << capability for capability in CAPABILITIES)
+    mask = 1 << CAP_KILL | 1 << CAP_SYS_PTRACE
     with short_socket() as path, served(path) as server:
         text = Path(f"/proc/{server.pid}/status").read_text()
         sets = dict(entry.split(":\t") for entry in text.splitlines() if entry.startswith("Cap"))

@@ -445,7 +445,6 @@ def test_the_table_is_as_documented() -> None:
         "LOOKS",
         "REAPED_AT",
         "PROGRAM",
-        "RIGHTS",
         "HIGH_WATER",
         "RETIRED",
         "DUMP_SIGNAL",

@@ -517,13 +517,33 @@ async def test_a_group_that_cannot_be_signalled(monkeypatch: pytest.MonkeyPatch)
             raise OSError(errno.EINVAL, "Invalid argument")
         send_signal(pidfd, signum)
 
-    monkeypatch.setattr("aiotimer._worker.send_signal", refuses)
+    monkeypatch.setattr("aiotimer._targets.send_signal", refuses)
     async with serving(target="group") as server:
         with family(new_group=True) as (shell, child):
             server.register_timers([due(shell)])
             event = await server.told("reaped", shell)
             assert event.detail.endswith("its process group cannot be signalled: Invalid argument")
             assert is_alive(child)
+
+
+async def test_a_worker_that_the_kernel_does_not_let_us_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A security module, say. It is told once, and tried again with pauses, until it can be."""
+
+    def refuses(_pidfd: int, _signum: int) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    async with serving() as server:
+        with bystander() as pid:
+            with monkeypatch.context() as played:
+                played.setattr("aiotimer._targets.send_signal", refuses)
+                server.register_timers([due(pid)])
+                event = await server.told("reap_failed", pid)
+                assert event.detail.startswith("Operation not permitted; it will be tried again")
+                await server.until(lambda: len(server.reaps) >= 3, "the third attempt")
+                assert is_alive(pid)
+                assert server.armed(pid)
+            await server.told("reaped", pid)
+            assert len(server.all_told("reap_failed", pid)) == 1
 
 
 @pytest.mark.parametrize(
@@ -543,7 +563,7 @@ async def test_an_unkillable_worker_of_which_nothing_is_shown(
 
     monkeypatch.setattr("aiotimer._unkillable.classify", classify)
     monkeypatch.setattr("aiotimer._unkillable._PATIENCE", 0.05)
-    monkeypatch.setattr("aiotimer._worker.send_signal", lambda *_: None)
+    monkeypatch.setattr("aiotimer._targets.send_signal", lambda *_: None)
     monkeypatch.setattr("aiotimer._worker.UNKILLABLE_AFTER", 0.01)
     try:
         async with serving() as server:

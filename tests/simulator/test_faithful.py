@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from aiotimer import _reaper, _watched, _worker, expires, runtime
+from aiotimer import _reaper, _targets, _watched, _worker, expires, runtime
 from aiotimer._core import layout
 from aiotimer._core.table import TimerTable
 from aiotimer._core.watch import Lifeline, Watch
@@ -59,7 +59,7 @@ class Real:
         for module in (_watched, _reaper, _worker):
             monkeypatch.setattr(module, "monotonic", clock)
         monkeypatch.setattr(_watched, "os", self)
-        monkeypatch.setattr(_worker, "send_signal", lambda _pidfd, _signal: None)
+        monkeypatch.setattr(_targets, "send_signal", lambda _pidfd, _signal: None)
         self.descriptor = os.memfd_create("table")
         os.truncate(self.descriptor, layout.TABLE_SIZE)
         worker_id, pidfd = pin(os.getpid())

@@ -8,7 +8,14 @@ import pickle
 import pytest
 
 from aiotimer import AiotimerError, NotConfigured, Refused, ServerUnavailable, TableFull
-from aiotimer.errors import AlreadyServing, NewerLayout, ProtocolError, ServerError, UnsafePath
+from aiotimer.errors import (
+    AlreadyServing,
+    ForeignProcess,
+    NewerLayout,
+    ProtocolError,
+    ServerError,
+    UnsafePath,
+)
 
 
 @pytest.mark.parametrize(
@@ -16,6 +23,7 @@ from aiotimer.errors import AlreadyServing, NewerLayout, ProtocolError, ServerEr
     [
         (NotConfigured, RuntimeError),
         (TableFull, RuntimeError),
+        (ForeignProcess, PermissionError),
         (ServerUnavailable, ConnectionError),
         (Refused, ConnectionError),
         (ProtocolError, ConnectionError),
@@ -54,12 +62,21 @@ def test_a_full_table_says_how_full() -> None:
     assert "all of them are armed" in str(error)
 
 
+def test_another_users_process_is_named_with_both_ways_out() -> None:
+    error = ForeignProcess(7, 1000, 0)
+    assert (error.pid, error.uid, error.server_uid) == (7, 1000, 0)
+    assert "process 7 belongs to uid 1000, and this server serves uid 0 only" in str(error)
+    assert "run a server as uid 1000" in str(error)
+    assert "start the process as uid 0" in str(error)
+
+
 @pytest.mark.parametrize(
     "error",
     [
         ServerUnavailable("/p", "r"),
         Refused("/p", "r"),
         TableFull(3, "r"),
+        ForeignProcess(7, 8, 9),
         ProtocolError("r"),
         NotConfigured(),
     ],

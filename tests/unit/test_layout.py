@@ -32,7 +32,7 @@ def test_regions_follow_each_other_and_do_not_touch() -> None:
     ends = [
         16,  # magic, version, capacity
         8 * layout.PROMISE,
-        8 * layout.RIGHTS + 8,
+        8 * layout.PROGRAM + 8,
         8 * layout.HIGH_WATER,
         8 * layout.RETIRED + 8,
         layout.deadline_offset(0),
@@ -49,8 +49,7 @@ def test_regions_follow_each_other_and_do_not_touch() -> None:
 
 
 def test_the_two_sides_write_into_different_cache_lines() -> None:
-    server_words = (layout.PROMISE, layout.LOOKS, layout.REAPED_AT, layout.PROGRAM, layout.RIGHTS)
-    by_server = {8 * word // 64 for word in server_words}
+    by_server = {8 * word // 64 for word in (layout.PROMISE, layout.LOOKS, layout.REAPED_AT, layout.PROGRAM)}
     by_worker = {8 * word // 64 for word in (layout.HIGH_WATER, layout.RETIRED, layout.FIRST_DEADLINE)}
     assert not by_server & by_worker
 
