@@ -10,6 +10,8 @@ are asserted in benchmarks only.
 No client outlives its test: what it left open is closed, or a thread would go on looking for its server.
 
 What a shell in the background or `nohup` ignores, every process that a test starts would ignore too.
+
+What is printed does not depend on the terminal that the suite was started in, or on how wide it is.
 """
 
 import asyncio
@@ -46,6 +48,29 @@ def pytest_configure() -> None:
     ):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, handler)
+
+
+_OF_A_TERMINAL = (
+    "COLORTERM",
+    "COLUMNS",
+    "FORCE_COLOR",
+    "LINES",
+    "NO_COLOR",
+    "PYTHON_COLORS",
+    "TTY_COMPATIBLE",
+    "TTY_INTERACTIVE",
+)
+"""What rich, click and the interpreter itself ask the environment about the terminal."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _terminal() -> Iterator[None]:
+    """Tests and the processes that they start find the same terminal. pytest itself has the caller's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TERM", "xterm")
+        for name in _OF_A_TERMINAL:
+            patch.delenv(name, raising=False)
+        yield
 
 
 @pytest.fixture(autouse=True)
