@@ -288,7 +288,7 @@ def _every_bytecode(code: CodeType) -> frozenset[int]:
     left_out = {i.offset for i in instructions if i.opname == "NOP"}
     left_out.update(i.offset for i in instructions if i.positions is None or i.positions.lineno is None)
     for n, (one, two) in enumerate(itertools.pairwise(instructions)):
-        if [(i.opname, i.argval) for i in instructions[n : n + 3]] == [("LOAD_CONST", None)] * 3:
+        if [_loads_none(i) for i in instructions[n : n + 3]] == [True] * 3:
             first, end = n, n + 3
             while instructions[first - 1].opname in ("SWAP", "PUSH_NULL"):
                 first -= 1
@@ -299,6 +299,14 @@ def _every_bytecode(code: CodeType) -> frozenset[int]:
         if two.opname == "WITH_EXCEPT_START":
             left_out.update((one.offset, two.offset))
     return frozenset(instruction.offset for instruction in instructions) - left_out
+
+
+def _loads_none(instruction: dis.Instruction) -> bool:
+    """Whether a bytecode puts None on the stack, as happens three times before an ``__exit__`` is called.
+
+    From CPython 3.15 on None is one of the constants that all code shares.
+    """
+    return instruction.opname in ("LOAD_CONST", "LOAD_COMMON_CONSTANT") and instruction.argval is None
 
 
 def _handles_signals(code: CodeType) -> frozenset[int]:
