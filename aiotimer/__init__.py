@@ -8,13 +8,12 @@ is not left. ``configure`` chooses the server. ``TimerServer`` is the server, to
 from typing import TYPE_CHECKING
 
 from ._block import Block
+from ._clients import AsyncTimerClient, TimerClient
 from ._core.requests import TimerRequest, WorkerId
 from ._version import __version__
-from .client import AsyncTimerClient
 from .configuration import configure
 from .errors import AiotimerError, NotConfigured, Refused, ServerUnavailable, TableFull
 from .expiry import expires
-from .sync import TimerClient
 
 if TYPE_CHECKING:
     from .queue import RequestQueue

@@ -11,12 +11,12 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from ._core.layout import SCOPE_BYTES, encode_scope
-from ._scratch import scratch
+from ._memory import scratch
 
 if TYPE_CHECKING:
     from types import FrameType
 
-    from ._client import BaseClient
+    from ._clients import BaseClient
     from ._core.table import Pool
 
 MOST = 1e308

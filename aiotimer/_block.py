@@ -22,11 +22,10 @@ from math import inf, nan
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from ._arguments import named_pool, seconds
-from ._client import BaseClient
+from ._clients import BaseClient, configured, default, default_client
 from ._core import durations
 from ._core.layout import COUNT_OF, LATE, PROMISE, row_of
 from ._core.table import SAMPLE_EVERY, Pool
-from ._default import configured, default, default_client
 from ._leaving import Slow, nothing
 from ._waiting import within
 from .errors import AiotimerError

@@ -18,7 +18,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ._core import wire
-from ._descriptors import is_open
+from ._memory import is_open
 from ._tasks import answer
 from .process import check_trusted
 

@@ -21,7 +21,7 @@ from ._worker import Worker, leave_behind
 if TYPE_CHECKING:
     from ._gathering import Gatherer
     from ._policy import Policy
-    from ._telling import Teller
+    from ._reporter import Teller
 
 _LEAST = 0.001
 """Seconds: uvloop rounds to whole milliseconds, and may be early by half of one."""

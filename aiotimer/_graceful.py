@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._arguments import seconds
 from ._block import Block
-from ._default import configured
+from ._clients import configured
 from ._leaving import nothing, time_out
 
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ import sys
 from pathlib import Path
 from time import monotonic_ns
 
-from . import runtime
+from . import _paths
+from ._procfs import start_time
 from .errors import ServerUnavailable
-from .process import start_time
 
 READY_WITHIN = 15.0
 """Seconds that a server may take to start: importing from a slow file system takes long."""
@@ -41,7 +41,7 @@ def found(arguments: tuple[str, ...] = ()) -> tuple[str, int]:
         UnsafePath: there is no place for its socket.
     """
     name = f"private-{os.getpid()}-{monotonic_ns() % 10**9}.sock"
-    socket_path = runtime.check_socket_path(str(runtime.base() / name))
+    socket_path = _paths.check_socket_path(str(_paths.base() / name))
     ready, child_end = os.pipe()
     command = python_command(
         "watchdog", "--socket", socket_path, "--founder", founder_argument(), "--ready-fd", str(child_end),

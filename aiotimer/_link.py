@@ -28,18 +28,18 @@ from . import _waiting
 from ._control import ping
 from ._conversation import greet, reach
 from ._core import layout, wire
+from ._core.ladder import NO_REQUEST
 from ._core.table import Pool, TimerTable
-from ._descriptors import close, immortal, is_open
+from ._environment import observes
+from ._memory import close, immortal, is_open, scratch
 from ._outage import Hook, Mended
-from ._scratch import scratch
+from ._procfs import time_namespace
 from ._stacks import Stacks, allow_tracing, register
+from ._table_files import allocate
 from ._version import __version__
 from ._waiting import Steps, Turn, Turns, Wait, loop_is_running, within
-from ._wish import NOTHING
 from .errors import AiotimerError, ProtocolError, Refused, ServerUnavailable
-from .process import time_namespace
 from .queue import RequestQueue, TableQueue
-from .runtime import allocate
 
 if TYPE_CHECKING:
     from ._soft import CallLater
@@ -75,7 +75,7 @@ class Link(Mended):
         self._codes: dict[int, CodeType] = {}
         self.starting_until = -inf
         self.users = 0
-        self.wish = NOTHING
+        self.reap_request = NO_REQUEST
         self.attend_at = -inf  # when the next attempt is made to open a channel
         self._turns = Turns()  # at connecting
         self._entering = threading.RLock()  # held while somebody enters or leaves
@@ -104,16 +104,16 @@ class Link(Mended):
         return None
 
     def ask_for(self, reap: str, *, observe: bool) -> None:
-        """A client wishes how this process is reaped: the first wish holds until the last client leaves.
+        """A client asks how this process is reaped: the first request holds until the last client leaves.
 
         Raises:
-            TypeError, ValueError: it is no wish, or not the one that holds.
+            TypeError, ValueError: it is no request, or not the one that holds.
         """
         with self._entering:
-            wish = self.wish.and_also(self.path, reap, observe=observe)
-            if wish != self.wish and self.connected:
+            request = self.reap_request.combined(self.path, reap, observe=observe)
+            if request != self.reap_request and self.connected:
                 self.hang_up()  # it is said in the next HELLO
-            self.wish = wish
+            self.reap_request = request
 
     # -- connecting ------------------------------------------------------------------------------
 
@@ -187,8 +187,8 @@ class Link(Mended):
             time_namespace=time_namespace(),
             clock=monotonic(),
             offers_table=offers_table,
-            reap=self.wish.reap,
-            observe=self.wish.observed,
+            reap=self.reap_request.reap,
+            observe=self.reap_request.observe or observes(),
         )
 
     def _offer(self) -> list[int]:
@@ -389,7 +389,7 @@ class Link(Mended):
             self.users -= 1
             if self.users <= 0:
                 self._depart()
-                self.wish = NOTHING
+                self.reap_request = NO_REQUEST
 
     def _depart(self) -> None:
         """The last client has left: whoever enters next finds nothing of it."""

@@ -6,8 +6,8 @@ import os
 import weakref
 
 from ._link import Link, abandon_tables
+from ._paths import check_socket_path
 from ._socket_link import SocketLink
-from .runtime import check_socket_path
 
 _links: dict[tuple[str, bool], Link] = {}
 _every_link: weakref.WeakSet[Link] = weakref.WeakSet()

@@ -17,7 +17,7 @@ from ._worker import Worker
 
 if TYPE_CHECKING:
     from ._gathering import Gatherer
-    from ._telling import Teller
+    from ._reporter import Teller
 
 _FINEST, _SHARE = 0.1, 0.01
 """Seconds, and share of the time overdue, to which the end of an overdue timer is told."""

@@ -26,7 +26,7 @@ Hook: TypeAlias = Callable[[str | None], object]
 """``on_unwatched``: called with the reason when timers are not being watched, and with None when they are."""
 
 _FIRST_PAUSE, _LAST_PAUSE = 0.25, 1.0
-"""Seconds between two attempts to mend an outage. ``runtime.PEERS_RETURN_WITHIN`` must be longer: for so
+"""Seconds between two attempts to mend an outage. ``_table_files.PEERS_RETURN_WITHIN`` must be longer: for so
 long a restarted server waits to hear what a peer without a shared table released meanwhile."""
 
 

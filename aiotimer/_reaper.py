@@ -23,7 +23,7 @@ from ._holding import Holder
 from ._observing import Observer
 from ._policy import Breaker, Policy
 from ._record import Expiry
-from ._telling import Keep, PathOf, Teller
+from ._reporter import Keep, PathOf, Teller
 from ._unkillable import classified
 from ._watched import WatchedTable
 from ._worker import Worker, leave_behind

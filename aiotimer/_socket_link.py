@@ -29,8 +29,8 @@ from ._core.reader import TableReader, Timer
 from ._core.requests import RELEASE
 from ._core.table import TimerTable
 from ._link import RETRY_EVERY, Link
+from ._memory import scratch_table
 from ._outage import Hook
-from ._scratch import scratch_table
 from ._waiting import BUDGET_ON_LOOP, Steps, Wait, within
 from .errors import AiotimerError, ProtocolError, ServerUnavailable
 from .queue import RequestQueue, SocketQueue

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ._core import layout
 from ._core.table import TimerTable
-from ._descriptors import is_open
+from ._memory import is_open
 from .process import peer_of
 
 VARIABLE = "AIOTIMER_DUMP_SIGNAL"

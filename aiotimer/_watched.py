@@ -22,8 +22,9 @@ from typing import Protocol
 from ._core import layout
 from ._core.reader import TableReader, Timer
 from ._core.watch import LATER_READ, RESTARTS, Due, Watch
+from ._paths import remove
+from ._table_files import TableFile
 from .events import log
-from .runtime import TableFile, remove
 
 
 class Closable(Protocol):
@@ -79,7 +80,7 @@ class WatchedTable:
         self._spare = 0  # milliseconds to add after the next early wake
         self.before_removal: Callable[[WatchedTable], object] = _nothing  # to read it once more
         self.connection: Closable | None = None  # whose owner's rings or requests come for this table
-        self.program = self.number(layout.PROGRAM)  # see process.program_of
+        self.program = self.number(layout.PROGRAM)  # see _procfs.program_of
         # Go on counting where an earlier server stopped: a worker may remember its last ring by that.
         self._looks = float(self.number(layout.LOOKS))
 

@@ -9,11 +9,10 @@ import os
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from ._client import SOCKET_VARIABLE, BaseClient
-from ._default import default
+from ._clients import BaseClient, TimerClient, default
+from ._environment import SOCKET_VARIABLE
 from ._waiting import loop_is_running
 from .errors import AiotimerError
-from .sync import TimerClient
 
 if TYPE_CHECKING:
     from ._outage import Hook

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 from ._arguments import MOST, named_pool, seconds, site_pool
 from ._block import Block
-from ._client import BaseClient
-from ._default import default, default_client
+from ._clients import BaseClient, default, default_client
 from ._graceful import GracefulBlock
 
 if TYPE_CHECKING:

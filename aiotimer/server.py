@@ -21,20 +21,20 @@ from collections.abc import Awaitable, Callable, Iterable
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from . import runtime
+from . import _listener, _paths
 from ._acceptor import BACKLOG, Acceptor, raise_descriptor_limit
 from ._connection import Connection
 from ._core.requests import TimerRequest, WorkerId
 from ._core.watch import BOUND
 from ._greeting import apply, handle
-from ._outlets import Outlets, scopes_of
 from ._policy import BUDGET, LADDER, MAX_GRACE, MAX_REAPS, policy
+from ._procfs import check_proc
 from ._reaper import Reaper
 from ._report import report
+from ._reporter import Outlets, scopes_of
 from ._roster import Roster
 from ._worker import Worker, leave_behind
 from .events import Event
-from .process import check_proc
 
 if TYPE_CHECKING:
     import socket
@@ -94,15 +94,15 @@ class TimerServer:
         max_reaps: tuple[int, float] = MAX_REAPS,
         evidence_dir: str | os.PathLike[str] | None = None,
     ) -> None:
-        path = runtime.default_socket() if socket_path is None else os.fspath(socket_path)
-        self.socket_path = runtime.check_socket_path(path)
+        path = _paths.default_socket() if socket_path is None else os.fspath(socket_path)
+        self.socket_path = _paths.check_socket_path(path)
         self._on_event = on_event
         self._bound = bound
         self.policy = policy(
             reap=reap, target=target, observe=observe, stopped=stopped, evidence_budget=evidence_budget,
             max_grace=max_grace, max_reaps=max_reaps, evidence_dir=evidence_dir,
         )  # fmt: skip
-        self._lock: runtime.SocketLock | None = None
+        self._lock: _listener.SocketLock | None = None
         self._listener: socket.socket | None = None
         self._connections: set[Connection] = set()
         self._beat: asyncio.TimerHandle | None = None
@@ -133,11 +133,11 @@ class TimerServer:
             raise RuntimeError("this timer server is running already")
         check_proc()
         self._loop = asyncio.get_running_loop()
-        self._lock = runtime.SocketLock(self.socket_path)
+        self._lock = _listener.SocketLock(self.socket_path)
         try:
             raise_descriptor_limit()
-            self._listener = runtime.bind(self._lock, BACKLOG)
-            directory = runtime.state_directory(self.socket_path)
+            self._listener = _listener.bind(self._lock, BACKLOG)
+            directory = _paths.state_directory(self.socket_path)
             outlets = Outlets(self._loop, directory, self.policy.evidence_dir, self._on_event)
             self._outlets = outlets
             self._reaper = Reaper(
@@ -379,7 +379,7 @@ class TimerServer:
         try:
             if self._roster is not None:
                 self._roster.close()
-                runtime.remove_if_empty(self._roster.directory)
+                _paths.remove_if_empty(self._roster.directory)
             if self._listener is not None:
                 with contextlib.suppress(OSError):
                     os.unlink(self.socket_path)

@@ -24,15 +24,13 @@ from time import monotonic
 from typing import NamedTuple
 
 from . import _links
-from ._client import SOCKET_VARIABLE
+from ._clients import AsyncTimerClient, TimerClient, default
 from ._core import layout
 from ._core.reader import TableReader
 from ._core.table import TimerTable
 from ._core.watch import Lifeline, Look, Watch
-from ._default import default
+from ._environment import SOCKET_VARIABLE
 from ._link import Link
-from .client import AsyncTimerClient
-from .sync import TimerClient
 
 __all__ = ["Expiry", "VirtualTimers", "virtual"]
 

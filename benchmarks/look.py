@@ -23,8 +23,8 @@ from aiotimer import WorkerId
 from aiotimer._core import layout
 from aiotimer._core.table import TimerTable
 from aiotimer._core.watch import Due, Lifeline, Watch
+from aiotimer._table_files import allocate, create_table
 from aiotimer._watched import WatchedTable
-from aiotimer.runtime import allocate, create_table
 
 from ._report import Row
 from ._timing import Candidate, interleave

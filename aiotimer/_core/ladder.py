@@ -16,6 +16,8 @@ from __future__ import annotations
 from math import isfinite
 from typing import NamedTuple, TypeAlias
 
+from .layout import policy
+
 KILL, CONT = 9, 18
 
 SIGNALS = {
@@ -122,6 +124,38 @@ def _word(step: Step) -> str:
 # -- what a worker wants -----------------------------------------------------------------------------
 
 _OBSERVE = "observe"
+
+
+class ReapRequest(NamedTuple):
+    """How a process asks to be reaped; one request holds per server, the first one that is made.
+
+    Attributes:
+        reap: its own ladder as text, "" for the server's.
+        observe: not at all; its expiries are recorded.
+    """
+
+    reap: str = ""
+    observe: bool = False
+
+    def combined(self, path: str, reap: str, *, observe: bool) -> ReapRequest:
+        """Return the request that holds after another client of the process has made its own.
+
+        Raises:
+            TypeError, ValueError: that is no request, or not the one that holds.
+        """
+        if not isinstance(reap, str):
+            raise TypeError(f"reap must be a str, not {type(reap).__name__}")
+        policy(reap)  # it must fit into a table
+        new = ReapRequest(reap, bool(observe))
+        if NO_REQUEST in (self, new) or self == new:
+            return self if new == NO_REQUEST else new
+        raise ValueError(
+            f"this process has asked {path!r} for reap={self.reap!r}, observe={self.observe} already, "
+            f"and cannot ask for reap={new.reap!r}, observe={new.observe}"
+        )
+
+
+NO_REQUEST = ReapRequest()
 
 
 class Granted(NamedTuple):

@@ -11,9 +11,10 @@ import sys
 
 import click
 
+from .._environment import SOCKET_VARIABLE
+from .._paths import check_socket_path, default_socket
 from .._version import __version__
 from ..errors import AiotimerError, Refused, ServerError, ServerUnavailable
-from ..runtime import SOCKET_VARIABLE, check_socket_path, default_socket
 
 EX_UNAVAILABLE = 69
 

@@ -7,8 +7,9 @@ import os
 import click
 
 from .. import _control
+from .._environment import SOCKET_VARIABLE
+from .._paths import known_sockets
 from ..errors import Refused, ServerUnavailable
-from ..runtime import SOCKET_VARIABLE, known_sockets
 from . import cli, resolve_socket, socket_option
 from .why import show
 

@@ -11,9 +11,9 @@ from typing import Any
 import click
 
 from .. import history as recorded
+from .._paths import check_socket_path, state_directories
 from ..errors import HistoryUnreadable
 from ..events import printable
-from ..runtime import check_socket_path, state_directories
 from . import cli, socket_option
 from ._words import moment, seconds
 

@@ -20,11 +20,12 @@ import time
 
 import click
 
+from .._environment import SOCKET_VARIABLE
 from .._launch import founder_argument
+from .._paths import base, check_socket_path, state_directories
 from ..errors import AiotimerError
 from ..history import EXPIRIES
 from ..leftovers import discard
-from ..runtime import SOCKET_VARIABLE, base, check_socket_path, state_directories
 from ..supervise import SupervisedServer
 from . import cli
 from ._policy import as_arguments, run_options

@@ -10,9 +10,9 @@ import click
 
 from .. import _control
 from .._core.layout import LATE
+from .._paths import known_sockets
 from ..errors import AiotimerError
 from ..events import shown
-from ..runtime import known_sockets
 from . import EX_UNAVAILABLE, cli, resolve_socket, socket_option
 from ._words import count, seconds
 

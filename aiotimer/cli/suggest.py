@@ -17,9 +17,10 @@ import click
 
 from .. import _control, history
 from .._core.durations import Durations
+from .._environment import SOCKET_VARIABLE
+from .._paths import check_socket_path, known_sockets, state_directories
 from ..errors import AiotimerError, HistoryUnreadable
 from ..events import printable
-from ..runtime import SOCKET_VARIABLE, check_socket_path, known_sockets, state_directories
 from . import cli, socket_option
 from ._words import seconds
 

@@ -10,9 +10,9 @@ from typing import Any
 import click
 
 from .. import history
+from .._paths import check_socket_path, state_directories
 from ..errors import HistoryUnreadable
 from ..evidence import store
-from ..runtime import check_socket_path, state_directories
 from . import cli, socket_option
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from aiotimer._default import default
+from aiotimer._clients import default
 from aiotimer._links import _every_link
 from tests.support import ServerThread, private_runtime, short_socket
 

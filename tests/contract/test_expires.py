@@ -26,7 +26,7 @@ from aiotimer import (
     ServerUnavailable,
     TableFull,
     TimerClient,
-    _scratch,
+    _memory,
     _waiting,
     expires,
 )
@@ -955,7 +955,7 @@ def test_fault_50_a_handler_has_a_block_while_its_thread_connects(
             pass
 
     for interruption in interruptions(handler, by_signals=True):
-        monkeypatch.setattr(_scratch, "_scratch", None)
+        monkeypatch.setattr(_memory, "_scratch", None)
         client = TimerClient(server.path, budget=PATIENCE)
         other = TimerClient(server.path, budget=0.001, unavailable="ignore")
         with interruption, expires(60, "s", client):
@@ -972,7 +972,7 @@ def test_fault_50_interrupted_by_a_signal_while_connecting(
     with TimerClient(server.path) as client, expires(60, "s", client):
         pass  # now everything is imported
     for interruption in interruptions(by_signals=True):
-        monkeypatch.setattr(_scratch, "_scratch", None)  # it would grow by the slots that interruptions cost
+        monkeypatch.setattr(_memory, "_scratch", None)  # it would grow by the slots that interruptions cost
         client = TimerClient(server.path, budget=PATIENCE)
         with interruption:
             with expires(60, "s", client):

@@ -25,9 +25,9 @@ import pytest
 
 from aiotimer import TimerRequest
 from aiotimer._core import layout
+from aiotimer._paths import state_directory
+from aiotimer._procfs import start_time
 from aiotimer.errors import NewerLayout, UnsafePath
-from aiotimer.process import start_time
-from aiotimer.runtime import state_directory
 from aiotimer.server import TimerServer
 from tests.programs import HANGS, PRELUDE, program
 from tests.serving import (

@@ -20,8 +20,8 @@ import pytest
 
 from aiotimer import TimerRequest, WorkerId
 from aiotimer._control import status
+from aiotimer._procfs import start_time
 from aiotimer.errors import ForeignProcess
-from aiotimer.process import start_time
 from tests.programs import PRELUDE, program
 from tests.serving import WatchfulServer, armed, bystander, ended, is_alive, line, number, serving
 from tests.support import SpawnedWorker, short_socket, spawn_worker

@@ -32,7 +32,7 @@ from time import monotonic
 
 import pytest
 
-from aiotimer import Refused, TimerRequest, process
+from aiotimer import Refused, TimerRequest, _procfs
 from aiotimer._acceptor import BACKLOG, Acceptor
 from aiotimer._control import ping, status
 from aiotimer._core import wire
@@ -209,7 +209,7 @@ async def test_fault_33_what_fails_on_the_way_to_a_kill_is_tried_again(
 ) -> None:
     """To see whether the worker is the same program takes a descriptor. Without one, it is taken for it."""
     failures = 0
-    really = process._stat
+    really = _procfs._stat
 
     def failing(pid: int) -> list[bytes]:
         nonlocal failures
@@ -221,7 +221,7 @@ async def test_fault_33_what_fails_on_the_way_to_a_kill_is_tried_again(
     async with serving(bound=0.5) as server:
         with spawn_worker(program("with", HANGS["gil"], after=2.0), server.socket_path) as worker:
             await number(worker, "deadline")
-            monkeypatch.setattr(process, "_stat", failing)
+            monkeypatch.setattr(_procfs, "_stat", failing)
             await server.told("reaped", worker.pid)
             assert failures >= 1
             assert await ended(worker) == -signal.SIGKILL

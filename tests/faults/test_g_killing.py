@@ -24,10 +24,10 @@ from time import monotonic
 import pytest
 
 from aiotimer import TimerRequest, WorkerId
+from aiotimer._procfs import start_time
 from aiotimer._unkillable import classify
 from aiotimer.events import Event
 from aiotimer.evidence import Findings, Subject
-from aiotimer.process import start_time
 from tests.integration.test_ladder import KeepingServer
 from tests.programs import HANGS, PRELUDE, program
 from tests.serving import (

@@ -18,7 +18,7 @@ from typing import cast
 import pytest
 
 from aiotimer import AsyncTimerClient, ServerUnavailable, TimerClient, expires
-from aiotimer._client import Unavailable
+from aiotimer._clients import Unavailable
 from aiotimer._control import status
 from tests.programs import ENTRIES, PRELUDE, UNHURRIED, all_ready, arm_all, program
 from tests.serving import ServerProcess, serving

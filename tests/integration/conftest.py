@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from aiotimer import runtime
+from aiotimer import _paths
 from tests.support import private_runtime
 
 
 @pytest.fixture
 def no_other_state(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is seen of this user's other servers, which may be in other bases."""
-    monkeypatch.setattr(runtime, "bases", lambda: iter([Path(os.environ["XDG_RUNTIME_DIR"], "aiotimer")]))
+    monkeypatch.setattr(_paths, "bases", lambda: iter([Path(os.environ["XDG_RUNTIME_DIR"], "aiotimer")]))
 
 
 @pytest.fixture(autouse=True)

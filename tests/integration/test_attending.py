@@ -18,10 +18,10 @@ from aiotimer import TimerServer, _attending, _control
 from aiotimer._attending import ask
 from aiotimer._connection import Connection
 from aiotimer._core import wire
+from aiotimer._procfs import time_namespace
 from aiotimer._worker import Worker
 from aiotimer.errors import Refused, ServerUnavailable
 from aiotimer.evidence import Subject, gather, pyspy
-from aiotimer.process import time_namespace
 from tests.programs import program
 from tests.serving import WatchfulServer, answer, line, raw_client, serving_as, soon
 from tests.support import PATIENCE, spawn_worker

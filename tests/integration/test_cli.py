@@ -275,10 +275,10 @@ signal.pause()
 
 RECORDING = """
 import os, sys
-from aiotimer import runtime
+from aiotimer._paths import state_directory
 from aiotimer.history import History
 
-directory = runtime.state_directory(os.environ["AIOTIMER_SOCKET"])
+directory = state_directory(os.environ["AIOTIMER_SOCKET"])
 history = History(directory)
 name = "20261123T031205-4242-1"
 known = {"id": name, "time": 4e9, "pid": 4242, "name": "python", "scope": "the-hang", "outcome": "reaped",

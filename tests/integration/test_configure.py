@@ -169,7 +169,7 @@ def test_descendants_find_it_and_status_all_shows_it() -> None:
     result = run(
         "import json, subprocess\n"
         "configure()\n"
-        "code = 'import aiotimer, sys; aiotimer.configure(); print(aiotimer._default.default.client.path)'\n"
+        "code = 'import aiotimer, sys; aiotimer.configure(); print(aiotimer._clients.default.client.path)'\n"
         "child = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)\n"
         "assert child.stdout.strip() == os.environ['AIOTIMER_SOCKET'], child\n"
         "every = subprocess.run([sys.executable, '-m', 'aiotimer', 'status', '--all', '--json'],"

@@ -20,8 +20,8 @@ import aiotimer
 from aiotimer import AsyncTimerClient, TimerClient, _outage, expires
 from aiotimer._core import wire
 from aiotimer._outage import Hook
+from aiotimer._procfs import time_namespace
 from aiotimer._waiting import Steps
-from aiotimer.process import time_namespace
 from tests.support import PATIENCE, ServerThread, private_runtime, short_socket
 
 sharing = pytest.mark.parametrize("shared", [True, False], ids=["shared", "socket"])

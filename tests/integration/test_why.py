@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from aiotimer import cli, runtime
+from aiotimer import _paths, cli
 from aiotimer._core import wire
 from aiotimer._core.durations import Durations
 from aiotimer.cli import dump, history, run, suggest, why  # noqa: F401 - each adds its command
@@ -152,7 +152,7 @@ def call(*arguments: str) -> Result:
 
 def state(socket_path: str = "/nowhere/s") -> Path:
     """Return the state directory of a socket."""
-    return runtime.state_directory(socket_path)
+    return _paths.state_directory(socket_path)
 
 
 @contextlib.contextmanager

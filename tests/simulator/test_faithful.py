@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from aiotimer import _reaper, _targets, _watched, _worker, expires, runtime
+from aiotimer import _reaper, _table_files, _targets, _watched, _worker, expires
 from aiotimer._core import layout
 from aiotimer._core.table import TimerTable
 from aiotimer._core.watch import Lifeline, Watch
@@ -66,7 +66,7 @@ class Real:
         self.worker = _worker.Worker(worker_id, pidfd, self)  # type: ignore[arg-type]  # a loop, as far as need be
         reaper = _reaper.Reaper(self, self._reap, lambda _event: None)  # type: ignore[arg-type]
         self.table = _watched.WatchedTable(
-            runtime.TableFile(self.descriptor, None, 1, "shared"),
+            _table_files.TableFile(self.descriptor, None, 1, "shared"),
             Watch(Lifeline(clock.now), connected=True),
             self,  # type: ignore[arg-type]
             functools.partial(reaper.expire, self.worker),

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from aiotimer import NotConfigured, WorkerId, expires
-from aiotimer._default import default
+from aiotimer._clients import default
 from aiotimer.events import Event, shown
 from tests.support import Clock, MemoryClient, memory_table, names_of, timers_of
 

@@ -8,12 +8,14 @@ from hypothesis import strategies as st
 
 from aiotimer._core.ladder import (
     DUMP,
+    NO_REQUEST,
     SIGNALS,
     Climb,
     Done,
     Dump,
     Granted,
     Ladder,
+    ReapRequest,
     Signal,
     Spare,
     Step,
@@ -215,3 +217,31 @@ def test_every_climb_ends_with_one_kill(ladder: Ladder, now: float) -> None:
             assert isinstance(action, Signal)
             sent.append(action.number)
     assert sent == [step.signal for step in ladder if step != DUMP]
+
+
+# --- what a worker asks for
+
+
+def test_the_first_request_holds_and_the_same_one_again() -> None:
+    request = NO_REQUEST.combined("/s", "", observe=False).combined("/s", "KILL", observe=True)
+    assert request == ReapRequest("KILL", observe=True)
+    assert request.combined("/s", "KILL", observe=True) == request
+    assert request.combined("/s", "", observe=False) == request
+
+
+def test_another_request_is_refused() -> None:
+    with pytest.raises(ValueError, match="already"):
+        ReapRequest("KILL").combined("/s", "TERM:1,KILL", observe=False)
+    with pytest.raises(ValueError, match="already"):
+        ReapRequest("KILL").combined("/s", "KILL", observe=True)
+
+
+@pytest.mark.parametrize("reap", ["x" * 81, "é"])
+def test_what_cannot_be_said_is_refused(reap: str) -> None:
+    with pytest.raises(ValueError, match=r"fit|ascii"):
+        NO_REQUEST.combined("/s", reap, observe=False)
+
+
+def test_a_request_is_a_text() -> None:
+    with pytest.raises(TypeError, match="int"):
+        NO_REQUEST.combined("/s", 7, observe=False)  # type: ignore[arg-type]

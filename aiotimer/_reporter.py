@@ -1,7 +1,8 @@
-"""Where a server's events and records go, besides its own decisions: the log, its owner, the history.
+"""A reporter: every event is recorded, then logged, then told to whoever listens.
 
-The laws of this file: nobody here is waited for, and nobody's error reaches the server; what a taker cannot
-take in time is dropped and counted by that taker's queue.
+The laws of this file: nobody here is waited for, and nobody's error reaches the server; what a sink cannot
+take in time is dropped and counted by that sink's queue; a record is kept before its event is told, so that
+whoever hears of it finds it.
 """
 
 from __future__ import annotations
@@ -9,14 +10,58 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ._record import MAX_SLOTS
 from ._sinks import CallbackSink
 from ._watched import WatchedTable
-from .events import Event, write_to_log
+from .events import Event, Kind, log, write_to_log
 from .evidence.store import Store
 from .history import History
+
+if TYPE_CHECKING:
+    from ._record import Expiry
+
+
+Keep: TypeAlias = Callable[[dict[str, Any], str, str], object]
+"""``keep(record, stacks_text, tasks_text)``: called when evidence has been gathered, and at every change."""
+
+PathOf: TypeAlias = Callable[[str], str]
+"""``path_of(record_id)``: the directory where a record will be kept, "" if it is not."""
+
+
+class Teller:
+    """Tells of expiries.
+
+    Args:
+        emit: takes events.
+        keep: takes records, None: nobody does.
+        path_of: see :data:`PathOf`.
+    """
+
+    def __init__(self, emit: Callable[[Event], None], keep: Keep | None, path_of: PathOf) -> None:
+        self.emit = emit
+        self.keeps = keep is not None
+        self._keep = keep
+        self._path_of = path_of
+
+    def keep(self, expiry: Expiry) -> None:
+        """Keep what is known of an expiry by now."""
+        if self._keep is None:
+            return
+        try:
+            expiry.evidence = self._path_of(expiry.id)
+            stacks, tasks = ("", "") if expiry.findings is None else expiry.findings[-2:]
+            self._keep(expiry.record(), stacks, tasks)
+        except Exception:  # noqa: BLE001 - logged; what is not kept is still told
+            log.exception("the record of an expiry could not be kept")
+
+    def tell(self, expiry: Expiry, kind: Kind, outcome: str, detail: str = "") -> None:
+        """Something has become of an expiry."""
+        expiry.becomes(kind, outcome, detail)
+        self.keep(expiry)
+        self.emit(expiry.event())
+
 
 WRITE_WITHIN = 2.0
 """Seconds that a server which ends gives its history to be written."""

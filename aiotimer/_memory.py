@@ -1,0 +1,80 @@
+"""Memory: timer tables of this process's own, and descriptors and mappings that may not be ours any more.
+
+The laws of this file:
+
+* Everything armed in scratch, a table that no server reads, asks to be told of, because its promise is NaN,
+  which compares with nothing. So an entry that finds itself in scratch looks for a server. A forked child
+  has a copy: what it releases there stays armed in its parent's.
+* A program may close every descriptor it finds, and a number may by then be another file's; after a fork,
+  an address may be another mapping's. Check, or leave it alone.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import weakref
+from math import nan
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from ._core.layout import PROMISE, TABLE_SIZE
+from ._core.table import Pool, TimerTable
+
+if TYPE_CHECKING:
+    import socket
+
+
+def scratch_table(pools: dict[str, Pool] | None = None) -> TimerTable:
+    """Return a new table in memory of this process's own."""
+    memory = mmap.mmap(-1, TABLE_SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    table = TimerTable(memory, pools=pools, now=monotonic).prepared()
+    table.cells[PROMISE] = nan
+    _tables.add(table)
+    return table
+
+
+_tables: weakref.WeakSet[TimerTable] = weakref.WeakSet()
+_scratch: TimerTable | None = None
+
+
+def scratch() -> TimerTable:
+    """Return the table for entries that nobody watches: there is no server, and the caller goes on."""
+    global _scratch
+    if _scratch is None:
+        _scratch = scratch_table()
+    return _scratch
+
+
+def _after_fork_in_child() -> None:
+    for table in list(_tables):
+        table.unlock()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def is_open(descriptor: int, inode: int) -> bool:
+    """Whether a descriptor is still the file it was."""
+    try:
+        return descriptor >= 0 and os.fstat(descriptor).st_ino == inode
+    except OSError:
+        return False
+
+
+def close(connection: socket.socket, inode: int) -> None:
+    """Close a socket of ours, unless its number has become somebody else's."""
+    if is_open(connection.fileno(), inode):
+        connection.close()
+    else:
+        connection.detach()
+
+
+def immortal(mapping: object) -> None:
+    """Keep a mapping that this process does not have (MADV_DONTFORK) from ever being unmapped.
+
+    Its address may by now be another mapping's, which the destructor would unmap in its place.
+    """
+    import ctypes  # loaded already where there is such a mapping: that process was connected
+
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(mapping))
