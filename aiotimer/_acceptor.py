@@ -50,9 +50,6 @@ class Acceptor:
         loop: where to wait.
         on_client: takes an accepted, non-blocking socket.
         on_failure: told in words that clients could not be accepted, at most once a second.
-
-    Attributes:
-        attempts: how often ``accept`` has been called.
     """
 
     def __init__(
@@ -62,7 +59,6 @@ class Acceptor:
         on_client: Callable[[socket.socket], object],
         on_failure: Callable[[str], object],
     ) -> None:
-        self.attempts = 0
         self._listener = listener
         self._loop = loop
         self._on_client = on_client
@@ -110,7 +106,6 @@ class Acceptor:
             self._tell(f"turned away: {OUT_OF_DESCRIPTORS}; clients: {count}")
 
     def _next(self) -> socket.socket:
-        self.attempts += 1
         sock, _address = self._listener.accept()
         sock.setblocking(False)
         return sock

@@ -399,12 +399,6 @@ class Link(Mended):
             self._send(wire.encode(wire.Bye()))
         self._let_go()
 
-    def give_up(self) -> None:
-        """Forget all clients without a word: what is armed stays armed."""
-        self.users = 0
-        self.hooks.clear()
-        self._let_go()
-
     def hang_up(self) -> None:
         """Close the connection and nothing else: the timers stay armed."""
         connection, self._socket = self._socket, None

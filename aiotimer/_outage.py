@@ -15,7 +15,7 @@ import sys
 import threading
 from _thread import start_new_thread
 from collections.abc import Callable
-from time import monotonic, sleep
+from time import sleep
 from typing import TypeAlias
 
 from .errors import AiotimerError
@@ -49,7 +49,6 @@ class Mended:
         self._unwatched = False
         self._said = False
         self._mending = False
-        self._at_it = threading.Lock()  # held by the thread
 
     # -- what the kinds of link differ in --------------------------------------------------------
 
@@ -111,21 +110,9 @@ class Mended:
         self._mending = True
         try:
             # Not threading.Thread: its start() takes locks, and waits until the thread runs.
-            start_new_thread(self._in_thread, ())
+            start_new_thread(self._keep_mending, ())
         except RuntimeError:  # no thread can be had
             self._mending = False
-
-    def wait_mended(self, timeout: float) -> bool:
-        """Wait until no thread is at it; return whether none is."""
-        until = monotonic() + timeout
-        while self._mending and monotonic() < until:
-            if self._at_it.acquire(timeout=max(0.0, until - monotonic())):
-                self._at_it.release()
-        return not self._mending
-
-    def _in_thread(self) -> None:
-        with self._at_it:
-            self._keep_mending()
 
     def _keep_mending(self) -> None:
         pause = _FIRST_PAUSE

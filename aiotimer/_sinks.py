@@ -207,10 +207,6 @@ class CommandSink:
         self._closing.set()  # no pause before another try any more
         return self._backlog.close(within)
 
-    def abandon(self) -> None:
-        """In a forked child: nothing of it is the child's."""
-        self._backlog.abandon()
-
     def _tell(self, event: Mapping[str, Any]) -> None:
         data = json.dumps(event).encode() + b"\n"
         for number in range(TRIES):

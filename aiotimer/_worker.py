@@ -46,7 +46,7 @@ class Worker:
     Attributes:
         id: who it is.
         pidfd: the process, pinned.
-        pidfd_inode: unique to the process where the kernel makes it so.
+        pidfd_inode: unique to the process since Linux 6.9 (pidfs), shared by all before.
         name: its command name.
         tables: every table it has timers in.
         own_tables: by kind, the tables that the server itself stores into on its behalf.
@@ -97,10 +97,6 @@ class Worker:
         self._loop = loop
         self._unkillable: asyncio.TimerHandle | None = None
         self._death: asyncio.Future[None] | None = None
-
-    def kill(self, on_unkillable: Any) -> bool:
-        """Send SIGKILL, once; see :meth:`send`."""
-        return self.killed or self.send(KILL, "process", on_unkillable)
 
     def send(self, number: int, target: str, on_unkillable: Any = None) -> bool:
         """Send a signal. Returns True: that is done, or it is dead; False: it cannot be, see ``refusal``.

@@ -122,11 +122,6 @@ def _identify(pid: int, pidfd: int, *, anybodys: bool = False) -> WorkerId:
     return worker
 
 
-def pidfd_inode(pidfd: int) -> int:
-    """Return the inode of a pidfd: unique for a process since Linux 6.9 (pidfs), shared before."""
-    return os.fstat(pidfd).st_ino
-
-
 def is_dead(pidfd: int) -> bool:
     """Whether a pinned process is dead, waited for or not."""
     poll = select.poll()

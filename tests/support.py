@@ -76,6 +76,12 @@ def reading(table: TimerTable) -> Read:
     return lambda size, offset: bytes(raw[offset : offset + size])
 
 
+def acquisitions_of(table: TimerTable) -> int:
+    """Return how many timers have been armed in a table since it was made."""
+    counts = table.cells[layout.FIRST_COUNT : layout.FIRST_COUNT + table.high_water]
+    return int(table.cells[layout.RETIRED] + sum(counts))
+
+
 def timers_of(table: TimerTable) -> list[Timer]:
     """Return what is armed in a table, soonest first, as a server reads it."""
     return TableReader(reading(table)).timers()
@@ -702,6 +708,28 @@ class ServerThread:
             loop.run_until_complete(loop.shutdown_default_executor())
         finally:
             loop.close()
+
+
+class Menders:
+    """The threads that try to mend outages, each a ``threading.Thread``.
+
+    Coverage follows these, and they can be waited for.
+    """
+
+    def __init__(self) -> None:
+        self._started: list[threading.Thread] = []
+
+    def start(self, function: Callable[..., object], arguments: tuple[object, ...]) -> None:
+        """Do what ``_thread.start_new_thread`` does."""
+        thread = threading.Thread(target=function, args=arguments, daemon=True)
+        self._started.append(thread)
+        thread.start()
+
+    def wait_ended(self) -> None:
+        """Wait until every one that has been started has ended: there is no outage any more."""
+        for thread in self._started:
+            thread.join(PATIENCE)
+            assert not thread.is_alive(), "an outage is not over"
 
 
 @contextlib.contextmanager

@@ -107,10 +107,6 @@ class TableReader:
         data = self._read(8 * slots, layout.count_offset(0))
         return array("d", data[: len(data) // 8 * 8])
 
-    def label(self, slot: int) -> tuple[str, int]:
-        """Return the scope and the ordinal on a slot's label, whatever the slot holds."""
-        return layout.decode_label(self._read(layout.LABEL_SIZE, layout.label_offset(slot)))
-
     def key(self, slot: int) -> str:
         """Return the ``layout.timer_key`` on a slot's label, whatever the slot holds."""
         return layout.label_key(self._read(layout.LABEL_SIZE, layout.label_offset(slot)))

@@ -383,12 +383,6 @@ class TimerTable:
         """The number of slots in use or lying idle."""
         return int(self.cells[HIGH_WATER])
 
-    @property
-    def acquisitions(self) -> int:
-        """How many timers have been armed in this table since it was made."""
-        counts = self.cells[layout.FIRST_COUNT : layout.FIRST_COUNT + self.high_water]
-        return int(self.cells[RETIRED] + sum(counts))
-
     def _new_cell(self, key: tuple[str, int], *, make_room: bool) -> Cell:
         text = layout.encode_scope(key[0])
         word = self._new_slot(make_room=make_room)

@@ -38,6 +38,7 @@ from tests.support import (
     MemoryClient,
     MemoryLink,
     ServerThread,
+    acquisitions_of,
     every_thread_at_once,
     interruptions,
     memory_table,
@@ -263,7 +264,7 @@ def test_fault_51_threads_at_full_speed_never_touch_each_others_timers() -> None
         run_threads(work, 8)
     assert wrong == []
     assert timers_of(table) == []
-    assert table.acquisitions == 8000
+    assert acquisitions_of(table) == 8000
 
 
 def _slot(block: Any) -> int:
@@ -881,7 +882,7 @@ def test_fault_50_interrupted_at_every_bytecode(promise: str, scope: str | None)
             assert len(timers_of(client.table)) == 1
             assert block.remaining() > 0
     assert interruption.number > 150, "it was hardly interrupted: the test is blind"
-    assert client.table.acquisitions == 3
+    assert acquisitions_of(client.table) == 3
 
 
 @pytest.mark.filterwarnings("ignore:coroutine '.*' was never awaited")

@@ -23,7 +23,15 @@ from aiotimer import TimerClient, _memory, expires
 from aiotimer._block import Block
 from aiotimer._core.layout import FIRST_DEADLINE, HIGH_WATER
 from aiotimer._core.table import FIRST_CHUNK, TimerTable
-from tests.support import PATIENCE, MemoryClient, ServerThread, every_thread_at_once, memory_table, timers_of
+from tests.support import (
+    PATIENCE,
+    MemoryClient,
+    ServerThread,
+    acquisitions_of,
+    every_thread_at_once,
+    memory_table,
+    timers_of,
+)
 
 THREADS = 64
 YEAR = 365 * 86_400.0
@@ -172,7 +180,7 @@ def assert_in_order(crowd: Crowd, before: int) -> None:
     assert not {word: count for word, count in slots.items() if count > 1}, "slots with two owners"
     mark = int(table.cells[HIGH_WATER])
     assert set(slots) == set(range(FIRST_DEADLINE, FIRST_DEADLINE + mark)), "slots without an owner"
-    assert table.acquisitions - before == sum(crowd.counted)
+    assert acquisitions_of(table) - before == sum(crowd.counted)
 
 
 @pytest.mark.parametrize("rounds", ROUNDS)

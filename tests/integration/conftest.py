@@ -6,14 +6,22 @@ from pathlib import Path
 
 import pytest
 
-from aiotimer import _paths
-from tests.support import private_runtime
+from aiotimer import _outage, _paths
+from tests.support import Menders, private_runtime
 
 
 @pytest.fixture
 def no_other_state(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is seen of this user's other servers, which may be in other bases."""
     monkeypatch.setattr(_paths, "bases", lambda: iter([Path(os.environ["XDG_RUNTIME_DIR"], "aiotimer")]))
+
+
+@pytest.fixture
+def menders(monkeypatch: pytest.MonkeyPatch) -> Menders:
+    """The threads that try to mend this test's outages."""
+    made = Menders()
+    monkeypatch.setattr(_outage, "start_new_thread", made.start)
+    return made
 
 
 @pytest.fixture(autouse=True)

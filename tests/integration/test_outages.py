@@ -10,29 +10,25 @@ import asyncio
 import queue
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from math import inf, nan
 from time import monotonic
 
 import pytest
 
 import aiotimer
-from aiotimer import AsyncTimerClient, TimerClient, _outage, expires
+from aiotimer import AsyncTimerClient, TimerClient, expires
 from aiotimer._core import wire
 from aiotimer._outage import Hook
 from aiotimer._procfs import time_namespace
 from aiotimer._waiting import Steps
-from tests.support import PATIENCE, ServerThread, private_runtime, short_socket
+from tests.support import PATIENCE, Menders, ServerThread, private_runtime, short_socket
 
 sharing = pytest.mark.parametrize("shared", [True, False], ids=["shared", "socket"])
 
 
 @pytest.fixture(autouse=True)
-def _own_runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    def start(function: Callable[..., object], arguments: tuple[object, ...]) -> None:
-        threading.Thread(target=function, args=arguments, daemon=True).start()
-
-    monkeypatch.setattr(_outage, "start_new_thread", start)  # coverage follows these threads only
+def _own_runtime(menders: Menders) -> Iterator[None]:
     with private_runtime():
         yield
 
@@ -42,13 +38,10 @@ def recorder() -> tuple[Hook, queue.SimpleQueue[str | None]]:
     return told.put, told
 
 
-def mending_is_over(client: TimerClient) -> None:
-    """Wait until the thread that looks for the server has ended."""
-    assert client.link.wait_mended(PATIENCE)
-
-
 @sharing
-def test_the_hook_hears_of_both_ends_of_an_outage(shared: bool, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_hook_hears_of_both_ends_of_an_outage(
+    menders: Menders, shared: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     hook, told = recorder()
     with short_socket() as path, ServerThread(path) as server:
         with TimerClient(path, shared=shared, budget=0.02, on_unwatched=hook) as client:
@@ -62,7 +55,7 @@ def test_the_hook_hears_of_both_ends_of_an_outage(shared: bool, caplog: pytest.L
             server.start()
             assert told.get(timeout=PATIENCE) is None  # and no block is entered meanwhile
             assert client.connected
-            mending_is_over(client)
+            menders.wait_ended()
         assert told.empty()
         said = [record.getMessage() for record in caplog.records if record.name == "aiotimer"]
         said = [text for text in said if "watched" in text or "looks again" in text]
@@ -118,7 +111,7 @@ def test_configure_takes_a_hook_for_the_client_it_makes() -> None:
 
 
 @sharing
-def test_the_last_client_leaves_while_the_server_is_down(shared: bool) -> None:
+def test_the_last_client_leaves_while_the_server_is_down(menders: Menders, shared: bool) -> None:
     """What it had armed must not be found armed by the next server."""
     with short_socket() as path, ServerThread(path) as server:
         client = TimerClient(path, shared=shared)
@@ -127,7 +120,7 @@ def test_the_last_client_leaves_while_the_server_is_down(shared: bool) -> None:
             server.stop()
             client.close()
         server.start()
-        mending_is_over(client)
+        menders.wait_ended()
         with TimerClient(path) as other:
             other.acquire("expires later", monotonic() + 1.0)
             ((_worker, scopes),) = server.wait_reaps(1)
@@ -145,7 +138,7 @@ def test_the_last_client_leaves_with_timers_armed(shared: bool) -> None:
             server.wait_armed([])
 
 
-def test_a_new_client_after_the_last_one_left_during_an_outage() -> None:
+def test_a_new_client_after_the_last_one_left_during_an_outage(menders: Menders) -> None:
     with short_socket() as path, ServerThread(path) as server:
         client = TimerClient(path, shared=False)
         client.acquire("first", monotonic() + 600)
@@ -154,7 +147,7 @@ def test_a_new_client_after_the_last_one_left_during_an_outage() -> None:
         client = TimerClient(path, shared=False, unavailable="ignore", budget=0.01)
         client.acquire("second", monotonic() + 600)
         server.start()
-        mending_is_over(client)
+        menders.wait_ended()
         server.wait_armed(["second"])
         client.close()
         server.wait_armed([])
@@ -222,7 +215,7 @@ class Interrupted(BaseException):
 
 @pytest.mark.parametrize("does", ["acquire", "release"])
 def test_what_could_not_be_said_while_another_thread_connects_is_said_later(
-    does: str, monkeypatch: pytest.MonkeyPatch
+    menders: Menders, does: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """That thread's HELLO has been written already, and says the contrary."""
 
@@ -249,7 +242,7 @@ def test_what_could_not_be_said_while_another_thread_connects_is_said_later(
         monkeypatch.setattr(link, "_say_more", fails_meanwhile)
         link.hang_up()
         client.connect(PATIENCE)
-        mending_is_over(client)
+        menders.wait_ended()
         assert failed == [does]
         server.wait_armed(["s"] if does == "acquire" else [])
 
@@ -257,7 +250,7 @@ def test_what_could_not_be_said_while_another_thread_connects_is_said_later(
 @sharing
 @pytest.mark.parametrize("when", ["acquire", "release"])
 def test_an_interrupted_request_leaves_nothing_armed(
-    shared: bool, when: str, monkeypatch: pytest.MonkeyPatch
+    menders: Menders, shared: bool, when: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_: object) -> None:
         raise Interrupted
@@ -274,12 +267,12 @@ def test_an_interrupted_request_leaves_nothing_armed(
                 else:
                     client.release("s")
         server.wait_armed([])
-        assert client.link.wait_mended(PATIENCE)
+        menders.wait_ended()
 
 
 @sharing
 async def test_a_release_that_is_cancelled_has_been_made(
-    shared: bool, monkeypatch: pytest.MonkeyPatch
+    menders: Menders, shared: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def interrupted(*_: object) -> None:
         raise Interrupted
@@ -293,4 +286,4 @@ async def test_a_release_that_is_cancelled_has_been_made(
                 await client.release("s")
         await asyncio.to_thread(server.wait_armed, [])
         await client.aclose()
-        assert client.link.wait_mended(PATIENCE)
+        menders.wait_ended()

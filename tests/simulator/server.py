@@ -387,7 +387,7 @@ class Server:
         return _REAPER._still_armed(worker, watched, due, [])
 
     def signal(self, table: Table, due: Due, since: int) -> bool:
-        """``Worker.kill``: False if it is not permitted."""
+        """``Worker.send``, of SIGKILL: False if it is not permitted."""
         known = table.owner
         target = self.target(known)
         if not target.alive:

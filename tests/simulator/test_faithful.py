@@ -19,6 +19,7 @@ import pytest
 
 from aiotimer import _reaper, _table_files, _targets, _watched, _worker, expires
 from aiotimer._core import layout
+from aiotimer._core.ladder import KILL
 from aiotimer._core.table import TimerTable
 from aiotimer._core.watch import Lifeline, Watch
 from aiotimer.process import pin
@@ -82,7 +83,7 @@ class Real:
         os.close(self.descriptor)
 
     def _reap(self, _worker_id: object) -> bool:
-        return self.permitted and self.worker.kill(self.worker.kill)
+        return self.permitted and self.worker.send(KILL, "process", _unkillable)
 
     # -- as ``os`` ---------------------------------------------------------------------------------
 
@@ -104,7 +105,7 @@ class Real:
 
     def call_at(self, when: float, callback: Callable[..., Any], *arguments: Any) -> Any:
         number = next(self._numbers)
-        if callback != self.worker.kill:  # it asks to be told if a kill takes long
+        if callback is not _unkillable:
             heapq.heappush(self._handles, _Call(when, number, functools.partial(callback, *arguments)))
         return _Cancel(functools.partial(self._cancelled.add, number))
 
@@ -116,6 +117,10 @@ class Real:
     def run(self) -> None:
         while self.next_at() <= self.clock.now:
             heapq.heappop(self._handles).callback()
+
+
+def _unkillable(_worker: object) -> None:
+    """What a kill that takes long would be told; here none does."""
 
 
 class _Call(NamedTuple):

@@ -17,7 +17,7 @@ import pytest
 from aiotimer import NotConfigured, WorkerId, expires
 from aiotimer._clients import default
 from aiotimer.events import Event, shown
-from tests.support import Clock, MemoryClient, memory_table, names_of, timers_of
+from tests.support import Clock, MemoryClient, acquisitions_of, memory_table, names_of, timers_of
 
 NOT_SECONDS: dict[str, Any] = {
     "nan": nan,
@@ -62,7 +62,7 @@ def unconfigured(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def assert_untouched(client: MemoryClient) -> None:
     assert timers_of(client.table) == []
-    assert client.table.acquisitions == 0
+    assert acquisitions_of(client.table) == 0
     assert client.rings == []
 
 
@@ -297,7 +297,7 @@ def test_outside_the_block_there_is_no_time(client: MemoryClient) -> None:
             block.renew()
         with block:
             assert block.deadline == 1060.0
-    assert client.table.acquisitions == 2
+    assert acquisitions_of(client.table) == 2
 
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])

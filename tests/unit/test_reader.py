@@ -58,7 +58,7 @@ def test_an_empty_file_has_no_timers() -> None:
     assert not reader.deadlines()
     assert reader.deadline(0) == -1.0
     assert not reader.counts(16)
-    assert reader.label(0) == ("?", 0)
+    assert reader.key(0) == layout.timer_key("?", 0)
     assert reader.timer(0, 5.0) is None
     assert reader.timers() == []
 

@@ -137,6 +137,14 @@ PUBLIC: frozenset[str] = frozenset(
     }
 )
 
+# What nobody in the package uses, because it is for users.
+FOR_USERS = frozenset(
+    {
+        *("TimerServer.clear_timers", "TimerServer.get_expired_timers", "TimerServer.register_timers"),
+        *("VirtualTimers.advance", "VirtualTimers.async_client", "VirtualTimers.monotonic", "virtual"),
+    }
+)
+
 # Arguments for making one of each exception: by parameter name, else by annotation as written.
 SAMPLES: dict[str, Any] = {
     "bool": True,
@@ -161,6 +169,7 @@ def module_name(path: Path) -> str:
     return ".".join(parts) or "aiotimer"
 
 
+FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef
 MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 every_module = pytest.mark.parametrize("name", MODULES)
 core_modules = [name for name in MODULES if name.split(".")[0] == "_core"]
@@ -333,6 +342,45 @@ def test_modules_stay_small(name: str) -> None:
 @every_module
 def test_modules_say_what_they_are(name: str) -> None:
     assert ast.get_docstring(ast.parse(MODULES[name].read_text())), f"{name} has no docstring"
+
+
+# --- dead names
+
+
+def definitions(tree: ast.Module) -> Iterator[tuple[str, bool]]:
+    """The functions of a module, and what its classes have; and whether it is one of the latter."""
+    for node in tree.body:
+        if isinstance(node, FUNCTIONS) and not any("command" in ast.unparse(d) for d in node.decorator_list):
+            yield node.name, False
+        elif isinstance(node, ast.ClassDef):
+            for inner in ast.walk(node):
+                if isinstance(inner, FUNCTIONS) and inner in node.body:
+                    yield f"{node.name}.{inner.name}", True
+                elif isinstance(inner, ast.Attribute) and isinstance(inner.ctx, ast.Store):
+                    yield f"{node.name}.{inner.attr}", True
+
+
+def test_every_name_is_of_use_to_the_package_or_to_its_users() -> None:
+    """A name that only tests use is no part of what they test."""
+    trees = [ast.parse(path.read_text()) for path in MODULES.values()]
+    attributes, names = set(), set()
+    for node in (node for tree in trees for node in ast.walk(tree)):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+            attributes.add(node.attr)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+            names.add(node.id)
+        elif isinstance(node, ast.ImportFrom):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "getattr":
+            attributes.add(ast.unparse(node.args[1]).strip("'"))
+    unused = {
+        name
+        for tree in trees
+        for name, is_member in definitions(tree)
+        if (last := name.split(".")[-1]) not in (attributes if is_member else names | attributes)
+        and not last.startswith("__")
+    }
+    assert unused == FOR_USERS
 
 
 # --- the public surface
