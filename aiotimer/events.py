@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 from ._core.requests import WorkerId
 
@@ -19,6 +19,8 @@ Kind: TypeAlias = Literal[
     "expired", "reaped", "unkillable", "reap_failed", "late", "observed", "finished", "held", "breaker",
     "worker_gone", "exec", "adopted", "stalled", "refused",
 ]  # fmt: skip
+
+KINDS: tuple[str, ...] = get_args(Kind)
 
 _LEVELS = {
     "expired": logging.DEBUG,

@@ -14,13 +14,13 @@ import os
 import select
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from time import monotonic
 
 import click
 
 from .._sinks import CommandSink
-from ..events import Event, log
+from ..events import KINDS, Event, log
 
 CAPACITY = 1000
 """Lines that wait for the sink: a storm of reaps, in full."""
@@ -28,8 +28,8 @@ CAPACITY = 1000
 LEAVE_WITHIN = 1.0
 """Seconds that a server which ends gives its sink to take the last lines."""
 
-COMMANDS_WITHIN = 2.0
-"""Seconds that it gives commands to take the last events: a supervisor waits five for its end."""
+COMMAND_WITHIN = 2.0
+"""Seconds that it gives the command to take the last events: a supervisor waits five for its end."""
 
 
 class LogSink(logging.Handler):
@@ -157,41 +157,55 @@ class Takers:
 
     Args:
         events_fd: of a pipe for JSON lines; None: no pipe.
-        on_event: a command that is run for every event; None or "": no command.
-        on_unkillable: the same, for workers that would not die.
+        on_event: a command that is run for events; None or "": no command.
+        events: for which kinds of them; None: for all.
 
     Raises:
-        click.BadParameter: that is no command.
+        click.UsageError: that is no command, or events are chosen and there is none.
     """
 
-    def __init__(self, events_fd: int | None, on_event: str | None, on_unkillable: str | None) -> None:
+    def __init__(
+        self, events_fd: int | None, on_event: str | None, events: Collection[str] | None = None
+    ) -> None:
+        if events is not None and on_event is None:
+            raise click.UsageError(
+                "--events chooses for which events --on-event runs its command; give that too"
+            )
         self._pipe = None if events_fd is None else EventPipe(events_fd)
         self._on_event = _command(on_event, "--on-event")
-        self._on_unkillable = _command(on_unkillable, "--on-unkillable")
+        self._events = KINDS if events is None else events
 
     def __call__(self, event: Event) -> None:
         """Tell an event. Never waits for anybody."""
         if self._pipe is not None:
             self._pipe(event)
-        if self._on_event is not None:
+        if self._on_event is not None and event.event in self._events:
             self._on_event(event.as_json())
-        if self._on_unkillable is not None and event.event == "unkillable":
-            self._on_unkillable(event.as_json())
 
-    def close(self, within: float = COMMANDS_WITHIN) -> None:
-        """Let commands take what waits, for so many seconds at most."""
-        until = monotonic() + within
-        for command in (self._on_event, self._on_unkillable):
-            if command is not None:
-                command.close(max(0.0, until - monotonic()))
+    def close(self, within: float = COMMAND_WITHIN) -> None:
+        """Let the command take what waits, for so many seconds at most."""
+        if self._on_event is not None:
+            self._on_event.close(within)
 
 
 def event_options(command: click.decorators.FC) -> click.decorators.FC:
-    """Add ``--on-event`` and ``--on-unkillable``, for :class:`Takers`."""
+    """Add ``--on-event`` and ``--events``, for :class:`Takers`."""
     every = "Run COMMAND for every event, with its JSON on standard input."
-    unkillable = "Run COMMAND for every worker that would not die."
-    command = click.option("--on-unkillable", metavar="COMMAND", help=unkillable)(command)
+    which = "Run it only for events of these kinds, such as unkillable,reap_failed [default: all]."
+    command = click.option("--events", metavar="NAME,...", callback=_event_names, help=which)(command)
     return click.option("--on-event", metavar="COMMAND", help=every)(command)
+
+
+def _event_names(
+    _context: click.Context, _parameter: click.Parameter, value: str | None
+) -> frozenset[str] | None:
+    if value is None:
+        return None
+    names = frozenset(name.strip() for name in value.split(","))
+    if unknown := sorted(names.difference(KINDS)):
+        told = ", ".join(map(repr, unknown))
+        raise click.BadParameter(f"no such event: {told}; there are {', '.join(KINDS)}")
+    return names
 
 
 def _command(command: str | None, option: str) -> CommandSink | None:

@@ -36,7 +36,7 @@ def serve(
     ready_fd: int | None,
     events_fd: int | None,
     on_event: str | None,
-    on_unkillable: str | None,
+    events: frozenset[str] | None,
     **policy: Any,
 ) -> None:
     """Run the timer server until SIGTERM or SIGINT.
@@ -52,7 +52,7 @@ def serve(
     sink = LogSink()
     logging.basicConfig(format="aiotimer: %(message)s", level=logging.INFO, handlers=[sink])
     path = resolve_socket(socket_path)
-    takers = Takers(events_fd, on_event, on_unkillable)
+    takers = Takers(events_fd, on_event, events)
     if founder is None:
         server = TimerServer(path, on_event=takers, **policy)
     else:

@@ -42,6 +42,7 @@ from aiotimer import errors, testing
 from aiotimer._connection import SILENCE
 from aiotimer._core import layout, wire
 from aiotimer.cli import dump, history, run, serve, status, suggest, why  # noqa: F401 - each adds its commands
+from aiotimer.events import KINDS
 from tests.support import PATIENCE, ServerThread, SpawnedWorker, short_directory
 
 ROOT = Path(__file__).parent.parent.parent
@@ -402,6 +403,12 @@ def test_every_option_is_in_the_reference(name: str) -> None:
         if isinstance(option.type, click.Choice):
             assert f"`{option.opts[0]} [{'|'.join(option.type.choices)}]`" in text
             assert f"By default `{option.default}`" in text
+
+
+def test_every_event_that_can_be_named_is_in_the_reference() -> None:
+    _, _, text = section(CLI, "## aiotimer serve").partition("`--events NAME,...`")
+    names = re.findall(r"`([a-z_]+)`", text.partition("For instance")[0])
+    assert names == list(KINDS)
 
 
 def test_every_command_is_in_the_reference() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 from aiotimer._core.requests import WorkerId
 from aiotimer._sinks import Backlog, CallbackSink, CommandSink
 from aiotimer.cli._sink import EventPipe, Takers, event_options
-from aiotimer.events import Event
+from aiotimer.events import KINDS, Event
 from tests.support import PATIENCE
 
 # -- the queue ------------------------------------------------------------------------------------------
@@ -276,42 +277,91 @@ async def test_callbacks_beyond_the_capacity_are_dropped_and_told(caplog: pytest
 # -- the server's command line ------------------------------------------------------------------------------
 
 
-def test_the_server_tells_everybody_what_they_asked_for(tmp_path: Path) -> None:
-    (tmp_path / "all").mkdir()
-    (tmp_path / "some").mkdir()
+@pytest.mark.parametrize(
+    ("events", "expected"),
+    [
+        (None, ["expired ", "unkillable frozen", "refused "]),
+        ({"unkillable"}, ["unkillable frozen"]),
+        ({"unkillable", "refused"}, ["unkillable frozen", "refused "]),
+    ],
+)
+def test_the_server_tells_everybody_what_they_asked_for(
+    events: set[str] | None, expected: list[str], tmp_path: Path
+) -> None:
+    """The command gets the events that were chosen for it, the pipe gets all of them."""
     body = "print(event['event'], event['verdict'], file=file)"
     reader, writer = os.pipe()
-    takers = Takers(writer, command(tmp_path / "all", body), command(tmp_path / "some", body))
+    takers = Takers(writer, command(tmp_path, body), events)
     takers(Event("expired", WorkerId(7, 8)))
     takers(Event("unkillable", WorkerId(7, 8), verdict="frozen"))
+    takers(Event("refused"))
     takers.close(PATIENCE)
-    nobody = Takers(None, None, "")
-    nobody(Event("unkillable"))
-    nobody.close()
     os.close(writer)
     with open(reader) as lines:
-        assert [json.loads(line)["event"] for line in lines] == ["expired", "unkillable"]
-    assert told(tmp_path / "all") == ["expired ", "unkillable frozen"]
-    assert told(tmp_path / "some") == ["unkillable frozen"]
+        assert [json.loads(line)["event"] for line in lines] == ["expired", "unkillable", "refused"]
+    assert told(tmp_path) == expected
 
 
-@pytest.mark.parametrize("option", ["--on-event", "--on-unkillable"])
-def test_a_command_that_is_none_is_an_error_of_the_command_line(option: str) -> None:
-    bad = {"--on-event": "'", "--on-unkillable": " "}[option]
+def test_nobody_is_told_if_nobody_wants_to_know() -> None:
+    for nobody in (Takers(None, None), Takers(None, ""), Takers(None, "", {"unkillable"})):
+        nobody(Event("unkillable"))
+        nobody.close()
+        assert nobody._on_event is None
+
+
+@pytest.mark.parametrize("bad", ["'", " "])
+def test_a_command_that_is_none_is_an_error_of_the_command_line(bad: str) -> None:
     with pytest.raises(click.BadParameter) as raised:
-        Takers(None, bad if option == "--on-event" else None, bad if option == "--on-unkillable" else None)
-    assert raised.value.param_hint == option
+        Takers(None, bad)
+    assert raised.value.param_hint == "--on-event"
+
+
+def test_events_without_a_command_are_an_error_of_the_command_line() -> None:
+    with pytest.raises(click.UsageError, match="--on-event"):
+        Takers(None, None, {"unkillable"})
+
+
+def parsed(*arguments: str) -> dict[str, object]:
+    """Return what the options are for the function of a command."""
+
+    @click.command()
+    @event_options
+    def serve(**given: object) -> dict[str, object]:
+        return given
+
+    found = serve.main(list(arguments), standalone_mode=False)
+    assert isinstance(found, dict)
+    return found
 
 
 def test_the_options_are_those_of_the_takers() -> None:
-    @click.command()
-    @event_options
-    def serve(**given: str | None) -> None:
-        assert given == {"on_event": "a b", "on_unkillable": None}
+    assert parsed() == {"on_event": None, "events": None}
+    assert parsed("--on-event", "a b") == {"on_event": "a b", "events": None}
+    assert parsed("--events", ",".join(KINDS))["events"] == set(KINDS)
+    assert parsed("--events", "exec, late")["events"] == {"exec", "late"}
 
-    with pytest.raises(SystemExit) as ended:
-        serve(["--on-event", "a b"])
-    assert ended.value.code == 0
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [("unkilable", "'unkilable'"), ("late,Late,x", "'Late', 'x'"), ("late,", "''"), ("", "''")],
+)
+def test_an_event_that_there_is_not_is_an_error_that_lists_what_there_is(given: str, named: str) -> None:
+    with pytest.raises(click.BadParameter) as raised:
+        parsed("--events", given)
+    message = raised.value.format_message()
+    assert "'--events'" in message
+    assert f"no such event: {named}; there are {', '.join(KINDS)}" in message
+
+
+@pytest.mark.parametrize("given", [("--events", "nonsense"), ("--events", "late"), ("--on-unkillable", "x")])
+def test_the_server_does_not_start_with_options_that_are_wrong(given: tuple[str, ...]) -> None:
+    command_line = [sys.executable, "-m", "aiotimer", "serve", "--socket", "/nowhere/at/all", *given]
+    ended = subprocess.run(
+        command_line, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 2
+    assert given[0] in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
 
 
 def test_a_line_in_the_pipe_is_never_longer_than_is_written_at_once() -> None:
