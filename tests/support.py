@@ -46,6 +46,10 @@ from aiotimer.server import TimerServer
 PATIENCE = 30.0
 """Seconds after which something that was waited for counts as never coming."""
 
+FORKS = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+"""For a test that forks its own process, which has threads. CPython warns the parent, and from 3.15 on raises
+there if warnings are errors: nobody waits for the child then."""
+
 T = TypeVar("T")
 
 

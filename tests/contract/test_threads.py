@@ -24,6 +24,7 @@ from aiotimer._block import Block
 from aiotimer._core.layout import FIRST_DEADLINE, HIGH_WATER
 from aiotimer._core.table import FIRST_CHUNK, TimerTable
 from tests.support import (
+    FORKS,
     PATIENCE,
     MemoryClient,
     ServerThread,
@@ -167,8 +168,6 @@ class Crowd:
 
 
 ROUNDS = [50, pytest.param(5000, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])]
-
-FORKS = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 
 
 def assert_in_order(crowd: Crowd, before: int) -> None:

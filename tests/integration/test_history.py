@@ -18,7 +18,7 @@ from aiotimer._core.durations import Durations
 from aiotimer.errors import HistoryUnreadable
 from aiotimer.evidence.store import load
 from aiotimer.history import DATABASE, History, events, expiries, scopes
-from tests.support import PATIENCE, spawn_worker
+from tests.support import FORKS, PATIENCE, spawn_worker
 
 
 def record(number: int = 1, **more: Any) -> dict[str, Any]:
@@ -280,6 +280,7 @@ def test_closing_is_bounded(directory: Path) -> None:
             thread.join(PATIENCE)
 
 
+@FORKS
 def test_a_forked_child_writes_nothing(directory: Path) -> None:
     history = History(directory)
     history.record(record(1))

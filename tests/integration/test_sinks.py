@@ -18,7 +18,7 @@ from aiotimer._core.requests import WorkerId
 from aiotimer._sinks import Backlog, CallbackSink, CommandSink
 from aiotimer.cli._sink import EventPipe, Takers, event_options
 from aiotimer.events import KINDS, Event
-from tests.support import PATIENCE
+from tests.support import FORKS, PATIENCE
 
 # -- the queue ------------------------------------------------------------------------------------------
 
@@ -101,6 +101,7 @@ def test_without_a_thread_items_are_dropped_and_nobody_is_bothered(monkeypatch: 
     assert taken == [1]
 
 
+@FORKS
 def test_a_forked_child_has_nothing_to_do_with_it() -> None:
     taker = Taker()
     backlog = Backlog("things", taker)
