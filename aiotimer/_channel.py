@@ -18,9 +18,9 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ._core import wire
+from ._linux.process import check_trusted
 from ._memory import is_open
 from ._tasks import answer
-from .process import check_trusted
 
 if TYPE_CHECKING:
     from ._core.table import Pool, TimerTable

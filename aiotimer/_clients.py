@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from ._core.layout import as_stored, encode_scope, shifted
 from ._core.requests import RELEASE
-from ._environment import SOCKET_VARIABLE
+from ._linux.environment import SOCKET_VARIABLE
 from ._waiting import within
 from .errors import AiotimerError, NotConfigured, TableFull
 

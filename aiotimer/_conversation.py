@@ -13,9 +13,9 @@ from collections.abc import Callable
 from time import monotonic
 
 from ._core import wire
+from ._linux.process import check_trusted
 from ._waiting import Steps, Wait
 from .errors import Refused, ServerUnavailable
-from .process import check_trusted
 
 
 def reach(connection: socket.socket, path: str, starting_until: Callable[[], float]) -> Steps[None]:

@@ -13,16 +13,16 @@ from math import isfinite
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
-from . import _table_files
 from ._acceptor import EXHAUSTED, OUT_OF_DESCRIPTORS
 from ._attending import Channel
 from ._core import layout, wire
 from ._dump import BUDGET, dump
-from ._procfs import maps_file, program_of, time_namespace
+from ._linux import table_files
+from ._linux.process import hung_up, peer_uid, pin_peer
+from ._linux.procfs import maps_file, program_of, time_namespace
 from ._version import __version__
 from .errors import AiotimerError, ProtocolError, ServerError, TableFull
 from .events import log
-from .process import hung_up, peer_uid, pin_peer
 from .queue import SocketQueue
 
 if TYPE_CHECKING:
@@ -241,7 +241,7 @@ def _shared_table(roster: Roster, worker: Worker, offered: int) -> tuple[Watched
             os.close(offered)
             return known, False
         try:
-            file = _table_files.check_offered(offered)
+            file = table_files.check_offered(offered)
         except BaseException:
             os.close(offered)
             raise

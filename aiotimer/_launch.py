@@ -17,8 +17,8 @@ import sys
 from pathlib import Path
 from time import monotonic_ns
 
-from . import _paths
-from ._procfs import start_time
+from ._linux import paths
+from ._linux.procfs import start_time
 from .errors import ServerUnavailable
 
 READY_WITHIN = 15.0
@@ -41,7 +41,7 @@ def found(arguments: tuple[str, ...] = ()) -> tuple[str, int]:
         UnsafePath: there is no place for its socket.
     """
     name = f"private-{os.getpid()}-{monotonic_ns() % 10**9}.sock"
-    socket_path = _paths.check_socket_path(str(_paths.base() / name))
+    socket_path = paths.check_socket_path(str(paths.base() / name))
     ready, child_end = os.pipe()
     command = python_command(
         "watchdog", "--socket", socket_path, "--founder", founder_argument(), "--ready-fd", str(child_end),

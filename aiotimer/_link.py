@@ -30,12 +30,12 @@ from ._conversation import greet, reach
 from ._core import layout, wire
 from ._core.ladder import NO_REQUEST
 from ._core.table import Pool, TimerTable
-from ._environment import observes
+from ._linux.environment import observes
+from ._linux.procfs import time_namespace
+from ._linux.table_files import allocate
 from ._memory import close, immortal, is_open, scratch
 from ._outage import Hook, Mended
-from ._procfs import time_namespace
 from ._stacks import Stacks, allow_tracing, register
-from ._table_files import allocate
 from ._version import __version__
 from ._waiting import Steps, Turn, Turns, Wait, loop_is_running, within
 from .errors import AiotimerError, ProtocolError, Refused, ServerUnavailable

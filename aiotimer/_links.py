@@ -6,7 +6,7 @@ import os
 import weakref
 
 from ._link import Link, abandon_tables
-from ._paths import check_socket_path
+from ._linux.paths import check_socket_path
 from ._socket_link import SocketLink
 
 _links: dict[tuple[str, bool], Link] = {}

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from typing import Any
 
 from . import leftovers
+from ._linux.process import let_go_of_stderr, pin_named
 from .events import Event
-from .process import let_go_of_stderr, pin_named
 from .server import TimerServer
 
 LINGER = 10.0

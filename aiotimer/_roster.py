@@ -18,19 +18,19 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from time import monotonic
 
-from . import _paths, _table_files
 from ._core import layout
 from ._core.reader import TableReader
 from ._core.requests import WorkerId
 from ._core.table import TimerTable
 from ._core.watch import Due, Lifeline, Watch
+from ._linux import paths, table_files
+from ._linux.process import is_dead, pin
+from ._linux.procfs import foreign_uid, program_of
 from ._policy import Policy
-from ._procfs import foreign_uid, program_of
 from ._watched import WatchedTable
 from ._worker import Worker, leave_behind
 from .errors import ForeignProcess, ServerError
 from .events import Event, log, shown
-from .process import is_dead, pin
 
 _PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 """Reasons why a table could not be adopted that say nothing about the table."""
@@ -139,16 +139,16 @@ class Roster:
             raise ProcessLookupError(f"process {pid} is another one by now")
         return self.admit(found, pidfd)
 
-    def new_table(self, worker: Worker, kind: _table_files.Kind) -> WatchedTable:
+    def new_table(self, worker: Worker, kind: table_files.Kind) -> WatchedTable:
         """Make a table for a worker.
 
         Raises:
             OSError: there is no memory or descriptor for it.
         """
-        file = _table_files.create_table(self.directory, worker.id, worker.pidfd_inode, kind)
+        file = table_files.create_table(self.directory, worker.id, worker.pidfd_inode, kind)
         return self.watch(worker, file, connected=True)
 
-    def own_table(self, worker: Worker, kind: _table_files.Kind) -> tuple[WatchedTable, TimerTable]:
+    def own_table(self, worker: Worker, kind: table_files.Kind) -> tuple[WatchedTable, TimerTable]:
         """Return the table that the server itself keeps for a worker, with its storing side.
 
         Raises:
@@ -160,7 +160,7 @@ class Roster:
             own = worker.own_tables[kind] = (watched, _stored_by_us(watched.file.descriptor))
         return own
 
-    def watch(self, worker: Worker, file: _table_files.TableFile, *, connected: bool) -> WatchedTable:
+    def watch(self, worker: Worker, file: table_files.TableFile, *, connected: bool) -> WatchedTable:
         """Begin to watch a table."""
         watch = Watch(self.lifeline, connected=connected, bound=self._bound)
         table = WatchedTable(file, watch, self._loop, functools.partial(self._on_due, worker))
@@ -174,12 +174,12 @@ class Roster:
         Raises:
             NewerLayout: there is a table that this version must not touch.
         """
-        found, strangers = _table_files.find_tables(self.directory)
+        found, strangers = table_files.find_tables(self.directory)
         for path, reason in strangers:
             log.warning("ignoring %s: %s", shown(str(path)), reason)
         self._adopt(found)
 
-    def _adopt(self, entries: list[_table_files.Found]) -> None:
+    def _adopt(self, entries: list[table_files.Found]) -> None:
         self._adoption = None
         postponed = []
         for entry in entries:
@@ -187,7 +187,7 @@ class Roster:
                 self._adopt_one(entry)
             except (ProcessLookupError, ServerError) as error:
                 log.info("removing %s: %s", entry.path, error)
-                _paths.remove(entry.path)
+                paths.remove(entry.path)
             except OSError as error:
                 if error.errno in _PASSING:
                     postponed.append(entry)
@@ -201,14 +201,14 @@ class Roster:
         for worker in list(self.workers.values()):
             for table in worker.tables:
                 if table.file.kind == "socket":
-                    table.wake_by(monotonic() + _table_files.PEERS_RETURN_WITHIN)
+                    table.wake_by(monotonic() + table_files.PEERS_RETURN_WITHIN)
                 else:
                     table.look()
 
-    def _adopt_one(self, entry: _table_files.Found) -> None:
+    def _adopt_one(self, entry: table_files.Found) -> None:
         if not entry.of_this_boot:
             raise ServerError("it is of another boot")
-        file = _table_files.open_table(entry)
+        file = table_files.open_table(entry)
         try:
             worker = self._owner_of(entry, file)
             self._take_over(worker, file)
@@ -216,7 +216,7 @@ class Roster:
             os.close(file.descriptor)
             raise
 
-    def _owner_of(self, entry: _table_files.Found, file: _table_files.TableFile) -> Worker:
+    def _owner_of(self, entry: table_files.Found, file: table_files.TableFile) -> Worker:
         try:
             worker_id, pidfd = pin(entry.worker.pid)
             if worker_id != entry.worker or os.fstat(pidfd).st_ino != entry.pidfd_inode:
@@ -229,7 +229,7 @@ class Roster:
             raise
         return self.admit(worker_id, pidfd)
 
-    def _take_over(self, worker: Worker, file: _table_files.TableFile) -> None:
+    def _take_over(self, worker: Worker, file: table_files.TableFile) -> None:
         assert file.path is not None
         known = worker.table_of(file.inode)
         if known is not None:  # its owner was faster, and has brought it along
@@ -319,7 +319,7 @@ def _program_of_ours(worker: Worker) -> int:
 def _stored_by_us(descriptor: int) -> TimerTable:
     """Return the storing side of a table that no worker maps."""
     mapping = mmap.mmap(descriptor, layout.TABLE_SIZE)
-    return TimerTable(mapping, functools.partial(_table_files.allocate, descriptor), now=monotonic)
+    return TimerTable(mapping, functools.partial(table_files.allocate, descriptor), now=monotonic)
 
 
 def _restored(descriptor: int) -> TimerTable:
@@ -333,7 +333,7 @@ def _restored(descriptor: int) -> TimerTable:
     snapshot = reader.snapshot()
     if layout.read_word(snapshot) != layout.high_water(snapshot):
         raise ServerError("it is damaged: its number of slots is none")
-    _table_files.allocate(descriptor, max(1, len(reader.deadlines())))  # a hole in it would be SIGBUS, for us
+    table_files.allocate(descriptor, max(1, len(reader.deadlines())))  # a hole in it would be SIGBUS, for us
     cells = _stored_by_us(descriptor)
     cells.adopt_cells((timer.slot, timer.scope, timer.key_ordinal) for timer in reader.timers())
     return cells

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from ._core import layout
 from ._core.table import TimerTable
+from ._linux.process import peer_of
 from ._memory import is_open
-from .process import peer_of
 
 VARIABLE = "AIOTIMER_DUMP_SIGNAL"
 """0: no signal; another number: that one."""

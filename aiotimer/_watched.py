@@ -22,8 +22,8 @@ from typing import Protocol
 from ._core import layout
 from ._core.reader import TableReader, Timer
 from ._core.watch import LATER_READ, RESTARTS, Due, Watch
-from ._paths import remove
-from ._table_files import TableFile
+from ._linux.paths import remove
+from ._linux.table_files import TableFile
 from .events import log
 
 

@@ -23,12 +23,12 @@ from ._core.reader import Timer
 from ._core.requests import TimerRequest, WorkerId
 from ._core.table import TimerTable
 from ._core.watch import Due
-from ._procfs import foreign_uid, maps_file, name_of, runs_another_program
-from ._targets import signal_target
+from ._linux.process import is_dead
+from ._linux.procfs import foreign_uid, maps_file, name_of, runs_another_program
+from ._linux.signals import signal_target
 from ._watched import WatchedTable
 from .events import Event
 from .evidence import Subject
-from .process import is_dead
 
 if TYPE_CHECKING:
     from ._record import Expiry

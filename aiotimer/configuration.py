@@ -10,7 +10,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from ._clients import BaseClient, TimerClient, default
-from ._environment import SOCKET_VARIABLE
+from ._linux.environment import SOCKET_VARIABLE
 from ._waiting import loop_is_running
 from .errors import AiotimerError
 

@@ -17,10 +17,11 @@ import os
 import re
 from pathlib import Path
 
-from . import _listener, _paths, _table_files, history
+from . import _listener, history
+from ._linux import paths, table_files
+from ._linux.process import pin
 from .errors import HistoryUnreadable, ServerError
 from .evidence import store
-from .process import pin
 
 KEEP = 20
 """Left-over directories per user."""
@@ -31,7 +32,7 @@ _PRIVATE = re.compile(r"(?:run|private)-(\d{1,9})\b.*\.sock", re.ASCII)
 
 def discard(socket_path: str) -> None:
     """Remove what belongs to a private socket that nobody will serve again, but what was found out."""
-    for directory in _paths.state_directories(socket_path):
+    for directory in paths.state_directories(socket_path):
         _end(directory)
     for leftover in (socket_path, socket_path + ".lock"):
         with contextlib.suppress(FileNotFoundError):
@@ -41,13 +42,13 @@ def discard(socket_path: str) -> None:
 
 def sweep() -> None:
     """Remove what servers that died left and nobody needs, and what was kept for long enough."""
-    for directory in _paths.state_directories():
-        if (directory / _paths.SOCKET).exists():
+    for directory in paths.state_directories():
+        if (directory / paths.SOCKET).exists():
             _sweep_one(directory)
-    ended = [d for d in _paths.state_directories() if (d / _paths.ENDED).exists()]
+    ended = [d for d in paths.state_directories() if (d / paths.ENDED).exists()]
     ended.sort(key=_ended_at)
     for directory in ended[: max(0, len(ended) - KEEP)]:
-        _paths.remove_directory(directory)
+        paths.remove_directory(directory)
 
 
 def tells_of_expiries(directory: Path) -> bool:
@@ -63,23 +64,23 @@ def tells_of_expiries(directory: Path) -> bool:
 def _end(directory: Path) -> None:
     """Keep what a directory tells, and remove everything else."""
     if not tells_of_expiries(directory):
-        _paths.remove_directory(directory)
+        paths.remove_directory(directory)
         return
     for path in directory.iterdir():
-        if path.name not in _paths.NOTES and not path.name.startswith((history.DATABASE, "evidence")):
-            _paths.remove(path)
+        if path.name not in paths.NOTES and not path.name.startswith((history.DATABASE, "evidence")):
+            paths.remove(path)
     with contextlib.suppress(OSError):
-        _paths.end(directory)
+        paths.end(directory)
 
 
 def _sweep_one(directory: Path) -> None:
-    path = _paths.socket_of(directory)
+    path = paths.socket_of(directory)
     if not path or _has_living_workers(directory):
         return
     parent, name = os.path.split(path)
     if not os.path.isdir(parent):  # nobody can listen there
         if not tells_of_expiries(directory):
-            _paths.remove_directory(directory)
+            paths.remove_directory(directory)
         return
     private = _PRIVATE.match(name)
     if private is None or directory.parent != Path(parent) or os.path.exists(f"/proc/{private[1]}"):
@@ -99,13 +100,13 @@ def _sweep_one(directory: Path) -> None:
 
 def _has_living_workers(directory: Path) -> bool:
     try:
-        found, _ = _table_files.find_tables(directory)
+        found, _ = table_files.find_tables(directory)
     except (ServerError, OSError):
         return True  # of a newer aiotimer, perhaps: not ours to judge
     return any(entry.of_this_boot and _lives(entry) for entry in found)
 
 
-def _lives(entry: _table_files.Found) -> bool:
+def _lives(entry: table_files.Found) -> bool:
     try:
         worker, pidfd = pin(entry.worker.pid)
     except ProcessLookupError:
@@ -118,6 +119,6 @@ def _lives(entry: _table_files.Found) -> bool:
 
 def _ended_at(directory: Path) -> float:
     try:
-        return (directory / _paths.ENDED).stat().st_mtime
+        return (directory / paths.ENDED).stat().st_mtime
     except OSError:
         return 0.0

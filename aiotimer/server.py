@@ -21,14 +21,15 @@ from collections.abc import Awaitable, Callable, Iterable
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from . import _listener, _paths
+from . import _listener
 from ._acceptor import BACKLOG, Acceptor, raise_descriptor_limit
 from ._connection import Connection
 from ._core.requests import TimerRequest, WorkerId
 from ._core.watch import BOUND
 from ._greeting import apply, handle
+from ._linux import paths
+from ._linux.procfs import check_proc
 from ._policy import BUDGET, LADDER, MAX_GRACE, MAX_REAPS, policy
-from ._procfs import check_proc
 from ._reaper import Reaper
 from ._report import report
 from ._reporter import Outlets, scopes_of
@@ -94,8 +95,8 @@ class TimerServer:
         max_reaps: tuple[int, float] = MAX_REAPS,
         evidence_dir: str | os.PathLike[str] | None = None,
     ) -> None:
-        path = _paths.default_socket() if socket_path is None else os.fspath(socket_path)
-        self.socket_path = _paths.check_socket_path(path)
+        path = paths.default_socket() if socket_path is None else os.fspath(socket_path)
+        self.socket_path = paths.check_socket_path(path)
         self._on_event = on_event
         self._bound = bound
         self.policy = policy(
@@ -137,7 +138,7 @@ class TimerServer:
         try:
             raise_descriptor_limit()
             self._listener = _listener.bind(self._lock, BACKLOG)
-            directory = _paths.state_directory(self.socket_path)
+            directory = paths.state_directory(self.socket_path)
             outlets = Outlets(self._loop, directory, self.policy.evidence_dir, self._on_event)
             self._outlets = outlets
             self._reaper = Reaper(
@@ -379,7 +380,7 @@ class TimerServer:
         try:
             if self._roster is not None:
                 self._roster.close()
-                _paths.remove_if_empty(self._roster.directory)
+                paths.remove_if_empty(self._roster.directory)
             if self._listener is not None:
                 with contextlib.suppress(OSError):
                     os.unlink(self.socket_path)

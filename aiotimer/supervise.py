@@ -14,8 +14,8 @@ import signal
 from time import monotonic
 
 from ._launch import python_command, python_environment, wait_ready
+from ._linux.process import let_go_of_stderr, pin_named
 from .errors import AlreadyServing, NewerLayout, UnsafePath
-from .process import let_go_of_stderr, pin_named
 
 NOT_RESTARTED = frozenset({0, 2, AlreadyServing.exit_code, UnsafePath.exit_code, NewerLayout.exit_code})
 """Exit statuses after which a restart would not help (2: a wrong command line)."""

@@ -29,8 +29,8 @@ from ._core import layout
 from ._core.reader import TableReader
 from ._core.table import TimerTable
 from ._core.watch import Lifeline, Look, Watch
-from ._environment import SOCKET_VARIABLE
 from ._link import Link
+from ._linux.environment import SOCKET_VARIABLE
 
 __all__ = ["Expiry", "VirtualTimers", "virtual"]
 

@@ -23,7 +23,7 @@ from aiotimer import WorkerId
 from aiotimer._core import layout
 from aiotimer._core.table import TimerTable
 from aiotimer._core.watch import Due, Lifeline, Watch
-from aiotimer._table_files import allocate, create_table
+from aiotimer._linux.table_files import allocate, create_table
 from aiotimer._watched import WatchedTable
 
 from ._report import Row

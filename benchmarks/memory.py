@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from aiotimer._paths import state_directory
+from aiotimer._linux.paths import state_directory
 
 from ._report import Row
 from ._server import serving

@@ -23,7 +23,7 @@ import pytest
 import uvloop
 
 from aiotimer import _links
-from aiotimer.process import send_signal
+from aiotimer._linux.process import send_signal
 
 hypothesis.settings.register_profile("aiotimer", deadline=None, print_blob=True)
 hypothesis.settings.register_profile(
@@ -92,5 +92,5 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         sent.append(signum)
         send_signal(pidfd, signum)
 
-    monkeypatch.setattr("aiotimer._targets.send_signal", sends)
+    monkeypatch.setattr("aiotimer._linux.signals.send_signal", sends)
     return sent

@@ -11,8 +11,8 @@ import sys
 
 import click
 
-from .._environment import SOCKET_VARIABLE
-from .._paths import check_socket_path, default_socket
+from .._linux.environment import SOCKET_VARIABLE
+from .._linux.paths import check_socket_path, default_socket
 from .._version import __version__
 from ..errors import AiotimerError, Refused, ServerError, ServerUnavailable
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from .._environment import OBSERVE_VARIABLE
+from .._linux.environment import OBSERVE_VARIABLE
 
 
 def _ladder(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:

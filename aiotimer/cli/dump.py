@@ -7,8 +7,8 @@ import os
 import click
 
 from .. import _control
-from .._environment import SOCKET_VARIABLE
-from .._paths import known_sockets
+from .._linux.environment import SOCKET_VARIABLE
+from .._linux.paths import known_sockets
 from ..errors import Refused, ServerUnavailable
 from . import cli, resolve_socket, socket_option
 from .why import show

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from .. import history as recorded
-from .._paths import check_socket_path, state_directories
+from .._linux.paths import check_socket_path, state_directories
 from ..errors import HistoryUnreadable
 from ..events import printable
 from . import cli, socket_option

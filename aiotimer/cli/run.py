@@ -20,9 +20,9 @@ import time
 
 import click
 
-from .._environment import SOCKET_VARIABLE
 from .._launch import founder_argument
-from .._paths import base, check_socket_path, state_directories
+from .._linux.environment import SOCKET_VARIABLE
+from .._linux.paths import base, check_socket_path, state_directories
 from ..errors import AiotimerError
 from ..history import EXPIRIES
 from ..leftovers import discard

@@ -10,7 +10,7 @@ import click
 
 from .. import _control
 from .._core.layout import LATE
-from .._paths import known_sockets
+from .._linux.paths import known_sockets
 from ..errors import AiotimerError
 from ..events import shown
 from . import EX_UNAVAILABLE, cli, resolve_socket, socket_option

@@ -17,8 +17,8 @@ import click
 
 from .. import _control, history
 from .._core.durations import Durations
-from .._environment import SOCKET_VARIABLE
-from .._paths import check_socket_path, known_sockets, state_directories
+from .._linux.environment import SOCKET_VARIABLE
+from .._linux.paths import check_socket_path, known_sockets, state_directories
 from ..errors import AiotimerError, HistoryUnreadable
 from ..events import printable
 from . import cli, socket_option

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from .. import history
-from .._paths import check_socket_path, state_directories
+from .._linux.paths import check_socket_path, state_directories
 from ..errors import HistoryUnreadable
 from ..evidence import store
 from . import cli, socket_option

@@ -21,8 +21,8 @@ from functools import partial
 from time import monotonic
 from typing import Any, TypeVar
 
+from .._linux.process import is_dead
 from ..events import log
-from ..process import is_dead
 from . import proc, pyspy, stacks
 from .findings import ASK_WITHIN, Findings, Subject
 from .texts import stacks_text, tasks_text

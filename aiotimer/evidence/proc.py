@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .._core.requests import WorkerId
-from .._procfs import start_time
+from .._linux.procfs import start_time
 
 MAX_THREADS = 256
 MAX_DESCRIPTORS = 256

@@ -24,7 +24,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from ..process import send_signal
+from .._linux.process import send_signal
 from .findings import Frame, stack
 from .proc import state_of
 from .stacks import MAX_FRAMES, MAX_NAME, MAX_STACKS

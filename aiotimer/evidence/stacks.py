@@ -25,7 +25,7 @@ from time import monotonic
 from typing import Any
 
 from .._core import layout
-from ..process import is_dead, send_signal
+from .._linux.process import is_dead, send_signal
 from .findings import Frame, stack
 from .proc import status_fields
 

@@ -25,8 +25,8 @@ import pytest
 
 from aiotimer import TimerRequest
 from aiotimer._core import layout
-from aiotimer._paths import state_directory
-from aiotimer._procfs import start_time
+from aiotimer._linux.paths import state_directory
+from aiotimer._linux.procfs import start_time
 from aiotimer.errors import NewerLayout, UnsafePath
 from aiotimer.server import TimerServer
 from tests.programs import HANGS, PRELUDE, program

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from aiotimer._procfs import start_time
+from aiotimer._linux.procfs import start_time
 from tests.programs import HANGS, PRELUDE, program
 from tests.serving import (
     LOOPS,

@@ -20,7 +20,7 @@ import pytest
 
 from aiotimer import TimerRequest, WorkerId
 from aiotimer._control import status
-from aiotimer._procfs import start_time
+from aiotimer._linux.procfs import start_time
 from aiotimer.errors import ForeignProcess
 from tests.programs import PRELUDE, program
 from tests.serving import WatchfulServer, armed, bystander, ended, is_alive, line, number, serving
@@ -221,7 +221,7 @@ UNPRIVILEGED = (
     PRELUDE
     + f"""
 import subprocess
-from aiotimer.process import program_of, runs_another_program
+from aiotimer._linux.process import program_of, runs_another_program
 
 os.setresgid({NOBODY}, {NOBODY}, {NOBODY})
 os.setresuid({NOBODY}, {NOBODY}, {NOBODY})
@@ -251,7 +251,7 @@ import concurrent.futures.thread, sqlite3, subprocess
 import aiotimer.server  # before the modules are out of reach
 from aiotimer import TimerRequest, TimerServer
 from aiotimer.errors import ForeignProcess
-from aiotimer.process import foreign_uid
+from aiotimer._linux.process import foreign_uid
 
 line, path, restart = sys.argv[1:]
 

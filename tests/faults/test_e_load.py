@@ -32,10 +32,11 @@ from time import monotonic
 
 import pytest
 
-from aiotimer import Refused, TimerRequest, _procfs
+from aiotimer import Refused, TimerRequest
 from aiotimer._acceptor import BACKLOG, Acceptor
 from aiotimer._control import ping, status
 from aiotimer._core import wire
+from aiotimer._linux import procfs
 from aiotimer.cli._sink import CAPACITY
 from aiotimer.events import Event
 from tests.programs import HANGS, PRELUDE, program
@@ -209,7 +210,7 @@ async def test_fault_33_what_fails_on_the_way_to_a_kill_is_tried_again(
 ) -> None:
     """To see whether the worker is the same program takes a descriptor. Without one, it is taken for it."""
     failures = 0
-    really = _procfs._stat
+    really = procfs._stat
 
     def failing(pid: int) -> list[bytes]:
         nonlocal failures
@@ -221,7 +222,7 @@ async def test_fault_33_what_fails_on_the_way_to_a_kill_is_tried_again(
     async with serving(bound=0.5) as server:
         with spawn_worker(program("with", HANGS["gil"], after=2.0), server.socket_path) as worker:
             await number(worker, "deadline")
-            monkeypatch.setattr(_procfs, "_stat", failing)
+            monkeypatch.setattr(procfs, "_stat", failing)
             await server.told("reaped", worker.pid)
             assert failures >= 1
             assert await ended(worker) == -signal.SIGKILL

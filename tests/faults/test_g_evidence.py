@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
+from aiotimer._linux.process import pin
 from aiotimer.evidence import Answers, Findings, Subject, gather, gathering, proc, pyspy, threads
-from aiotimer.process import pin
 from tests.serving import bystander, is_alive, wait_dead
 from tests.support import PATIENCE
 

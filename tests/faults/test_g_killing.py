@@ -24,7 +24,7 @@ from time import monotonic
 import pytest
 
 from aiotimer import TimerRequest, WorkerId
-from aiotimer._procfs import start_time
+from aiotimer._linux.procfs import start_time
 from aiotimer._unkillable import classify
 from aiotimer.events import Event
 from aiotimer.evidence import Findings, Subject

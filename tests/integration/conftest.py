@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from aiotimer import _outage, _paths
+from aiotimer import _outage
+from aiotimer._linux import paths
 from tests.support import Menders, private_runtime
 
 
 @pytest.fixture
 def no_other_state(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is seen of this user's other servers, which may be in other bases."""
-    monkeypatch.setattr(_paths, "bases", lambda: iter([Path(os.environ["XDG_RUNTIME_DIR"], "aiotimer")]))
+    monkeypatch.setattr(paths, "bases", lambda: iter([Path(os.environ["XDG_RUNTIME_DIR"], "aiotimer")]))
 
 
 @pytest.fixture

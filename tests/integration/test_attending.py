@@ -18,7 +18,7 @@ from aiotimer import TimerServer, _attending, _control
 from aiotimer._attending import ask
 from aiotimer._connection import Connection
 from aiotimer._core import wire
-from aiotimer._procfs import time_namespace
+from aiotimer._linux.procfs import time_namespace
 from aiotimer._worker import Worker
 from aiotimer.errors import Refused, ServerUnavailable
 from aiotimer.evidence import Subject, gather, pyspy

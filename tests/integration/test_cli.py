@@ -275,7 +275,7 @@ signal.pause()
 
 RECORDING = """
 import os, sys
-from aiotimer._paths import state_directory
+from aiotimer._linux.paths import state_directory
 from aiotimer.history import History
 
 directory = state_directory(os.environ["AIOTIMER_SOCKET"])

@@ -23,9 +23,9 @@ import pytest
 
 from aiotimer import WorkerId
 from aiotimer._core import layout, wire
+from aiotimer._linux.process import pin
 from aiotimer.evidence import Answers, Findings, Subject, gather, proc, pyspy, stacks
 from aiotimer.evidence.stacks import NotSafe
-from aiotimer.process import pin
 from tests.serving import bystander
 from tests.support import PATIENCE, SpawnedWorker, spawn_worker
 

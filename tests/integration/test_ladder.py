@@ -23,8 +23,8 @@ import pytest
 from aiotimer import TimerRequest, WorkerId
 from aiotimer._core import layout, wire
 from aiotimer._core.ladder import Granted, Ladder
+from aiotimer._linux.process import send_signal
 from aiotimer.evidence import Findings, Subject
-from aiotimer.process import send_signal
 from tests.serving import (
     WatchfulServer,
     answer,
@@ -459,7 +459,7 @@ async def test_a_cgroup_is_reaped(cgroup: str) -> None:
 async def test_the_cgroup_of_everybody_is_not_reaped(monkeypatch: pytest.MonkeyPatch) -> None:
     for path, reason in (("/", "it is in no cgroup of its own"), ("/a", "the server is in its cgroup")):
         paths = iter((path, "/a/b"))
-        monkeypatch.setattr("aiotimer._targets._cgroup_of", lambda _pid, paths=paths: next(paths))
+        monkeypatch.setattr("aiotimer._linux.signals._cgroup_of", lambda _pid, paths=paths: next(paths))
         async with serving(target="cgroup") as server:
             with bystander() as pid:
                 server.register_timers([due(pid)])
@@ -468,7 +468,9 @@ async def test_the_cgroup_of_everybody_is_not_reaped(monkeypatch: pytest.MonkeyP
 
 
 async def test_a_cgroup_that_was_not_delegated_is_not_reaped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aiotimer._targets._cgroup_of", lambda pid: "/own" if pid == "self" else "/nowhere")
+    monkeypatch.setattr(
+        "aiotimer._linux.signals._cgroup_of", lambda pid: "/own" if pid == "self" else "/nowhere"
+    )
     async with serving(target="cgroup") as server:
         with bystander() as pid:
             server.register_timers([due(pid)])
@@ -517,7 +519,7 @@ async def test_a_group_that_cannot_be_signalled(monkeypatch: pytest.MonkeyPatch)
             raise OSError(errno.EINVAL, "Invalid argument")
         send_signal(pidfd, signum)
 
-    monkeypatch.setattr("aiotimer._targets.send_signal", refuses)
+    monkeypatch.setattr("aiotimer._linux.signals.send_signal", refuses)
     async with serving(target="group") as server:
         with family(new_group=True) as (shell, child):
             server.register_timers([due(shell)])
@@ -535,7 +537,7 @@ async def test_a_worker_that_the_kernel_does_not_let_us_signal(monkeypatch: pyte
     async with serving() as server:
         with bystander() as pid:
             with monkeypatch.context() as played:
-                played.setattr("aiotimer._targets.send_signal", refuses)
+                played.setattr("aiotimer._linux.signals.send_signal", refuses)
                 server.register_timers([due(pid)])
                 event = await server.told("reap_failed", pid)
                 assert event.detail.startswith("Operation not permitted; it will be tried again")
@@ -563,7 +565,7 @@ async def test_an_unkillable_worker_of_which_nothing_is_shown(
 
     monkeypatch.setattr("aiotimer._unkillable.classify", classify)
     monkeypatch.setattr("aiotimer._unkillable._PATIENCE", 0.05)
-    monkeypatch.setattr("aiotimer._targets.send_signal", lambda *_: None)
+    monkeypatch.setattr("aiotimer._linux.signals.send_signal", lambda *_: None)
     monkeypatch.setattr("aiotimer._worker.UNKILLABLE_AFTER", 0.01)
     try:
         async with serving() as server:

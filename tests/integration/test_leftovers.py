@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from aiotimer import _control, _paths, _table_files, history, leftovers
+from aiotimer import _control, history, leftovers
 from aiotimer._core.requests import WorkerId
+from aiotimer._linux import paths, table_files
+from aiotimer._linux.process import pin
 from aiotimer.history import History
-from aiotimer.process import pin
 from tests.support import PATIENCE, ServerThread, short_directory
 
 pytestmark = pytest.mark.usefixtures("no_other_state")
@@ -24,12 +25,12 @@ GONE = 2**22 + 1
 
 def private(pid: int = GONE) -> str:
     """Return the path of a private server's socket."""
-    return str(_paths.base() / f"run-{pid}.sock")
+    return str(paths.base() / f"run-{pid}.sock")
 
 
 def left_by(path: str, *, expiry: bool, table_of: int | None = None) -> Path:
     """Leave behind what a server does that was killed."""
-    directory = _paths.state_directory(path)
+    directory = paths.state_directory(path)
     made = History(directory)
     made.event({"event": "worker_gone", "time": 1.0})
     if expiry:
@@ -42,7 +43,7 @@ def left_by(path: str, *, expiry: bool, table_of: int | None = None) -> Path:
             worker, pidfd = pin(table_of)
         except ProcessLookupError:
             worker, pidfd = WorkerId(table_of, 1), -1
-        file = _table_files.create_table(directory, worker, 1, "shared")
+        file = table_files.create_table(directory, worker, 1, "shared")
         os.close(file.descriptor)
         if pidfd >= 0:
             os.close(pidfd)
@@ -63,10 +64,10 @@ def test_what_a_private_server_found_out_stays_and_nothing_else() -> None:
     assert names(directory) == {"history.db", "evidence", "ended"}
     assert names(directory.parent) == {directory.name}
     assert len(history.expiries(directory)) == 1
-    assert _paths.state_directories() == [directory]
-    assert _paths.state_directories(path) == [directory]
-    assert _paths.socket_of(directory) == path
-    assert _paths.known_sockets() == []
+    assert paths.state_directories() == [directory]
+    assert paths.state_directories(path) == [directory]
+    assert paths.socket_of(directory) == path
+    assert paths.known_sockets() == []
 
 
 def test_a_private_server_that_found_out_nothing_leaves_nothing() -> None:
@@ -100,7 +101,7 @@ def test_the_oldest_leftovers_go(monkeypatch: pytest.MonkeyPatch) -> None:
         path = private(GONE + number)
         made.append(left_by(path, expiry=True))
         leftovers.discard(path)
-        os.utime(made[-1] / _paths.ENDED, (number, number))
+        os.utime(made[-1] / paths.ENDED, (number, number))
     leftovers.sweep()
     assert [directory.exists() for directory in made] == [False, False, True, True]
 
@@ -111,7 +112,7 @@ def test_a_server_goes_on_where_a_leftover_is() -> None:
     directory = left_by(path, expiry=True)
     leftovers.discard(path)
     with ServerThread(path) as server:
-        assert _paths.known_sockets() == [path]
+        assert paths.known_sockets() == [path]
         assert names(directory) == {"history.db", "evidence", "socket"}
         assert not [event for event in server.events if "ignoring" in str(event)]
     assert len(history.expiries(directory)) == 1
@@ -173,11 +174,11 @@ def test_a_server_with_a_history_leaves_it_for_the_next() -> None:
 
 @pytest.mark.parametrize("odd", ["a link", "a file"])
 def test_what_is_no_directory_of_ours_is_no_state(odd: str, tmp_path: Path) -> None:
-    directory = _paths.state_directory("/nowhere/s")
+    directory = paths.state_directory("/nowhere/s")
     other = directory.with_name("other")
     if odd == "a link":
         other.symlink_to(directory)
     else:
         other.touch()
-    assert _paths.state_directories() == [directory]
-    assert _paths.socket_of(tmp_path) is None
+    assert paths.state_directories() == [directory]
+    assert paths.socket_of(tmp_path) is None

@@ -19,8 +19,8 @@ import pytest
 import aiotimer
 from aiotimer import AsyncTimerClient, TimerClient, expires
 from aiotimer._core import wire
+from aiotimer._linux.procfs import time_namespace
 from aiotimer._outage import Hook
-from aiotimer._procfs import time_namespace
 from aiotimer._waiting import Steps
 from tests.support import PATIENCE, Menders, ServerThread, private_runtime, short_socket
 

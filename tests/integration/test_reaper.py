@@ -15,14 +15,14 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, cast
 
-from aiotimer import _table_files
 from aiotimer._core import layout
 from aiotimer._core.table import TimerTable
 from aiotimer._core.watch import Lifeline, Watch
+from aiotimer._linux import table_files
+from aiotimer._linux.process import pin
 from aiotimer._reaper import Reaper
 from aiotimer._watched import WatchedTable
 from aiotimer._worker import Worker
-from aiotimer.process import pin
 from tests.serving import clock_passes
 
 
@@ -62,7 +62,7 @@ def test_one_retry_is_pending_whatever_falls_due(tmp_path: Path) -> None:
     reaper = Reaper(asyncio_loop, lambda _worker_id: False, lambda _event: None)
     worker_id, pidfd = pin(os.getpid())
     worker = Worker(worker_id, pidfd, asyncio_loop)
-    file = _table_files.create_table(tmp_path, worker_id, worker.pidfd_inode, "shared")
+    file = table_files.create_table(tmp_path, worker_id, worker.pidfd_inode, "shared")
     watch = Watch(Lifeline(monotonic(), beat=inf), connected=True)
     table = WatchedTable(file, watch, asyncio_loop, functools.partial(reaper.expire, worker))
     table.connection = Nobody()

@@ -21,7 +21,7 @@ from aiotimer import TimerRequest, TimerServer, WorkerId, __version__
 from aiotimer._core import wire
 from aiotimer._core.reader import Timer
 from aiotimer._core.watch import Due
-from aiotimer._procfs import start_time
+from aiotimer._linux.procfs import start_time
 from aiotimer._watched import WatchedTable
 from aiotimer._worker import Worker
 from aiotimer.errors import AlreadyServing, UnsafePath

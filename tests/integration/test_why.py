@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from aiotimer import _paths, cli
+from aiotimer import cli
 from aiotimer._core import wire
 from aiotimer._core.durations import Durations
+from aiotimer._linux import paths
 from aiotimer.cli import dump, history, run, suggest, why  # noqa: F401 - each adds its command
 from aiotimer.cli._page import print_page
 from aiotimer.cli.history import follow_events
@@ -152,7 +153,7 @@ def call(*arguments: str) -> Result:
 
 def state(socket_path: str = "/nowhere/s") -> Path:
     """Return the state directory of a socket."""
-    return _paths.state_directory(socket_path)
+    return paths.state_directory(socket_path)
 
 
 @contextlib.contextmanager

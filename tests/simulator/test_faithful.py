@@ -17,12 +17,13 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from aiotimer import _reaper, _table_files, _targets, _watched, _worker, expires
+from aiotimer import _reaper, _watched, _worker, expires
 from aiotimer._core import layout
 from aiotimer._core.ladder import KILL
 from aiotimer._core.table import TimerTable
 from aiotimer._core.watch import Lifeline, Watch
-from aiotimer.process import pin
+from aiotimer._linux import signals, table_files
+from aiotimer._linux.process import pin
 from tests.support import Clock, MemoryClient, memory_table
 
 from .server import Handle, Server, Steps, Table
@@ -60,14 +61,14 @@ class Real:
         for module in (_watched, _reaper, _worker):
             monkeypatch.setattr(module, "monotonic", clock)
         monkeypatch.setattr(_watched, "os", self)
-        monkeypatch.setattr(_targets, "send_signal", lambda _pidfd, _signal: None)
+        monkeypatch.setattr(signals, "send_signal", lambda _pidfd, _signal: None)
         self.descriptor = os.memfd_create("table")
         os.truncate(self.descriptor, layout.TABLE_SIZE)
         worker_id, pidfd = pin(os.getpid())
         self.worker = _worker.Worker(worker_id, pidfd, self)  # type: ignore[arg-type]  # a loop, as far as need be
         reaper = _reaper.Reaper(self, self._reap, lambda _event: None)  # type: ignore[arg-type]
         self.table = _watched.WatchedTable(
-            _table_files.TableFile(self.descriptor, None, 1, "shared"),
+            table_files.TableFile(self.descriptor, None, 1, "shared"),
             Watch(Lifeline(clock.now), connected=True),
             self,  # type: ignore[arg-type]
             functools.partial(reaper.expire, self.worker),

@@ -34,15 +34,15 @@ TESTS = Path(__file__).parent.parent
 # Lowest first. A module may import modules of lower rows, never of its own row or a higher one.
 # `x.*` is the package x with everything in it; its modules may import each other.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("_version", "errors", "_environment"),
+    ("_version", "errors", "_linux.environment"),
     ("_core.requests", "_core.layout"),
     ("_core.wire", "_core.durations", "_core.ladder"),
     ("_core.table", "_core.reader"),
     ("_core.watch",),
-    ("_core",),
-    ("_procfs",),
-    ("process", "_rights", "_paths"),
-    ("_table_files", "_listener", "_targets", "_unkillable"),
+    ("_core", "_linux", "client"),
+    ("_linux.procfs",),
+    ("_linux.process", "_rights", "_linux.paths"),
+    ("_linux.table_files", "_listener", "_linux.signals", "_unkillable"),
     ("queue", "events", "_policy"),
     ("evidence.*",),
     (
@@ -111,7 +111,7 @@ NOT_IN_A_WORKER = (
     *("server", "_owned", "supervise", "cli.*", "evidence.*", "history", "leftovers", "__main__"),
     *("_acceptor", "_attending", "_climbing", "_connection", "_dump", "_gathering", "_greeting", "_holding"),
     *("_observing", "_policy", "_reaper", "_record", "_report", "_rights", "_roster", "_sinks"),
-    *("_targets", "_reporter", "_unkillable", "_watched", "_worker", "_core.watch"),
+    *("_linux.signals", "_reporter", "_unkillable", "_watched", "_worker", "_core.watch"),
 )
 
 MAX_CODE_LINES = 300

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from .errors import ServerError
+from ..errors import ServerError
 
 _FACTOR, _LARGEST_MARK = 1_000_003, 2**48 - 59
 """Two primes. A server of another version compares the marks too: they may change with the table's layout."""

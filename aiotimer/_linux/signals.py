@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 
-from ._core.ladder import KILL
+from .._core.ladder import KILL
 from .process import is_dead, send_signal
 
 PIDFD_SIGNAL_PROCESS_GROUP = 4

@@ -14,9 +14,9 @@ import signal
 import socket
 import struct
 
-from ._core.requests import WorkerId
-from ._procfs import start_time
-from .errors import Refused
+from .._core.requests import WorkerId
+from ..errors import Refused
+from .procfs import start_time
 
 SO_PEERPIDFD = 77
 """Linux >= 6.5 (include/uapi/asm-generic/socket.h); not in Python's socket module up to 3.13."""

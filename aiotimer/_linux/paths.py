@@ -22,7 +22,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from .errors import UnsafePath
+from ..errors import UnsafePath
 
 MAX_SOCKET_PATH = 107
 """Bytes in ``sockaddr_un.sun_path`` less the final NUL (unix(7))."""

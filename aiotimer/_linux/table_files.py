@@ -19,10 +19,10 @@ import stat
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias, cast
 
-from ._core import layout
-from ._core.requests import WorkerId
-from ._paths import NOTES, is_in_memory, is_regular_file
-from .errors import NewerLayout, ServerError
+from .._core import layout
+from .._core.requests import WorkerId
+from ..errors import NewerLayout, ServerError
+from .paths import NOTES, is_in_memory, is_regular_file
 
 PEERS_RETURN_WITHIN = 2.0
 """Seconds that a restarted server gives a peer without a shared table to come back and say what is still

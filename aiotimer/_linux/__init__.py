@@ -1,0 +1,1 @@
+"""The kernel, as both sides ask it: processes, signals, paths, table files."""
