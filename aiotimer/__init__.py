@@ -7,13 +7,13 @@ is not left. ``configure`` chooses the server. ``TimerServer`` is the server, to
 
 from typing import TYPE_CHECKING
 
-from ._block import Block
-from ._clients import AsyncTimerClient, TimerClient
 from ._core.requests import TimerRequest, WorkerId
 from ._version import __version__
-from .configuration import configure
+from .client.block import Block
+from .client.clients import AsyncTimerClient, TimerClient
+from .client.configure import configure
+from .client.expires import expires
 from .errors import AiotimerError, NotConfigured, Refused, ServerUnavailable, TableFull
-from .expiry import expires
 
 if TYPE_CHECKING:
     from .queue import RequestQueue

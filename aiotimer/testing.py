@@ -23,14 +23,14 @@ from math import inf, isfinite
 from time import monotonic
 from typing import NamedTuple
 
-from . import _links
-from ._clients import AsyncTimerClient, TimerClient, default
 from ._core import layout
 from ._core.reader import TableReader
 from ._core.table import TimerTable
 from ._core.watch import Lifeline, Look, Watch
-from ._link import Link
 from ._linux.environment import SOCKET_VARIABLE
+from .client import connections
+from .client.clients import AsyncTimerClient, TimerClient, default
+from .client.connection import Link
 
 __all__ = ["Expiry", "VirtualTimers", "virtual"]
 
@@ -255,9 +255,9 @@ class _VirtualLink(Link):
 def _linked(link: Link) -> Iterator[None]:
     """Make clients of either kind at the link's path use that link, whatever their number."""
     keys = [(link.path, True), (link.path, False)]
-    _links._links.update(dict.fromkeys(keys, link))
+    connections._links.update(dict.fromkeys(keys, link))
     try:
         yield
     finally:
         for key in keys:
-            _links._links.pop(key, None)
+            connections._links.pop(key, None)

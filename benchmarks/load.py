@@ -20,8 +20,8 @@ from statistics import median
 from time import monotonic, perf_counter, sleep
 
 from aiotimer import ServerUnavailable, TimerClient
-from aiotimer._control import ping, status
-from aiotimer._launch import python_command
+from aiotimer.client.control import ping, status
+from aiotimer.client.launch import python_command
 
 from ._report import Row
 from ._server import serving

@@ -22,8 +22,8 @@ import hypothesis
 import pytest
 import uvloop
 
-from aiotimer import _links
 from aiotimer._linux.process import send_signal
+from aiotimer.client import connections
 
 hypothesis.settings.register_profile("aiotimer", deadline=None, print_blob=True)
 hypothesis.settings.register_profile(
@@ -76,11 +76,11 @@ def _terminal() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _no_client_outlives_its_test() -> Iterator[None]:
     yield
-    for link in list(_links._every_link):
+    for link in list(connections._every_link):
         link.users = 0  # without a word: whatever is armed stays armed
         link.hooks.clear()
         link._let_go()
-    _links._links.clear()
+    connections._links.clear()
 
 
 @pytest.fixture

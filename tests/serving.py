@@ -24,8 +24,8 @@ from time import monotonic, sleep
 from typing import Any, Self, TypeVar
 
 from aiotimer import TimerRequest, TimerServer, WorkerId
-from aiotimer._control import status
 from aiotimer._core import wire
+from aiotimer.client.control import status
 from aiotimer.events import Event
 from tests.support import PATIENCE, SpawnedWorker, short_socket, spawn_worker
 

@@ -39,7 +39,7 @@ from aiotimer._connection import Connection
 from aiotimer._core import layout, wire
 from aiotimer._core.reader import Read, TableReader, Timer
 from aiotimer._core.table import TimerTable
-from aiotimer._link import Link
+from aiotimer.client.connection import Link
 from aiotimer.events import Event
 from aiotimer.server import TimerServer
 

@@ -6,9 +6,9 @@ import os
 
 import click
 
-from .. import _control
 from .._linux.environment import SOCKET_VARIABLE
 from .._linux.paths import known_sockets
+from ..client import control
 from ..errors import Refused, ServerUnavailable
 from . import cli, resolve_socket, socket_option
 from .why import show
@@ -24,12 +24,12 @@ def dump(pid: int, socket_path: str | None, as_json: bool) -> None:
     Asks the server that watches it: any of this user's, unless --socket or $AIOTIMER_SOCKET names one.
     """
     if socket_path is not None or SOCKET_VARIABLE in os.environ:
-        show(_control.dump(resolve_socket(socket_path), pid), as_json=as_json)
+        show(control.dump(resolve_socket(socket_path), pid), as_json=as_json)
         return
     refusal: Refused | None = None
     for path in known_sockets():
         try:
-            found = _control.dump(path, pid)
+            found = control.dump(path, pid)
         except ServerUnavailable:
             continue
         except Refused as error:

@@ -20,9 +20,9 @@ import time
 
 import click
 
-from .._launch import founder_argument
 from .._linux.environment import SOCKET_VARIABLE
 from .._linux.paths import base, check_socket_path, state_directories
+from ..client.launch import founder_argument
 from ..errors import AiotimerError
 from ..history import EXPIRIES
 from ..leftovers import discard

@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from .. import _control
 from .._core.layout import LATE
 from .._linux.paths import known_sockets
+from ..client import control
 from ..errors import AiotimerError
 from ..events import shown
 from . import EX_UNAVAILABLE, cli, resolve_socket, socket_option
@@ -26,7 +26,7 @@ def status(socket_path: str | None, as_json: bool, every: bool) -> None:
     if every:
         reports = [report for path in known_sockets() if (report := _report_of(path))]
     else:
-        reports = [_control.status(resolve_socket(socket_path))]
+        reports = [control.status(resolve_socket(socket_path))]
     if as_json:
         click.echo(json.dumps(reports if every else reports[0]))
         return
@@ -41,7 +41,7 @@ def status(socket_path: str | None, as_json: bool, every: bool) -> None:
 def ping(socket_path: str | None) -> None:
     """Exit with 0 when the server answers and looks on time, else with 69."""
     path = resolve_socket(socket_path)
-    pong = _control.ping(path)
+    pong = control.ping(path)
     late = f"its heartbeat was at most {pong.lag_s * 1000:.0f} ms late in the last minute"
     if pong.lag_s > LATE:
         raise _Late(f"the timer server at {path} is alive but slow: {late}")
@@ -54,7 +54,7 @@ class _Late(click.ClickException):
 
 def _report_of(path: str) -> dict[str, Any] | None:
     try:
-        return _control.status(path)
+        return control.status(path)
     except AiotimerError:
         return None  # a state directory whose server is gone
 

@@ -15,10 +15,11 @@ from typing import Any
 
 import click
 
-from .. import _control, history
+from .. import history
 from .._core.durations import Durations
 from .._linux.environment import SOCKET_VARIABLE
 from .._linux.paths import check_socket_path, known_sockets, state_directories
+from ..client import control
 from ..errors import AiotimerError, HistoryUnreadable
 from ..events import printable
 from . import cli, socket_option
@@ -92,7 +93,7 @@ def _living(socket_path: str | None) -> Iterator[dict[str, Any]]:
     """Yield what the workers that are alive have done, if their server tells: ``scopes`` of its status."""
     for path in known_sockets() if socket_path is None else [socket_path]:
         try:
-            yield from _control.status(path, scopes=True)["scopes"]
+            yield from control.status(path, scopes=True)["scopes"]
         except AiotimerError:
             continue
 

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from aiotimer._clients import default
-from aiotimer._links import _every_link
+from aiotimer.client.clients import default
+from aiotimer.client.connections import _every_link
 from tests.support import ServerThread, private_runtime, short_socket
 
 

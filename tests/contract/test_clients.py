@@ -30,10 +30,10 @@ from aiotimer import (
     TimerRequest,
     expires,
 )
-from aiotimer._clients import default, default_client
 from aiotimer._core import wire
 from aiotimer._core.layout import SLOTS, is_armed
 from aiotimer._core.table import TimerTable
+from aiotimer.client.clients import default, default_client
 from aiotimer.errors import ProtocolError, UnsafePath
 from aiotimer.server import TimerServer
 from tests.support import PATIENCE, ServerThread, short_socket, stand_in, timers_of

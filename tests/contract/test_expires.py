@@ -20,19 +20,11 @@ from typing import Any, TypeAlias
 
 import pytest
 
-from aiotimer import (
-    AsyncTimerClient,
-    NotConfigured,
-    ServerUnavailable,
-    TableFull,
-    TimerClient,
-    _memory,
-    _waiting,
-    expires,
-)
+from aiotimer import AsyncTimerClient, NotConfigured, ServerUnavailable, TableFull, TimerClient, expires
 from aiotimer._core.layout import FIRST_DEADLINE, HIGH_WATER, SLOTS, row_of
 from aiotimer._core.table import TimerTable
-from aiotimer._waiting import BUDGET_ON_LOOP
+from aiotimer.client import memory, waiting
+from aiotimer.client.waiting import BUDGET_ON_LOOP
 from tests.support import (
     PATIENCE,
     MemoryClient,
@@ -152,7 +144,7 @@ def test_an_exception_leaves_the_block_and_the_block_leaves_the_exception(
 async def test_nested_async(
     server: ServerThread, client: TimerClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_waiting, "BUDGET_ON_LOOP", PATIENCE)  # for the plain block, on a slow machine
+    monkeypatch.setattr(waiting, "BUDGET_ON_LOOP", PATIENCE)  # for the plain block, on a slow machine
     async with expires(60, client=client) as outer:
         async with expires(30, client=client) as inner:
             with expires(20, scope="plain", client=client):
@@ -956,7 +948,7 @@ def test_fault_50_a_handler_has_a_block_while_its_thread_connects(
             pass
 
     for interruption in interruptions(handler, by_signals=True):
-        monkeypatch.setattr(_memory, "_scratch", None)
+        monkeypatch.setattr(memory, "_scratch", None)
         client = TimerClient(server.path, budget=PATIENCE)
         other = TimerClient(server.path, budget=0.001, unavailable="ignore")
         with interruption, expires(60, "s", client):
@@ -973,7 +965,7 @@ def test_fault_50_interrupted_by_a_signal_while_connecting(
     with TimerClient(server.path) as client, expires(60, "s", client):
         pass  # now everything is imported
     for interruption in interruptions(by_signals=True):
-        monkeypatch.setattr(_memory, "_scratch", None)  # it would grow by the slots that interruptions cost
+        monkeypatch.setattr(memory, "_scratch", None)  # it would grow by the slots that interruptions cost
         client = TimerClient(server.path, budget=PATIENCE)
         with interruption:
             with expires(60, "s", client):

@@ -20,7 +20,7 @@ import pytest
 
 import aiotimer
 from aiotimer import AsyncTimerClient, NotConfigured, TimerClient, expires
-from aiotimer._clients import default
+from aiotimer.client.clients import default
 from aiotimer.testing import Expiry, VirtualTimers, virtual
 from tests.support import PATIENCE, ServerThread
 

@@ -19,10 +19,11 @@ from time import monotonic
 
 import pytest
 
-from aiotimer import TimerClient, _memory, expires
-from aiotimer._block import Block
+from aiotimer import TimerClient, expires
 from aiotimer._core.layout import FIRST_DEADLINE, HIGH_WATER
 from aiotimer._core.table import FIRST_CHUNK, TimerTable
+from aiotimer.client import memory
+from aiotimer.client.block import Block
 from tests.support import (
     FORKS,
     PATIENCE,
@@ -233,8 +234,8 @@ def test_the_lock_of_scratch_that_another_thread_held_is_left_with_the_parent(no
             pass
 
     with expires(60, "s", client) as block:
-        assert block._pool.table is _memory.scratch()
-        with _memory.scratch().lock:
+        assert block._pool.table is memory.scratch()
+        with memory.scratch().lock:
             assert fork_and(enter) == 0
     client.close()
 

@@ -20,5 +20,5 @@ def runtime_directory() -> Iterator[Path]:
 
 @pytest.fixture(autouse=True)
 def patient_questions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let ``aiotimer._control`` wait for answers as long as a test waits for anything."""
-    monkeypatch.setattr("aiotimer._control.ANSWER_WITHIN", PATIENCE)
+    """Let ``aiotimer.client.control`` wait for answers as long as a test waits for anything."""
+    monkeypatch.setattr("aiotimer.client.control.ANSWER_WITHIN", PATIENCE)

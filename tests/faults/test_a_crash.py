@@ -14,7 +14,7 @@ from time import monotonic
 
 import pytest
 
-from aiotimer._control import status
+from aiotimer.client.control import status
 from tests.programs import ENTRIES, HANGS, PRELUDE, UNHURRIED, all_ready, arm_all, program
 from tests.serving import LOOPS, ServerProcess, armed, bystander, clock_passes, is_alive
 from tests.support import SpawnedWorker, short_socket, spawn_worker

@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 import pytest
 
-from aiotimer._control import status
+from aiotimer.client.control import status
 from tests.programs import PRELUDE
 from tests.serving import ServerProcess, armed, clock_passes, is_alive
 from tests.support import PATIENCE, SpawnedWorker, short_socket, spawn_worker

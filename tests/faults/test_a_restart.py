@@ -24,7 +24,7 @@ from time import monotonic
 import pytest
 
 from aiotimer import AsyncTimerClient, ServerUnavailable
-from aiotimer._control import ping, status
+from aiotimer.client.control import ping, status
 from aiotimer.errors import AlreadyServing
 from aiotimer.server import TimerServer
 from tests.programs import HANGS, PRELUDE, program

@@ -19,8 +19,8 @@ from time import monotonic
 import pytest
 
 from aiotimer import TimerRequest, WorkerId
-from aiotimer._control import status
 from aiotimer._linux.procfs import start_time
+from aiotimer.client.control import status
 from aiotimer.errors import ForeignProcess
 from tests.programs import PRELUDE, program
 from tests.serving import WatchfulServer, armed, bystander, ended, is_alive, line, number, serving

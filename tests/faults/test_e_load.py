@@ -34,10 +34,10 @@ import pytest
 
 from aiotimer import Refused, TimerRequest
 from aiotimer._acceptor import BACKLOG, Acceptor
-from aiotimer._control import ping, status
 from aiotimer._core import wire
 from aiotimer._linux import procfs
 from aiotimer.cli._sink import CAPACITY
+from aiotimer.client.control import ping, status
 from aiotimer.events import Event
 from tests.programs import HANGS, PRELUDE, program
 from tests.serving import (

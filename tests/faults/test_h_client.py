@@ -18,8 +18,8 @@ from typing import cast
 import pytest
 
 from aiotimer import AsyncTimerClient, ServerUnavailable, TimerClient, expires
-from aiotimer._clients import Unavailable
-from aiotimer._control import status
+from aiotimer.client.clients import Unavailable
+from aiotimer.client.control import status
 from tests.programs import ENTRIES, PRELUDE, UNHURRIED, all_ready, arm_all, program
 from tests.serving import ServerProcess, serving
 from tests.support import short_socket, spawn_worker

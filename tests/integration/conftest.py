@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from aiotimer import _outage
 from aiotimer._linux import paths
+from aiotimer.client import reconnect
 from tests.support import Menders, private_runtime
 
 
@@ -21,7 +21,7 @@ def no_other_state(monkeypatch: pytest.MonkeyPatch) -> None:
 def menders(monkeypatch: pytest.MonkeyPatch) -> Menders:
     """The threads that try to mend this test's outages."""
     made = Menders()
-    monkeypatch.setattr(_outage, "start_new_thread", made.start)
+    monkeypatch.setattr(reconnect, "start_new_thread", made.start)
     return made
 
 

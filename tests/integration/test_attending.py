@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 
-from aiotimer import TimerServer, _attending, _control
+from aiotimer import TimerServer, _attending
 from aiotimer._attending import ask
 from aiotimer._connection import Connection
 from aiotimer._core import wire
 from aiotimer._linux.procfs import time_namespace
 from aiotimer._worker import Worker
+from aiotimer.client import control
 from aiotimer.errors import Refused, ServerUnavailable
 from aiotimer.evidence import Subject, gather, pyspy
 from tests.programs import program
@@ -264,7 +265,7 @@ async def test_a_dump_of_a_live_worker() -> None:
     async with serving() as server:
         with spawn_worker(program("with", body, after=1000), server.socket_path) as worker:
             await line(worker, "deadline")
-            found = await asyncio.to_thread(_control.dump, server.socket_path, worker.pid, PATIENCE)
+            found = await asyncio.to_thread(control.dump, server.socket_path, worker.pid, PATIENCE)
             assert (found["event"], found["outcome"], found["pid"]) == ("dump", "dump", worker.pid)
             assert found["scope"] == ""
             (timer,) = found["timers"]
@@ -283,9 +284,9 @@ async def test_a_dump_of_a_live_worker() -> None:
 async def test_a_dump_of_whoever_is_no_worker_is_refused() -> None:
     async with serving() as server:
         with pytest.raises(Refused, match=f"no worker with pid {os.getpid()}"):
-            await asyncio.to_thread(_control.dump, server.socket_path, os.getpid(), PATIENCE)
+            await asyncio.to_thread(control.dump, server.socket_path, os.getpid(), PATIENCE)
     with pytest.raises(ServerUnavailable):
-        _control.dump("/nowhere", 1)
+        control.dump("/nowhere", 1)
 
 
 async def test_a_dump_that_fails_says_so(
@@ -297,7 +298,7 @@ async def test_a_dump_that_fails_says_so(
     monkeypatch.setattr("aiotimer._worker.Worker.subject", fail)
     async with serving() as server, worker_of(server):
         with pytest.raises(Refused, match="it failed: whatever"):
-            await asyncio.to_thread(_control.dump, server.socket_path, os.getpid(), PATIENCE)
+            await asyncio.to_thread(control.dump, server.socket_path, os.getpid(), PATIENCE)
     assert "no dump of process" in caplog.text
 
 

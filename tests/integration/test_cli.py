@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 
 import aiotimer
-from aiotimer._control import ping, status
 from aiotimer._core import wire
 from aiotimer._core.layout import LATE
+from aiotimer.client.control import ping, status
 from tests.support import PATIENCE, memory_table, private_runtime, short_socket, stand_in
 
 AIOTIMER = [sys.executable, "-m", "aiotimer"]

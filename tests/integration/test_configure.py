@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from aiotimer._control import ping
+from aiotimer.client.control import ping
 from tests.integration.test_cli import environment, wait_gone
 from tests.support import PATIENCE, ServerThread, private_runtime
 from tests.unit.test_structure import not_for_a_synchronous_worker
@@ -67,7 +67,7 @@ def test_the_environment_is_enough_without_configure() -> None:
     with ServerThread() as server:
         result = run(
             "with expires(after=600, scope='s'):\n"
-            "    from aiotimer._control import status\n"
+            "    from aiotimer.client.control import status\n"
             "    print(status(os.environ['AIOTIMER_SOCKET'])['workers'][0]['timers'][0]['scope'])",
             AIOTIMER_SOCKET=server.path,
         )
@@ -138,7 +138,7 @@ def test_a_synchronous_worker_loads_neither_a_loop_nor_the_server(arguments: str
         )  # fmt: skip
     assert (result.returncode, result.stderr) == (0, "")
     configuring, afterwards = json.loads(result.stdout)
-    assert "aiotimer.configuration" in configuring
+    assert "aiotimer.client.configure" in configuring
     assert not not_for_a_synchronous_worker(configuring)
     assert not not_for_a_synchronous_worker(afterwards)
 
@@ -156,7 +156,7 @@ def test_a_private_watchdog_reaps_its_founder_and_says_so() -> None:
 def test_a_private_watchdog_is_nobodys_child_and_has_its_own_session() -> None:
     result = run(
         "configure()\n"
-        "from aiotimer._control import ping\n"
+        "from aiotimer.client.control import ping\n"
         "pid = ping(os.environ['AIOTIMER_SOCKET']).pid\n"
         "try: os.wait()\n"
         "except ChildProcessError: print('no child')\n"
@@ -169,7 +169,7 @@ def test_descendants_find_it_and_status_all_shows_it() -> None:
     result = run(
         "import json, subprocess\n"
         "configure()\n"
-        "code = 'import aiotimer, sys; aiotimer.configure(); print(aiotimer._clients.default.client.path)'\n"
+        "code = 'import aiotimer as a; a.configure(); print(a.client.clients.default.client.path)'\n"
         "child = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)\n"
         "assert child.stdout.strip() == os.environ['AIOTIMER_SOCKET'], child\n"
         "every = subprocess.run([sys.executable, '-m', 'aiotimer', 'status', '--all', '--json'],"
@@ -194,7 +194,7 @@ def test_it_is_restarted_when_it_dies_and_keeps_its_timers() -> None:
         os.kill(first, signal.SIGKILL)
         wait_gone(first)
         code = (
-            "import sys\nfrom aiotimer._control import status\nfrom aiotimer import ServerUnavailable\n"
+            "import sys\nfrom aiotimer.client.control import status\nfrom aiotimer import ServerUnavailable\n"
             "while True:\n"
             "    try: report = status(sys.argv[1])\n"
             "    except ServerUnavailable: continue\n"
@@ -240,7 +240,7 @@ def test_configure_none_undoes_the_export() -> None:
 def test_configure_in_a_running_loop_does_not_wait_and_the_first_block_does(factory: str) -> None:
     result = run(
         "import uvloop\n"
-        "from aiotimer._control import status\n"
+        "from aiotimer.client.control import status\n"
         "async def main():\n"
         "    configure()\n"
         "    ticks = 0\n"

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from aiotimer import _control, history, leftovers
+from aiotimer import history, leftovers
 from aiotimer._core.requests import WorkerId
 from aiotimer._linux import paths, table_files
 from aiotimer._linux.process import pin
+from aiotimer.client import control
 from aiotimer.history import History
 from tests.support import PATIENCE, ServerThread, short_directory
 
@@ -168,7 +169,7 @@ def test_a_server_with_a_history_leaves_it_for_the_next() -> None:
         directory = left_by(path, expiry=True)
         os.unlink(path)
         with ServerThread(path):
-            assert _control.status(path)["workers"] == []
+            assert control.status(path)["workers"] == []
         assert {"history.db", "evidence", "socket"} <= names(directory)
 
 

@@ -74,10 +74,10 @@ COMES_AND_GOES = (
     PRELUDE
     + """
 import gc, uvloop
-import aiotimer._block
-from aiotimer._channel import _channels
+import aiotimer.client.block
+from aiotimer.client.inspection import _channels
 
-aiotimer._block.SAMPLE_EVERY = 1000  # however soon a loop follows another, it gets its channel
+aiotimer.client.block.SAMPLE_EVERY = 1000  # however soon a loop follows another, it gets its channel
 
 def descriptors():
     gc.collect()

@@ -20,8 +20,8 @@ import aiotimer
 from aiotimer import AsyncTimerClient, TimerClient, expires
 from aiotimer._core import wire
 from aiotimer._linux.procfs import time_namespace
-from aiotimer._outage import Hook
-from aiotimer._waiting import Steps
+from aiotimer.client.reconnect import Hook
+from aiotimer.client.waiting import Steps
 from tests.support import PATIENCE, Menders, ServerThread, private_runtime, short_socket
 
 sharing = pytest.mark.parametrize("shared", [True, False], ids=["shared", "socket"])

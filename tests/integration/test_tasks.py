@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 
 import aiotimer
-from aiotimer import Block, _channel, _stacks, expires
+from aiotimer import Block, expires
 from aiotimer._core import layout, wire
 from aiotimer._core.table import TimerTable
-from aiotimer._tasks import answer
+from aiotimer.client import dump_signal, inspection
+from aiotimer.client.tasks import answer
 from aiotimer.testing import virtual
 
 
@@ -77,7 +78,7 @@ async def test_waits_are_told_in_words() -> None:
     functions = [function.rpartition(".")[2] for _, _, function in at(found, "lock").frames]
     assert functions == ["waits", "acquire"]
     assert "test_tasks.py" in found.stacks
-    assert "aiotimer/_tasks.py" not in found.stacks, "what answers is not what it was doing"
+    assert "aiotimer/client/tasks.py" not in found.stacks, "what answers is not what it was doing"
     await ended(*tasks)
 
 
@@ -147,8 +148,8 @@ async def test_a_channel_answers_from_inside_of_the_loop(tmp_path: Path) -> None
         listener.listen()
         before = set(os.listdir("/proc/self/fd"))
         client = aiotimer.AsyncTimerClient(path)
-        _channel.attend(client.link, Block)
-        _channel.attend(client.link, Block)
+        inspection.attend(client.link, Block)
+        inspection.attend(client.link, Block)
         peer, _ = listener.accept()
         with peer:
             peer.setblocking(False)
@@ -169,14 +170,14 @@ async def test_a_channel_answers_from_inside_of_the_loop(tmp_path: Path) -> None
 
 PROGRAM = """
     import ctypes, mmap, os, signal, sys, time
-    from aiotimer import _stacks
+    from aiotimer.client import dump_signal
     from aiotimer._core import layout
     from aiotimer._core.table import TimerTable
 
     descriptor = os.memfd_create("table")
     os.ftruncate(descriptor, layout.TABLE_SIZE)
     table = TimerTable(mmap.mmap(descriptor, layout.TABLE_SIZE), now=time.monotonic)
-    stacks = _stacks.register(table, descriptor, os.fstat(descriptor).st_ino)
+    stacks = dump_signal.register(table, descriptor, os.fstat(descriptor).st_ino)
     print(stacks is not None, int(table.cells[layout.DUMP_SIGNAL]), flush=True)
     if stacks is None:
         sys.exit()
@@ -231,6 +232,6 @@ def test_the_server_may_trace_where_yama_asks_for_it(scope: str, monkeypatch: py
     monkeypatch.setattr(ctypes, "CDLL", lambda _name: SimpleNamespace(prctl=prctl))
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        _stacks.allow_tracing(ours)
+        dump_signal.allow_tracing(ours)
     pr_set_ptracer = 0x59616D61  # <linux/prctl.h>: "Yama"
     assert permitted == ([(pr_set_ptracer, os.getpid())] if scope == "1" else [])

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from aiotimer import NotConfigured, WorkerId, expires
-from aiotimer._clients import default
+from aiotimer.client.clients import default
 from aiotimer.events import Event, shown
 from tests.support import Clock, MemoryClient, acquisitions_of, memory_table, names_of, timers_of
 

@@ -57,7 +57,7 @@ LIBRARIES = [
     "uvloop/includes/uv.pxd",
     "sklearn/tree/_criterion.pxi",
     "/project/numpy/random/mtrand.pyx",
-    "/venv/lib/python3.11/site-packages/aiotimer/_block.py",
+    "/venv/lib/python3.11/site-packages/aiotimer/client/block.py",
     aiotimer.__file__,
     aiotimer.expires.__code__.co_filename,
     "/usr/lib/python3.11/a\nb.py",

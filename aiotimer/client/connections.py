@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import weakref
 
-from ._link import Link, abandon_tables
-from ._linux.paths import check_socket_path
-from ._socket_link import SocketLink
+from .._linux.paths import check_socket_path
+from .connection import Link, abandon_tables
+from .socket_only import SocketLink
 
 _links: dict[tuple[str, bool], Link] = {}
 _every_link: weakref.WeakSet[Link] = weakref.WeakSet()

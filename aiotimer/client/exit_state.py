@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
-    from ._link import Link
+    from .connection import Link
 
 
 class Slow:

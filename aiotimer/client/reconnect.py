@@ -18,7 +18,7 @@ from collections.abc import Callable
 from time import sleep
 from typing import TypeAlias
 
-from .errors import AiotimerError
+from ..errors import AiotimerError
 
 log = logging.getLogger("aiotimer")
 

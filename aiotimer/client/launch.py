@@ -17,9 +17,9 @@ import sys
 from pathlib import Path
 from time import monotonic_ns
 
-from ._linux import paths
-from ._linux.procfs import start_time
-from .errors import ServerUnavailable
+from .._linux import paths
+from .._linux.procfs import start_time
+from ..errors import ServerUnavailable
 
 READY_WITHIN = 15.0
 """Seconds that a server may take to start: importing from a slow file system takes long."""
@@ -87,7 +87,7 @@ def python_command(*arguments: str) -> list[str]:
 
 def python_environment() -> dict[str, str]:
     """Return the environment for :func:`python_command`: this very package must be found."""
-    home = str(Path(__file__).parent.parent)
+    home = str(Path(__file__).parent.parent.parent)
     path = os.environ.get("PYTHONPATH")
     return {**os.environ, "PYTHONPATH": f"{path}{os.pathsep}{home}" if path else home}
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ._arguments import seconds
-from ._block import Block
-from ._clients import configured
-from ._leaving import nothing, time_out
+from .arguments import seconds
+from .block import Block
+from .clients import configured
+from .exit_state import nothing, time_out
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
     from types import TracebackType
     from typing import NoReturn, Self
 
-    from ._soft import SoftLimit
+    from .soft_limit import SoftLimit
 
 
 class GracefulBlock(Block):
@@ -85,7 +85,7 @@ class GracefulBlock(Block):
 
     def add_grace(self, grace: float) -> None:
         """Complete a block whose ``_after`` is the soft limit."""
-        from ._soft import SoftLimit
+        from .soft_limit import SoftLimit
 
         self._soft = SoftLimit(self._after, grace)
         self._after = seconds(self._after + grace, "after + grace")

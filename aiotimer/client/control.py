@@ -6,9 +6,9 @@ import contextlib
 import socket
 from typing import Any, TypeVar
 
-from ._core import wire
-from ._linux.process import check_trusted
-from .errors import AiotimerError, ProtocolError, Refused, ServerUnavailable
+from .._core import wire
+from .._linux.process import check_trusted
+from ..errors import AiotimerError, ProtocolError, Refused, ServerUnavailable
 
 ANSWER_WITHIN = 2.0
 """Seconds for which an answer is waited for."""

@@ -10,14 +10,14 @@ import os
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from ._core.layout import SCOPE_BYTES, encode_scope
-from ._memory import scratch
+from .._core.layout import SCOPE_BYTES, encode_scope
+from .memory import scratch
 
 if TYPE_CHECKING:
     from types import FrameType
 
-    from ._clients import BaseClient
-    from ._core.table import Pool
+    from .._core.table import Pool
+    from .clients import BaseClient
 
 MOST = 1e308
 """The largest ``after``: what is added to a clock reading must stay finite."""

@@ -23,17 +23,17 @@ import threading
 from collections import deque
 from time import monotonic
 
-from ._control import ping
-from ._core import layout, wire
-from ._core.reader import TableReader, Timer
-from ._core.requests import RELEASE
-from ._core.table import TimerTable
-from ._link import RETRY_EVERY, Link
-from ._memory import scratch_table
-from ._outage import Hook
-from ._waiting import BUDGET_ON_LOOP, Steps, Wait, within
-from .errors import AiotimerError, ProtocolError, ServerUnavailable
-from .queue import RequestQueue, SocketQueue
+from .._core import layout, wire
+from .._core.reader import TableReader, Timer
+from .._core.requests import RELEASE
+from .._core.table import TimerTable
+from ..errors import AiotimerError, ProtocolError, ServerUnavailable
+from ..queue import RequestQueue, SocketQueue
+from .connection import RETRY_EVERY, Link
+from .control import ping
+from .memory import scratch_table
+from .reconnect import Hook
+from .waiting import BUDGET_ON_LOOP, Steps, Wait, within
 
 _LEAVE_WITHIN = 0.25
 """Seconds that the last client to leave waits for the server to acknowledge it; then the thread does."""

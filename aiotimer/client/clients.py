@@ -15,20 +15,20 @@ import os
 from time import monotonic
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from ._core.layout import as_stored, encode_scope, shifted
-from ._core.requests import RELEASE
-from ._linux.environment import SOCKET_VARIABLE
-from ._waiting import within
-from .errors import AiotimerError, NotConfigured, TableFull
+from .._core.layout import as_stored, encode_scope, shifted
+from .._core.requests import RELEASE
+from .._linux.environment import SOCKET_VARIABLE
+from ..errors import AiotimerError, NotConfigured, TableFull
+from .waiting import within
 
 if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from ._core.table import Pool
-    from ._link import Link
-    from ._outage import Hook
-    from .queue import RequestQueue
+    from .._core.table import Pool
+    from ..queue import RequestQueue
+    from .connection import Link
+    from .reconnect import Hook
 
 
 Unavailable: TypeAlias = Literal["raise", "warn", "ignore"]
@@ -62,7 +62,7 @@ class BaseClient:
         reap: str = "",
         observe: bool = False,
     ) -> None:
-        from ._links import link_to
+        from .connections import link_to
 
         if unavailable not in ("raise", "warn", "ignore"):
             raise ValueError(f"unavailable must be 'raise', 'warn' or 'ignore', not {unavailable!r}")

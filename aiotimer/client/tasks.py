@@ -17,9 +17,9 @@ from contextlib import AsyncExitStack, ExitStack
 from types import AsyncGeneratorType, CoroutineType, FrameType, GeneratorType, MethodType
 from typing import Any
 
-from ._core import wire
-from ._core.layout import FIRST_DEADLINE
-from ._core.table import TimerTable
+from .._core import wire
+from .._core.layout import FIRST_DEADLINE
+from .._core.table import TimerTable
 
 _MOST_LINKS, _MOST_FRAMES = 1000, 100
 _MOST_STACKS = 16 * 1024
@@ -32,7 +32,7 @@ _DEPTH = 6
 _MOST_LOOKED_AT = 2000
 _CONTAINERS = (MethodType, tuple, list, dict, deque, ExitStack, AsyncExitStack)
 _SUSPENDED = (CoroutineType, GeneratorType, AsyncGeneratorType)
-_ANSWERING = tuple(f'  File "{os.path.dirname(__file__)}/{name}"' for name in ("_channel.py", "_tasks.py"))
+_ANSWERING = tuple(f'  File "{os.path.dirname(__file__)}/{name}"' for name in ("inspection.py", "tasks.py"))
 """What is on the stack only because somebody asked."""
 
 

@@ -17,13 +17,13 @@ from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ._core import wire
-from ._linux.process import check_trusted
-from ._memory import is_open
-from ._tasks import answer
+from .._core import wire
+from .._linux.process import check_trusted
+from .memory import is_open
+from .tasks import answer
 
 if TYPE_CHECKING:
-    from ._core.table import Pool, TimerTable
+    from .._core.table import Pool, TimerTable
 
 _AGAIN_AFTER = 1.0
 """Seconds between attempts to open a channel."""

@@ -9,13 +9,13 @@ import os
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from ._clients import BaseClient, TimerClient, default
-from ._linux.environment import SOCKET_VARIABLE
-from ._waiting import loop_is_running
-from .errors import AiotimerError
+from .._linux.environment import SOCKET_VARIABLE
+from ..errors import AiotimerError
+from .clients import BaseClient, TimerClient, default
+from .waiting import loop_is_running
 
 if TYPE_CHECKING:
-    from ._outage import Hook
+    from .reconnect import Hook
 
 _ours: TimerClient | None = None  # the default client, if configure() made it
 _founded: str | None = None  # the socket of the private watchdog that this process founded and exported
@@ -95,12 +95,12 @@ def configure(
 
 def _found_watchdog() -> None:
     global _founded, _founder
-    from ._launch import READY_WITHIN, found, wait_ready
+    from .launch import READY_WITHIN, found, wait_ready
 
     path, ready = found()
     try:
         if loop_is_running():
-            from ._links import link_to
+            from .connections import link_to
 
             link_to(path, shared=True).starting_until = monotonic() + READY_WITHIN
         else:
@@ -119,6 +119,6 @@ def _disown_watchdog(client: TimerClient | None) -> None:
         return
     if os.environ.get(SOCKET_VARIABLE) == path:
         del os.environ[SOCKET_VARIABLE]
-    from ._control import disown
+    from .control import disown
 
     disown(path)

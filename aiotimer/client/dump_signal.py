@@ -17,10 +17,10 @@ import signal
 import socket
 from pathlib import Path
 
-from ._core import layout
-from ._core.table import TimerTable
-from ._linux.process import peer_of
-from ._memory import is_open
+from .._core import layout
+from .._core.table import TimerTable
+from .._linux.process import peer_of
+from .memory import is_open
 
 VARIABLE = "AIOTIMER_DUMP_SIGNAL"
 """0: no signal; another number: that one."""

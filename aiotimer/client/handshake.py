@@ -12,10 +12,10 @@ import socket
 from collections.abc import Callable
 from time import monotonic
 
-from ._core import wire
-from ._linux.process import check_trusted
-from ._waiting import Steps, Wait
-from .errors import Refused, ServerUnavailable
+from .._core import wire
+from .._linux.process import check_trusted
+from ..errors import Refused, ServerUnavailable
+from .waiting import Steps, Wait
 
 
 def reach(connection: socket.socket, path: str, starting_until: Callable[[], float]) -> Steps[None]:

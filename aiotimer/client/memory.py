@@ -18,8 +18,8 @@ from math import nan
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from ._core.layout import PROMISE, TABLE_SIZE
-from ._core.table import Pool, TimerTable
+from .._core.layout import PROMISE, TABLE_SIZE
+from .._core.table import Pool, TimerTable
 
 if TYPE_CHECKING:
     import socket

@@ -21,20 +21,20 @@ from collections.abc import Callable, Coroutine
 from math import inf, nan
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
-from ._arguments import named_pool, seconds
-from ._clients import BaseClient, configured, default, default_client
-from ._core import durations
-from ._core.layout import COUNT_OF, LATE, PROMISE, row_of
-from ._core.table import SAMPLE_EVERY, Pool
-from ._leaving import Slow, nothing
-from ._waiting import within
-from .errors import AiotimerError
+from .._core import durations
+from .._core.layout import COUNT_OF, LATE, PROMISE, row_of
+from .._core.table import SAMPLE_EVERY, Pool
+from ..errors import AiotimerError
+from .arguments import named_pool, seconds
+from .clients import BaseClient, configured, default, default_client
+from .exit_state import Slow, nothing
+from .waiting import within
 
 if TYPE_CHECKING:
     from types import TracebackType
     from typing import NoReturn, Self
 
-    from ._link import Link
+    from .connection import Link
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -142,7 +142,7 @@ class Block:
             TypeError: it is a generator or asynchronous generator function, whose body does not run
                 when it is called.
         """
-        from ._decorate import decorate
+        from .decorator import decorate
 
         return decorate(function, self._another)
 
@@ -240,7 +240,7 @@ class Block:
         if "asyncio" in sys.modules:
             client = self._client or default.client
             if client is not None and client.link.connected:
-                from ._channel import attend
+                from .inspection import attend
 
                 attend(client.link, Block)
 

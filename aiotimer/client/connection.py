@@ -24,25 +24,25 @@ from time import monotonic
 from types import CodeType
 from typing import TYPE_CHECKING
 
-from . import _waiting
-from ._control import ping
-from ._conversation import greet, reach
-from ._core import layout, wire
-from ._core.ladder import NO_REQUEST
-from ._core.table import Pool, TimerTable
-from ._linux.environment import observes
-from ._linux.procfs import time_namespace
-from ._linux.table_files import allocate
-from ._memory import close, immortal, is_open, scratch
-from ._outage import Hook, Mended
-from ._stacks import Stacks, allow_tracing, register
-from ._version import __version__
-from ._waiting import Steps, Turn, Turns, Wait, loop_is_running, within
-from .errors import AiotimerError, ProtocolError, Refused, ServerUnavailable
-from .queue import RequestQueue, TableQueue
+from .._core import layout, wire
+from .._core.ladder import NO_REQUEST
+from .._core.table import Pool, TimerTable
+from .._linux.environment import observes
+from .._linux.procfs import time_namespace
+from .._linux.table_files import allocate
+from .._version import __version__
+from ..errors import AiotimerError, ProtocolError, Refused, ServerUnavailable
+from ..queue import RequestQueue, TableQueue
+from . import waiting
+from .control import ping
+from .dump_signal import Stacks, allow_tracing, register
+from .handshake import greet, reach
+from .memory import close, immortal, is_open, scratch
+from .reconnect import Hook, Mended
+from .waiting import Steps, Turn, Turns, Wait, loop_is_running, within
 
 if TYPE_CHECKING:
-    from ._soft import CallLater
+    from .soft_limit import CallLater
 
 RETRY_EVERY = 1.0
 """Seconds between attempts to reach a server that did not answer."""
@@ -125,7 +125,7 @@ class Link(Mended):
             Refused: the server does not want this client.
         """
         try:
-            _waiting.run(self._connect(), budget)
+            waiting.run(self._connect(), budget)
         except TimeoutError as error:
             self._silent_until = monotonic() + RETRY_EVERY
             raise ServerUnavailable(self.path, str(error)) from None
@@ -137,7 +137,7 @@ class Link(Mended):
         """
         budget = max(budget, self.starting_until - monotonic())
         try:
-            await _waiting.run_async(self._connect(), budget)
+            await waiting.run_async(self._connect(), budget)
         except TimeoutError as error:
             self._silent_until = monotonic() + RETRY_EVERY
             raise ServerUnavailable(self.path, str(error)) from None
@@ -219,7 +219,7 @@ class Link(Mended):
         self._socket = connection
         allow_tracing(connection)
         if "asyncio" in sys.modules:
-            from . import _channel  # noqa: F401 - now, when it takes nobody's time
+            from . import inspection  # noqa: F401 - now, when it takes nobody's time
         self._socket_inode = os.fstat(connection.fileno()).st_ino
         self.connected = True
         self.starting_until = -inf
@@ -416,7 +416,7 @@ class Link(Mended):
     def _let_go(self) -> None:
         """Close what is open. Entries that are active keep their table, and release in it."""
         self.hang_up()
-        channels = sys.modules.get("aiotimer._channel")
+        channels = sys.modules.get("aiotimer.client.inspection")
         if channels is not None:
             channels.hang_up(self.path)
         if self._stacks is not None:

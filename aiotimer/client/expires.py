@@ -9,10 +9,10 @@ from __future__ import annotations
 from sys import _getframe
 from typing import TYPE_CHECKING, cast
 
-from ._arguments import MOST, named_pool, seconds, site_pool
-from ._block import Block
-from ._clients import BaseClient, default, default_client
-from ._graceful import GracefulBlock
+from .arguments import MOST, named_pool, seconds, site_pool
+from .block import Block
+from .clients import BaseClient, default, default_client
+from .grace import GracefulBlock
 
 if TYPE_CHECKING:
     from types import FrameType

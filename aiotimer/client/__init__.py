@@ -1,0 +1,1 @@
+"""The worker's process: blocks, clients, and the connection to a server."""
