@@ -17,7 +17,7 @@ from .errors import AiotimerError, NotConfigured, Refused, ServerUnavailable, Ta
 
 if TYPE_CHECKING:
     from .queue import RequestQueue
-    from .server import TimerServer
+    from .server.server import TimerServer
 
 __all__ = [
     "AiotimerError",
@@ -37,7 +37,7 @@ __all__ = [
     "expires",
 ]
 
-_LAZY = {"RequestQueue": "queue", "TimerServer": "server"}
+_LAZY = {"RequestQueue": "queue", "TimerServer": "server.server"}
 
 
 def __getattr__(name: str) -> object:

@@ -70,7 +70,7 @@ def serving(loop: str = "uvloop", reap: str = "dump,KILL") -> Iterator[Served]:
 
 
 async def _serve(path: str, reap: str) -> None:
-    from aiotimer.server import TimerServer
+    from aiotimer.server.server import TimerServer
 
     acted_at: dict[int, float] = {}
     late_s: dict[int, float] = {}

@@ -24,7 +24,7 @@ from aiotimer._core import layout
 from aiotimer._core.table import TimerTable
 from aiotimer._core.watch import Due, Lifeline, Watch
 from aiotimer._linux.table_files import allocate, create_table
-from aiotimer._watched import WatchedTable
+from aiotimer.server.watched_table import WatchedTable
 
 from ._report import Row
 from ._timing import Candidate, interleave

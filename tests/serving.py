@@ -237,7 +237,7 @@ def serving(path: str | None = None, **options: Any) -> AbstractAsyncContextMana
 _NURSERY = """
     import asyncio, ctypes, json, os, resource, signal, sys, traceback
     import uvloop
-    from aiotimer.server import TimerServer
+    from aiotimer.server.server import TimerServer
 
     def say(*words):  # whole lines, since two processes share the stream
         os.write(1, (" ".join(map(str, words)) + "\\n").encode())

@@ -35,13 +35,13 @@ from typing import Any, Self, TypeVar, cast
 import pytest
 
 import aiotimer
-from aiotimer._connection import Connection
 from aiotimer._core import layout, wire
 from aiotimer._core.reader import Read, TableReader, Timer
 from aiotimer._core.table import TimerTable
 from aiotimer.client.connection import Link
 from aiotimer.events import Event
-from aiotimer.server import TimerServer
+from aiotimer.server.connection import Connection
+from aiotimer.server.server import TimerServer
 
 PATIENCE = 30.0
 """Seconds after which something that was waited for counts as never coming."""

@@ -25,7 +25,7 @@ def _ladder(_context: click.Context, _parameter: click.Parameter, value: str | N
 
 
 def _max_reaps(_context: click.Context, _parameter: click.Parameter, value: str) -> tuple[int, float]:
-    from .._policy import parse_max_reaps
+    from ..server.policy import parse_max_reaps
 
     try:
         return parse_max_reaps(value)

@@ -19,8 +19,8 @@ from time import monotonic
 
 import click
 
-from .._sinks import CommandSink
 from ..events import KINDS, Event, log
+from ..server.sinks import CommandSink
 
 CAPACITY = 1000
 """Lines that wait for the sink: a storm of reaps, in full."""

@@ -10,10 +10,10 @@ from typing import Any
 
 import click
 
-from .. import history as recorded
 from .._linux.paths import check_socket_path, state_directories
 from ..errors import HistoryUnreadable
 from ..events import printable
+from ..server import history as recorded
 from . import cli, socket_option
 from ._words import moment, seconds
 

@@ -24,8 +24,8 @@ from .._linux.environment import SOCKET_VARIABLE
 from .._linux.paths import base, check_socket_path, state_directories
 from ..client.launch import founder_argument
 from ..errors import AiotimerError
-from ..history import EXPIRIES
-from ..leftovers import discard
+from ..server.cleanup import discard
+from ..server.history import EXPIRIES
 from ..supervise import SupervisedServer
 from . import cli
 from ._policy import as_arguments, run_options

@@ -15,7 +15,7 @@ from ._policy import policy_options
 from ._sink import LogSink, Takers, event_options
 
 if TYPE_CHECKING:
-    from ..server import TimerServer
+    from ..server.server import TimerServer
 
 
 @cli.command(short_help="Run the timer server.")
@@ -44,9 +44,9 @@ def serve(
     Prints one line when it is ready; everything that happens afterwards is a line on standard error.
     Stopping or killing it loses nothing: timers stay armed, the next server on the same socket goes on.
     """
-    from .._owned import FoundedServer
-    from .._rights import drop_capabilities
-    from ..server import TimerServer
+    from ..server.capabilities import drop_capabilities
+    from ..server.owned import FoundedServer
+    from ..server.server import TimerServer
 
     drop_capabilities()  # before there are threads, the sink's for one
     sink = LogSink()

@@ -15,13 +15,13 @@ from typing import Any
 
 import click
 
-from .. import history
 from .._core.durations import Durations
 from .._linux.environment import SOCKET_VARIABLE
 from .._linux.paths import check_socket_path, known_sockets, state_directories
 from ..client import control
 from ..errors import AiotimerError, HistoryUnreadable
 from ..events import printable
+from ..server import history
 from . import cli, socket_option
 from ._words import seconds
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import click
 
-from .. import history
 from .._linux.paths import check_socket_path, state_directories
 from ..errors import HistoryUnreadable
 from ..evidence import store
+from ..server import history
 from . import cli, socket_option
 
 

@@ -35,7 +35,7 @@ from aiotimer._core.layout import SLOTS, is_armed
 from aiotimer._core.table import TimerTable
 from aiotimer.client.clients import default, default_client
 from aiotimer.errors import ProtocolError, UnsafePath
-from aiotimer.server import TimerServer
+from aiotimer.server.server import TimerServer
 from tests.support import PATIENCE, ServerThread, short_socket, stand_in, timers_of
 
 LATER = 1000.0

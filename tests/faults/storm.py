@@ -23,11 +23,12 @@ from collections.abc import Callable, Sequence
 from math import inf
 from time import monotonic
 
-from aiotimer import TimerClient, TimerServer, WorkerId, _roster, _watched, expires
+from aiotimer import TimerClient, TimerServer, WorkerId, expires
 from aiotimer._core.layout import PROMISE
 from aiotimer._core.reader import TableReader
 from aiotimer._core.watch import Watch
-from aiotimer._worker import Worker
+from aiotimer.server import registry, watched_table
+from aiotimer.server.worker import Worker
 
 NUMBER, ANSWER, PLACE = 0, 1, 2
 """Words of the stage: which pause the server is in, the last that the worker has answered, where that is."""
@@ -96,7 +97,7 @@ class SlowReader(TableReader):
         return data
 
 
-class SlowTable(_watched.WatchedTable):
+class SlowTable(watched_table.WatchedTable):
     """A table that pauses after every promise, and knows which snapshot is which."""
 
     __slots__ = ()
@@ -148,8 +149,8 @@ def serve(path: str, loop: str, stage_descriptor: int, report: int, reads: str) 
     """
     global stage
     stage = Stage(stage_of(stage_descriptor))
-    vars(_watched)["TableReader"] = SlowReader
-    vars(_roster)["WatchedTable"] = SlowTable
+    vars(watched_table)["TableReader"] = SlowReader
+    vars(registry)["WatchedTable"] = SlowTable
     if reads == "first":
         Watch.overlooked = nothing_overlooked  # type: ignore[method-assign, assignment]
     Worker.clear = clear_nothing  # type: ignore[method-assign, assignment]

@@ -26,7 +26,7 @@ import pytest
 from aiotimer import AsyncTimerClient, ServerUnavailable
 from aiotimer.client.control import ping, status
 from aiotimer.errors import AlreadyServing
-from aiotimer.server import TimerServer
+from aiotimer.server.server import TimerServer
 from tests.programs import HANGS, PRELUDE, program
 from tests.serving import ServerProcess, armed, ended, line, raw_client, serving, wait_dead
 from tests.support import PATIENCE, short_socket, spawn_worker

@@ -28,7 +28,7 @@ from aiotimer._core import layout
 from aiotimer._linux.paths import state_directory
 from aiotimer._linux.procfs import start_time
 from aiotimer.errors import NewerLayout, UnsafePath
-from aiotimer.server import TimerServer
+from aiotimer.server.server import TimerServer
 from tests.programs import HANGS, PRELUDE, program
 from tests.serving import (
     ServerProcess,
@@ -281,7 +281,7 @@ async def test_fault_06_a_table_for_which_there_is_no_descriptor_yet(monkeypatch
         table(directory / name_of(pid))
         table(directory / name_of(other), deadline=monotonic() + 1000)
         server = WatchfulServer(path)
-        really_pin = "aiotimer._roster.pin"
+        really_pin = "aiotimer.server.registry.pin"
         with monkeypatch.context() as patch:
             patch.setattr(really_pin, out_of_descriptors)
             await server.start()

@@ -248,7 +248,7 @@ UNPRIVILEGED_SERVER = (
     PRELUDE
     + f"""
 import concurrent.futures.thread, sqlite3, subprocess
-import aiotimer.server  # before the modules are out of reach
+import aiotimer.server.server  # before the modules are out of reach
 from aiotimer import TimerRequest, TimerServer
 from aiotimer.errors import ForeignProcess
 from aiotimer._linux.process import foreign_uid

@@ -43,7 +43,8 @@ STRANGER = (
     PRELUDE
     + """
 import socket
-from aiotimer import Refused, _links, _link, _socket_link, _waiting  # before the modules are out of reach
+from aiotimer import Refused
+from aiotimer.client import connections, handshake, waiting  # before the modules are out of reach
 from aiotimer._core import wire
 
 os.setuid(65534)

@@ -218,7 +218,7 @@ async def test_fault_31_a_client_learns_why_it_is_refused(
 ) -> None:
     """A newer server with this client: a server that takes our version for another one."""
     async with serving() as server:
-        monkeypatch.setattr("aiotimer._greeting.wire", NewerWire())
+        monkeypatch.setattr("aiotimer.server.handlers.wire", NewerWire())
         client = AsyncTimerClient(server.socket_path, unavailable="raise", shared=shared)
         with pytest.raises(Refused) as caught:
             await client.acquire("s", monotonic() + 60)

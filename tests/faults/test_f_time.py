@@ -29,8 +29,8 @@ import uvloop
 
 from aiotimer import TimerRequest
 from aiotimer._core.watch import Lifeline, Watch
-from aiotimer._unkillable import held
-from aiotimer._watched import WatchedTable
+from aiotimer.server.process_state import held
+from aiotimer.server.watched_table import WatchedTable
 from tests.programs import HANGS, UNHURRIED, all_ready, arm_all, program
 from tests.serving import LOOPS, ServerProcess, bystander, clock_passes, ended, is_alive, line, serving
 from tests.support import short_socket, spawn_worker
@@ -337,15 +337,15 @@ async def test_fault_39_a_worker_that_is_held(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It is not reaped while it cannot run; then it has some time to leave its block."""
-    monkeypatch.setattr("aiotimer._holding.LOOKED_AT_EVERY", 0.02)
-    monkeypatch.setattr("aiotimer._holding.TO_LEAVE", 0.2)
+    monkeypatch.setattr("aiotimer.server.hold.LOOKED_AT_EVERY", 0.02)
+    monkeypatch.setattr("aiotimer.server.hold.TO_LEAVE", 0.2)
     looks: list[str] = []
 
     def look(pid: int) -> str:
         looks.append(held(pid))
         return looks[-1]
 
-    monkeypatch.setattr("aiotimer._holding.held", look)
+    monkeypatch.setattr("aiotimer.server.hold.held", look)
     async with serving(stopped="hold") as server:
         with spawn_worker(program("with", HELD, after=2.0), server.socket_path) as worker:
             await line(worker, "held")
@@ -369,7 +369,7 @@ async def test_fault_39_a_worker_that_is_held(
 
 
 async def test_fault_39_a_worker_that_is_held_and_dies(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aiotimer._holding.LOOKED_AT_EVERY", 0.02)
+    monkeypatch.setattr("aiotimer.server.hold.LOOKED_AT_EVERY", 0.02)
     async with serving(stopped="hold") as server:
         with bystander() as pid:
             stop(pid)
@@ -383,8 +383,8 @@ async def test_fault_39_a_worker_that_is_held_and_dies(monkeypatch: pytest.Monke
 
 async def test_fault_39_what_was_released_while_it_was_held_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
     """By its launcher, say; and when it is stopped anew, it is held anew."""
-    monkeypatch.setattr("aiotimer._holding.LOOKED_AT_EVERY", 0.02)
-    monkeypatch.setattr("aiotimer._holding.TO_LEAVE", 0.02)
+    monkeypatch.setattr("aiotimer.server.hold.LOOKED_AT_EVERY", 0.02)
+    monkeypatch.setattr("aiotimer.server.hold.TO_LEAVE", 0.02)
     async with serving(stopped="hold") as server:
         with bystander() as pid:
             stop(pid)

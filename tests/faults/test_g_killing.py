@@ -25,9 +25,9 @@ import pytest
 
 from aiotimer import TimerRequest, WorkerId
 from aiotimer._linux.procfs import start_time
-from aiotimer._unkillable import classify
 from aiotimer.events import Event
 from aiotimer.evidence import Findings, Subject
+from aiotimer.server.process_state import classify
 from tests.integration.test_ladder import KeepingServer
 from tests.programs import HANGS, PRELUDE, program
 from tests.serving import (
@@ -173,7 +173,7 @@ async def test_fault_42_what_cannot_die_is_reported_and_not_signalled_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     root_only()
-    monkeypatch.setattr("aiotimer._worker.UNKILLABLE_AFTER", 0.5)
+    monkeypatch.setattr("aiotimer.server.worker.UNKILLABLE_AFTER", 0.5)
     async with serving() as server:
         with contextlib.ExitStack() as stack:
             worker = stack.enter_context(spawn_worker(PRELUDE + STUCK, server.socket_path))
@@ -214,7 +214,7 @@ def test_fault_42_what_is_said_of_others(monkeypatch: pytest.MonkeyPatch) -> Non
         os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
         assert classify(pid) == "its state is T (stopped)"
         monkeypatch.setattr(
-            "aiotimer._unkillable._status", lambda _: {"NSpid": "7\t1", "State": "S (sleeping)"}
+            "aiotimer.server.process_state._status", lambda _: {"NSpid": "7\t1", "State": "S (sleeping)"}
         )
         assert classify(pid).startswith("it is pid 1 of its pid namespace")
 

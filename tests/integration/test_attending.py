@@ -14,15 +14,16 @@ from typing import Any
 
 import pytest
 
-from aiotimer import TimerServer, _attending
-from aiotimer._attending import ask
-from aiotimer._connection import Connection
+from aiotimer import TimerServer
 from aiotimer._core import wire
 from aiotimer._linux.procfs import time_namespace
-from aiotimer._worker import Worker
 from aiotimer.client import control
 from aiotimer.errors import Refused, ServerUnavailable
 from aiotimer.evidence import Subject, gather, pyspy
+from aiotimer.server import inspection_channel
+from aiotimer.server.connection import Connection
+from aiotimer.server.inspection_channel import ask
+from aiotimer.server.worker import Worker
 from tests.programs import program
 from tests.serving import WatchfulServer, answer, line, raw_client, serving_as, soon
 from tests.support import PATIENCE, spawn_worker
@@ -196,7 +197,7 @@ async def test_a_peer_that_is_gone_is_closed(monkeypatch: pytest.MonkeyPatch) ->
         raise ProcessLookupError("no process")
 
     async with serving() as server, worker_of(server):
-        monkeypatch.setattr("aiotimer._greeting.pin_peer", gone)
+        monkeypatch.setattr("aiotimer.server.handlers.pin_peer", gone)
         with raw_client(server.socket_path) as connection:
             loop = Loop(connection)
             await loop.say(wire.Attend(wire.PROTOCOL_VERSION))
@@ -205,7 +206,7 @@ async def test_a_peer_that_is_gone_is_closed(monkeypatch: pytest.MonkeyPatch) ->
 
 
 async def test_a_process_has_so_many_loops_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_attending, "MAX_CHANNELS", 1)
+    monkeypatch.setattr(inspection_channel, "MAX_CHANNELS", 1)
     async with serving() as server, worker_of(server) as worker, attending(server, worker):
         with raw_client(server.socket_path) as connection:
             loop = Loop(connection)
@@ -216,7 +217,7 @@ async def test_a_process_has_so_many_loops_and_no_more(monkeypatch: pytest.Monke
 
 
 async def test_the_silence_of_a_loop_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aiotimer._connection.SILENCE", 0.05)
+    monkeypatch.setattr("aiotimer.server.connection.SILENCE", 0.05)
     async with serving() as server, worker_of(server) as worker, attending(server, worker) as loop:
         with raw_client(server.socket_path) as later:
             await Loop(later).closed()  # whoever says nothing is
@@ -295,7 +296,7 @@ async def test_a_dump_that_fails_says_so(
     def fail(*_: object) -> None:
         raise ValueError("whatever")
 
-    monkeypatch.setattr("aiotimer._worker.Worker.subject", fail)
+    monkeypatch.setattr("aiotimer.server.worker.Worker.subject", fail)
     async with serving() as server, worker_of(server):
         with pytest.raises(Refused, match="it failed: whatever"):
             await asyncio.to_thread(control.dump, server.socket_path, os.getpid(), PATIENCE)
@@ -318,11 +319,11 @@ class Endless:
 
 
 async def test_one_dump_at_a_time_and_none_for_whoever_has_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aiotimer._connection.SILENCE", 0.05)
+    monkeypatch.setattr("aiotimer.server.connection.SILENCE", 0.05)
     async with serving() as server, worker_of(server):
         for leaves in ("asks again", "goes"):
             endless = Endless()
-            monkeypatch.setattr("aiotimer._dump.gather", endless)
+            monkeypatch.setattr("aiotimer.server.dump.gather", endless)
             with raw_client(server.socket_path) as connection:
                 peer = Loop(connection)
                 await peer.say(wire.DumpRequest(os.getpid()))
@@ -338,7 +339,7 @@ async def test_one_dump_at_a_time_and_none_for_whoever_has_gone(monkeypatch: pyt
 
 
 async def test_after_a_dump_silence_counts_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aiotimer._connection.SILENCE", 0.05)
+    monkeypatch.setattr("aiotimer.server.connection.SILENCE", 0.05)
     async with serving() as server:
         with raw_client(server.socket_path) as connection:
             await Loop(connection).say(wire.DumpRequest(1))
@@ -349,7 +350,7 @@ async def test_after_a_dump_silence_counts_again(monkeypatch: pytest.MonkeyPatch
 
 async def test_stopping_the_server_ends_a_dump(monkeypatch: pytest.MonkeyPatch) -> None:
     endless = Endless()
-    monkeypatch.setattr("aiotimer._dump.gather", endless)
+    monkeypatch.setattr("aiotimer.server.dump.gather", endless)
     async with serving() as server, worker_of(server):
         with raw_client(server.socket_path) as connection:
             await Loop(connection).say(wire.DumpRequest(os.getpid()))

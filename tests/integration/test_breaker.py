@@ -9,7 +9,7 @@ import pytest
 
 from aiotimer import TimerServer
 from aiotimer._core.ladder import Granted, Ladder
-from aiotimer._policy import Breaker, Policy, parse_max_reaps, policy
+from aiotimer.server.policy import Breaker, Policy, parse_max_reaps, policy
 
 
 def test_so_many_reaps_and_no_more() -> None:

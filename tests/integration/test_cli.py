@@ -276,7 +276,7 @@ signal.pause()
 RECORDING = """
 import os, sys
 from aiotimer._linux.paths import state_directory
-from aiotimer.history import History
+from aiotimer.server.history import History
 
 directory = state_directory(os.environ["AIOTIMER_SOCKET"])
 history = History(directory)

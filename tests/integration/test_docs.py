@@ -39,10 +39,10 @@ import pytest
 import aiotimer
 from aiotimer import cli as command_line
 from aiotimer import errors, testing
-from aiotimer._connection import SILENCE
 from aiotimer._core import layout, wire
 from aiotimer.cli import dump, history, run, serve, status, suggest, why  # noqa: F401 - each adds its commands
 from aiotimer.events import KINDS
+from aiotimer.server.connection import SILENCE
 from tests.support import PATIENCE, ServerThread, SpawnedWorker, short_directory
 
 ROOT = Path(__file__).parent.parent.parent

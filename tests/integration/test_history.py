@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from aiotimer import history as module
 from aiotimer._core.durations import Durations
 from aiotimer.errors import HistoryUnreadable
 from aiotimer.evidence.store import load
-from aiotimer.history import DATABASE, History, events, expiries, scopes
+from aiotimer.server import history as module
+from aiotimer.server.history import DATABASE, History, events, expiries, scopes
 from tests.support import FORKS, PATIENCE, spawn_worker
 
 
@@ -299,7 +299,7 @@ def test_a_forked_child_writes_nothing(directory: Path) -> None:
 WRITERS = """
 import os, sys
 from pathlib import Path
-from aiotimer.history import History
+from aiotimer.server.history import History
 
 def write():
     history = History(Path(sys.argv[1]))

@@ -500,7 +500,7 @@ async def test_an_exec_while_evidence_is_gathered_spares(
         with bystander() as pid:
 
             def execute(_subject: Subject) -> None:
-                monkeypatch.setattr("aiotimer._worker.Worker.has_left", lambda *_: True)
+                monkeypatch.setattr("aiotimer.server.worker.Worker.has_left", lambda *_: True)
 
             during_evidence(monkeypatch, execute)
             server.register_timers([due(pid)])
@@ -563,10 +563,10 @@ async def test_an_unkillable_worker_of_which_nothing_is_shown(
         over.wait()
         return "too late"
 
-    monkeypatch.setattr("aiotimer._unkillable.classify", classify)
-    monkeypatch.setattr("aiotimer._unkillable._PATIENCE", 0.05)
+    monkeypatch.setattr("aiotimer.server.process_state.classify", classify)
+    monkeypatch.setattr("aiotimer.server.process_state._PATIENCE", 0.05)
     monkeypatch.setattr("aiotimer._linux.signals.send_signal", lambda *_: None)
-    monkeypatch.setattr("aiotimer._worker.UNKILLABLE_AFTER", 0.01)
+    monkeypatch.setattr("aiotimer.server.worker.UNKILLABLE_AFTER", 0.01)
     try:
         async with serving() as server:
             with bystander() as pid:

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from aiotimer import history, leftovers
 from aiotimer._core.requests import WorkerId
 from aiotimer._linux import paths, table_files
 from aiotimer._linux.process import pin
 from aiotimer.client import control
-from aiotimer.history import History
+from aiotimer.server import cleanup, history
+from aiotimer.server.history import History
 from tests.support import PATIENCE, ServerThread, short_directory
 
 pytestmark = pytest.mark.usefixtures("no_other_state")
@@ -61,7 +61,7 @@ def names(directory: Path) -> set[str]:
 def test_what_a_private_server_found_out_stays_and_nothing_else() -> None:
     path = private()
     directory = left_by(path, expiry=True, table_of=GONE)
-    leftovers.discard(path)
+    cleanup.discard(path)
     assert names(directory) == {"history.db", "evidence", "ended"}
     assert names(directory.parent) == {directory.name}
     assert len(history.expiries(directory)) == 1
@@ -74,16 +74,16 @@ def test_what_a_private_server_found_out_stays_and_nothing_else() -> None:
 def test_a_private_server_that_found_out_nothing_leaves_nothing() -> None:
     path = private()
     directory = left_by(path, expiry=False, table_of=GONE)
-    leftovers.discard(path)
+    cleanup.discard(path)
     assert names(directory.parent) == set()
-    leftovers.discard(path)
+    cleanup.discard(path)
 
 
 def test_evidence_without_a_history_stays_too() -> None:
     path = private()
     directory = left_by(path, expiry=True)
     (directory / history.DATABASE).write_bytes(b"garbage" * 1000)
-    leftovers.discard(path)
+    cleanup.discard(path)
     assert "evidence" in names(directory)
 
 
@@ -91,19 +91,19 @@ def test_a_history_that_tells_nothing_does_not_stay() -> None:
     path = private()
     directory = left_by(path, expiry=False)
     (directory / history.DATABASE).write_bytes(b"garbage" * 1000)
-    leftovers.discard(path)
+    cleanup.discard(path)
     assert not directory.exists()
 
 
 def test_the_oldest_leftovers_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leftovers, "KEEP", 2)
+    monkeypatch.setattr(cleanup, "KEEP", 2)
     made = []
     for number in range(4):
         path = private(GONE + number)
         made.append(left_by(path, expiry=True))
-        leftovers.discard(path)
+        cleanup.discard(path)
         os.utime(made[-1] / paths.ENDED, (number, number))
-    leftovers.sweep()
+    cleanup.sweep()
     assert [directory.exists() for directory in made] == [False, False, True, True]
 
 
@@ -111,7 +111,7 @@ def test_a_server_goes_on_where_a_leftover_is() -> None:
     """The pid of another `aiotimer run` comes round: what is left is that server's history from now on."""
     path = private()
     directory = left_by(path, expiry=True)
-    leftovers.discard(path)
+    cleanup.discard(path)
     with ServerThread(path) as server:
         assert paths.known_sockets() == [path]
         assert names(directory) == {"history.db", "evidence", "socket"}
@@ -122,7 +122,7 @@ def test_a_server_goes_on_where_a_leftover_is() -> None:
 def test_what_a_killed_private_server_left_is_swept() -> None:
     with_expiry = left_by(private(GONE + 1), expiry=True, table_of=GONE)
     without = left_by(private(GONE + 2), expiry=False, table_of=GONE)
-    leftovers.sweep()
+    cleanup.sweep()
     assert names(with_expiry) == {"history.db", "evidence", "ended"}
     assert not without.exists()
     assert names(with_expiry.parent) == {with_expiry.name}
@@ -138,7 +138,7 @@ def test_what_may_be_needed_is_not_swept() -> None:
         (newer / "x.v99").touch()
         served = left_by(private(GONE + 3), expiry=False)
         lock = (
-            "import sys, aiotimer._listener as r; lock = r.SocketLock(sys.argv[1]);"
+            "import sys, aiotimer.server.listener as r; lock = r.SocketLock(sys.argv[1]);"
             "print('held', flush=True); sys.stdin.read()"
         )
         with subprocess.Popen(
@@ -147,10 +147,10 @@ def test_what_may_be_needed_is_not_swept() -> None:
             assert server.stdout is not None
             assert server.stdout.readline() == b"held\n"
             before = {path: names(path) for path in (founder_lives, worker_lives, public, newer, served)}
-            leftovers.sweep()
+            cleanup.sweep()
             assert {path: names(path) for path in before} == before
             server.kill()
-    leftovers.sweep()
+    cleanup.sweep()
     assert not served.exists()
 
 
@@ -158,7 +158,7 @@ def test_where_nobody_can_listen_any_more_only_what_tells_of_expiries_stays() ->
     with short_directory() as elsewhere:
         told = left_by(str(elsewhere / "a"), expiry=True)
         nothing = left_by(str(elsewhere / "b"), expiry=False)
-    leftovers.sweep()
+    cleanup.sweep()
     assert told.exists()
     assert not nothing.exists()
 

@@ -17,9 +17,9 @@ import pytest
 
 from aiotimer import TimerRequest
 from aiotimer._core import layout
-from aiotimer._record import Entry, entry
 from aiotimer.events import Event
 from aiotimer.evidence import Findings, Subject
+from aiotimer.server.expiry import Entry, entry
 from tests.integration.test_ladder import KeepingServer, during_evidence
 from tests.serving import WatchfulServer, bystander, is_alive, serving, serving_as
 from tests.support import short_socket

@@ -20,9 +20,9 @@ from aiotimer._core.table import TimerTable
 from aiotimer._core.watch import Lifeline, Watch
 from aiotimer._linux import table_files
 from aiotimer._linux.process import pin
-from aiotimer._reaper import Reaper
-from aiotimer._watched import WatchedTable
-from aiotimer._worker import Worker
+from aiotimer.server.reaper import Reaper
+from aiotimer.server.watched_table import WatchedTable
+from aiotimer.server.worker import Worker
 from tests.serving import clock_passes
 
 

@@ -22,9 +22,9 @@ from aiotimer._core import wire
 from aiotimer._core.reader import Timer
 from aiotimer._core.watch import Due
 from aiotimer._linux.procfs import start_time
-from aiotimer._watched import WatchedTable
-from aiotimer._worker import Worker
 from aiotimer.errors import AlreadyServing, UnsafePath
+from aiotimer.server.watched_table import WatchedTable
+from aiotimer.server.worker import Worker
 from tests.serving import (
     WatchfulServer,
     answer,

@@ -26,7 +26,7 @@ from aiotimer.cli.history import follow_events
 from aiotimer.cli.suggest import proposal
 from aiotimer.errors import HistoryUnreadable, Refused
 from aiotimer.evidence.libraries import is_users
-from aiotimer.history import DATABASE, History
+from aiotimer.server.history import DATABASE, History
 from tests.support import PATIENCE, short_socket, stand_in
 
 pytestmark = pytest.mark.usefixtures("no_other_state")

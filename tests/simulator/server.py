@@ -27,13 +27,13 @@ from aiotimer._core.ladder import Granted
 from aiotimer._core.reader import TableReader, Timer
 from aiotimer._core.requests import WorkerId
 from aiotimer._core.watch import LATER_READ, RESTARTS, Due, Lifeline, Look, Watch
-from aiotimer._reaper import Reaper
+from aiotimer.server.reaper import Reaper
 
 from .world import Line, Message, Process, TableFile, World
 
 if TYPE_CHECKING:
-    from aiotimer._watched import WatchedTable
-    from aiotimer._worker import Worker as RealWorker
+    from aiotimer.server.watched_table import WatchedTable
+    from aiotimer.server.worker import Worker as RealWorker
 
 BEAT = 0.5
 """``server.BEAT``: seconds between signs of life."""

@@ -17,13 +17,14 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from aiotimer import _reaper, _watched, _worker, expires
+from aiotimer import expires
 from aiotimer._core import layout
 from aiotimer._core.ladder import KILL
 from aiotimer._core.table import TimerTable
 from aiotimer._core.watch import Lifeline, Watch
 from aiotimer._linux import signals, table_files
 from aiotimer._linux.process import pin
+from aiotimer.server import reaper, watched_table, worker
 from tests.support import Clock, MemoryClient, memory_table
 
 from .server import Handle, Server, Steps, Table
@@ -58,20 +59,20 @@ class Real:
         self._numbers = itertools.count()
         self._handles: list[_Call] = []
         self._cancelled: set[int] = set()
-        for module in (_watched, _reaper, _worker):
+        for module in (watched_table, reaper, worker):
             monkeypatch.setattr(module, "monotonic", clock)
-        monkeypatch.setattr(_watched, "os", self)
+        monkeypatch.setattr(watched_table, "os", self)
         monkeypatch.setattr(signals, "send_signal", lambda _pidfd, _signal: None)
         self.descriptor = os.memfd_create("table")
         os.truncate(self.descriptor, layout.TABLE_SIZE)
         worker_id, pidfd = pin(os.getpid())
-        self.worker = _worker.Worker(worker_id, pidfd, self)  # type: ignore[arg-type]  # a loop, as far as need be
-        reaper = _reaper.Reaper(self, self._reap, lambda _event: None)  # type: ignore[arg-type]
-        self.table = _watched.WatchedTable(
+        self.worker = worker.Worker(worker_id, pidfd, self)  # type: ignore[arg-type]  # a loop, as far as need be
+        its_reaper = reaper.Reaper(self, self._reap, lambda _event: None)  # type: ignore[arg-type]
+        self.table = watched_table.WatchedTable(
             table_files.TableFile(self.descriptor, None, 1, "shared"),
             Watch(Lifeline(clock.now), connected=True),
             self,  # type: ignore[arg-type]
-            functools.partial(reaper.expire, self.worker),
+            functools.partial(its_reaper.expire, self.worker),
         )
         self.table.connection = self
         self.table._rounds = False

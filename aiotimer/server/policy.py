@@ -11,7 +11,7 @@ from collections import deque
 from math import inf
 from typing import Literal, NamedTuple, get_args
 
-from ._core.ladder import Granted, Ladder, grant, read_grant
+from .._core.ladder import Granted, Ladder, grant, read_grant
 
 Target = Literal["process", "group", "cgroup"]
 Stopped = Literal["reap", "hold"]

@@ -14,21 +14,21 @@ from collections.abc import Awaitable, Callable, Coroutine
 from time import monotonic
 from typing import Any
 
-from ._climbing import Climber
-from ._core.reader import Timer
-from ._core.requests import WorkerId
-from ._core.watch import Due
-from ._gathering import Gatherer
-from ._holding import Holder
-from ._observing import Observer
-from ._policy import Breaker, Policy
-from ._record import Expiry
-from ._reporter import Keep, PathOf, Teller
-from ._unkillable import classified
-from ._watched import WatchedTable
-from ._worker import Worker, leave_behind
-from .events import Event, log
-from .evidence import Findings
+from .._core.reader import Timer
+from .._core.requests import WorkerId
+from .._core.watch import Due
+from ..events import Event, log
+from ..evidence import Findings
+from .expiry import Expiry
+from .hold import Holder
+from .inspector import Gatherer
+from .ladder_run import Climber
+from .observer import Observer
+from .policy import Breaker, Policy
+from .process_state import classified
+from .reporter import Keep, PathOf, Teller
+from .watched_table import WatchedTable
+from .worker import Worker, leave_behind
 
 
 class Reaper:

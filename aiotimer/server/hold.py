@@ -10,14 +10,14 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ._core.reader import Timer
-from ._unkillable import held
-from ._worker import Worker
-from .events import Event
+from .._core.reader import Timer
+from ..events import Event
+from .process_state import held
+from .worker import Worker
 
 if TYPE_CHECKING:
-    from ._core.watch import Due
-    from ._watched import WatchedTable
+    from .._core.watch import Due
+    from .watched_table import WatchedTable
 
 LOOKED_AT_EVERY = 1.0
 """Seconds between two looks at a worker that is held."""

@@ -12,10 +12,10 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 
-from ._core import wire
-from .errors import ProtocolError
-from .evidence import Answers
-from .evidence.findings import ASK_WITHIN
+from .._core import wire
+from ..errors import ProtocolError
+from ..evidence import Answers
+from ..evidence.findings import ASK_WITHIN
 
 MAX_CHANNELS = 64
 """Connections that attend, of one worker: one for each of its event loops."""

@@ -8,8 +8,8 @@ from math import inf
 from time import monotonic
 from typing import Any
 
-from ._version import __version__
-from ._worker import Worker
+from .._version import __version__
+from .worker import Worker
 
 
 def report(

@@ -13,15 +13,15 @@ from heapq import nsmallest
 from math import inf
 from typing import Any, NamedTuple
 
-from ._core import layout
-from ._core.durations import DEADLINE, Durations
-from ._core.ladder import name_of
-from ._core.reader import Ran, Timer
-from ._core.requests import WorkerId
-from ._core.watch import Due
-from ._watched import WatchedTable
-from .events import Event, Kind
-from .evidence import NO_FINDINGS, Findings
+from .._core import layout
+from .._core.durations import DEADLINE, Durations
+from .._core.ladder import name_of
+from .._core.reader import Ran, Timer
+from .._core.requests import WorkerId
+from .._core.watch import Due
+from ..events import Event, Kind
+from ..evidence import NO_FINDINGS, Findings
+from .watched_table import WatchedTable
 
 MAX_TIMERS = 100
 """Timers that a record lists."""

@@ -17,11 +17,11 @@ import os
 import re
 from pathlib import Path
 
-from . import _listener, history
-from ._linux import paths, table_files
-from ._linux.process import pin
-from .errors import HistoryUnreadable, ServerError
-from .evidence import store
+from .._linux import paths, table_files
+from .._linux.process import pin
+from ..errors import HistoryUnreadable, ServerError
+from ..evidence import store
+from . import history, listener
 
 KEEP = 20
 """Left-over directories per user."""
@@ -86,7 +86,7 @@ def _sweep_one(directory: Path) -> None:
     if private is None or directory.parent != Path(parent) or os.path.exists(f"/proc/{private[1]}"):
         return  # one that dies is started again, and must not find its lock taken by us at that moment
     try:
-        lock = _listener.SocketLock(path)
+        lock = listener.SocketLock(path)
     except ServerError:
         return  # it is about to end
     try:

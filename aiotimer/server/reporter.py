@@ -12,15 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ._record import MAX_SLOTS
-from ._sinks import CallbackSink
-from ._watched import WatchedTable
-from .events import Event, Kind, log, write_to_log
-from .evidence.store import Store
+from ..events import Event, Kind, log, write_to_log
+from ..evidence.store import Store
+from .expiry import MAX_SLOTS
 from .history import History
+from .sinks import CallbackSink
+from .watched_table import WatchedTable
 
 if TYPE_CHECKING:
-    from ._record import Expiry
+    from .expiry import Expiry
 
 
 Keep: TypeAlias = Callable[[dict[str, Any], str, str], object]

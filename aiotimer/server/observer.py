@@ -10,14 +10,14 @@ import asyncio
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from ._core.watch import Due
-from ._record import Expiry
-from ._watched import WatchedTable
-from ._worker import Worker
+from .._core.watch import Due
+from .expiry import Expiry
+from .watched_table import WatchedTable
+from .worker import Worker
 
 if TYPE_CHECKING:
-    from ._gathering import Gatherer
-    from ._reporter import Teller
+    from .inspector import Gatherer
+    from .reporter import Teller
 
 _FINEST, _SHARE = 0.1, 0.01
 """Seconds, and share of the time overdue, to which the end of an overdue timer is told."""

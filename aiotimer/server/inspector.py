@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from . import evidence
-from .events import log
-from .evidence import NO_FINDINGS, Findings, Subject
+from .. import evidence
+from ..events import log
+from ..evidence import NO_FINDINGS, Findings, Subject
 
 if TYPE_CHECKING:
-    from ._record import Expiry
-    from ._worker import Worker
+    from .expiry import Expiry
+    from .worker import Worker
 
 AT_ONCE = 8
 """Gatherings under way at most: each may start threads and a helper process."""

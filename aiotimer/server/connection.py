@@ -16,14 +16,14 @@ import os
 import socket
 from typing import TYPE_CHECKING, Protocol
 
-from ._core import wire
-from ._watched import WatchedTable
-from ._worker import Worker
-from .errors import AiotimerError, ProtocolError
-from .queue import SocketQueue
+from .._core import wire
+from ..errors import AiotimerError, ProtocolError
+from ..queue import SocketQueue
+from .watched_table import WatchedTable
+from .worker import Worker
 
 if TYPE_CHECKING:
-    from ._attending import Channel
+    from .inspection_channel import Channel
 
 SILENCE = 2.0
 """Seconds that a peer may take over its first message, or over the rest of one it has begun."""

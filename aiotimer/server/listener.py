@@ -13,7 +13,7 @@ import os
 import socket
 import stat
 
-from .errors import AlreadyServing, UnsafePath
+from ..errors import AlreadyServing, UnsafePath
 
 
 class SocketLock:

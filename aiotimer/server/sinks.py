@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import Any, Generic, TypeVar
 
-from .events import Event, log
+from ..events import Event, log
 
 CAPACITY = 1000
 """Events that wait for one taker: a storm of reaps, in full."""

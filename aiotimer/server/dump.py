@@ -11,10 +11,10 @@ from operator import itemgetter
 from time import monotonic
 from typing import Any
 
-from ._core.reader import Timer
-from ._record import MAX_TIMERS, record, record_id, runs_of, timer_as_json
-from ._worker import Worker
-from .evidence import gather
+from .._core.reader import Timer
+from ..evidence import gather
+from .expiry import MAX_TIMERS, record, record_id, runs_of, timer_as_json
+from .worker import Worker
 
 BUDGET = 3.0
 """Seconds that gathering evidence may take, unless a server has been told otherwise."""

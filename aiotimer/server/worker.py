@@ -17,21 +17,21 @@ from mmap import mmap
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from ._attending import Channel, ask
-from ._core.ladder import KILL, Granted
-from ._core.reader import Timer
-from ._core.requests import TimerRequest, WorkerId
-from ._core.table import TimerTable
-from ._core.watch import Due
-from ._linux.process import is_dead
-from ._linux.procfs import foreign_uid, maps_file, name_of, runs_another_program
-from ._linux.signals import signal_target
-from ._watched import WatchedTable
-from .events import Event
-from .evidence import Subject
+from .._core.ladder import KILL, Granted
+from .._core.reader import Timer
+from .._core.requests import TimerRequest, WorkerId
+from .._core.table import TimerTable
+from .._core.watch import Due
+from .._linux.process import is_dead
+from .._linux.procfs import foreign_uid, maps_file, name_of, runs_another_program
+from .._linux.signals import signal_target
+from ..events import Event
+from ..evidence import Subject
+from .inspection_channel import Channel, ask
+from .watched_table import WatchedTable
 
 if TYPE_CHECKING:
-    from ._record import Expiry
+    from .expiry import Expiry
 
 UNKILLABLE_AFTER = 10.0
 """Seconds after SIGKILL at which a process that is still there is reported as unkillable."""

@@ -22,7 +22,7 @@ import socket
 from collections.abc import Callable
 from time import monotonic
 
-from ._core import wire
+from .._core import wire
 
 BACKLOG = 4096
 """The listen backlog (capped by net.core.somaxconn): as many workers may start at once."""

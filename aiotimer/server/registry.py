@@ -18,19 +18,19 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from time import monotonic
 
-from ._core import layout
-from ._core.reader import TableReader
-from ._core.requests import WorkerId
-from ._core.table import TimerTable
-from ._core.watch import Due, Lifeline, Watch
-from ._linux import paths, table_files
-from ._linux.process import is_dead, pin
-from ._linux.procfs import foreign_uid, program_of
-from ._policy import Policy
-from ._watched import WatchedTable
-from ._worker import Worker, leave_behind
-from .errors import ForeignProcess, ServerError
-from .events import Event, log, shown
+from .._core import layout
+from .._core.reader import TableReader
+from .._core.requests import WorkerId
+from .._core.table import TimerTable
+from .._core.watch import Due, Lifeline, Watch
+from .._linux import paths, table_files
+from .._linux.process import is_dead, pin
+from .._linux.procfs import foreign_uid, program_of
+from ..errors import ForeignProcess, ServerError
+from ..events import Event, log, shown
+from .policy import Policy
+from .watched_table import WatchedTable
+from .worker import Worker, leave_behind
 
 _PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 """Reasons why a table could not be adopted that say nothing about the table."""

@@ -21,11 +21,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ._core.durations import Durations
-from ._sinks import CAPACITY, Backlog
-from .errors import HistoryUnreadable
-from .events import log, shown
-from .evidence.store import Store, as_json, cut
+from .._core.durations import Durations
+from ..errors import HistoryUnreadable
+from ..events import log, shown
+from ..evidence.store import Store, as_json, cut
+from .sinks import CAPACITY, Backlog
 
 if TYPE_CHECKING:
     import sqlite3

@@ -15,13 +15,13 @@ from collections.abc import Awaitable, Callable
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from ._core.ladder import CONT, Climb, Done, Dump, Spare, WaitUntil
-from ._worker import Worker, leave_behind
+from .._core.ladder import CONT, Climb, Done, Dump, Spare, WaitUntil
+from .worker import Worker, leave_behind
 
 if TYPE_CHECKING:
-    from ._gathering import Gatherer
-    from ._policy import Policy
-    from ._reporter import Teller
+    from .inspector import Gatherer
+    from .policy import Policy
+    from .reporter import Teller
 
 _LEAST = 0.001
 """Seconds: uvloop rounds to whole milliseconds, and may be early by half of one."""

@@ -13,24 +13,24 @@ from math import isfinite
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ._acceptor import EXHAUSTED, OUT_OF_DESCRIPTORS
-from ._attending import Channel
-from ._core import layout, wire
-from ._dump import BUDGET, dump
-from ._linux import table_files
-from ._linux.process import hung_up, peer_uid, pin_peer
-from ._linux.procfs import maps_file, program_of, time_namespace
-from ._version import __version__
-from .errors import AiotimerError, ProtocolError, ServerError, TableFull
-from .events import log
-from .queue import SocketQueue
+from .._core import layout, wire
+from .._linux import table_files
+from .._linux.process import hung_up, peer_uid, pin_peer
+from .._linux.procfs import maps_file, program_of, time_namespace
+from .._version import __version__
+from ..errors import AiotimerError, ProtocolError, ServerError, TableFull
+from ..events import log
+from ..queue import SocketQueue
+from .acceptor import EXHAUSTED, OUT_OF_DESCRIPTORS
+from .dump import BUDGET, dump
+from .inspection_channel import Channel
 
 if TYPE_CHECKING:
-    from ._connection import Connection
-    from ._policy import Policy
-    from ._roster import Roster
-    from ._watched import WatchedTable
-    from ._worker import Worker
+    from .connection import Connection
+    from .policy import Policy
+    from .registry import Roster
+    from .watched_table import WatchedTable
+    from .worker import Worker
 
 
 class Host(Protocol):

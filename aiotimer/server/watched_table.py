@@ -19,12 +19,12 @@ from math import ceil, inf
 from time import monotonic
 from typing import Protocol
 
-from ._core import layout
-from ._core.reader import TableReader, Timer
-from ._core.watch import LATER_READ, RESTARTS, Due, Watch
-from ._linux.paths import remove
-from ._linux.table_files import TableFile
-from .events import log
+from .._core import layout
+from .._core.reader import TableReader, Timer
+from .._core.watch import LATER_READ, RESTARTS, Due, Watch
+from .._linux.paths import remove
+from .._linux.table_files import TableFile
+from ..events import log
 
 
 class Closable(Protocol):

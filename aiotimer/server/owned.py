@@ -12,9 +12,9 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from . import leftovers
-from ._linux.process import let_go_of_stderr, pin_named
-from .events import Event
+from .._linux.process import let_go_of_stderr, pin_named
+from ..events import Event
+from . import cleanup
 from .server import TimerServer
 
 LINGER = 10.0
@@ -61,7 +61,7 @@ class FoundedServer(TimerServer):
         self._close_founder()
         await super().stop()
         if last:
-            leftovers.discard(self.socket_path)
+            cleanup.discard(self.socket_path)
 
     def founder_gone(self) -> None:
         """The founder is dead, or does not want this server any more."""

@@ -21,28 +21,28 @@ from collections.abc import Awaitable, Callable, Iterable
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from . import _listener
-from ._acceptor import BACKLOG, Acceptor, raise_descriptor_limit
-from ._connection import Connection
-from ._core.requests import TimerRequest, WorkerId
-from ._core.watch import BOUND
-from ._greeting import apply, handle
-from ._linux import paths
-from ._linux.procfs import check_proc
-from ._policy import BUDGET, LADDER, MAX_GRACE, MAX_REAPS, policy
-from ._reaper import Reaper
-from ._report import report
-from ._reporter import Outlets, scopes_of
-from ._roster import Roster
-from ._worker import Worker, leave_behind
-from .events import Event
+from .._core.requests import TimerRequest, WorkerId
+from .._core.watch import BOUND
+from .._linux import paths
+from .._linux.procfs import check_proc
+from ..events import Event
+from . import listener
+from .acceptor import BACKLOG, Acceptor, raise_descriptor_limit
+from .connection import Connection
+from .handlers import apply, handle
+from .policy import BUDGET, LADDER, MAX_GRACE, MAX_REAPS, policy
+from .reaper import Reaper
+from .registry import Roster
+from .reporter import Outlets, scopes_of
+from .status import report
+from .worker import Worker, leave_behind
 
 if TYPE_CHECKING:
     import socket
     from types import TracebackType
     from typing import Self
 
-    from ._core import wire
+    from .._core import wire
 
 BEAT = 0.5
 """Seconds between the server's own signs of life."""
@@ -103,7 +103,7 @@ class TimerServer:
             reap=reap, target=target, observe=observe, stopped=stopped, evidence_budget=evidence_budget,
             max_grace=max_grace, max_reaps=max_reaps, evidence_dir=evidence_dir,
         )  # fmt: skip
-        self._lock: _listener.SocketLock | None = None
+        self._lock: listener.SocketLock | None = None
         self._listener: socket.socket | None = None
         self._connections: set[Connection] = set()
         self._beat: asyncio.TimerHandle | None = None
@@ -134,10 +134,10 @@ class TimerServer:
             raise RuntimeError("this timer server is running already")
         check_proc()
         self._loop = asyncio.get_running_loop()
-        self._lock = _listener.SocketLock(self.socket_path)
+        self._lock = listener.SocketLock(self.socket_path)
         try:
             raise_descriptor_limit()
-            self._listener = _listener.bind(self._lock, BACKLOG)
+            self._listener = listener.bind(self._lock, BACKLOG)
             directory = paths.state_directory(self.socket_path)
             outlets = Outlets(self._loop, directory, self.policy.evidence_dir, self._on_event)
             self._outlets = outlets

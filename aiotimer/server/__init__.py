@@ -1,0 +1,1 @@
+"""The server's process: connections, workers, looks, reaping, and what is told of it."""
