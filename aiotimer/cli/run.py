@@ -26,9 +26,9 @@ from ..client.launch import founder_argument
 from ..errors import AiotimerError
 from ..server.cleanup import discard
 from ..server.history import EXPIRIES
-from ..supervise import SupervisedServer
 from . import cli
 from ._policy import as_arguments, run_options
+from .supervisor import SupervisedServer
 from .why import newest
 
 REAPED, FAILED, NOT_EXECUTABLE, NOT_FOUND = 124, 125, 126, 127

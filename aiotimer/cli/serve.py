@@ -91,6 +91,6 @@ async def _serve(server: TimerServer, loop_name: str, ready_fd: int | None, *, q
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def watchdog(socket_path: str, founder: str, ready_fd: int, arguments: tuple[str, ...]) -> int:
     """Supervise the private watchdog of a process."""
-    from ..supervise import watch_over
+    from .supervisor import watch_over
 
     return watch_over(socket_path, founder, ready_fd, arguments)

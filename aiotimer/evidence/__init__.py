@@ -1,9 +1,9 @@
 """Evidence: what a worker was doing when its timer expired.
 
-:func:`gather` asks every probe there is, within a budget; :mod:`.verdict` puts what they found in words.
+:func:`~aiotimer.evidence.gather.gather` asks every probe there is, within a budget; :mod:`.verdict` puts
+what they found in words.
 """
 
 from .findings import NO_FINDINGS, Answers, Findings, Subject
-from .gathering import gather
 
-__all__ = ["NO_FINDINGS", "Answers", "Findings", "Subject", "gather"]
+__all__ = ["NO_FINDINGS", "Answers", "Findings", "Subject"]

@@ -12,7 +12,7 @@ from time import monotonic
 from typing import Any
 
 from .._core.reader import Timer
-from ..evidence import gather
+from ..evidence.gather import gather
 from .expiry import MAX_TIMERS, record, record_id, runs_of, timer_as_json
 from .worker import Worker
 

@@ -10,9 +10,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from .. import evidence
 from ..events import log
-from ..evidence import NO_FINDINGS, Findings, Subject
+from ..evidence import NO_FINDINGS, Findings, Subject, gather
 
 if TYPE_CHECKING:
     from .expiry import Expiry
@@ -54,7 +53,7 @@ class Gatherer:
             self._turns.release()
             return
         left = min(self.budget, max(0.0, until - self._loop.time()))
-        task = self._loop.create_task(evidence.gather(_subject(worker, expiry), left))
+        task = self._loop.create_task(gather.gather(_subject(worker, expiry), left))
         self._tasks.add(task)
         task.add_done_callback(self._done)
         awaited: set[asyncio.Future[Any]] = {task, worker.death(self._loop)}

@@ -19,7 +19,9 @@ from typing import Any
 import pytest
 
 from aiotimer._linux.process import pin
-from aiotimer.evidence import Answers, Findings, Subject, gather, gathering, proc, pyspy, threads
+from aiotimer.evidence import Answers, Findings, Subject, proc, pyspy, threads
+from aiotimer.evidence import gather as gathering
+from aiotimer.evidence.gather import gather
 from tests.serving import bystander, is_alive, wait_dead
 from tests.support import PATIENCE
 

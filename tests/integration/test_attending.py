@@ -19,7 +19,8 @@ from aiotimer._core import wire
 from aiotimer._linux.procfs import time_namespace
 from aiotimer.client import control
 from aiotimer.errors import Refused, ServerUnavailable
-from aiotimer.evidence import Subject, gather, pyspy
+from aiotimer.evidence import Subject, pyspy
+from aiotimer.evidence.gather import gather
 from aiotimer.server import inspection_channel
 from aiotimer.server.connection import Connection
 from aiotimer.server.inspection_channel import ask

@@ -24,7 +24,8 @@ import pytest
 from aiotimer import WorkerId
 from aiotimer._core import layout, wire
 from aiotimer._linux.process import pin
-from aiotimer.evidence import Answers, Findings, Subject, gather, proc, pyspy, stacks
+from aiotimer.evidence import Answers, Findings, Subject, proc, pyspy, stacks
+from aiotimer.evidence.gather import gather
 from aiotimer.evidence.stacks import NotSafe
 from tests.serving import bystander
 from tests.support import PATIENCE, SpawnedWorker, spawn_worker
@@ -59,8 +60,8 @@ BODIES = {
 @pytest.fixture(autouse=True)
 def patient_probes(monkeypatch: pytest.MonkeyPatch) -> None:
     """No probe gives up before a test does; and there is no py-spy, unless a test wants it."""
-    monkeypatch.setattr("aiotimer.evidence.gathering.PROC_WITHIN", PATIENCE)
-    monkeypatch.setattr("aiotimer.evidence.gathering.STACKS_WITHIN", PATIENCE)
+    monkeypatch.setattr("aiotimer.evidence.gather.PROC_WITHIN", PATIENCE)
+    monkeypatch.setattr("aiotimer.evidence.gather.STACKS_WITHIN", PATIENCE)
     monkeypatch.setattr(pyspy, "find_pyspy", lambda: None)
 
 
@@ -250,7 +251,7 @@ async def test_who_asks_for_ever_is_not_waited_for(tmp_path: Path, monkeypatch: 
         await asyncio.get_running_loop().create_future()
         raise AssertionError
 
-    monkeypatch.setattr("aiotimer.evidence.gathering.ASK_WITHIN", 0.05)
+    monkeypatch.setattr("aiotimer.evidence.gather.ASK_WITHIN", 0.05)
     with hanging(tmp_path, BODIES["sleep"]) as it:
         found = await gather(it.subject(for_ever), PATIENCE)
         assert found.probes["tasks"].startswith("no answer within ")
@@ -267,7 +268,7 @@ async def test_who_asks_for_ever_is_not_waited_for(tmp_path: Path, monkeypatch: 
 async def test_a_worker_that_does_not_write_its_stacks(
     handler: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aiotimer.evidence.gathering.STACKS_WITHIN", 0.1 if "answer" in words else PATIENCE)
+    monkeypatch.setattr("aiotimer.evidence.gather.STACKS_WITHIN", 0.1 if "answer" in words else PATIENCE)
     body = f"faulthandler.unregister(signum); signal.signal(signum, {handler}); {BODIES['sleep']}"
     with hanging(tmp_path, body) as it:
         found = await gather(it.subject(), PATIENCE)
@@ -479,8 +480,8 @@ async def test_a_worker_that_has_become_another_user(tmp_path: Path) -> None:
 def real_pyspy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Use the py-spy that is installed, if one is."""
     monkeypatch.undo()
-    monkeypatch.setattr("aiotimer.evidence.gathering.PROC_WITHIN", PATIENCE)
-    monkeypatch.setattr("aiotimer.evidence.gathering.STACKS_WITHIN", PATIENCE)
+    monkeypatch.setattr("aiotimer.evidence.gather.PROC_WITHIN", PATIENCE)
+    monkeypatch.setattr("aiotimer.evidence.gather.STACKS_WITHIN", PATIENCE)
     if pyspy.find_pyspy() is None:
         pytest.skip("py-spy is not installed")
 

@@ -74,7 +74,6 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("client.expires",),
     ("server.server",),
     ("server.owned",),
-    ("supervise",),
     ("client.configure",),
     ("aiotimer",),  # __init__: the public names
     ("testing", "integrations.*"),
@@ -111,7 +110,6 @@ NOT_IN_A_WORKER = (
     *(
         "server.server",
         "server.owned",
-        "supervise",
         "cli.*",
         "evidence.*",
         "server.history",

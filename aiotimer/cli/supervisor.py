@@ -13,9 +13,9 @@ import select
 import signal
 from time import monotonic
 
-from ._linux.process import let_go_of_stderr, pin_named
-from .client.launch import python_command, python_environment, wait_ready
-from .errors import AlreadyServing, NewerLayout, UnsafePath
+from .._linux.process import let_go_of_stderr, pin_named
+from ..client.launch import python_command, python_environment, wait_ready
+from ..errors import AlreadyServing, NewerLayout, UnsafePath
 
 NOT_RESTARTED = frozenset({0, 2, AlreadyServing.exit_code, UnsafePath.exit_code, NewerLayout.exit_code})
 """Exit statuses after which a restart would not help (2: a wrong command line)."""
