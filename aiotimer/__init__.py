@@ -3,19 +3,21 @@
 ``expires`` puts a countdown around a block; another process, the timer server, reaps this one if the block
 is not left. ``configure`` chooses the server. ``TimerServer`` is the server, to embed; ``TimerClient`` and
 ``AsyncTimerClient`` arm and release named timers by hand.
+
+The law of this file: every name is imported when it is first used, and then stands here like any other. So a
+command that needs none of them starts as quickly as Python does, and no worker pays for the server.
 """
 
-from typing import TYPE_CHECKING
-
-from ._core.requests import TimerRequest, WorkerId
 from ._version import __version__
-from .client.block import Block
-from .client.clients import AsyncTimerClient, TimerClient
-from .client.configure import configure
-from .client.expires import expires
 from .errors import AiotimerError, NotConfigured, Refused, ServerUnavailable, TableFull
 
+TYPE_CHECKING = False  # type checkers know the name; `typing` itself takes as long to import as all of this
 if TYPE_CHECKING:
+    from ._core.requests import TimerRequest, WorkerId
+    from .client.block import Block
+    from .client.clients import AsyncTimerClient, TimerClient
+    from .client.configure import configure
+    from .client.expires import expires
     from .queue import RequestQueue
     from .server.server import TimerServer
 
@@ -37,14 +39,29 @@ __all__ = [
     "expires",
 ]
 
-_LAZY = {"RequestQueue": "queue", "TimerServer": "server.server"}
+_LAZY = {
+    "AsyncTimerClient": "client.clients",
+    "Block": "client.block",
+    "RequestQueue": "queue",
+    "TimerClient": "client.clients",
+    "TimerRequest": "_core.requests",
+    "TimerServer": "server.server",
+    "WorkerId": "_core.requests",
+    "configure": "client.configure",
+    "expires": "client.expires",
+}
 
 
 def __getattr__(name: str) -> object:
-    """Import on first use what a worker does not need, and what would cost it tens of milliseconds."""
+    """Import a name on first use."""
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
     value = globals()[name] = getattr(import_module(f".{_LAZY[name]}", __name__), name)
     return value
+
+
+def __dir__() -> list[str]:
+    """List what has not been imported yet, too."""
+    return sorted({*globals(), *__all__})

@@ -15,20 +15,18 @@ what was recorded (``history.db``, ``evidence/``). If nobody will serve there ag
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
-import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import UnsafePath
 
-MAX_SOCKET_PATH = 107
-"""Bytes in ``sockaddr_un.sun_path`` less the final NUL (unix(7))."""
-
 SOCKET, ENDED = NOTES = ("socket", "ended")
 """Files in a state directory that hold the path of its socket: while a server may live, and afterwards."""
+
+RECORDED = ("history.db", "evidence")
+"""How files in a state directory begin that hold what was recorded."""
 
 _MEMORY_FILESYSTEMS = frozenset({0x01021994, 0x858458F6})  # tmpfs, ramfs (statfs(2))
 
@@ -67,23 +65,6 @@ def base() -> Path:
 def default_socket() -> str:
     """Return the per-user default socket path: ``aiotimer.sock`` in :func:`base`."""
     return str(base() / "aiotimer.sock")
-
-
-def check_socket_path(path: str) -> str:
-    """Return an absolute socket path that fits into a socket address.
-
-    Raises:
-        UnsafePath: it is too long, or empty.
-    """
-    if not path:
-        raise UnsafePath("the socket path is empty")
-    absolute = os.path.abspath(path)
-    size = len(os.fsencode(absolute))
-    if size > MAX_SOCKET_PATH:
-        raise UnsafePath(
-            f"the socket path is {size} bytes long, and the kernel takes {MAX_SOCKET_PATH}: {absolute}"
-        )
-    return absolute
 
 
 def state_directory(socket_path: str) -> Path:
@@ -139,6 +120,8 @@ def remove_if_empty(directory: Path) -> None:
 
 def remove_directory(directory: Path) -> None:
     """Remove a directory and what is in it; what cannot be removed stays."""
+    import shutil  # archives and their compression come with it
+
     shutil.rmtree(directory, ignore_errors=True)
 
 
@@ -197,6 +180,8 @@ def remove(path: Path) -> None:
 
 
 def _digest(socket_path: str) -> str:
+    import hashlib  # OpenSSL comes with it
+
     return hashlib.sha256(os.fsencode(socket_path)).hexdigest()[:16]
 
 

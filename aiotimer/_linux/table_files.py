@@ -22,13 +22,11 @@ from typing import Literal, NamedTuple, TypeAlias, cast
 from .._core import layout
 from .._core.requests import WorkerId
 from ..errors import NewerLayout, ServerError
-from .paths import NOTES, is_in_memory, is_regular_file
+from .paths import NOTES, RECORDED, is_in_memory, is_regular_file
 
 PEERS_RETURN_WITHIN = 2.0
 """Seconds that a restarted server gives a peer without a shared table to come back and say what is still
 armed: a release it could not send is known to nobody else."""
-
-_NO_TABLES = ("history.db", "evidence")
 
 # As many digits as a C int and a 64-bit number can have: pidfd_open(2) is not asked about others.
 _TABLE_NAME = re.compile(
@@ -168,7 +166,7 @@ def find_tables(directory: Path) -> tuple[list[Found], list[tuple[Path, str]]]:
     found: list[Found] = []
     strangers: list[tuple[Path, str]] = []
     for path in sorted(directory.iterdir()):
-        if path.name in NOTES or path.name.startswith(_NO_TABLES):
+        if path.name in NOTES or path.name.startswith(RECORDED):
             continue
         if not is_regular_file(path):
             strangers.append((path, "it is not a regular file"))

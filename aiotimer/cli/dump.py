@@ -10,8 +10,9 @@ from .._linux.environment import SOCKET_VARIABLE
 from .._linux.paths import known_sockets
 from ..client import control
 from ..errors import Refused, ServerUnavailable
-from . import cli, resolve_socket, socket_option
-from .why import show
+from .common import resolve_socket
+from .group import cli, socket_option
+from .record import show
 
 
 @cli.command(short_help="Say what a living worker is doing.")

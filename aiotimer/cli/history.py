@@ -10,12 +10,13 @@ from typing import Any
 
 import click
 
-from .._linux.paths import check_socket_path, state_directories
+from .._linux.environment import check_socket_path
+from .._linux.paths import state_directories
 from ..errors import HistoryUnreadable
 from ..events import printable
 from ..server import history as recorded
-from . import cli, socket_option
-from ._words import moment, seconds
+from .format import moment, seconds
+from .group import cli, socket_option
 
 LINES = 20
 """How many are printed if nothing is said."""

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import cli, resolve_socket, socket_option
-from ._policy import policy_options
-from ._sink import LogSink, Takers, event_options
+from .common import resolve_socket
+from .group import cli, socket_option
+from .options import policy_options
+from .sinks import LogSink, Takers, event_options
 
 if TYPE_CHECKING:
     from ..server.server import TimerServer

@@ -1,4 +1,4 @@
-"""``aiotimer status`` and ``aiotimer ping``: what a server watches, and whether it does."""
+"""``aiotimer status``: what a server watches."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 import click
 
-from .._core.layout import LATE
 from .._linux.paths import known_sockets
 from ..client import control
 from ..errors import AiotimerError
 from ..events import shown
-from . import EX_UNAVAILABLE, cli, resolve_socket, socket_option
-from ._words import count, seconds
+from .common import resolve_socket
+from .format import count, seconds
+from .group import cli, socket_option
 
 
 @cli.command(short_help="Show workers and their armed timers.")
@@ -34,22 +34,6 @@ def status(socket_path: str | None, as_json: bool, every: bool) -> None:
         click.echo("no timer server of this user is running")
     for report in reports:
         _print(report)
-
-
-@cli.command(short_help="Check that a server answers and looks on time.")
-@socket_option
-def ping(socket_path: str | None) -> None:
-    """Exit with 0 when the server answers and looks on time, else with 69."""
-    path = resolve_socket(socket_path)
-    pong = control.ping(path)
-    late = f"its heartbeat was at most {pong.lag_s * 1000:.0f} ms late in the last minute"
-    if pong.lag_s > LATE:
-        raise _Late(f"the timer server at {path} is alive but slow: {late}")
-    click.echo(f"the timer server at {path} (pid {pong.pid}) is fine: {late}")
-
-
-class _Late(click.ClickException):
-    exit_code = EX_UNAVAILABLE
 
 
 def _report_of(path: str) -> dict[str, Any] | None:

@@ -16,14 +16,14 @@ from typing import Any
 import click
 
 from .._core.durations import Durations
-from .._linux.environment import SOCKET_VARIABLE
-from .._linux.paths import check_socket_path, known_sockets, state_directories
+from .._linux.environment import SOCKET_VARIABLE, check_socket_path
+from .._linux.paths import known_sockets, state_directories
 from ..client import control
 from ..errors import AiotimerError, HistoryUnreadable
 from ..events import printable
 from ..server import history
-from . import cli, socket_option
-from ._words import seconds
+from .format import seconds
+from .group import cli, socket_option
 
 ENOUGH = 20
 """Sampled entries below which nothing is proposed."""
@@ -120,7 +120,7 @@ def _print(rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from ._page import console
+    from .page import console
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("SCOPE", "COUNT", "MEDIAN", "P99", "MAX", "LIMIT", "HEADROOM", "PROPOSED"):

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
-from .._linux.paths import check_socket_path, state_directories
+from .._linux.environment import check_socket_path
+from .._linux.paths import state_directories
 from ..errors import HistoryUnreadable
 from ..evidence import store
 from ..server import history
-from . import cli, socket_option
+from .group import cli, socket_option
+from .record import show
 
 
 @cli.command(short_help="Say why a worker was reaped.")
@@ -33,16 +34,6 @@ def why(pid: int | None, socket_path: str | None, as_json: bool) -> None:
         where = "by a server of this user" if path is None else f"by the server at {path}"
         raise click.ClickException(f"{whose} has been recorded {where}")
     show(found, as_json=as_json)
-
-
-def show(record: dict[str, Any], *, as_json: bool) -> None:
-    """Print a record, for programs or for people."""
-    if as_json:
-        click.echo(json.dumps(record))
-        return
-    from ._page import print_page
-
-    print_page(record)
 
 
 def newest(

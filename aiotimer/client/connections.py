@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import weakref
 
-from .._linux.paths import check_socket_path
+from .._linux.environment import check_socket_path
 from .connection import Link, abandon_tables
 from .socket_only import SocketLink
 

@@ -1,14 +1,25 @@
-"""Questions to a running server: is it there, what does it watch. For the command line and ``configure``."""
+"""Questions to a running server: is it there, what does it watch. For the command line and ``configure``.
+
+The law of this file: what only some questions need is imported when one is asked. A ping needs neither the
+codec nor what tells whose a server is; ``aiotimer ping`` would take twice as long with them.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import socket
-from typing import Any, TypeVar
 
-from .._core import wire
-from .._linux.process import check_trusted
+from .._core.ping import PING, read_pong
 from ..errors import AiotimerError, ProtocolError, Refused, ServerUnavailable
+
+TYPE_CHECKING = False  # as in the package's __init__
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, TypeVar
+
+    from .._core import wire
+
+    A = TypeVar("A", bound=wire.ToClient)
+    B = TypeVar("B")
 
 ANSWER_WITHIN = 2.0
 """Seconds for which an answer is waited for."""
@@ -16,17 +27,25 @@ ANSWER_WITHIN = 2.0
 DUMP_WITHIN = 30.0
 """Seconds for which evidence is waited for: a budget of 3 s is usual, and one of a server may be longer."""
 
-A = TypeVar("A", bound=wire.ToClient)
+
+class Pong:
+    """A server's answer to a ping: see ``wire.Pong``."""
+
+    __slots__ = ("lag_s", "pid")
+
+    def __init__(self, pid: int, lag_s: float) -> None:
+        self.pid = pid
+        self.lag_s = lag_s
 
 
-def ping(path: str, *, trusted: bool = False) -> wire.Pong:
+def ping(path: str, *, trusted: bool = False) -> Pong:
     """Return the server's answer to a ping; raises as :func:`status`.
 
     Args:
         path: where to ask.
         trusted: ask a server only that a client would tell its timers; Refused if it is another user's.
     """
-    return _ask(path, wire.Ping(), wire.Pong, trusted=trusted)
+    return _ask(path, PING, _PongReader(path).read, trusted=trusted)
 
 
 def status(path: str, *, scopes: bool = False) -> dict[str, Any]:
@@ -37,13 +56,19 @@ def status(path: str, *, scopes: bool = False) -> dict[str, Any]:
         Refused: it does not want to: it is out of descriptors, say.
         ProtocolError: whoever does is no timer server of this protocol.
     """
-    return _ask(path, wire.StatusRequest(scopes), wire.Status).report
+    from .._core import wire
+
+    return _ask_by_codec(path, wire.StatusRequest(scopes), wire.Status).report
 
 
 def disown(path: str) -> None:
     """Tell a private watchdog that its founder does not need it any more; if it is gone, so be it."""
-    with contextlib.suppress(AiotimerError):
-        _ask(path, wire.Disown(), wire.Pong)
+    from .._core import wire
+
+    try:
+        _ask_by_codec(path, wire.Disown(), wire.Pong)
+    except AiotimerError:
+        pass
 
 
 def dump(path: str, pid: int, within: float | None = None) -> dict[str, Any]:
@@ -58,37 +83,83 @@ def dump(path: str, pid: int, within: float | None = None) -> dict[str, Any]:
         Refused: it watches no such worker, or something failed there.
         ServerUnavailable, ProtocolError: as :func:`status`.
     """
-    answer = _ask(path, wire.DumpRequest(pid), wire.Dump, within=DUMP_WITHIN if within is None else within)
+    from .._core import wire
+
+    within = DUMP_WITHIN if within is None else within
+    answer = _ask_by_codec(path, wire.DumpRequest(pid), wire.Dump, within)
     if answer.error:
         raise Refused(path, answer.error)
     return answer.report
 
 
+class _PongReader:
+    """Reads the answer to a ping; with the codec only if it is not the one that is expected, in one piece."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._by_codec: Callable[[bytes], wire.Pong | None] | None = None
+
+    def read(self, data: bytes) -> Pong | None:
+        if self._by_codec is None:
+            known = read_pong(data)
+            if known is not None:
+                return Pong(*known)
+            from .._core import wire
+
+            self._by_codec = _reader(self._path, wire.Ping(), wire.Pong)
+        pong = self._by_codec(data)
+        return None if pong is None else Pong(pong.pid, pong.lag_s)
+
+
+def _reader(path: str, question: wire.ToServer, kind: type[A]) -> Callable[[bytes], A | None]:
+    """Return what takes the bytes that come in answer, and returns the answer once it is whole."""
+    from .._core import wire
+
+    decoder = wire.client_decoder()
+
+    def read(data: bytes) -> A | None:
+        for answer in decoder.feed(data):
+            if isinstance(answer, kind):
+                return answer
+            if isinstance(answer, wire.Refused):
+                raise Refused(path, answer.reason)
+            raise ProtocolError(f"{type(answer).__name__} in answer to {type(question).__name__}")
+        return None
+
+    return read
+
+
+def _ask_by_codec(path: str, question: wire.ToServer, kind: type[A], within: float | None = None) -> A:
+    from .._core import wire
+
+    return _ask(path, wire.encode(question), _reader(path, question, kind), within=within)
+
+
 def _ask(
     path: str,
-    question: wire.ToServer,
-    kind: type[A],
+    question: bytes,
+    read: Callable[[bytes], B | None],
     *,
     trusted: bool = False,
     within: float | None = None,
-) -> A:
+) -> B:
     within = ANSWER_WITHIN if within is None else within
-    decoder = wire.client_decoder()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(within)
         try:
             connection.connect(path)
             if trusted:
+                from .._linux.process import check_trusted
+
                 check_trusted(connection, path)
-            with contextlib.suppress(BrokenPipeError):  # it has said why, and closed the connection
-                connection.sendall(wire.encode(question))
+            try:
+                connection.sendall(question)
+            except BrokenPipeError:
+                pass  # it has said why, and closed the connection
             while data := connection.recv(65_536):
-                for answer in decoder.feed(data):
-                    if isinstance(answer, kind):
-                        return answer
-                    if isinstance(answer, wire.Refused):
-                        raise Refused(path, answer.reason)
-                    raise ProtocolError(f"{type(answer).__name__} in answer to {type(question).__name__}")
+                answer = read(data)
+                if answer is not None:
+                    return answer
         except AiotimerError:
             raise
         except TimeoutError:

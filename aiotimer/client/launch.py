@@ -18,6 +18,7 @@ from pathlib import Path
 from time import monotonic_ns
 
 from .._linux import paths
+from .._linux.environment import check_socket_path
 from .._linux.procfs import start_time
 from ..errors import ServerUnavailable
 
@@ -41,7 +42,7 @@ def found(arguments: tuple[str, ...] = ()) -> tuple[str, int]:
         UnsafePath: there is no place for its socket.
     """
     name = f"private-{os.getpid()}-{monotonic_ns() % 10**9}.sock"
-    socket_path = paths.check_socket_path(str(paths.base() / name))
+    socket_path = check_socket_path(str(paths.base() / name))
     ready, child_end = os.pipe()
     command = python_command(
         "watchdog", "--socket", socket_path, "--founder", founder_argument(), "--ready-fd", str(child_end),

@@ -20,8 +20,7 @@ from pathlib import Path
 from .._linux import paths, table_files
 from .._linux.process import pin
 from ..errors import HistoryUnreadable, ServerError
-from ..evidence import store
-from . import history, listener
+from . import listener
 
 KEEP = 20
 """Left-over directories per user."""
@@ -53,6 +52,11 @@ def sweep() -> None:
 
 def tells_of_expiries(directory: Path) -> bool:
     """Whether a state directory has something to say about an expiry."""
+    if not any((directory / name).exists() for name in paths.RECORDED):
+        return False
+    from ..evidence import store
+    from . import history  # only now: most private servers end without having recorded anything
+
     if store.entries(directory / "evidence"):
         return True
     try:
@@ -67,7 +71,7 @@ def _end(directory: Path) -> None:
         paths.remove_directory(directory)
         return
     for path in directory.iterdir():
-        if path.name not in paths.NOTES and not path.name.startswith((history.DATABASE, "evidence")):
+        if path.name not in paths.NOTES and not path.name.startswith(paths.RECORDED):
             paths.remove(path)
     with contextlib.suppress(OSError):
         paths.end(directory)

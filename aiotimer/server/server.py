@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from .._core.requests import TimerRequest, WorkerId
 from .._core.watch import BOUND
 from .._linux import paths
+from .._linux.environment import check_socket_path
 from .._linux.procfs import check_proc
 from ..events import Event
 from . import listener
@@ -96,7 +97,7 @@ class TimerServer:
         evidence_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         path = paths.default_socket() if socket_path is None else os.fspath(socket_path)
-        self.socket_path = paths.check_socket_path(path)
+        self.socket_path = check_socket_path(path)
         self._on_event = on_event
         self._bound = bound
         self.policy = policy(

@@ -35,7 +35,7 @@ import pytest
 from aiotimer import Refused, TimerRequest
 from aiotimer._core import wire
 from aiotimer._linux import procfs
-from aiotimer.cli._sink import CAPACITY
+from aiotimer.cli.sinks import CAPACITY
 from aiotimer.client.control import ping, status
 from aiotimer.events import Event
 from aiotimer.server.acceptor import BACKLOG, Acceptor

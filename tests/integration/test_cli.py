@@ -12,14 +12,18 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import click
 import pytest
 
 import aiotimer
 from aiotimer._core import wire
 from aiotimer._core.layout import LATE
+from aiotimer.cli import entry, group
+from aiotimer.cli.common import Failed
+from aiotimer.cli.help import HELP
 from aiotimer.client.control import ping, status
 from tests.support import PATIENCE, memory_table, private_runtime, short_socket, stand_in
 
@@ -100,6 +104,58 @@ def test_help_teaches_and_version_is_the_packages() -> None:
         assert command in text
         assert "Usage: aiotimer " + command in call(command, "--help").stdout
     assert aiotimer.__version__ in call("--version").stdout
+
+
+def done(
+    call: Callable[[list[str]], int], arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> object:
+    """What comes of a command line in this process: its exit status, or its failure, and what it printed."""
+    try:
+        code: object = call(arguments)
+    except (Failed, aiotimer.AiotimerError) as error:
+        code = type(error), str(error), vars(error)
+    return code, *capsys.readouterr()
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["-h"]], ids=" ".join)
+def test_what_is_done_without_click_is_what_click_does(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = done(entry._call, arguments, capsys)
+    assert plain == done(group.call, arguments, capsys)
+    assert plain[:1] == (0,)  # type: ignore[index]
+
+
+@pytest.mark.parametrize("lag_s", [0.0125, 1.5, None], ids=["fine", "late", "gone"])
+@pytest.mark.parametrize("explicit", [False, True], ids=["environment", "--socket"])
+def test_ping_without_click_is_what_click_does(
+    lag_s: float | None,
+    explicit: bool,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answer = None if lag_s is None else wire.encode(wire.Pong(4242, lag_s))
+    results = []
+    for call in (entry._call, group.call):
+        with short_socket() as path, contextlib.ExitStack() as stack:
+            monkeypatch.setenv("AIOTIMER_SOCKET", "/nowhere/s" if explicit else path)
+            if answer is not None:
+                stack.enter_context(stand_in(path, answer))
+            arguments = ["ping", "--socket", path] if explicit else ["ping"]
+            results.append(repr(done(call, arguments, capsys)).replace(path, "PATH"))
+    assert results[0] == results[1]
+    assert "PATH" in results[0]
+
+
+def test_the_help_is_what_click_makes_of_the_commands() -> None:
+    context = click.Context(group.cli, info_name="aiotimer", terminal_width=80, max_content_width=80)
+    formatter = context.make_formatter()
+    group.cli.format_usage(context, formatter)
+    assert HELP.startswith(formatter.getvalue())
+    formatter = context.make_formatter()
+    group.cli.format_options(context, formatter)  # and commands
+    assert HELP.endswith("\n\n" + formatter.getvalue())
+    assert max(map(len, HELP.splitlines())) < 80
 
 
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
@@ -232,6 +288,23 @@ def test_fault_57_run_passes_the_exit_status_through(command: tuple[str, ...], c
         assert_one_line(result.stderr, command[0])
     else:
         assert result.stderr == ""
+
+
+def test_run_loads_what_it_needs_and_no_more() -> None:
+    program = """
+import sys
+from aiotimer.cli import main
+try:
+    main(["run", "--", "true"])
+finally:
+    print(*sys.modules)
+"""
+    ended = subprocess.run(
+        [sys.executable, "-I", "-c", program], capture_output=True, text=True, env=environment(), check=True
+    )
+    assert "aiotimer.cli.supervisor" in ended.stdout.split()
+    heavy = {"aiotimer.history", "asyncio", "click", "json", "logging", "msgspec", "rich", "sqlite3"}
+    assert not heavy & {*ended.stdout.split()}
 
 
 def test_fault_57_run_is_124_when_the_command_itself_was_reaped() -> None:

@@ -37,10 +37,11 @@ import msgspec
 import pytest
 
 import aiotimer
-from aiotimer import cli as command_line
 from aiotimer import errors, testing
 from aiotimer._core import layout, wire
-from aiotimer.cli import dump, history, run, serve, status, suggest, why  # noqa: F401 - each adds its commands
+from aiotimer.cli import run_command
+from aiotimer.cli.common import EX_UNAVAILABLE
+from aiotimer.cli.group import MODULES, cli
 from aiotimer.events import KINDS
 from aiotimer.server.connection import SILENCE
 from tests.support import PATIENCE, ServerThread, SpawnedWorker, short_directory
@@ -389,7 +390,11 @@ def test_every_public_name_is_in_the_reference() -> None:
 # --- the reference of commands
 
 CLI = DOCS / "reference" / "cli.md"
-COMMANDS = {name: command for name, command in command_line.cli.commands.items() if not command.hidden}
+COMMANDS = {
+    name: command
+    for name in MODULES
+    if (command := cli.get_command(click.Context(cli), name)) is not None and not command.hidden
+}
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -427,11 +432,11 @@ def test_every_exit_status_is_in_the_reference() -> None:
     told = {row[0] for row in rows(section(CLI, "## Exit statuses"))}
     kinds: list[type[errors.ServerError]] = [errors.ServerError, *errors.ServerError.__subclasses__()]
     raised = {kind.exit_code for kind in kinds}
-    of_run = {run.REAPED, run.FAILED, run.NOT_EXECUTABLE, run.NOT_FOUND}
+    of_run = {run_command.REAPED, run_command.FAILED, run_command.NOT_EXECUTABLE, run_command.NOT_FOUND}
     pages = [COMMANDS[name].get_help(click.Context(COMMANDS[name])) for name in COMMANDS]
     help_texts = [re.sub(r"\[default: [^]]*\]", "", page) for page in pages]
     in_help = {found for text in help_texts for found in re.findall(r"\b(?:\d{2,3}|128\+N)\b", text)}
-    expected = {str(code) for code in raised | of_run | {command_line.EX_UNAVAILABLE}} | in_help - {"128"}
+    expected = {str(code) for code in raised | of_run | {EX_UNAVAILABLE}} | in_help - {"128"}
     assert expected <= told
     assert {"0", "1", "2", "128+N"} <= told
 

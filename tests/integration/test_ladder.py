@@ -92,7 +92,7 @@ def during_evidence(
             await happening
         return FINDINGS
 
-    monkeypatch.setattr("aiotimer.evidence.gather", gather)
+    monkeypatch.setattr("aiotimer.evidence.gather.gather", gather)
     return subjects
 
 

@@ -15,7 +15,7 @@ import click
 import pytest
 
 from aiotimer._core.requests import WorkerId
-from aiotimer.cli._sink import EventPipe, Takers, event_options
+from aiotimer.cli.sinks import EventPipe, Takers, event_options
 from aiotimer.events import KINDS, Event
 from aiotimer.server.sinks import Backlog, CallbackSink, CommandSink
 from tests.support import FORKS, PATIENCE

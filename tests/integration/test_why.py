@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from aiotimer import cli
 from aiotimer._core import wire
 from aiotimer._core.durations import Durations
 from aiotimer._linux import paths
-from aiotimer.cli import dump, history, run, suggest, why  # noqa: F401 - each adds its command
-from aiotimer.cli._page import print_page
+from aiotimer.cli import run_command
+from aiotimer.cli.group import cli
 from aiotimer.cli.history import follow_events
+from aiotimer.cli.page import print_page
 from aiotimer.cli.suggest import proposal
 from aiotimer.errors import HistoryUnreadable, Refused
 from aiotimer.evidence.libraries import is_users
@@ -148,7 +148,7 @@ def page(record: dict[str, Any], width: int | None = None) -> str:
 
 def call(*arguments: str) -> Result:
     """Run a command in this process."""
-    return CliRunner().invoke(cli.cli, arguments)
+    return CliRunner().invoke(cli, arguments)
 
 
 def state(socket_path: str = "/nowhere/s") -> Path:
@@ -569,7 +569,7 @@ def test_run_says_why_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
         made.record(record(time=100.0, pid=2, id="20261123T031200-2-1", outcome="late"))
         for number in range(3, 8):
             made.record(record(time=100.0 + number, pid=number, id=f"20261123T031200-{number}-1"))
-    run._say_why("/nowhere/s", since=100.0)
+    run_command._say_why("/nowhere/s", since=100.0)
     printed = capsys.readouterr()
     assert printed.out == ""
     assert re.findall(r"^worker (\d+)", printed.err, re.MULTILINE) == ["3", "4", "5"]
@@ -579,7 +579,7 @@ def test_run_says_why_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
 def test_run_has_nothing_to_say_about_what_was_not_reaped(capsys: pytest.CaptureFixture[str]) -> None:
     with recorded() as made:
         made.record(record(outcome="observed"))
-    run._say_why("/nowhere/s", since=0.0)
+    run_command._say_why("/nowhere/s", since=0.0)
     assert capsys.readouterr().err == ""
 
 

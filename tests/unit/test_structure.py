@@ -8,14 +8,13 @@ where to change it if the rule is what should change.
 import ast
 import copy
 import fnmatch
+import graphlib
 import importlib.metadata
 import inspect
-import io
 import json
 import pickle
 import subprocess
 import sys
-import tokenize
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,61 +24,31 @@ import pytest
 import aiotimer
 from aiotimer import errors
 from aiotimer._version import __version__
+from aiotimer.cli.group import MODULES as MODULES_OF_COMMANDS
 
 PACKAGE = Path(aiotimer.__file__).parent
 TESTS = Path(__file__).parent.parent
 
 # --- the rules
 
-# Lowest first. A module may import modules of lower rows, never of its own row or a higher one.
-# `x.*` is the package x with everything in it; its modules may import each other.
-LAYERS: tuple[tuple[str, ...], ...] = (
-    ("_version", "errors", "_linux.environment"),
-    ("_core.requests", "_core.layout"),
-    ("_core.wire", "_core.durations", "_core.ladder"),
-    ("_core.table", "_core.reader"),
-    ("_core.watch",),
-    ("_core", "_linux", "client", "server"),
-    ("_linux.procfs",),
-    ("_linux.process", "server.capabilities", "_linux.paths"),
-    ("_linux.table_files", "server.listener", "_linux.signals", "server.process_state"),
-    ("queue", "events", "server.policy"),
-    ("evidence.*",),
-    (
-        "client.waiting",
-        "client.reconnect",
-        "client.memory",
-        "client.soft_limit",
-        "client.decorator",
-        "client.exit_state",
-        "server.watched_table",
-        "client.control",
-        "server.sinks",
-        "client.launch",
-    ),
-    ("evidence.*",),
-    ("server.history",),
-    ("server.cleanup",),
-    ("client.handshake", "client.dump_signal", "client.tasks", "server.expiry", "server.inspection_channel"),
-    ("client.inspection",),
-    ("client.connection", "server.worker"),
-    ("server.dump", "server.inspector", "server.reporter"),
-    ("server.ladder_run", "server.observer", "server.hold"),
-    ("client.socket_only", "server.registry", "server.reaper", "server.status", "server.acceptor"),
-    ("client.connections", "server.handlers", "server.connection"),
-    ("client.clients",),
-    ("client.arguments",),
-    ("client.block",),
-    ("client.grace",),
-    ("client.expires",),
-    ("server.server",),
-    ("server.owned",),
-    ("client.configure",),
-    ("aiotimer",),  # __init__: the public names
-    ("testing", "integrations.*"),
-    ("cli.*",),
+# The floors of the house, lowest first: a room is a package, or a module at the top. A module may import from
+# its own room and from lower floors, never from another room on its own floor or from a higher one.
+FLOORS: tuple[tuple[str, ...], ...] = (
+    ("_version", "errors"),
+    ("_core",),
+    ("_linux", "events", "queue"),
+    ("client", "evidence"),
+    ("server",),
+    ("cli", "testing", "aiotimer"),  # aiotimer: __init__, the public names
     ("__main__",),
 )
+MOST_FLOORS = 8
+
+# The worker's process and the server's do not know each other.
+STRANGERS = frozenset({("server", "client"), ("client", "server")})
+
+# Faces: modules at the top of the package.
+MOST_FACES = 8
 
 # What _core may import of the package besides itself.
 CORE_MAY_ALSO_IMPORT = frozenset({"errors"})
@@ -106,47 +75,10 @@ NOT_AT_IMPORT = frozenset({"asyncio", "click", "logging", "msgspec", "rich", "sq
 # What a synchronous worker never loads, whatever it configures: it has no event loop, and the server is
 # another process.
 NOT_IN_A_SYNCHRONOUS_WORKER = frozenset({"asyncio", "click", "rich", "sqlite3", "uvloop"})
-NOT_IN_A_WORKER = (
-    *(
-        "server.server",
-        "server.owned",
-        "cli.*",
-        "evidence.*",
-        "server.history",
-        "server.cleanup",
-        "__main__",
-    ),
-    *(
-        "server.acceptor",
-        "server.inspection_channel",
-        "server.ladder_run",
-        "server.connection",
-        "server.dump",
-        "server.inspector",
-        "server.handlers",
-        "server.hold",
-    ),
-    *(
-        "server.observer",
-        "server.policy",
-        "server.reaper",
-        "server.expiry",
-        "server.status",
-        "server.capabilities",
-        "server.registry",
-        "server.sinks",
-    ),
-    *(
-        "_linux.signals",
-        "server.reporter",
-        "server.process_state",
-        "server.watched_table",
-        "server.worker",
-        "_core.watch",
-    ),
-)
+NOT_IN_A_WORKER = ("server.*", "evidence.*", "cli.*", "_core.watch", "_linux.signals", "__main__")
 
-MAX_CODE_LINES = 300
+# One screen: a function that does not fit does two things. Its docstring does not count.
+MOST_LINES_OF_A_FUNCTION = 50
 
 # The public names, exactly. Adding one is a promise; removing one is a major version.
 PUBLIC: frozenset[str] = frozenset(
@@ -173,6 +105,7 @@ PUBLIC: frozenset[str] = frozenset(
 FOR_USERS = frozenset(
     {
         *("TimerServer.clear_timers", "TimerServer.get_expired_timers", "TimerServer.register_timers"),
+        "Commands.list_commands",  # click calls it
         *("VirtualTimers.advance", "VirtualTimers.async_client", "VirtualTimers.monotonic", "virtual"),
     }
 )
@@ -211,15 +144,19 @@ def matches(name: str, pattern: str) -> bool:
     return fnmatch.fnmatchcase(name, pattern) or name == pattern.removesuffix(".*")
 
 
-def place(name: str) -> tuple[int, str]:
-    """The row of a module and the entry of the table that put it there."""
-    for row, entries in enumerate(LAYERS):
-        for entry in entries:
-            if matches(name, entry):
-                return row, entry
+def room_of(name: str) -> str:
+    """The package of a module, or the module itself if it stands at the top."""
+    return name.partition(".")[0]
+
+
+def floor_of(name: str) -> int:
+    """The number of the floor on which a module's room is."""
+    for number, rooms in enumerate(FLOORS):
+        if room_of(name) in rooms:
+            return number
     pytest.fail(
-        f"aiotimer module {name!r} is in no layer: add it to LAYERS in {Path(__file__).name}, "
-        "above everything it imports and below everything that imports it"
+        f"aiotimer module {name!r} is in no room: docs/explanation/architecture.md says which there are; "
+        f"a new room goes into FLOORS in {Path(__file__).name}, above everything that it imports"
     )
 
 
@@ -235,11 +172,17 @@ def runtime_nodes(tree: ast.AST) -> Iterator[ast.AST]:
             yield from runtime_nodes(node)
 
 
-def imports(name: str) -> Iterator[tuple[int, str]]:
-    """The line and absolute name of each module that `name` imports at run time."""
+def imports(name: str, *, types: bool = False) -> Iterator[tuple[int, str]]:
+    """The line and absolute name of each module that `name` imports at run time.
+
+    Args:
+        name: which module.
+        types: what only a type checker sees, too.
+    """
     path = MODULES[name]
     package = ("aiotimer", *path.relative_to(PACKAGE).parent.parts)
-    for node in runtime_nodes(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree) if types else runtime_nodes(tree):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -252,46 +195,64 @@ def imports(name: str) -> Iterator[tuple[int, str]]:
 
 
 def own_imports(name: str) -> Iterator[tuple[int, str]]:
-    """Those of them that are modules of the package, by their name within it."""
-    for line, target in imports(name):
+    """The modules of the package that `name` imports, types included, by their name within it."""
+    for line, target in imports(name, types=True):
         if target.split(".")[0] == "aiotimer":
             yield line, target.removeprefix("aiotimer.")
 
 
-def code_lines(source: str) -> int:
-    """Lines that hold code: not blank, not only a comment, not a docstring."""
-    layout = {
-        tokenize.COMMENT,
-        tokenize.DEDENT,
-        tokenize.ENCODING,
-        tokenize.ENDMARKER,
-        tokenize.INDENT,
-        tokenize.NEWLINE,
-        tokenize.NL,
-    }
-    lines: set[int] = set()
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type not in layout:
-            lines.update(range(token.start[0], token.end[0] + 1))
-    for node in ast.walk(ast.parse(source)):
-        match node:
-            case ast.Expr(ast.Constant(str()), end_lineno=int(last)):
-                lines.difference_update(range(node.lineno, last + 1))
-    return len(lines)
-
-
-# --- layers
+# --- rooms
 
 
 @every_module
 def test_imports_point_down(name: str) -> None:
-    row, entry = place(name)
     upward = [
         f"{name}:{line} imports {target}"
         for line, target in own_imports(name)
-        if place(target)[0] >= row and not ("*" in entry and place(target)[1] == entry)
+        if room_of(target) != room_of(name) and floor_of(target) >= floor_of(name)
     ]
-    assert not upward, f"imports point down only (LAYERS, {Path(__file__).name}): {upward}"
+    assert not upward, f"imports point down only (FLOORS, {Path(__file__).name}): {upward}"
+
+
+@every_module
+def test_client_and_server_do_not_know_each_other(name: str) -> None:
+    strangers = [
+        f"{name}:{line} imports {target}"
+        for line, target in own_imports(name)
+        if (room_of(name), room_of(target)) in STRANGERS
+    ]
+    assert not strangers, f"what both need lies below both: {strangers}"
+
+
+def test_no_imports_go_in_a_circle() -> None:
+    """Types included: who needs a type of whoever imports it needs a protocol of its own, or another room."""
+    graph = {name: {target for _line, target in own_imports(name)} - {name} for name in MODULES}
+    tuple(graphlib.TopologicalSorter(graph).static_order())  # else: CycleError, which names the circle
+    assert graph["__main__"], "no imports were found: the test is blind"
+
+
+def test_the_house_is_low() -> None:
+    rooms = {room_of(name) for name in MODULES}
+    above = {
+        room: {
+            room_of(target)
+            for name in MODULES
+            if room_of(name) == room
+            for _line, target in own_imports(name)
+        }
+        - {room}
+        for room in rooms
+    }
+    height: dict[str, int] = {}
+    for room in graphlib.TopologicalSorter(above).static_order():
+        height[room] = 1 + max((height[below] for below in above[room]), default=0)
+    assert max(height.values()) <= MOST_FLOORS, height
+
+
+def test_the_faces_are_few() -> None:
+    faces = [name for name in MODULES if "." not in name and MODULES[name].parent == PACKAGE]
+    assert "errors" in faces
+    assert len(faces) <= MOST_FACES, f"a module at the top is a public face: {faces}"
 
 
 @pytest.mark.parametrize("name", core_modules)
@@ -332,17 +293,27 @@ def test_third_party_packages_stay_where_they_belong(name: str) -> None:
     assert not strays, f"see THIRD_PARTY in {Path(__file__).name}: {strays}"
 
 
-def test_import_loads_nothing_a_worker_may_not_need() -> None:
+def loaded_by(statement: str) -> set[str]:
+    """The modules that a statement imports in a new interpreter."""
     program = f"""if True:
-        import json, sys
+        import sys
         sys.path.insert(0, {str(PACKAGE.parent)!r})
         before = set(sys.modules)
-        import aiotimer
-        print(json.dumps(sorted(set(sys.modules) - before)))
+        try:
+            {statement}
+        except SystemExit:
+            pass
+        loaded = sorted(set(sys.modules) - before)
+        import json
+        print(json.dumps(loaded))
     """
-    done = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, check=True)
-    loaded = set(json.loads(done.stdout))
-    assert "aiotimer" in loaded
+    done = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, check=False)
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_a_workers_names_load_nothing_that_it_may_not_need() -> None:
+    loaded = loaded_by(f"from aiotimer import {', '.join(sorted(PUBLIC - {'RequestQueue', 'TimerServer'}))}")
+    assert "aiotimer.client.expires" in loaded
     heavy = loaded & NOT_AT_IMPORT
     assert not heavy, f"import these where they are first needed: {sorted(heavy)}"
 
@@ -362,13 +333,54 @@ def test_what_no_worker_loads_is_there_to_be_loaded() -> None:
     assert not [pattern for pattern in NOT_IN_A_WORKER if not any(matches(m, pattern) for m in MODULES)]
 
 
+def test_the_package_loads_what_its_names_need_when_they_are_used() -> None:
+    loaded = loaded_by("import aiotimer")
+    assert loaded == {"aiotimer", "aiotimer._version", "aiotimer.errors", "__future__"}
+    assert "aiotimer.server.server" in loaded_by("from aiotimer import TimerServer")
+
+
+def test_the_package_lists_its_names_before_they_are_used() -> None:
+    program = (
+        "import aiotimer; print(set(aiotimer.__all__) <= set(dir(aiotimer)), 'expires' in vars(aiotimer))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "True False\n"
+    with pytest.raises(AttributeError, match="module 'aiotimer' has no attribute 'expire'"):
+        aiotimer.expire  # noqa: B018
+
+
+# What a command must not load: most of the time that it would take.
+NOT_FOR_A_QUICK_COMMAND = NOT_AT_IMPORT | {"aiotimer.server.history", "json", "pathlib", "typing"}
+
+
+@pytest.mark.parametrize("command", ["--version", "--help", "ping --socket /nowhere/s"])
+def test_quick_commands_load_what_they_need_and_no_more(command: str) -> None:
+    heavy = loaded_by(f"from aiotimer.cli import main; main({command.split()!r})") & NOT_FOR_A_QUICK_COMMAND
+    assert not heavy, f"import these where they are first needed: {sorted(heavy)}"
+
+
+@pytest.mark.parametrize(("name", "module"), MODULES_OF_COMMANDS.items())
+def test_a_command_is_imported_alone(name: str, module: str) -> None:
+    """Click imports a command with what it needs, and no other one."""
+    loaded = loaded_by(f"from aiotimer.cli import main; main([{name!r}, '--help'])")
+    commands = {f"aiotimer.cli.{other}" for other in MODULES_OF_COMMANDS.values()}
+    assert loaded & commands == {f"aiotimer.cli.{module}"}
+
+
 # --- size and prose
 
 
 @every_module
-def test_modules_stay_small(name: str) -> None:
-    lines = code_lines(MODULES[name].read_text())
-    assert lines <= MAX_CODE_LINES, f"{name} has {lines} lines of code: split it by what it owns"
+def test_functions_fit_on_a_screen(name: str) -> None:
+    long = []
+    for node in ast.walk(ast.parse(MODULES[name].read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None:
+            docstring = node.body[0] if ast.get_docstring(node) else None
+            prose = docstring.end_lineno - docstring.lineno + 1 if docstring and docstring.end_lineno else 0
+            lines = node.end_lineno - node.lineno + 1 - prose
+            if lines > MOST_LINES_OF_A_FUNCTION:
+                long.append(f"{name}:{node.lineno} {node.name}: {lines} lines")
+    assert not long, f"split them by what they do: {long}"
 
 
 @every_module

@@ -23,7 +23,7 @@ from rich.text import Text
 
 from ..events import printable
 from ..evidence.libraries import is_users
-from ._words import count, mebibytes, moment, seconds
+from .format import count, mebibytes, moment, seconds
 
 Record: TypeAlias = Mapping[str, Any]
 Frame: TypeAlias = Sequence[Any]

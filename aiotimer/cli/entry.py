@@ -1,0 +1,71 @@
+"""The entry point of the command line: what is plain is done at once, and click parses the rest.
+
+The laws of this file:
+
+* An error is one line on standard error, never a traceback; what a command prints on standard output is its
+  result; exit statuses are those of sysexits(3), and of timeout(1) for ``run``.
+* A command imports what it needs, when it is called. What people or programs call often is done without
+  click where it is plain what is meant: click takes three times as long to import as Python to start.
+  Whatever is not plain is click's, and so is every mistake.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from .._version import __version__
+from ..errors import AiotimerError, Refused, ServerError, ServerUnavailable
+from .common import EX_UNAVAILABLE, Failed, say
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        code = _call(arguments)
+    except Failed as error:
+        code = _complain(str(error), error.exit_code)
+    except ServerError as error:
+        code = _complain(str(error), error.exit_code)
+    except (Refused, ServerUnavailable) as error:
+        code = _complain(str(error), EX_UNAVAILABLE)
+    except AiotimerError as error:
+        code = _complain(str(error), 1)
+    except KeyboardInterrupt:
+        code = 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the flush at exit would complain
+        code = 141
+    except OSError as error:
+        code = _complain(str(error), 71)  # EX_OSERR
+    sys.exit(code)
+
+
+def _call(arguments: list[str]) -> int:
+    """Do what the command line says and return the exit status; with click, unless it is plain."""
+    match arguments:
+        case ["--version"]:
+            say(f"aiotimer, version {__version__}")
+        case ["-h" | "--help"]:
+            from .help import HELP
+
+            say(HELP, end="")
+        case ["ping"] | ["ping", "--socket", _]:
+            from .ping_server import ping
+
+            ping(*arguments[2:])
+        case ["run", "--", _, *_]:
+            from .run_command import run
+
+            return run(arguments[2:])
+        case _:
+            from .group import call
+
+            return call(arguments)
+    return 0
+
+
+def _complain(message: str, code: int) -> int:
+    sys.stderr.write("aiotimer: " + " ".join(message.split()) + "\n")
+    return code

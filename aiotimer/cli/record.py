@@ -1,0 +1,18 @@
+"""A record of an expiry, or of what a worker is doing, printed."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from .common import say
+
+
+def show(record: dict[str, Any], *, as_json: bool) -> None:
+    """Print a record, for programs or for people."""
+    if as_json:
+        say(json.dumps(record))
+        return
+    from .page import print_page
+
+    print_page(record)
