@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from . import _report, ancestor, connect, entry, imports, lateness, load, look, memory, rings
+from . import _report, ancestor, commands, connect, entry, imports, lateness, load, look, memory, rings
 from ._report import Row
 
 MEASURES: dict[str, Callable[[bool], Iterator[Row]]] = {
@@ -15,6 +15,7 @@ MEASURES: dict[str, Callable[[bool], Iterator[Row]]] = {
     "rings": rings.measure,
     "look": look.measure,
     "imports": imports.measure,
+    "commands": commands.measure,
     "memory": memory.measure,
     "connect": connect.measure,
     "lateness": lateness.measure,
