@@ -3,6 +3,10 @@
 The laws of this file: it is to the command what timeout(1) is, exit statuses included; the server is
 restarted while the command runs, without the command noticing; nothing is left behind.
 
+The command does not wait for its server: the socket is bound, locked and listened on here, the server takes
+it over, and whoever connects meanwhile waits in the backlog (``_starting``). If there is never a server, the
+command is ended, as it would not have been started.
+
 It waits in ``sigwaitinfo`` with all signals of interest blocked: none is lost between two waits, and the
 kernel's word on where a signal came from tells a Ctrl-C, which the command got from the terminal as well,
 from a signal that somebody sent to us for it.
@@ -13,16 +17,21 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import select
 import signal
 import sys
 import time
+from time import monotonic
 
-from .._linux.environment import SOCKET_VARIABLE, check_socket_path
-from .._linux.paths import RECORDED, base, state_directories
-from ..client.launch import founder_argument
-from ..errors import AiotimerError
+from .._linux.environment import SOCKET_VARIABLE, STARTING_VARIABLE, check_socket_path
+from .._linux.paths import RECORDED, base, state_directories, state_directory
+from .._linux.procfs import check_proc
+from .._linux.table_files import find_tables
+from ..client.launch import founder_argument, wait_ready
+from ..client.starting import READY_WITHIN, announcement
+from ..errors import AiotimerError, ServerUnavailable
 from ..server.cleanup import discard
-from .supervisor import SupervisedServer
+from .supervisor import Place, SupervisedServer
 
 REAPED, FAILED, NOT_EXECUTABLE, NOT_FOUND = 124, 125, 126, 127
 """Exit statuses, as in timeout(1)."""
@@ -34,6 +43,11 @@ FORWARDED = (
     signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2,
     signal.SIGWINCH, signal.SIGALRM,
 )  # fmt: skip
+
+AWAITED = frozenset({signal.SIGCHLD, signal.SIGIO, *FORWARDED})
+
+_END_WITHIN = 5.0
+"""Seconds that the command has to end in, when it is ended because there is no server."""
 
 _SI_KERNEL = 0x80
 """``si_code`` of a signal that the kernel itself sent, to a whole process group (sigaction(2))."""
@@ -64,15 +78,19 @@ def run(
 def _run(socket_path: str | None, policy: tuple[str, ...], command: list[str], *, quiet: bool) -> int:
     private = socket_path is None
     path = check_socket_path(socket_path or str(base() / f"run-{os.getpid()}.sock"))
+    check_proc()
     events, server_end = os.pipe()
     started = time.time()  # noqa: TID251 - to tell this run's records, which have wall times, from older ones
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, signal.SIGIO, *FORWARDED})
+    signal.pthread_sigmask(signal.SIG_BLOCK, AWAITED)
     reaped = _Reaped(events)
+    place = Place(path)
     arguments = ("--founder", founder_argument(), "--events-fd", str(server_end), *policy)
-    server = SupervisedServer(path, arguments, (server_end,))
+    server = _Server(path, arguments, server_end, place)
     try:
+        if not private:
+            find_tables(state_directory(path))  # or the server would refuse to start
         server.start()
-        pid = _spawn(command, {**os.environ, SOCKET_VARIABLE: path})
+        pid = _spawn(command, server.environment())
         if pid < 0:
             return -pid
         status = _wait(pid, server, reaped)
@@ -128,8 +146,20 @@ def _spawn(command: list[str], environment: dict[str, str]) -> int:
         return -NOT_EXECUTABLE
 
 
-def _wait(pid: int, server: SupervisedServer, reaped: _Reaped) -> int:
-    """Wait for the command, forwarding signals and restarting the server; return its exit code."""
+def _wait(pid: int, server: _Server, reaped: _Reaped) -> int:
+    """Wait for the command, forwarding signals and restarting the server; return its exit code.
+
+    Raises:
+        ServerUnavailable: there is no server, and the command has been ended.
+    """
+    try:
+        return _wait_for_both(pid, server, reaped)
+    except ServerUnavailable:
+        _end(pid)
+        raise
+
+
+def _wait_for_both(pid: int, server: _Server, reaped: _Reaped) -> int:
     while True:
         while (child := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
             code = os.waitstatus_to_exitcode(os.waitpid(child.si_pid, 0)[1])
@@ -137,11 +167,103 @@ def _wait(pid: int, server: SupervisedServer, reaped: _Reaped) -> int:
                 return code
             if child.si_pid == server.pid and not server.reaped(code):
                 _complain("the timer server cannot be restarted")
-        caught = signal.sigwaitinfo({signal.SIGCHLD, signal.SIGIO, *FORWARDED})
+        server.look()
+        within = server.look_within()
+        caught = signal.sigwaitinfo(AWAITED) if within is None else signal.sigtimedwait(AWAITED, within)
+        if caught is None:
+            continue
         if caught.si_signo == signal.SIGIO:
             reaped.read()
         elif caught.si_signo != signal.SIGCHLD and caught.si_code != _SI_KERNEL:
             os.kill(pid, caught.si_signo)  # noqa: TID251 - our own child, not waited for yet
+
+
+def _end(pid: int) -> None:
+    """End the command, which is our own child and has not been waited for."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+        if not select.select([pidfd], [], [], _END_WITHIN)[0]:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    finally:
+        os.close(pidfd)
+
+
+class _Server(SupervisedServer):
+    """The server, which may not be there yet.
+
+    Args:
+        socket_path: where it listens.
+        arguments: further arguments of ``aiotimer serve``.
+        events: the end of a pipe into which it writes events.
+        place: what it takes over when it is there.
+    """
+
+    def __init__(self, socket_path: str, arguments: tuple[str, ...], events: int, place: Place) -> None:
+        super().__init__(socket_path, arguments, (events,))
+        self._place = place
+        self._known = False  # whether it has taken its place, or never will
+        self._ready = -1
+        self._until = 0.0
+
+    def start(self) -> None:
+        """Start it, and do not wait until it serves."""
+        self._until = monotonic() + READY_WITHIN
+        self._ready = self.launch(self._place)
+        _signal_input(self._ready)
+
+    def environment(self) -> dict[str, str]:
+        """Return the command's environment."""
+        announced = announcement(self._until)
+        return {**os.environ, SOCKET_VARIABLE: self.socket_path, STARTING_VARIABLE: announced}
+
+    def look(self) -> None:
+        """See whether it serves by now.
+
+        Raises:
+            ServerUnavailable: it has ended, or takes too long.
+        """
+        if self._ready < 0:
+            return
+        if select.select([self._ready], [], [], 0.0)[0] or monotonic() >= self._until:
+            wait_ready(self._ready, self.socket_path, 0.0)
+            self._know()
+            self._place.hand_over()
+
+    def look_within(self) -> float | None:
+        """Return within how many seconds to look again if nothing happens; None: there is no need to."""
+        return None if self._ready < 0 else max(0.0, self._until - monotonic())
+
+    def reaped(self, status: int) -> bool:
+        """It has been waited for; start it again. Returns whether it lives.
+
+        Raises:
+            ServerUnavailable: it has never served.
+        """
+        self.pid = 0
+        self.look()
+        return super().reaped(status)
+
+    def stop(self) -> None:
+        """Ask it to end, and wait until it has; leave nothing behind of one that has never served."""
+        super().stop()
+        if not self._known:
+            self._know()
+            self._place.give_up()
+
+    def _know(self) -> None:
+        """Look no more: it is known what has become of it."""
+        self._known = True
+        if self._ready >= 0:
+            os.close(self._ready)
+            self._ready = -1
+
+
+def _signal_input(pipe: int) -> None:
+    """Have the kernel send SIGIO when there is something to read, or nobody writes any more."""
+    fcntl.fcntl(pipe, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(pipe, fcntl.F_SETFL, fcntl.fcntl(pipe, fcntl.F_GETFL) | os.O_ASYNC)
 
 
 class _Reaped:
@@ -159,8 +281,7 @@ class _Reaped:
         self._pids: set[int] = set()
         self._unfinished = b""
         os.set_blocking(events, False)
-        fcntl.fcntl(events, fcntl.F_SETOWN, os.getpid())
-        fcntl.fcntl(events, fcntl.F_SETFL, fcntl.fcntl(events, fcntl.F_GETFL) | os.O_ASYNC)
+        _signal_input(events)
 
     def read(self) -> set[int]:
         """Read what there is; return the pids of everybody reaped so far."""

@@ -30,12 +30,16 @@ if TYPE_CHECKING:
 @click.option("--founder", metavar="PID:START", hidden=True)
 @click.option("--ready-fd", type=int, hidden=True)
 @click.option("--events-fd", type=int, hidden=True)
+@click.option("--lock-fd", type=int, hidden=True)
+@click.option("--listener-fd", type=int, hidden=True)
 def serve(
     socket_path: str | None,
     loop_name: str,
     founder: str | None,
     ready_fd: int | None,
     events_fd: int | None,
+    lock_fd: int | None,
+    listener_fd: int | None,
     on_event: str | None,
     events: frozenset[str] | None,
     **policy: Any,
@@ -57,7 +61,8 @@ def serve(
     if founder is None:
         server = TimerServer(path, on_event=takers, **policy)
     else:
-        server = FoundedServer(path, founder, on_event=takers, when_written=sink.then, **policy)
+        place = None if lock_fd is None or listener_fd is None else (lock_fd, listener_fd)
+        server = FoundedServer(path, founder, takers, sink.then, place, **policy)
     factory = asyncio.new_event_loop
     if loop_name == "uvloop":
         import uvloop

@@ -2,20 +2,24 @@
 
 The laws of this file: a server that dies is started again at once, because a restart loses nothing; one that
 ends on purpose (exit status 0) or cannot start (a status of :class:`~aiotimer.errors.ServerError`) is not.
+A server's socket may be there before the server: see :class:`Place`.
 Children are started with ``posix_spawn``: it restores signals that this process blocks, and it neither
 copies this process nor runs Python between fork and exec.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
 from time import monotonic
 
+from .._linux.paths import remove_if_empty, state_directories
 from .._linux.process import let_go_of_stderr, pin_named
 from ..client.launch import python_command, python_environment, wait_ready
 from ..errors import AlreadyServing, NewerLayout, UnsafePath
+from ..server.listener import BACKLOG, SocketLock, bind
 
 NOT_RESTARTED = frozenset({0, 2, AlreadyServing.exit_code, UnsafePath.exit_code, NewerLayout.exit_code})
 """Exit statuses after which a restart would not help (2: a wrong command line)."""
@@ -24,8 +28,47 @@ _CALM = 0.5
 """Seconds that a server lives if it can live at all. The second in a row that does not is not restarted at
 once, but after as long a pause."""
 
-_RESET = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGQUIT)
-"""Signals that Python, or a shell's background, may ignore; a child is to find them at their defaults."""
+_RESET = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
+"""Signals that Python, or a shell's background, may ignore; a child is to find them at their defaults. By
+that of SIGTERM a server ends that is still importing."""
+
+
+class Place:
+    """The place of a server that is only being started: a socket that is locked, and listens.
+
+    The server inherits both, and goes on with them; from then on this process has neither any more, so that a
+    server which dies is noticed, by a refused connection, as ever. The lock is the open file's, not the
+    process's: there is no moment between the two in which it is nobody's.
+
+    Raises:
+        AlreadyServing, UnsafePath: as for a server.
+    """
+
+    def __init__(self, socket_path: str) -> None:
+        self._lock = SocketLock(socket_path, inherited=True)
+        try:
+            self._listener = bind(self._lock, BACKLOG)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    @property
+    def descriptors(self) -> tuple[int, int]:
+        """Of the lock and the listening socket."""
+        return self._lock.fileno(), self._listener.fileno()
+
+    def hand_over(self) -> None:
+        """The server has taken it."""
+        self._listener.close()
+        self._lock.release()
+
+    def give_up(self) -> None:
+        """No server has taken it, or will: leave nothing behind."""
+        with contextlib.suppress(OSError):
+            os.unlink(self._lock.socket_path)
+        for directory in state_directories(self._lock.socket_path):
+            remove_if_empty(directory)
+        self.hand_over()
 
 
 class SupervisedServer:
@@ -34,7 +77,7 @@ class SupervisedServer:
     Args:
         socket_path: where it listens.
         arguments: further arguments of ``aiotimer serve``.
-        descriptors: inheritable descriptors that it is to have.
+        descriptors: what it is to have besides its standard ones.
     """
 
     def __init__(
@@ -45,8 +88,7 @@ class SupervisedServer:
         self._arguments = arguments
         self._started_at = 0.0
         self._short_lives = 0
-        for descriptor in descriptors:
-            os.set_inheritable(descriptor, True)
+        self._descriptors = descriptors
 
     def start(self) -> None:
         """Start it and wait until it serves.
@@ -54,16 +96,36 @@ class SupervisedServer:
         Raises:
             ServerUnavailable: it does not.
         """
-        ready, child_end = os.pipe()
-        try:
-            os.set_inheritable(child_end, True)
-            self._spawn("--ready-fd", str(child_end))
-        finally:
-            os.close(child_end)
+        ready = self.launch()
         try:
             wait_ready(ready, self.socket_path)
         finally:
             os.close(ready)
+
+    def launch(self, place: Place | None = None) -> int:
+        """Start it and do not wait.
+
+        Args:
+            place: for it to take over.
+
+        Returns:
+            A descriptor, for the caller to close, from which a byte can be read when it serves; if the stream
+            ends without one, it has failed.
+        """
+        ready, child_end = os.pipe()
+        try:
+            more = ["--ready-fd", str(child_end)]
+            inherited: tuple[int, ...] = ()
+            if place is not None:
+                inherited = lock, listener = place.descriptors
+                more += ["--lock-fd", str(lock), "--listener-fd", str(listener)]
+            self._spawn(*more, descriptors=(child_end, *inherited))
+        except BaseException:
+            os.close(ready)
+            raise
+        finally:
+            os.close(child_end)
+        return ready
 
     def reaped(self, status: int) -> bool:
         """It has been waited for; start it again unless it ended for good. Returns whether it lives."""
@@ -87,12 +149,19 @@ class SupervisedServer:
             os.waitpid(pid, 0)
             os.close(pidfd)
 
-    def _spawn(self, *more: str) -> None:
+    def _spawn(self, *more: str, descriptors: tuple[int, ...] = ()) -> None:
         self._started_at = monotonic()
         command = python_command("serve", "--socket", self.socket_path, *self._arguments, *more)
-        self.pid = os.posix_spawn(
-            command[0], command, python_environment(), setsigmask=(), setsigdef=_RESET, setsid=True
-        )
+        inherited = (*self._descriptors, *descriptors)
+        try:
+            for descriptor in inherited:  # only now: what else this process starts must not have them
+                os.set_inheritable(descriptor, True)
+            self.pid = os.posix_spawn(
+                command[0], command, python_environment(), setsigmask=(), setsigdef=_RESET, setsid=True
+            )
+        finally:
+            for descriptor in inherited:
+                os.set_inheritable(descriptor, False)
 
 
 def watch_over(socket_path: str, founder: str, ready: int, arguments: tuple[str, ...] = ()) -> int:

@@ -95,7 +95,8 @@ def configure(
 
 def _found_watchdog() -> None:
     global _founded, _founder
-    from .launch import READY_WITHIN, found, wait_ready
+    from .launch import found, wait_ready
+    from .starting import READY_WITHIN
 
     path, ready = found()
     try:

@@ -6,7 +6,8 @@ The laws of this file:
 * Only WELCOME means connected. The table outlives connections: a link that reconnects brings its table.
 * The socket is used raw, from any thread: a ring is one ``send``. Before every use its inode is compared,
   because a program may close descriptors it does not own and the number may by now be somebody else's.
-* Nothing here holds the caller longer than the budget it gave.
+* Nothing here holds the caller longer than the budget it gave, but for a server that ``aiotimer run`` is just
+  starting (``starting``).
 * After a fork the child starts afresh: links are reset, tables turn to private scratch.
 * The last client to leave disarms what is left, in the table too: a server that is not there now may come.
 """
@@ -39,6 +40,7 @@ from .dump_signal import Stacks, allow_tracing, register
 from .handshake import greet, reach
 from .memory import close, immortal, is_open, scratch
 from .reconnect import Hook, Mended
+from .starting import starting_until
 from .waiting import Steps, Turn, Turns, Wait, loop_is_running, within
 
 if TYPE_CHECKING:
@@ -151,7 +153,7 @@ class Link(Mended):
         turns, turn = self._turns, Turn()
         try:
             while not turns.take(turn):  # another thread or task of this process is at it
-                yield Wait(seconds=0.001)
+                yield Wait(seconds=0.001, until=starting_until(self.path))
             if not self.connected:
                 self._next_attempt = monotonic() + RETRY_EVERY
                 yield from self._connect_now(self._resets)
@@ -162,10 +164,10 @@ class Link(Mended):
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         descriptor = -1
         try:
-            yield from reach(connection, self.path, lambda: self.starting_until)
+            until = yield from reach(connection, self.path, lambda: self.starting_until)
             offered = self._offer()
             hello = wire.encode(self._hello(offers_table=bool(offered)))
-            welcome, descriptor = yield from greet(connection, self.path, hello, offered)
+            welcome, descriptor = yield from greet(connection, self.path, hello, offered, until)
             yield from self._say_more(connection, welcome)
             with self._entering:  # nobody leaves meanwhile
                 if self._resets != resets:
@@ -221,8 +223,7 @@ class Link(Mended):
         if "asyncio" in sys.modules:
             from . import inspection  # noqa: F401 - now, when it takes nobody's time
         self._socket_inode = os.fstat(connection.fileno()).st_ino
-        self.connected = True
-        self.starting_until = -inf
+        self.connected, self.starting_until = True, -inf
         self.watched = self.table if self.shared else None
         if old is not None:
             close(old, old_inode)

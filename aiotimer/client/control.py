@@ -6,9 +6,11 @@ codec nor what tells whose a server is; ``aiotimer ping`` would take twice as lo
 
 from __future__ import annotations
 
+import os
 import socket
 
 from .._core.ping import PING, read_pong
+from .._linux.environment import STARTING_VARIABLE
 from ..errors import AiotimerError, ProtocolError, Refused, ServerUnavailable
 
 TYPE_CHECKING = False  # as in the package's __init__
@@ -135,6 +137,16 @@ def _ask_by_codec(path: str, question: wire.ToServer, kind: type[A], within: flo
     return _ask(path, wire.encode(question), _reader(path, question, kind), within=within)
 
 
+def _wait_for_start(path: str) -> None:
+    from .starting import until_it_serves
+    from .waiting import run
+
+    try:
+        run(until_it_serves(path), 0.0)
+    except TimeoutError:
+        pass  # there may be an answer all the same
+
+
 def _ask(
     path: str,
     question: bytes,
@@ -144,6 +156,8 @@ def _ask(
     within: float | None = None,
 ) -> B:
     within = ANSWER_WITHIN if within is None else within
+    if STARTING_VARIABLE in os.environ:
+        _wait_for_start(path)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(within)
         try:

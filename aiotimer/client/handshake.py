@@ -10,26 +10,32 @@ import os
 import random
 import socket
 from collections.abc import Callable
+from math import inf
 from time import monotonic
 
 from .._core import wire
 from .._linux.process import check_trusted
 from ..errors import Refused, ServerUnavailable
+from .starting import until_it_serves
 from .waiting import Steps, Wait
 
 
-def reach(connection: socket.socket, path: str, starting_until: Callable[[], float]) -> Steps[None]:
-    """Connect a non-blocking socket to the server at ``path``.
+def reach(connection: socket.socket, path: str, starting_until: Callable[[], float]) -> Steps[float]:
+    """Connect a non-blocking socket to the server at ``path``; wait for one that is being started.
 
     Args:
         connection: the socket.
         path: the server's.
         starting_until: until when (``CLOCK_MONOTONIC``) to wait for a server that is not there yet.
 
+    Returns:
+        Until when its start does not count, see ``starting``.
+
     Raises:
         ServerUnavailable: nobody listens there.
         Refused: somebody does whom this process does not trust.
     """
+    until = yield from until_it_serves(path)
     while True:
         try:
             connection.connect(path)
@@ -43,12 +49,19 @@ def reach(connection: socket.socket, path: str, starting_until: Callable[[], flo
         except OSError as error:
             raise ServerUnavailable(path, error.strerror or str(error)) from None
     check_trusted(connection, path)
+    return until
 
 
 def greet(
-    connection: socket.socket, path: str, hello: bytes, offered: list[int]
+    connection: socket.socket, path: str, hello: bytes, offered: list[int], until: float = -inf
 ) -> Steps[tuple[wire.Welcome, int]]:
     """Say HELLO, with the descriptors that are offered, and wait for WELCOME.
+
+    Args:
+        connection, path: of the server.
+        hello: the message.
+        offered: descriptors.
+        until: until when the server may be busy with its start, which does not count (``starting``).
 
     Returns:
         WELCOME, and the descriptor of a new table, or -1.
@@ -62,18 +75,18 @@ def greet(
             hello = hello[socket.send_fds(connection, [hello], offered) :]
             offered = []
         except BlockingIOError:
-            yield Wait(connection.fileno(), write=True)
+            yield Wait(connection.fileno(), write=True, until=until)
         except OSError:
             break  # it has closed the connection already, and has perhaps said why
-    return (yield from _hear(connection, path))
+    return (yield from _hear(connection, path, until))
 
 
-def _hear(connection: socket.socket, path: str) -> Steps[tuple[wire.Welcome, int]]:
+def _hear(connection: socket.socket, path: str, until: float) -> Steps[tuple[wire.Welcome, int]]:
     decoder = wire.client_decoder()
     received: list[int] = []
     try:
         while True:
-            yield Wait(connection.fileno())
+            yield Wait(connection.fileno(), until=until)
             try:
                 data, descriptors, _flags, _address = socket.recv_fds(
                     connection, 65_536, 1, socket.MSG_CMSG_CLOEXEC

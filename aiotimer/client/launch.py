@@ -14,16 +14,13 @@ import os
 import select
 import subprocess
 import sys
-from pathlib import Path
 from time import monotonic_ns
 
 from .._linux import paths
 from .._linux.environment import check_socket_path
 from .._linux.procfs import start_time
 from ..errors import ServerUnavailable
-
-READY_WITHIN = 15.0
-"""Seconds that a server may take to start: importing from a slow file system takes long."""
+from .starting import READY_WITHIN
 
 _FORK_AND_EXEC = "import os, sys; os.fork() or os.execve(sys.argv[1], sys.argv[1:], os.environ)"
 
@@ -66,13 +63,13 @@ def found(arguments: tuple[str, ...] = ()) -> tuple[str, int]:
     return socket_path, ready
 
 
-def wait_ready(descriptor: int, socket_path: str) -> None:
+def wait_ready(descriptor: int, socket_path: str, within: float = READY_WITHIN) -> None:
     """Wait until a starting server writes to the other end of a pipe.
 
     Raises:
         ServerUnavailable: it ended, or took too long.
     """
-    if not select.select([descriptor], [], [], READY_WITHIN)[0]:
+    if not select.select([descriptor], [], [], within)[0]:
         raise ServerUnavailable(socket_path, f"it did not start within {READY_WITHIN:g} s")
     if not os.read(descriptor, 1):
         raise ServerUnavailable(socket_path, "it ended while starting; its own message says why")
@@ -88,7 +85,7 @@ def python_command(*arguments: str) -> list[str]:
 
 def python_environment() -> dict[str, str]:
     """Return the environment for :func:`python_command`: this very package must be found."""
-    home = str(Path(__file__).parent.parent.parent)
+    home = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     path = os.environ.get("PYTHONPATH")
     return {**os.environ, "PYTHONPATH": f"{path}{os.pathsep}{home}" if path else home}
 

@@ -83,6 +83,8 @@ class SocketLink(Link):
                 self._check_silence()
                 # HELLO lists what is armed, but another thread may have said it before this was stored.
                 self.connect(max(0.0, until - monotonic()))
+                if monotonic() >= until:  # it was only being started: that does not count
+                    until = monotonic() + budget
         except BaseException:
             self._owe(key, word)
             raise
@@ -109,6 +111,8 @@ class SocketLink(Link):
                         self._lose(queue)
                 self._check_silence()
                 await self.connect_async(max(0.0, until - monotonic()))
+                if monotonic() >= until:  # it was only being started: that does not count
+                    until = monotonic() + budget
         except BaseException:
             self._owe(key, word)
             raise

@@ -2,8 +2,9 @@
 
 Connecting is written once, as a generator that yields what it waits for (:class:`Wait`) and never waits
 itself. :func:`run` drives it by blocking the thread in ``poll``; :func:`run_async` by suspending the task on
-the running loop, whichever loop that is. Both stop it when the time is over, and closing the generator
-undoes what it had begun. The idea is psycopg's (``psycopg/generators.py``, ``waiting.py``).
+the running loop, whichever loop that is. Both stop it when the time is over, and closing the generator undoes
+what it had begun. A wait with a limit of its own is not taken from the budget. The idea is psycopg's
+(``psycopg/generators.py``, ``waiting.py``).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import select
 import sys
 from _thread import RLock
 from collections.abc import Generator
+from math import inf
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
@@ -26,11 +28,14 @@ class Wait(NamedTuple):
         descriptor: -1 for none.
         write: wait until it can be written (else: read).
         seconds: with no descriptor: how long.
+        until: a moment (``CLOCK_MONOTONIC``) until which this may last whatever the budget, and is not part
+            of it.
     """
 
     descriptor: int = -1
     write: bool = False
     seconds: float = 0.0
+    until: float = -inf
 
 
 T = TypeVar("T")
@@ -43,13 +48,11 @@ def run(steps: Steps[T], budget: float) -> T:
     Raises:
         TimeoutError: it took longer than ``budget`` seconds.
     """
-    until = monotonic() + budget
+    time = _Time(budget)
     try:
         while True:
             wait = next(steps)
-            left = until - monotonic()
-            if left <= 0:
-                raise TimeoutError(f"no answer within {budget:g} s")
+            left = time.left(wait)
             if wait.descriptor < 0:
                 sleep(min(wait.seconds, left))
                 continue
@@ -71,13 +74,11 @@ async def run_async(steps: Steps[T], budget: float) -> T:
     import asyncio
 
     loop = asyncio.get_running_loop()
-    until = monotonic() + budget
+    time = _Time(budget)
     try:
         while True:
             wait = next(steps)
-            left = until - monotonic()
-            if left <= 0:
-                raise TimeoutError(f"no answer within {budget:g} s")
+            left = time.left(wait)
             if wait.descriptor < 0:
                 await asyncio.sleep(min(wait.seconds, left))
                 continue
@@ -96,6 +97,33 @@ async def run_async(steps: Steps[T], budget: float) -> T:
         return end.value  # type: ignore[no-any-return]  # as above
     finally:
         steps.close()
+
+
+class _Time:
+    """How long steps may still take."""
+
+    __slots__ = ("_apart_since", "_budget", "_until")
+
+    def __init__(self, budget: float) -> None:
+        self._budget = budget
+        self._until = monotonic() + budget
+        self._apart_since: float | None = None
+
+    def left(self, wait: Wait) -> float:
+        """Return how long a wait may take at most.
+
+        Raises:
+            TimeoutError: the time is over.
+        """
+        now = monotonic()
+        if self._apart_since is not None:  # the last wait was not part of the budget
+            self._until += now - self._apart_since
+        apart = wait.until > now
+        self._apart_since = now if apart else None
+        left = max(self._until, wait.until) - now
+        if left <= 0:
+            raise TimeoutError(f"no answer within {self._budget:g} s")
+        return left
 
 
 def _set(future: Future[None]) -> None:

@@ -24,9 +24,6 @@ from time import monotonic
 
 from .._core import wire
 
-BACKLOG = 4096
-"""The listen backlog (capped by net.core.somaxconn): as many workers may start at once."""
-
 EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE})
 """What the kernel says when there is no descriptor left, in this process or in the system."""
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from collections.abc import Callable
 from typing import Any
 
 from .._linux.process import let_go_of_stderr, pin_named
 from ..events import Event
-from . import cleanup
+from . import cleanup, listener
 from .server import TimerServer
 
 LINGER = 10.0
@@ -29,6 +30,7 @@ class FoundedServer(TimerServer):
         founder: ``pid:start-time`` of that process.
         on_event: see ``TimerServer``.
         when_written: calls what it is given as soon as all that has been logged is written.
+        place: descriptors of the lock and of the listening socket, to take over; None: there is neither yet.
         policy: see ``TimerServer``.
     """
 
@@ -38,10 +40,12 @@ class FoundedServer(TimerServer):
         founder: str,
         on_event: Callable[[Event], object] | None = None,
         when_written: Callable[[Callable[[], object]], object] = lambda action: action(),
+        place: tuple[int, int] | None = None,
         **policy: Any,
     ) -> None:
         super().__init__(socket_path, on_event=on_event, **policy)
         self._when_written = when_written
+        self._place = place
         self._founder_pidfd = pin_named(founder)
         self._ending: asyncio.TimerHandle | asyncio.Task[None] | None = None
 
@@ -52,6 +56,21 @@ class FoundedServer(TimerServer):
             self.founder_gone()
         else:
             self._loop.add_reader(self._founder_pidfd, self.founder_gone)
+
+    def _take_lock(self) -> listener.SocketLock:
+        if self._place is None:
+            return super()._take_lock()
+        return listener.SocketLock.inherit(self.socket_path, self._place[0])
+
+    def _listen(self, lock: listener.SocketLock) -> socket.socket:
+        if self._place is None:
+            return super()._listen(lock)
+        (_, descriptor), self._place = self._place, None
+        os.set_inheritable(descriptor, False)
+        inherited = socket.socket(fileno=descriptor)
+        inherited.setblocking(False)
+        inherited.listen(listener.BACKLOG)  # anew: the kernel tells who connects that it is this process now
+        return inherited
 
     async def stop(self) -> None:
         """Stop; if nobody is left, leave nothing behind."""

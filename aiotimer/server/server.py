@@ -28,7 +28,7 @@ from .._linux.environment import check_socket_path
 from .._linux.procfs import check_proc
 from ..events import Event
 from . import listener
-from .acceptor import BACKLOG, Acceptor, raise_descriptor_limit
+from .acceptor import Acceptor, raise_descriptor_limit
 from .connection import Connection
 from .handlers import apply, handle
 from .policy import BUDGET, LADDER, MAX_GRACE, MAX_REAPS, policy
@@ -135,10 +135,10 @@ class TimerServer:
             raise RuntimeError("this timer server is running already")
         check_proc()
         self._loop = asyncio.get_running_loop()
-        self._lock = listener.SocketLock(self.socket_path)
+        self._lock = self._take_lock()
         try:
             raise_descriptor_limit()
-            self._listener = listener.bind(self._lock, BACKLOG)
+            self._listener = self._listen(self._lock)
             directory = paths.state_directory(self.socket_path)
             outlets = Outlets(self._loop, directory, self.policy.evidence_dir, self._on_event)
             self._outlets = outlets
@@ -159,6 +159,14 @@ class TimerServer:
         self._next_beat = monotonic() + BEAT
         self._beat = self._loop.call_later(BEAT, self._show_life)
         _running.add(self)
+
+    def _take_lock(self) -> listener.SocketLock:
+        """Take the right to serve. Overridden where a server is given it."""
+        return listener.SocketLock(self.socket_path)
+
+    def _listen(self, lock: listener.SocketLock) -> socket.socket:
+        """Listen. Overridden where somebody does so already."""
+        return listener.bind(lock, listener.BACKLOG)
 
     async def stop(self) -> None:
         """Stop serving. Tables of living workers stay for the next server; their timers stay armed."""

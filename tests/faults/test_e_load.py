@@ -38,7 +38,8 @@ from aiotimer._linux import procfs
 from aiotimer.cli.sinks import CAPACITY
 from aiotimer.client.control import ping, status
 from aiotimer.events import Event
-from aiotimer.server.acceptor import BACKLOG, Acceptor
+from aiotimer.server.acceptor import Acceptor
+from aiotimer.server.listener import BACKLOG
 from tests.programs import HANGS, PRELUDE, program
 from tests.serving import (
     LOOPS,
@@ -113,7 +114,7 @@ def test_fault_32_connects_to_a_server_that_stands_still(count: int, storm: floa
 
 def test_fault_32_connects_to_a_full_backlog(monkeypatch: pytest.MonkeyPatch) -> None:
     """The loop is blocked by a callback, and the kernel takes no more than a few connections."""
-    monkeypatch.setattr("aiotimer.server.server.BACKLOG", 8)
+    monkeypatch.setattr("aiotimer.server.listener.BACKLOG", 8)
     go_on = threading.Event()
     with ServerThread() as server, spawn_worker(CROWD, server.path, "40", "0.01") as crowd:
         blocked = threading.Thread(target=lambda: server.call(lambda _server: go_on.wait(4 * PATIENCE)))

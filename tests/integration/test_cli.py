@@ -40,7 +40,9 @@ print("never")
 
 
 @pytest.fixture(autouse=True)
-def _own_runtime() -> Iterator[None]:
+def _own_runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    # A server of `aiotimer run` answers once it is there, which may be later than its command is.
+    monkeypatch.setattr("aiotimer.client.control.ANSWER_WITHIN", PATIENCE)
     with private_runtime():
         yield
 
@@ -303,7 +305,7 @@ finally:
         [sys.executable, "-I", "-c", program], capture_output=True, text=True, env=environment(), check=True
     )
     assert "aiotimer.cli.supervisor" in ended.stdout.split()
-    heavy = {"aiotimer.history", "asyncio", "click", "json", "logging", "msgspec", "rich", "sqlite3"}
+    heavy = {"aiotimer.server.history", "asyncio", "click", "json", "logging", "msgspec", "rich", "sqlite3"}
     assert not heavy & {*ended.stdout.split()}
 
 
