@@ -333,9 +333,10 @@ def test_run_is_125_when_aiotimer_fails() -> None:
 def test_fault_57_run_forwards_signals_and_leaves_nothing_behind() -> None:
     waiting = """
 import os, signal, sys
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(9))
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # or it may come just before it is waited for
 print(os.environ["AIOTIMER_SOCKET"], flush=True)
-signal.pause()
+signal.sigwait({signal.SIGTERM})
+sys.exit(9)
 """
     command = [*AIOTIMER, "run", "--", sys.executable, "-c", waiting]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) as run:
