@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import shutil
 import signal
@@ -34,6 +35,9 @@ MAX_OUTPUT = 4 * 1024 * 1024
 
 _SHARE = 0.7
 """Of the time, what native stacks have before plain ones are asked for."""
+
+_START = re.compile(r"0x[0-9a-f]+|_*libc_start\w*|start_thread|_*clone\d?")
+"""The functions of libc that begin a thread, few of which have a symbol."""
 
 _MAX_ERRORS = 4096
 _STANDING = ("T", "t", "D")
@@ -167,13 +171,17 @@ def parse(output: bytes, pid: int) -> list[dict[str, Any]]:
 
 def _stack(trace: dict[str, Any], pid: int) -> dict[str, Any]:
     frames: list[Frame] = []
-    native: list[str] = []
+    native: list[tuple[str, str]] = []
+    outermost_is_native = False
     for frame in trace["frames"][:MAX_FRAMES]:  # innermost first
         name = str(frame["name"])[:MAX_NAME]
-        if frame.get("module") is None:
+        outermost_is_native = frame.get("module") is not None
+        if not outermost_is_native:
             frames.append([str(frame["filename"])[:MAX_NAME], int(frame["line"]), name])
         elif not frames:
-            native.append(f"{name} ({os.path.basename(str(frame['module']))[:MAX_NAME]})")
+            native.append((name, os.path.basename(str(frame["module"]))[:MAX_NAME]))
+    if frames and not outermost_is_native:
+        native = _called(native)
     tid = int(trace.get("os_thread_id") or 0)
     found = stack(str(trace.get("thread_name") or "")[:MAX_NAME], frames[::-1])
     found.update(
@@ -181,8 +189,24 @@ def _stack(trace: dict[str, Any], pid: int) -> dict[str, Any]:
         tid=tid,
         main=tid == pid,
         gil=bool(trace.get("owns_gil")),
-        native=native[::-1],
+        native=[f"{name} ({module})" for name, module in native[::-1]],
     )
     if found["main"] and not found["thread"]:
         found["thread"] = "MainThread"
     return found
+
+
+def _called(native: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return the native frames without those that have called Python, as the outermost ones say.
+
+    Of an interpreter without symbols, as Debian's is, py-spy cannot tell which native frame runs Python: all
+    native ones come first, down to the start of the thread, and then all of Python. The tasks of asyncio are
+    stepped in C; who else calls Python from C is not known, and counts as called by it.
+    """
+    end = len(native)
+    while end and native[end - 1][1].startswith("libc") and _START.fullmatch(native[end - 1][0]):
+        end -= 1
+    if end < len(native):  # else it is cut off, and all that is known is innermost
+        while end and native[end - 1][1].startswith("_asyncio"):
+            end -= 1
+    return native[:end]

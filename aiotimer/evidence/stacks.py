@@ -81,7 +81,7 @@ def parse(text: str) -> list[dict[str, Any]]:
         one["frames"] = one["frames"][::-1]
     if stacks and len(stacks) < 100:  # of a hundred and more, faulthandler leaves out the last
         stacks[-1]["main"] = True
-        stacks[-1]["thread"] = stacks[-1]["thread"] or "MainThread"
+        stacks[-1]["thread"] = "MainThread"  # from CPython 3.14 on the kernel's name: the program's
     return stacks
 
 

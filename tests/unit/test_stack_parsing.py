@@ -37,6 +37,12 @@ def test_what_faulthandler_writes() -> None:
     assert (three["thread"], three["current"], three["main"]) == ("MainThread", True, True)
 
 
+def test_the_main_thread_is_not_called_as_the_kernel_calls_it() -> None:
+    """From CPython 3.14 on faulthandler writes the kernel's names: for the main thread, the program's."""
+    written = WRITTEN.replace("80 (most", "80 [python] (most")
+    assert [one["thread"] for one in stacks.parse(written)] == ["", "a name", "MainThread"]
+
+
 def test_of_many_threads_the_last_is_not_the_main_one() -> None:
     found = stacks.parse("Thread 0x1 (most recent call first):\n" * 100)
     assert len(found) == 100
@@ -84,6 +90,34 @@ def test_what_pyspy_writes() -> None:
         77,
     )
     assert (two["thread"], two["main"], two["gil"]) == ("w", False, False)
+
+
+INNER = [spied("outer", 3), spied("<module>", 9)]
+LIBC, CTYPES, ASYNCIO = "/lib/libc.so.6", "/lib/_ctypes.so", "/lib/_asyncio.so"
+STARTS = [spied("0x7fb800151fba", 0, LIBC)]
+STEPS = [spied("0x7fb7ffd2d081", 0, ASYNCIO), spied("0x7fb7ffd2cf16", 0, ASYNCIO)]
+CALLED = [spied("0x7fb800150a02", 0, LIBC), spied("sleep", 0, LIBC), spied("0x7f1797825585", 0, CTYPES)]
+NAMES = ["0x7f1797825585 (_ctypes.so)", "sleep (libc.so.6)", "0x7fb800150a02 (libc.so.6)"]
+
+
+@pytest.mark.parametrize(
+    ("frames", "native"),
+    [
+        (STARTS + INNER, []),
+        (STEPS + STARTS + INNER, []),
+        (CALLED + STEPS + STARTS + INNER, NAMES),
+        (CALLED + STARTS + STARTS + INNER, NAMES),
+        (CALLED + INNER, NAMES),
+        (CALLED[:2] + INNER + STARTS, NAMES[1:]),
+    ],
+    ids=["Python", "Python in a task", "C in a task", "C in a thread", "C, cut off", "with symbols"],
+)
+def test_an_interpreter_without_symbols(frames: list[dict[str, Any]], native: list[str]) -> None:
+    """py-spy does not see where native frames run Python: all come first, down to the thread's start."""
+    trace = {"os_thread_id": 7, "thread_id": 77, "thread_name": None, "owns_gil": True, "frames": frames}
+    [one] = pyspy.parse(json.dumps([trace]).encode(), 7)
+    assert one["native"] == native
+    assert one["frames"] == [["/app/x.py", 9, "<module>"], ["/app/x.py", 3, "outer"]]
 
 
 @pytest.mark.parametrize(
