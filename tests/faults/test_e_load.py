@@ -433,9 +433,10 @@ def talk_nonsense(path: str, times: int) -> None:
 
 
 def assert_reaps(path: str) -> int:
-    """A worker that hangs is reaped; return its pid."""
+    """A worker that hangs is reaped, and the server has said so; return its pid."""
     with spawn_worker(program("with", HANGS["gil"], after=0.1), path) as victim:
         assert victim.wait() == -signal.SIGKILL
+        ping(path)  # it hears of deaths in their order with requests
         return victim.pid
 
 
