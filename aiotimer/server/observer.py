@@ -33,14 +33,19 @@ class _Overdue:
         self.ended_at: dict[int, float] = {}
         self.check: asyncio.TimerHandle | None = None
 
-    def look(self, now: float) -> list[Expiry]:
-        """Read the slots; return those whose end can be told, which are forgotten."""
+    def look(self, now: float, *, last: bool = False) -> list[Expiry]:
+        """Read the slots; return those whose end can be told, which are forgotten.
+
+        Args:
+            now: the present.
+            last: whether there is no other time to tell it, after what is still being found out.
+        """
         deadlines = self.table.reader.deadlines()
         ended = []
         for slot, expiry in list(self.expiries.items()):
             if slot >= len(deadlines) or deadlines[slot] != expiry.due.deadline:
                 self.ended_at.setdefault(slot, now)
-            if slot in self.ended_at and expiry.outcome != "pending":  # it is told in order
+            if slot in self.ended_at and (last or expiry.outcome != "pending"):  # it is told in order
                 ended.append(self.expiries.pop(slot))
         return ended
 
@@ -131,7 +136,7 @@ class Observer:
             if overdue.check is not None:
                 overdue.check.cancel()
             now = monotonic()
-            for expiry in overdue.look(now):  # it was released just before
+            for expiry in overdue.look(now, last=True):  # it was released just before
                 self._end(expiry, overdue.ended_at[expiry.due.slot])
             for expiry in overdue.expiries.values():
                 after = max(0.0, now - expiry.due.effective)

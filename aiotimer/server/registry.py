@@ -257,7 +257,7 @@ class Roster:
         if self._adoption is not None:
             self._adoption.cancel()
             self._adoption = None
-        self._bury_the_dead()
+        self.bury_the_dead()
         for worker in self.workers.values():
             self._loop.remove_reader(worker.pidfd)
             for table in worker.tables:
@@ -266,7 +266,7 @@ class Roster:
         self.workers.clear()
         self._by_pid.clear()
 
-    def _bury_the_dead(self) -> None:
+    def bury_the_dead(self) -> None:
         """Notice who has died since the loop last looked: its owner may be waiting to hear of it."""
         poll = select.poll()
         pidfds = {worker.pidfd: worker for worker in self.workers.values()}

@@ -177,6 +177,7 @@ class TimerServer:
         self._acceptor.close()
         if self._beat is not None:
             self._beat.cancel()
+        self._members.bury_the_dead()  # while the reaper still knows what is to be said of them
         await self._reaper.stop()
         try:
             for connection in list(self._connections):

@@ -6,6 +6,7 @@ is not less than what has passed.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import struct
@@ -21,7 +22,7 @@ from aiotimer.events import Event
 from aiotimer.evidence import Findings, Subject
 from aiotimer.server.expiry import Entry, entry
 from tests.integration.test_ladder import KeepingServer, during_evidence
-from tests.serving import WatchfulServer, bystander, is_alive, serving, serving_as
+from tests.serving import WatchfulServer, bystander, is_alive, serving, serving_as, soon, wait_dead
 from tests.support import short_socket
 
 
@@ -138,6 +139,23 @@ async def test_a_death_while_evidence_is_gathered(monkeypatch: pytest.MonkeyPatc
             await server.until(lambda: len(server.events) >= 2, "all")
             assert server.events[0].event == "expired"
             assert len(server.all_told("worker_gone")) == 1
+
+
+async def test_a_worker_that_ends_just_before_its_server_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under ``aiotimer run``: there is no next server, and the evidence will not come any more."""
+    subjects = during_evidence(monkeypatch, lambda _subject: asyncio.sleep(1000))
+    async with serving(observe=True) as server:
+        with bystander() as pid:
+            arm(server, pid, "released", "kept")
+            await server.told("expired", pid)
+            assert await soon(lambda: subjects)
+            release(server, pid, "released")
+            os.kill(pid, signal.SIGKILL)
+            wait_dead(pid)  # the loop has had no turn since: it has not heard of it
+            await server.stop()
+        told = [(event.event, event.scope) for event in server.events]
+        assert [kind for kind, scope in told if scope == "released"] == ["expired", "observed", "finished"]
+        assert [kind for kind, scope in told if scope == "kept"] == ["expired", "worker_gone"]
 
 
 async def test_a_server_that_stops_forgets_and_the_next_one_tells() -> None:
