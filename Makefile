@@ -18,7 +18,7 @@ PARALLEL    := -n $(JOBS) --dist worksteal
 SOAK_TESTS  ?= $(wildcard tests/contract tests/property tests/model tests/simulator tests/faults tests/fuzz tests/integration)
 WHEEL_TESTS ?= $(wildcard tests/unit tests/contract)
 COVERAGE_TESTS ?= $(wildcard tests/unit tests/property tests/contract tests/integration tests/fuzz tests/faults)
-VERSIONS    ?= 3.11 3.12 3.13 3.14
+VERSIONS    ?= 3.11 3.12 3.13 3.14 3.15
 EXCEPT      ?=
 DEMO        ?= $(BIN)/aiotimer run -- $(BIN)/python docs/examples/train.py
 
