@@ -8,7 +8,9 @@ armed and released while none is there, counts when the next one comes. Fault 2 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import struct
 from collections.abc import Iterator
 from time import monotonic
 
@@ -36,25 +38,27 @@ HOLDER = """
 HERD = (
     PRELUDE
     + """
+import struct
 from aiotimer._core import wire  # loaded here, once, rather than in every child
 
 client = TimerClient(unavailable="raise", budget=30)
 
-def hold(number, base, due):
+def hold(number, base, orders):
     for timer in range(20):
         client.acquire(f"timer {timer}", base + 20 * number + timer)
-    if number % 5 == 0:
-        client.acquire("soon", due)
     say("armed", os.getpid(), number)
+    if number % 5 == 0:
+        client.acquire("soon", *struct.unpack("=d", os.read(orders, 8)))
+        say("soon", os.getpid())
     sys.stdin.readline()
     os._exit(0)
 
-base, due = map(float, sys.argv[1:])
+base, orders = float(sys.argv[1]), int(sys.argv[2])
 pids = []
 for number in range(50):
     pid = os.fork()
     if pid == 0:
-        hold(number, base, due)
+        hold(number, base, orders)
     pids.append(pid)
 for pid in pids[::5]:
     say("ended", pid, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
@@ -76,9 +80,12 @@ def test_fault_09_a_thousand_timers_survive_whatever_kills_the_server(signum: si
 
 def assert_all_survive(loop: str, signum: signal.Signals) -> None:
     """After a server's death and a restart all timers are there, and those that are due are reaped."""
-    base, due = monotonic() + 1000, monotonic() + 6  # the first server must be dead by then
-    with short_socket() as path, ServerProcess(path, loop) as server:
-        with spawn_worker(HERD, path, repr(base), repr(due)) as herd:
+    base = monotonic() + 1000
+    with short_socket() as path, ServerProcess(path, loop) as server, contextlib.ExitStack() as stack:
+        orders, order = os.pipe()
+        stack.callback(os.close, orders)
+        stack.callback(os.close, order)
+        with spawn_worker(HERD, path, repr(base), str(orders), pass_fds=(orders,)) as herd:
             pids = {}
             for _ in range(50):
                 _armed, text, number = herd.wait_line("armed").split()
@@ -89,6 +96,10 @@ def assert_all_survive(loop: str, signum: signal.Signals) -> None:
             }
             assert sum(map(len, expected.values())) == 1000
             hung = {pids[number] for number in range(0, 50, 5)}
+            due = monotonic() + UNHURRIED  # the first server must be dead by then
+            os.write(order, struct.pack("=d", due) * len(hung))
+            for _ in hung:
+                herd.wait_line("soon")
 
             server.kill(signum)
             server.start()
