@@ -1,1 +1,1 @@
-"""The tests. A package, so that `from tests.support import ...` can mean nothing else."""
+"""The tests. A package, so that `from tests.fakes.server import ...` can mean nothing else."""

@@ -6,7 +6,8 @@ import pytest
 
 from aiotimer.client.clients import default
 from aiotimer.client.connections import _every_link
-from tests.support import ServerThread, private_runtime, short_socket
+from tests.fakes.places import private_runtime, short_socket
+from tests.fakes.server import ServerThread
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -36,7 +36,10 @@ from aiotimer._core.table import TimerTable
 from aiotimer.client.clients import default, default_client
 from aiotimer.errors import ProtocolError, UnsafePath
 from aiotimer.server.server import TimerServer
-from tests.support import PATIENCE, ServerThread, short_socket, stand_in, timers_of
+from tests.fakes.clock import PATIENCE
+from tests.fakes.memory import timers_of
+from tests.fakes.places import short_socket
+from tests.fakes.server import ServerThread, stand_in
 
 LATER = 1000.0
 """Seconds ahead of timers that are not to expire."""

@@ -25,19 +25,10 @@ from aiotimer._core.layout import FIRST_DEADLINE, HIGH_WATER, SLOTS, row_of
 from aiotimer._core.table import TimerTable
 from aiotimer.client import memory, waiting
 from aiotimer.client.waiting import BUDGET_ON_LOOP
-from tests.support import (
-    PATIENCE,
-    MemoryClient,
-    MemoryLink,
-    ServerThread,
-    acquisitions_of,
-    every_thread_at_once,
-    interruptions,
-    memory_table,
-    names_of,
-    stand_in,
-    timers_of,
-)
+from tests.fakes.clock import PATIENCE
+from tests.fakes.interruptions import every_thread_at_once, interruptions
+from tests.fakes.memory import MemoryClient, MemoryLink, acquisitions_of, memory_table, names_of, timers_of
+from tests.fakes.server import ServerThread, stand_in
 
 AnyClient: TypeAlias = TimerClient | AsyncTimerClient
 HERE = "test_expires.py"

@@ -24,7 +24,8 @@ from aiotimer._core.requests import RELEASE
 from aiotimer._core.table import TimerTable
 from aiotimer.errors import ProtocolError
 from aiotimer.queue import MemoryQueue, RequestQueue, SocketQueue, TableQueue
-from tests.support import PATIENCE, Clock, MemoryClient, memory_table
+from tests.fakes.clock import PATIENCE, Clock
+from tests.fakes.memory import MemoryClient, memory_table
 
 ME, OTHER = 7, 8
 FOR_EVER = 3600.0

@@ -22,7 +22,8 @@ import aiotimer
 from aiotimer import AsyncTimerClient, NotConfigured, TimerClient, expires
 from aiotimer.client.clients import default
 from aiotimer.testing import Expiry, VirtualTimers, virtual
-from tests.support import PATIENCE, ServerThread
+from tests.fakes.clock import PATIENCE
+from tests.fakes.server import ServerThread
 
 
 @pytest.fixture

@@ -24,16 +24,11 @@ from aiotimer._core.layout import FIRST_DEADLINE, HIGH_WATER
 from aiotimer._core.table import FIRST_CHUNK, TimerTable
 from aiotimer.client import memory
 from aiotimer.client.block import Block
-from tests.support import (
-    FORKS,
-    PATIENCE,
-    MemoryClient,
-    ServerThread,
-    acquisitions_of,
-    every_thread_at_once,
-    memory_table,
-    timers_of,
-)
+from tests.fakes.clock import PATIENCE
+from tests.fakes.interruptions import every_thread_at_once
+from tests.fakes.memory import MemoryClient, acquisitions_of, memory_table, timers_of
+from tests.fakes.server import ServerThread
+from tests.fakes.worker import FORKS
 
 THREADS = 64
 YEAR = 365 * 86_400.0

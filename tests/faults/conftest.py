@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import PATIENCE, private_runtime
+from tests.fakes.clock import PATIENCE
+from tests.fakes.places import private_runtime
 
 
 @pytest.fixture(autouse=True)

@@ -17,9 +17,22 @@ from time import monotonic
 import pytest
 
 from aiotimer.client.control import status
-from tests.programs import ENTRIES, HANGS, PRELUDE, UNHURRIED, all_ready, arm_all, program
-from tests.serving import LOOPS, ServerProcess, armed, bystander, clock_passes, is_alive
-from tests.support import SpawnedWorker, short_socket, spawn_worker
+from tests.fakes.clock import clock_passes
+from tests.fakes.places import short_socket
+from tests.fakes.server import LOOPS, ServerProcess, armed
+from tests.fakes.worker import (
+    ENTRIES,
+    HANGS,
+    PRELUDE,
+    UNHURRIED,
+    SpawnedWorker,
+    all_ready,
+    arm_all,
+    bystander,
+    is_alive,
+    program,
+    spawn_worker,
+)
 
 by_either_loop = pytest.mark.parametrize("loop", LOOPS)
 

@@ -27,9 +27,10 @@ from typing import NamedTuple
 import pytest
 
 from aiotimer.client.control import status
-from tests.programs import PRELUDE
-from tests.serving import ServerProcess, armed, clock_passes, is_alive
-from tests.support import PATIENCE, SpawnedWorker, short_socket, spawn_worker
+from tests.fakes.clock import PATIENCE, clock_passes
+from tests.fakes.places import short_socket
+from tests.fakes.server import ServerProcess, armed
+from tests.fakes.worker import PRELUDE, SpawnedWorker, is_alive, spawn_worker
 
 BUDGET = 0.25
 """Seconds: the clients' budget, as it is by default."""

@@ -27,10 +27,20 @@ from aiotimer import AsyncTimerClient, ServerUnavailable
 from aiotimer.client.control import ping, status
 from aiotimer.errors import AlreadyServing
 from aiotimer.server.server import TimerServer
-from tests.programs import HANGS, PRELUDE, program
-from tests.serving import ServerProcess, armed, ended, line, raw_client, serving, wait_dead
-from tests.support import PATIENCE, short_socket, spawn_worker
-from tests.tools import AIOTIMER, environment
+from tests.fakes.clock import PATIENCE
+from tests.fakes.places import short_socket
+from tests.fakes.server import ServerProcess, armed, raw_client, serving
+from tests.fakes.worker import (
+    AIOTIMER,
+    HANGS,
+    PRELUDE,
+    ended,
+    environment,
+    line,
+    program,
+    spawn_worker,
+    wait_dead,
+)
 
 # -- fault 8 ----------------------------------------------------------------------------------------------
 

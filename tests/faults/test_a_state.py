@@ -29,18 +29,20 @@ from aiotimer._linux.paths import state_directory
 from aiotimer._linux.procfs import start_time
 from aiotimer.errors import NewerLayout, UnsafePath
 from aiotimer.server.server import TimerServer
-from tests.programs import HANGS, PRELUDE, program
-from tests.serving import (
-    ServerProcess,
-    WatchfulServer,
+from tests.fakes.clock import PATIENCE, clock_passes
+from tests.fakes.places import open_descriptors, short_directory, short_socket
+from tests.fakes.server import ServerProcess, WatchfulServer, serving
+from tests.fakes.worker import (
+    AIOTIMER,
+    HANGS,
+    PRELUDE,
+    SpawnedWorker,
     bystander,
-    clock_passes,
+    environment,
     is_alive,
-    open_descriptors,
-    serving,
+    program,
+    spawn_worker,
 )
-from tests.support import PATIENCE, SpawnedWorker, short_directory, short_socket, spawn_worker
-from tests.tools import AIOTIMER, environment
 
 BOOT = Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
 

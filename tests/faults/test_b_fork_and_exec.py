@@ -13,18 +13,10 @@ import signal
 
 import pytest
 
-from tests.programs import HANGS, PRELUDE, program
-from tests.serving import (
-    LOOPS,
-    ServerProcess,
-    assert_reaped,
-    ended,
-    is_alive,
-    line,
-    number,
-    serving,
-)
-from tests.support import PATIENCE, short_socket, spawn_worker
+from tests.fakes.clock import PATIENCE
+from tests.fakes.places import short_socket
+from tests.fakes.server import LOOPS, ServerProcess, assert_reaped, serving
+from tests.fakes.worker import HANGS, PRELUDE, ended, is_alive, line, number, program, spawn_worker
 
 # -- workers started by multiprocessing ----------------------------------------------------------------
 

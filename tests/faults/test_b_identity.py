@@ -16,18 +16,19 @@ from pathlib import Path
 import pytest
 
 from aiotimer._linux.procfs import start_time
-from tests.programs import HANGS, PRELUDE, program
-from tests.serving import (
-    LOOPS,
-    ServerProcess,
-    assert_reaped,
+from tests.fakes.places import short_socket
+from tests.fakes.server import LOOPS, ServerProcess, assert_reaped, serving
+from tests.fakes.worker import (
+    HANGS,
+    PRELUDE,
+    SpawnedWorker,
     ended,
     is_alive,
     number,
-    serving,
+    program,
+    spawn_worker,
     wait_dead,
 )
-from tests.support import SpawnedWorker, short_socket, spawn_worker
 
 # -- a pid that is used again ------------------------------------------------------------------------------
 

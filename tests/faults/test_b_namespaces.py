@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.programs import HANGS, PRELUDE, program
-from tests.serving import assert_reaped, ended, is_alive, number, serving
-from tests.support import SpawnedWorker, short_socket, spawn_worker
+from tests.fakes.places import short_socket
+from tests.fakes.server import assert_reaped, serving
+from tests.fakes.worker import HANGS, PRELUDE, SpawnedWorker, ended, is_alive, number, program, spawn_worker
 
 PID_NAMESPACE = ("--pid", "--fork", "--kill-child", "--mount-proc")
 """Options of unshare(1): the command is process 1 of a namespace, and dies with unshare."""

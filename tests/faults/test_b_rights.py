@@ -22,9 +22,19 @@ from aiotimer import TimerRequest, WorkerId
 from aiotimer._linux.procfs import start_time
 from aiotimer.client.control import status
 from aiotimer.errors import ForeignProcess
-from tests.programs import PRELUDE, program
-from tests.serving import WatchfulServer, armed, bystander, ended, is_alive, line, number, serving
-from tests.support import SpawnedWorker, short_socket, spawn_worker
+from tests.fakes.places import short_socket
+from tests.fakes.server import WatchfulServer, armed, serving
+from tests.fakes.worker import (
+    PRELUDE,
+    SpawnedWorker,
+    bystander,
+    ended,
+    is_alive,
+    line,
+    number,
+    program,
+    spawn_worker,
+)
 
 NOBODY = 65534
 

@@ -22,9 +22,10 @@ import pytest
 from aiotimer import AsyncTimerClient, Refused, TimerClient, TimerServer
 from aiotimer._core import layout
 from aiotimer.errors import UnsafePath
-from tests.programs import PRELUDE
-from tests.serving import bystander, ended, is_alive, line, serving
-from tests.support import PATIENCE, short_directory, short_socket, spawn_worker
+from tests.fakes.clock import PATIENCE
+from tests.fakes.places import short_directory, short_socket
+from tests.fakes.server import serving
+from tests.fakes.worker import PRELUDE, bystander, ended, is_alive, line, spawn_worker
 
 NOBODY = 65534
 

@@ -25,19 +25,10 @@ import pytest
 from aiotimer import AsyncTimerClient, Refused, TimerRequest, __version__, expires
 from aiotimer._core import wire
 from aiotimer._core.layout import SLOTS
-from tests.programs import PRELUDE
-from tests.serving import (
-    answer,
-    bystander,
-    ended,
-    is_alive,
-    line,
-    number,
-    open_descriptors,
-    raw_client,
-    serving,
-)
-from tests.support import PATIENCE, spawn_worker
+from tests.fakes.clock import PATIENCE
+from tests.fakes.places import open_descriptors
+from tests.fakes.server import answer, raw_client, serving
+from tests.fakes.worker import PRELUDE, bystander, ended, is_alive, line, number, spawn_worker
 
 ARM_ALL = {
     "expires": """

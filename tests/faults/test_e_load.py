@@ -40,22 +40,23 @@ from aiotimer.client.control import ping, status
 from aiotimer.events import Event
 from aiotimer.server.acceptor import Acceptor
 from aiotimer.server.listener import BACKLOG
-from tests.programs import HANGS, PRELUDE, program
-from tests.serving import (
-    LOOPS,
-    ServerProcess,
-    answer,
-    armed,
+from tests.fakes.clock import PATIENCE
+from tests.fakes.places import short_socket
+from tests.fakes.server import LOOPS, ServerProcess, ServerThread, answer, armed, raw_client, serving
+from tests.fakes.worker import (
+    AIOTIMER,
+    HANGS,
+    PRELUDE,
+    SpawnedWorker,
     bystander,
     ended,
+    environment,
     is_alive,
     number,
-    raw_client,
-    serving,
+    program,
+    spawn_worker,
     wait_dead,
 )
-from tests.support import PATIENCE, ServerThread, SpawnedWorker, short_socket, spawn_worker
-from tests.tools import AIOTIMER, environment
 
 heavy = (pytest.mark.soak, pytest.mark.timeout(600))
 

@@ -31,9 +31,21 @@ from aiotimer import TimerRequest
 from aiotimer._core.watch import Lifeline, Watch
 from aiotimer.server.process_state import held
 from aiotimer.server.watched_table import WatchedTable
-from tests.programs import HANGS, UNHURRIED, all_ready, arm_all, program
-from tests.serving import LOOPS, ServerProcess, bystander, clock_passes, ended, is_alive, line, serving
-from tests.support import short_socket, spawn_worker
+from tests.fakes.clock import clock_passes
+from tests.fakes.places import short_socket
+from tests.fakes.server import LOOPS, ServerProcess, serving
+from tests.fakes.worker import (
+    HANGS,
+    UNHURRIED,
+    all_ready,
+    arm_all,
+    bystander,
+    ended,
+    is_alive,
+    line,
+    program,
+    spawn_worker,
+)
 
 # -- fault 36 ------------------------------------------------------------------------------------------
 

@@ -22,8 +22,8 @@ from aiotimer._linux.process import pin
 from aiotimer.evidence import Answers, Findings, Subject, proc, pyspy, threads
 from aiotimer.evidence import gather as gathering
 from aiotimer.evidence.gather import gather
-from tests.serving import bystander, is_alive, wait_dead
-from tests.support import PATIENCE
+from tests.fakes.clock import PATIENCE
+from tests.fakes.worker import bystander, is_alive, wait_dead
 
 SHORT = 0.3
 """Seconds for a helper that is to run out of them."""

@@ -28,20 +28,20 @@ from aiotimer._linux.procfs import start_time
 from aiotimer.events import Event
 from aiotimer.evidence import Findings, Subject
 from aiotimer.server.process_state import classify
-from tests.integration.test_ladder import KeepingServer
-from tests.programs import HANGS, PRELUDE, program
-from tests.serving import (
-    WatchfulServer,
+from tests.fakes.server import WatchfulServer, serving, serving_as
+from tests.fakes.worker import (
+    HANGS,
+    PRELUDE,
     bystander,
     ended,
     is_alive,
     line,
     number,
-    serving,
-    serving_as,
+    program,
+    spawn_worker,
     wait_dead,
 )
-from tests.support import spawn_worker
+from tests.integration.test_ladder import KeepingServer
 
 
 class TooLateServer(WatchfulServer):

@@ -20,9 +20,9 @@ import pytest
 from aiotimer import AsyncTimerClient, ServerUnavailable, TimerClient, expires
 from aiotimer.client.clients import Unavailable
 from aiotimer.client.control import status
-from tests.programs import ENTRIES, PRELUDE, UNHURRIED, all_ready, arm_all, program
-from tests.serving import ServerProcess, serving
-from tests.support import short_socket, spawn_worker
+from tests.fakes.places import short_socket
+from tests.fakes.server import ServerProcess, serving
+from tests.fakes.worker import ENTRIES, PRELUDE, UNHURRIED, all_ready, arm_all, program, spawn_worker
 
 POLICIES = ("raise", "warn", "ignore")
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import pytest
 
 import aiotimer
-from tests.support import private_runtime
+from tests.fakes.places import private_runtime
 
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
 

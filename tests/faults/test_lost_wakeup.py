@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.places import short_socket
+from tests.fakes.server import LOOPS
+from tests.fakes.worker import spawn_worker
 from tests.faults.storm import PLACES
-from tests.serving import LOOPS
-from tests.support import short_socket, spawn_worker
 
 RUN = "import runpy, sys; runpy.run_path(sys.argv[1], run_name='__main__')"
 

@@ -21,8 +21,9 @@ from hypothesis import given
 
 from aiotimer import AsyncTimerClient
 from aiotimer._core import layout
+from tests.fakes.places import open_descriptors
+from tests.fakes.server import answer, raw_client, serving
 from tests.fuzz.targets import TARGETS, bodies, frames, tables
-from tests.serving import answer, open_descriptors, raw_client, serving
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text() | st.binary(),

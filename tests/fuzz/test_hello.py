@@ -19,8 +19,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aiotimer._core import layout, wire
-from tests.serving import open_descriptors
-from tests.support import PATIENCE, ServerThread, private_runtime, spawn_worker
+from tests.fakes.clock import PATIENCE
+from tests.fakes.places import open_descriptors, private_runtime
+from tests.fakes.server import ServerThread
+from tests.fakes.worker import spawn_worker
 
 VALUES = st.recursive(
     st.none()

@@ -8,7 +8,8 @@ import pytest
 
 from aiotimer._linux import paths
 from aiotimer.client import reconnect
-from tests.support import Menders, private_runtime
+from tests.fakes.places import private_runtime
+from tests.fakes.worker import Menders
 
 
 @pytest.fixture

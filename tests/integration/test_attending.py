@@ -25,9 +25,9 @@ from aiotimer.server import inspection_channel
 from aiotimer.server.connection import Connection
 from aiotimer.server.inspection_channel import ask
 from aiotimer.server.worker import Worker
-from tests.programs import program
-from tests.serving import WatchfulServer, answer, line, raw_client, serving_as, soon
-from tests.support import PATIENCE, spawn_worker
+from tests.fakes.clock import PATIENCE
+from tests.fakes.server import WatchfulServer, answer, raw_client, serving_as
+from tests.fakes.worker import line, program, soon, spawn_worker
 
 
 @pytest.fixture(autouse=True)

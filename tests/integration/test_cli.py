@@ -25,7 +25,10 @@ from aiotimer.cli import entry, group
 from aiotimer.cli.common import Failed
 from aiotimer.cli.help import HELP
 from aiotimer.client.control import ping, status
-from tests.support import PATIENCE, memory_table, private_runtime, short_socket, stand_in
+from tests.fakes.clock import PATIENCE
+from tests.fakes.memory import memory_table
+from tests.fakes.places import private_runtime, short_socket
+from tests.fakes.server import stand_in
 
 AIOTIMER = [sys.executable, "-m", "aiotimer"]
 

@@ -17,8 +17,10 @@ from pathlib import Path
 import pytest
 
 from aiotimer.client.control import ping
+from tests.fakes.clock import PATIENCE
+from tests.fakes.places import private_runtime
+from tests.fakes.server import ServerThread
 from tests.integration.test_cli import environment, wait_gone
-from tests.support import PATIENCE, ServerThread, private_runtime
 from tests.unit.test_structure import not_for_a_synchronous_worker
 
 

@@ -44,7 +44,10 @@ from aiotimer.cli.common import EX_UNAVAILABLE
 from aiotimer.cli.group import MODULES, cli
 from aiotimer.events import KINDS
 from aiotimer.server.connection import SILENCE
-from tests.support import PATIENCE, ServerThread, SpawnedWorker, short_directory
+from tests.fakes.clock import PATIENCE
+from tests.fakes.places import short_directory
+from tests.fakes.server import ServerThread
+from tests.fakes.worker import SpawnedWorker
 
 ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs"

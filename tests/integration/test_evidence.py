@@ -27,8 +27,8 @@ from aiotimer._linux.process import pin
 from aiotimer.evidence import Answers, Findings, Subject, proc, pyspy, stacks
 from aiotimer.evidence.gather import gather
 from aiotimer.evidence.stacks import NotSafe
-from tests.serving import bystander
-from tests.support import PATIENCE, SpawnedWorker, spawn_worker
+from tests.fakes.clock import PATIENCE
+from tests.fakes.worker import SpawnedWorker, bystander, spawn_worker
 
 WORKER = """\
 import asyncio, ctypes, faulthandler, os, signal, struct, subprocess, sys, threading, time

@@ -18,7 +18,8 @@ from aiotimer.errors import HistoryUnreadable
 from aiotimer.evidence.store import load
 from aiotimer.server import history as module
 from aiotimer.server.history import DATABASE, History, events, expiries, scopes
-from tests.support import FORKS, PATIENCE, spawn_worker
+from tests.fakes.clock import PATIENCE
+from tests.fakes.worker import FORKS, spawn_worker
 
 
 def record(number: int = 1, **more: Any) -> dict[str, Any]:

@@ -25,17 +25,9 @@ from aiotimer._core import layout, wire
 from aiotimer._core.ladder import Granted, Ladder
 from aiotimer._linux.process import send_signal
 from aiotimer.evidence import Findings, Subject
-from tests.serving import (
-    WatchfulServer,
-    answer,
-    bystander,
-    is_alive,
-    raw_client,
-    serving,
-    serving_as,
-    wait_dead,
-)
-from tests.support import short_socket
+from tests.fakes.places import short_socket
+from tests.fakes.server import WatchfulServer, answer, raw_client, serving, serving_as
+from tests.fakes.worker import bystander, is_alive, wait_dead
 
 FINDINGS = Findings(
     "idle", "x.py:1", [], [], {"state": "S (sleeping)"}, {"proc": "0.001 s"}, "stacks", "tasks"

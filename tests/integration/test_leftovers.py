@@ -16,7 +16,9 @@ from aiotimer._linux.process import pin
 from aiotimer.client import control
 from aiotimer.server import cleanup, history
 from aiotimer.server.history import History
-from tests.support import PATIENCE, ServerThread, short_directory
+from tests.fakes.clock import PATIENCE
+from tests.fakes.places import short_directory
+from tests.fakes.server import ServerThread
 
 pytestmark = pytest.mark.usefixtures("no_other_state")
 

@@ -9,9 +9,8 @@ import os
 import signal
 
 from aiotimer._core import layout
-from tests.programs import PRELUDE
-from tests.serving import assert_reaped, ended, line, number, serving
-from tests.support import spawn_worker
+from tests.fakes.server import assert_reaped, serving
+from tests.fakes.worker import PRELUDE, ended, line, number, spawn_worker
 
 HANGS = (
     PRELUDE

@@ -21,9 +21,10 @@ from aiotimer._core import layout
 from aiotimer.events import Event
 from aiotimer.evidence import Findings, Subject
 from aiotimer.server.expiry import Entry, entry
+from tests.fakes.places import short_socket
+from tests.fakes.server import WatchfulServer, serving, serving_as
+from tests.fakes.worker import bystander, is_alive, soon, wait_dead
 from tests.integration.test_ladder import KeepingServer, during_evidence
-from tests.serving import WatchfulServer, bystander, is_alive, serving, serving_as, soon, wait_dead
-from tests.support import short_socket
 
 
 def arm(server: WatchfulServer, pid: int, *scopes: str) -> float:

@@ -22,7 +22,10 @@ from aiotimer._core import wire
 from aiotimer._linux.procfs import time_namespace
 from aiotimer.client.reconnect import Hook
 from aiotimer.client.waiting import Steps
-from tests.support import PATIENCE, Menders, ServerThread, private_runtime, short_socket
+from tests.fakes.clock import PATIENCE
+from tests.fakes.places import private_runtime, short_socket
+from tests.fakes.server import ServerThread
+from tests.fakes.worker import Menders
 
 sharing = pytest.mark.parametrize("shared", [True, False], ids=["shared", "socket"])
 

@@ -23,7 +23,7 @@ from aiotimer._linux.process import pin
 from aiotimer.server.reaper import Reaper
 from aiotimer.server.watched_table import WatchedTable
 from aiotimer.server.worker import Worker
-from tests.serving import clock_passes
+from tests.fakes.clock import clock_passes
 
 
 class Noting:

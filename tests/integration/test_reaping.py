@@ -12,9 +12,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from tests.programs import ENTRIES, HANGS, program
-from tests.serving import assert_reaped, ended, line, number, serving
-from tests.support import spawn_worker
+from tests.fakes.server import assert_reaped, serving
+from tests.fakes.worker import ENTRIES, HANGS, ended, line, number, program, spawn_worker
 
 HEALTHY = """
 import sys, threading

@@ -25,22 +25,10 @@ from aiotimer._linux.procfs import start_time
 from aiotimer.errors import AlreadyServing, UnsafePath
 from aiotimer.server.watched_table import WatchedTable
 from aiotimer.server.worker import Worker
-from tests.serving import (
-    WatchfulServer,
-    answer,
-    bystander,
-    ended,
-    is_alive,
-    line,
-    number,
-    open_descriptors,
-    raw_client,
-    serving,
-    serving_as,
-    soon,
-    wait_dead,
-)
-from tests.support import PATIENCE, short_socket, spawn_worker
+from tests.fakes.clock import PATIENCE
+from tests.fakes.places import open_descriptors, short_socket
+from tests.fakes.server import WatchfulServer, answer, raw_client, serving, serving_as
+from tests.fakes.worker import bystander, ended, is_alive, line, number, soon, spawn_worker, wait_dead
 
 
 class SparingServer(WatchfulServer):

@@ -18,7 +18,8 @@ from aiotimer._core.requests import WorkerId
 from aiotimer.cli.sinks import EventPipe, Takers, event_options
 from aiotimer.events import KINDS, Event
 from aiotimer.server.sinks import Backlog, CallbackSink, CommandSink
-from tests.support import FORKS, PATIENCE
+from tests.fakes.clock import PATIENCE
+from tests.fakes.worker import FORKS
 
 # -- the queue ------------------------------------------------------------------------------------------
 

@@ -14,8 +14,10 @@ import pytest
 
 from aiotimer import TimerClient, expires
 from aiotimer._core import wire
-from tests.serving import clock_passes
-from tests.support import Menders, ServerThread, private_runtime, short_socket
+from tests.fakes.clock import clock_passes
+from tests.fakes.places import private_runtime, short_socket
+from tests.fakes.server import ServerThread
+from tests.fakes.worker import Menders
 
 
 @pytest.fixture(autouse=True)

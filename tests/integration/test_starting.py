@@ -28,9 +28,9 @@ from aiotimer.client.starting import READY_WITHIN, announcement, starting_until,
 from aiotimer.client.waiting import Steps, Wait
 from aiotimer.errors import AlreadyServing
 from aiotimer.server.listener import SocketLock
+from tests.fakes.clock import PATIENCE, Clock, clock_passes
+from tests.fakes.places import private_runtime, short_socket
 from tests.integration.test_cli import AIOTIMER, assert_one_line, call, environment
-from tests.serving import clock_passes
-from tests.support import PATIENCE, Clock, private_runtime, short_socket
 
 HELD = """
 import os, sys

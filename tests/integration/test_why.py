@@ -27,7 +27,9 @@ from aiotimer.cli.suggest import proposal
 from aiotimer.errors import HistoryUnreadable, Refused
 from aiotimer.evidence.libraries import is_users
 from aiotimer.server.history import DATABASE, History
-from tests.support import PATIENCE, short_socket, stand_in
+from tests.fakes.clock import PATIENCE
+from tests.fakes.places import short_socket
+from tests.fakes.server import stand_in
 
 pytestmark = pytest.mark.usefixtures("no_other_state")
 

@@ -17,7 +17,8 @@ from aiotimer import TimerRequest, expires
 from aiotimer._core import layout
 from aiotimer._core.requests import RELEASE
 from aiotimer.queue import TableQueue
-from tests.support import Clock, MemoryClient, MemoryLink, memory_table, timers_of
+from tests.fakes.clock import Clock
+from tests.fakes.memory import MemoryClient, MemoryLink, memory_table, timers_of
 
 ME = 7
 SCOPES = st.sampled_from(["a", "b", "train.py:42"])

@@ -15,7 +15,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 from aiotimer._core import layout
 from aiotimer._core.reader import TableReader, Timer
 from aiotimer._core.watch import ADOPTED_EVERY, BOUND, Due, Lifeline, Watch
-from tests.support import Clock, memory_table, reading
+from tests.fakes.clock import Clock
+from tests.fakes.memory import memory_table, reading
 
 Name: TypeAlias = tuple[str, int]
 """Scope and ordinal."""

@@ -25,7 +25,8 @@ from aiotimer._core.watch import Lifeline, Watch
 from aiotimer._linux import signals, table_files
 from aiotimer._linux.process import pin
 from aiotimer.server import reaper, watched_table, worker
-from tests.support import Clock, MemoryClient, memory_table
+from tests.fakes.clock import Clock
+from tests.fakes.memory import MemoryClient, memory_table
 
 from .server import Handle, Server, Steps, Table
 from .worker import Worker

@@ -537,6 +537,27 @@ def test_every_test_asserts_something() -> None:
     assert not silent, f"tests without an assertion: {silent}"
 
 
+# Tests of the package as a whole: of its shape, and of what is written about it.
+OF_THE_WHOLE = frozenset({"test_structure", "test_house"})
+
+
+def test_unit_tests_mirror_the_package() -> None:
+    """A module's tests stand at its own place, in ``test_MODULE.py`` or ``test_MODULE_WHAT.py``."""
+    tested = set()
+    for path in (TESTS / "unit").rglob("test_*.py"):
+        room = ".".join(path.relative_to(TESTS / "unit").parent.parts)
+        stem = path.stem.removeprefix("test_")
+        found = [
+            name
+            for name in MODULES
+            if name.rpartition(".")[0] == room and f"{stem}_".startswith(f"{name.rpartition('.')[2]}_")
+        ]
+        assert found or path.stem in OF_THE_WHOLE, f"{path.relative_to(TESTS)} is of no module of {room!r}"
+        tested.update(found)
+    untested = {name for name in core_modules if "." in name} - tested
+    assert not untested, f"what decides is tested alone: {untested}"
+
+
 def test_unit_tests_need_no_loop_no_sleep_and_no_mocks() -> None:
     wrong = []
     for path in (TESTS / "unit").rglob("*.py"):

@@ -1,11 +1,10 @@
-"""What one character changes in ``_core``: boundaries, lengths, and who keeps what.
+"""What one character changes in ``_core.table``: boundaries, lengths, and who keeps what.
 
-The law of this file: each test here was written against a mutant of ``_core.watch`` or ``_core.table`` that
-all other tests let live; ``docs/explanation/testing.md`` tells how to find them, and which ones may live.
+The law of this file: each test here was written against a mutant of ``_core.table`` that all other
+tests let live; ``docs/explanation/testing.md`` tells how to find them, and which ones may live.
 """
 
 import errno
-from array import array
 from collections.abc import Callable
 from math import inf
 from typing import SupportsIndex
@@ -18,60 +17,9 @@ from aiotimer._core.durations import Durations
 from aiotimer._core.layout import FIRST_DEADLINE, LATE
 from aiotimer._core.reader import TableReader
 from aiotimer._core.table import FIRST_CHUNK, SAMPLE_EVERY, Cell, Pool, TimerTable
-from aiotimer._core.watch import BOUND, Lifeline, Watch
-from tests.support import memory_table, names_of, reading, timers_of
+from tests.fakes.memory import memory_table, names_of, reading, timers_of
 
 NOW = 1000.0
-
-
-# --- stalls
-
-
-def alive_until(lifeline: Lifeline, start: float, end: float) -> None:
-    """Show a sign of life every half second."""
-    now = start
-    while now < end:
-        now = min(end, now + 0.5)
-        lifeline.tick(now)
-
-
-def test_a_silence_of_just_the_tolerated_length_is_no_stall() -> None:
-    lifeline = Lifeline(0.0, beat=0.5, slack=1.0)
-    lifeline.tick(1.5)
-    assert not lifeline.stalls
-    lifeline.tick(3.0 + 2**-40)
-    assert lifeline.stalls == ((1.5, 3.0 + 2**-40),)
-
-
-def test_the_news_are_lengths() -> None:
-    lifeline = Lifeline(100.0)
-    lifeline.tick(107.0)
-    assert lifeline.news() == [7.0]
-    assert lifeline.news() == []
-
-
-def test_stalls_are_forgotten_one_by_one() -> None:
-    lifeline = Lifeline(0.0)
-    lifeline.tick(10.0)  # what it moved falls due by 20
-    alive_until(lifeline, 10.0, 20.0)
-    lifeline.tick(25.0)  # the second one
-    lifeline.tick(26.0)  # the first is of no more use
-    assert lifeline.stalls == ((20.0, 25.0),)
-    assert lifeline.effective(21.0) == 26.0
-
-
-def test_expired_includes_what_expires_just_now() -> None:
-    watch = Watch(Lifeline(NOW), connected=True)
-    assert [due.slot for due in watch.expired(array("d", [NOW, NOW + 1]), NOW)] == [0]
-
-
-def test_what_is_cleared_is_not_looked_for() -> None:
-    watch = Watch(Lifeline(NOW), connected=True)
-    deadlines = array("d", [NOW + 3, NOW + 4])
-    watch.clear(deadlines)
-    assert watch.look(deadlines, NOW).promise == NOW + BOUND
-    deadlines[1] = NOW + 3  # a new timer
-    assert watch.look(deadlines, NOW).promise == NOW + 3
 
 
 # --- what a table is made of

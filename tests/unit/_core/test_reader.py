@@ -9,7 +9,7 @@ from aiotimer._core import durations, layout
 from aiotimer._core.layout import FIRST_SLOTS, SLOTS
 from aiotimer._core.reader import Read, TableReader, Timer
 from aiotimer._core.table import TimerTable
-from tests.support import memory_table, reading
+from tests.fakes.memory import memory_table, reading
 
 
 class Reads:

@@ -1,7 +1,9 @@
-"""Servers for the suites that kill: one in the test's own loop, and one in a process of its own.
+"""Servers: in a thread, in the test's own loop, in a process of its own, and stand-ins for one.
 
 The laws of this file:
 
+* Fakes over mocks, and real things over fakes: the server is a ``TimerServer`` on a real socket.
+* A server in a test's own process never kills that process: it keeps a record instead.
 * What is waited for is an event, a line of output or the end of a process, never a length of time.
 * That *nothing* happens to a worker by some moment is shown by order: a bystander whose timer expires later
   is reaped, and the worker is still there (:meth:`WatchfulServer.pass_by`).
@@ -11,121 +13,305 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import json
 import os
-import select
+import queue
 import signal
 import socket
-import subprocess
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
-from time import monotonic, sleep
-from typing import Any, Self, TypeVar
+from time import monotonic
+from typing import Any, Self, TypeVar, cast
 
+import aiotimer
 from aiotimer import TimerRequest, TimerServer, WorkerId
 from aiotimer._core import wire
 from aiotimer.client.control import status
 from aiotimer.events import Event
-from tests.support import PATIENCE, SpawnedWorker, short_socket, spawn_worker
+from aiotimer.server.connection import Connection
+from tests.fakes.clock import PATIENCE
+from tests.fakes.places import short_socket
+from tests.fakes.worker import bystander, spawn_worker
+
+T = TypeVar("T")
+
+
+class SparingServer(TimerServer):
+    """A server that reaps every worker but its own process, and keeps records.
+
+    Attributes:
+        reaps: who was to be reaped, in order, with what had expired then.
+        verdict: what ``reap_worker`` answers for this process.
+        heard: the messages it has handled, rings and socket-only requests apart.
+        gone: how many connections have been closed.
+        on_change: called after each entry in one of these.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{"reap": "KILL"} | options)
+        self.reaps: list[tuple[aiotimer.WorkerId, list[str]]] = []
+        self.verdict = True
+        self.heard: list[wire.ToServer] = []
+        self.gone = 0
+        self.on_change: Callable[[], object] = lambda: None
+
+    def handle(self, connection: Connection, message: wire.ToServer) -> None:
+        """Handle a message, then record it."""
+        super().handle(connection, message)
+        self.heard.append(message)
+        self.on_change()
+
+    def apply(self, connection: Connection) -> str:
+        """Apply the requests of a socket-only client, then say that something has changed."""
+        failure = super().apply(connection)
+        self.on_change()
+        return failure
+
+    def connection_closed(self, connection: Connection) -> None:
+        """Count it."""
+        super().connection_closed(connection)
+        self.gone += 1
+        self.on_change()
+
+    def reap_worker(self, worker_id: aiotimer.WorkerId) -> bool | Awaitable[bool]:
+        """Record it; kill it if it is another process."""
+        expired = self.get_expired_timers(monotonic()).get(worker_id, [])
+        self.reaps.append((worker_id, [request.scope_id for request in expired]))
+        self.on_change()
+        if worker_id.pid == os.getpid():
+            return self.verdict
+        return super().reap_worker(worker_id)
+
+
+class ServerThread:
+    """A real server on a real socket, in a thread with an event loop of its own.
+
+    Use it as a context manager; :meth:`stop` and :meth:`start` may be called in between, for a server
+    that goes away and comes back.
+
+    Args:
+        path: the socket; by default one in a short directory, removed at the end.
+        kind: the class of the server.
+        new_loop: ``asyncio.new_event_loop`` or ``uvloop.new_event_loop``.
+        options: for the server.
+
+    Attributes:
+        path: the socket.
+        events: what the server has told, oldest first.
+    """
+
+    def __init__(
+        self,
+        path: str | None = None,
+        *,
+        kind: type[TimerServer] = SparingServer,
+        new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop,
+        **options: Any,
+    ) -> None:
+        self._stack = contextlib.ExitStack()
+        self.path = self._stack.enter_context(short_socket()) if path is None else path
+        self.events: list[Event] = []
+        self._kind = kind
+        self._new_loop = new_loop
+        self._options = options
+        self._happened = threading.Condition()
+        self._changes = 0
+        self._server: TimerServer | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.stop()
+        finally:
+            self._stack.close()
+
+    def start(self) -> None:
+        """Start a server, and return when it listens."""
+        ready: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, args=(ready,), name="timer server", daemon=True)
+        self._thread.start()
+        failure = ready.get(timeout=PATIENCE)
+        if failure is not None:
+            self._thread.join(PATIENCE)
+            self._thread = None
+            raise failure
+
+    def stop(self) -> None:
+        """Stop the server and its loop; its tables of living processes stay. A no-op if it is stopped."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            assert self._server is not None
+            asyncio.run_coroutine_threadsafe(self._server.stop(), self.loop).result(PATIENCE)
+            thread.join(PATIENCE)
+            assert not thread.is_alive(), "the server's loop does not end"
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The server's loop."""
+        assert self._loop is not None, "not started"
+        return self._loop
+
+    def call(self, function: Callable[[Any], T | Awaitable[T]]) -> T:
+        """Run ``function(server)`` in the server's loop, await what it returns if need be; return that."""
+
+        async def run() -> T:
+            result = function(self._server)
+            if isinstance(result, Awaitable):
+                return cast(T, await result)
+            return result
+
+        return asyncio.run_coroutine_threadsafe(run(), self.loop).result(PATIENCE)
+
+    def wait(self, condition: Callable[[], T | None], timeout: float = PATIENCE, what: str = "it") -> T:
+        """Wait until ``condition()`` is true, and return what it returned.
+
+        It is asked after every event and entry in a record of :class:`SparingServer`. It looks at these and
+        does not :meth:`call`: it is asked under a lock that the server's thread needs.
+        """
+        with self._happened:
+            self._happened.wait_for(condition, timeout)
+            result = condition()
+        assert result, f"{what} did not happen within {timeout:g} s; events: {self.events}"
+        return result
+
+    def wait_event(self, kind: str, timeout: float = PATIENCE, *, since: int = 0) -> Event:
+        """Wait for an event of a kind and return it.
+
+        Args:
+            kind: ``Event.event``.
+            timeout: seconds.
+            since: how many events to pass over.
+        """
+        return self.wait(
+            lambda: next((e for e in self.events[since:] if e.event == kind), None), timeout, repr(kind)
+        )
+
+    @property
+    def server(self) -> SparingServer:
+        """The server, to look at its records from this thread."""
+        return cast(SparingServer, self._server)
+
+    @property
+    def reaps(self) -> list[tuple[aiotimer.WorkerId, list[str]]]:
+        """What a :class:`SparingServer` has recorded."""
+        return self.server.reaps
+
+    def wait_heard(self, kind: type[wire.ToServer], count: int = 1, timeout: float = PATIENCE) -> None:
+        """Wait until a :class:`SparingServer` has handled so many messages of a kind."""
+        self.wait(lambda: self.count_heard(kind) >= count, timeout, f"{kind.__name__} number {count}")
+
+    def count_heard(self, kind: type[wire.ToServer]) -> int:
+        """Return how many messages of a kind a :class:`SparingServer` has handled."""
+        return sum(isinstance(message, kind) for message in list(self.server.heard))
+
+    def wait_reaps(self, count: int, timeout: float = PATIENCE) -> list[tuple[aiotimer.WorkerId, list[str]]]:
+        """Wait until a :class:`SparingServer` has reaped so many; return its record."""
+        self.wait(lambda: len(self.reaps) >= count, timeout, f"reap number {count}")
+        return list(self.reaps)
+
+    def status(self) -> dict[str, Any]:
+        """Return the server's status."""
+        return self.call(lambda server: cast("dict[str, Any]", server.status()))
+
+    def armed(self, pid: int | None = None) -> list[str]:
+        """Return the names of the timers the server sees on a process (this one), in alphabetical order."""
+        wanted = os.getpid() if pid is None else pid
+        workers = [worker for worker in self.status()["workers"] if worker["pid"] == wanted]
+        return sorted(timer["scope"] for worker in workers for timer in worker["timers"])
+
+    def wait_armed(self, names: list[str], timeout: float = PATIENCE) -> None:
+        """Wait until just these timers are armed on this process, asking after every message and request."""
+        until = monotonic() + timeout
+        while True:
+            changes = self._changes
+            armed = self.armed()
+            if armed == names:
+                return
+            with self._happened:
+                while self._changes == changes and (left := until - monotonic()) > 0:
+                    self._happened.wait(left)
+            assert self._changes != changes, f"armed are {armed}, and not {names}, after {timeout:g} s"
+
+    def _note(self, event: Event | None = None) -> None:
+        with self._happened:
+            if event is not None:
+                self.events.append(event)
+            self._changes += 1
+            self._happened.notify_all()
+
+    def _run(self, ready: queue.SimpleQueue[BaseException | None]) -> None:
+        async def serve() -> None:
+            try:
+                server = self._kind(self.path, on_event=self._note, **self._options)
+                if isinstance(server, SparingServer):
+                    server.on_change = self._note
+                await server.start()
+            except BaseException as error:  # noqa: BLE001 - it is raised again in the thread that waits
+                ready.put(error)
+                return
+            self._server = server
+            ready.put(None)
+            await server.serve_forever()
+
+        loop = self._loop = self._new_loop()
+        try:
+            loop.run_until_complete(serve())
+            loop.run_until_complete(loop.shutdown_default_executor())
+        finally:
+            loop.close()
+
+
+@contextlib.contextmanager
+def stand_in(path: str, answer: bytes | None) -> Iterator[None]:
+    """Listen at ``path`` instead of a server.
+
+    Args:
+        path: a free path.
+        answer: what everybody gets before the end of the stream; None: silence, without end.
+    """
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen()
+    kept: list[socket.socket] = []
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            kept.append(connection)
+            if answer is not None:
+                connection.sendall(answer)
+                connection.shutdown(socket.SHUT_WR)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join(PATIENCE)
+        listener.close()
+        for connection in kept:
+            connection.close()
+        os.unlink(path)
+
 
 S = TypeVar("S", bound="WatchfulServer")
 
 LOOPS = ("asyncio", "uvloop")
 """What a server in a process of its own is run by."""
-
-
-# -- processes without a client ---------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def bystander() -> Iterator[int]:
-    """Yield the pid of a child of this process that does nothing until its end."""
-    with subprocess.Popen(["sleep", "1000"]) as process:
-        try:
-            yield process.pid
-        finally:
-            process.kill()
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process is there, and not a zombie."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def wait_dead(pid: int) -> None:
-    """Wait until a process, anybody's, is dead: its pidfd is readable then, whoever waits for it."""
-    try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    dead = poll.poll(PATIENCE * 1000)
-    os.close(pidfd)
-    assert dead, f"process {pid} is still there"
-
-
-def clock_passes(deadline: float) -> None:
-    """Wait until ``CLOCK_MONOTONIC`` is past a deadline, for a test in which nothing must happen at it."""
-    while (left := deadline - monotonic()) > 0:
-        sleep(left)
-
-
-def open_descriptors() -> int:
-    """Return how many descriptors this process has open.
-
-    Those that wait for the collector do not count, nor those of a history, which is written by a thread.
-    """
-    gc.collect()
-    found = 0
-    for descriptor in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(FileNotFoundError):  # listdir's own
-            found += "/history.db" not in os.readlink(f"/proc/self/fd/{descriptor}")
-    return found
-
-
-# -- workers, from a coroutine -----------------------------------------------------------------------
-
-
-async def line(worker: SpawnedWorker, text: str, patience: float = PATIENCE) -> str:
-    """Return the line of a worker's output that begins with ``text``, without blocking the loop.
-
-    The order of lines does not matter: a worker's children write to the same stream.
-    """
-    until = monotonic() + patience
-    while True:
-        for found in list(worker.lines):
-            if found.startswith(text):
-                return found
-        await asyncio.to_thread(worker.wait_line, text, until - monotonic())
-
-
-async def number(worker: SpawnedWorker, name: str, patience: float = PATIENCE) -> float:
-    """Wait for a line ``name 12.5`` of a worker's output, and return its number."""
-    found = await line(worker, name + " ", patience)
-    return float(found.removeprefix(name))
-
-
-async def ended(worker: SpawnedWorker) -> int:
-    """Wait for a worker's end without blocking the loop; return its exit code (-N: died of signal N)."""
-    return await asyncio.to_thread(worker.wait)
-
-
-async def soon(condition: Callable[[], object]) -> bool:
-    """Give the loop's callbacks some turns until a condition holds; return whether it does."""
-    for _ in range(100):
-        if condition():
-            break
-        await asyncio.sleep(0)
-    return bool(condition())
-
-
-# -- a server in the test's loop ----------------------------------------------------------------------
 
 
 class WatchfulServer(TimerServer):
@@ -229,9 +415,6 @@ async def serving_as(kind: type[S], path: str | None = None, **options: Any) -> 
 def serving(path: str | None = None, **options: Any) -> AbstractAsyncContextManager[WatchfulServer]:
     """Serve in the running loop as a :class:`WatchfulServer`."""
     return serving_as(WatchfulServer, path, **options)
-
-
-# -- a server in a process of its own ------------------------------------------------------------------
 
 
 _NURSERY = """
@@ -397,9 +580,6 @@ def armed(report: dict[str, Any], pid: int) -> dict[str, float]:
     """Return the timers that a status report lists for a process: ``{name: deadline}``."""
     workers = [worker for worker in report["workers"] if worker["pid"] == pid]
     return {timer["scope"]: timer["deadline"] for worker in workers for timer in worker["timers"]}
-
-
-# -- a client by hand ------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager

@@ -17,7 +17,8 @@ import pytest
 from aiotimer import NotConfigured, WorkerId, expires
 from aiotimer.client.clients import default
 from aiotimer.events import Event, shown
-from tests.support import Clock, MemoryClient, acquisitions_of, memory_table, names_of, timers_of
+from tests.fakes.clock import Clock
+from tests.fakes.memory import MemoryClient, acquisitions_of, memory_table, names_of, timers_of
 
 NOT_SECONDS: dict[str, Any] = {
     "nan": nan,

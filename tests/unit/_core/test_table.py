@@ -18,16 +18,8 @@ from aiotimer._core import layout
 from aiotimer._core.layout import COUNT_OF, FIRST_DEADLINE, HIGH_WATER, LATE, LOOKS, PROMISE, SLOTS
 from aiotimer._core.reader import TableReader
 from aiotimer._core.table import FIRST_CHUNK, Pool, TimerTable
-from tests.support import (
-    acquisitions_of,
-    at_every_opcode,
-    interruptions,
-    is_ours,
-    memory_table,
-    names_of,
-    reading,
-    timers_of,
-)
+from tests.fakes.interruptions import at_every_opcode, interruptions, is_ours
+from tests.fakes.memory import acquisitions_of, memory_table, names_of, reading, timers_of
 
 NOW = 1000.0
 

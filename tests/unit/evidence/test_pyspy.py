@@ -1,0 +1,67 @@
+"""Reading what py-spy writes."""
+
+import json
+from typing import Any
+
+import pytest
+
+from aiotimer.evidence import pyspy
+from aiotimer.evidence.pyspy import HelperFailed
+
+
+def spied(name: str, line: int = 1, module: str | None = None) -> dict[str, Any]:
+    return {"name": name, "filename": "/app/x.py", "line": line, "module": module}
+
+
+def test_what_pyspy_writes() -> None:
+    frames = [spied("read", 0, "/lib/libc.so.6"), spied("os_read", 9, "/lib/libpython.so"), spied("inner", 3)]
+    frames += [spied("task_step", 0, "/lib/_asyncio.so"), spied("outer", 5)]
+    trace = {"os_thread_id": 7, "thread_id": 77, "thread_name": None, "owns_gil": True, "frames": frames}
+    other = {"os_thread_id": 8, "thread_id": 88, "thread_name": "w", "owns_gil": False, "frames": []}
+    one, two = pyspy.parse(json.dumps([trace, other]).encode(), 7)
+    assert one["native"] == ["os_read (libpython.so)", "read (libc.so.6)"]
+    assert one["frames"] == [["/app/x.py", 5, "outer"], ["/app/x.py", 3, "inner"]]
+    assert (one["thread"], one["main"], one["gil"], one["tid"], one["ident"]) == (
+        "MainThread",
+        True,
+        True,
+        7,
+        77,
+    )
+    assert (two["thread"], two["main"], two["gil"]) == ("w", False, False)
+
+
+INNER = [spied("outer", 3), spied("<module>", 9)]
+LIBC, CTYPES, ASYNCIO = "/lib/libc.so.6", "/lib/_ctypes.so", "/lib/_asyncio.so"
+STARTS = [spied("0x7fb800151fba", 0, LIBC)]
+STEPS = [spied("0x7fb7ffd2d081", 0, ASYNCIO), spied("0x7fb7ffd2cf16", 0, ASYNCIO)]
+CALLED = [spied("0x7fb800150a02", 0, LIBC), spied("sleep", 0, LIBC), spied("0x7f1797825585", 0, CTYPES)]
+NAMES = ["0x7f1797825585 (_ctypes.so)", "sleep (libc.so.6)", "0x7fb800150a02 (libc.so.6)"]
+
+
+@pytest.mark.parametrize(
+    ("frames", "native"),
+    [
+        (STARTS + INNER, []),
+        (STEPS + STARTS + INNER, []),
+        (CALLED + STEPS + STARTS + INNER, NAMES),
+        (CALLED + STARTS + STARTS + INNER, NAMES),
+        (CALLED + INNER, NAMES),
+        (CALLED[:2] + INNER + STARTS, NAMES[1:]),
+    ],
+    ids=["Python", "Python in a task", "C in a task", "C in a thread", "C, cut off", "with symbols"],
+)
+def test_an_interpreter_without_symbols(frames: list[dict[str, Any]], native: list[str]) -> None:
+    """py-spy does not see where native frames run Python: all come first, down to the thread's start."""
+    trace = {"os_thread_id": 7, "thread_id": 77, "thread_name": None, "owns_gil": True, "frames": frames}
+    [one] = pyspy.parse(json.dumps([trace]).encode(), 7)
+    assert one["native"] == native
+    assert one["frames"] == [["/app/x.py", 9, "<module>"], ["/app/x.py", 3, "outer"]]
+
+
+@pytest.mark.parametrize(
+    "output", [b"", b"null", b"{}", b"[1]", b"[{}]", b'[{"frames": 1}]', b"\xff", b"[" * 10**6]
+)
+def test_what_is_no_dump_of_pyspy(output: bytes) -> None:
+    with pytest.raises(HelperFailed, match="no dump"):
+        pyspy.parse(output, 7)
