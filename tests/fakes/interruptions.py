@@ -276,6 +276,7 @@ def collector_rests() -> Iterator[None]:
     try:
         yield
     finally:
+        gc.collect()
         gc.enable()
         gc.unfreeze()
 
