@@ -231,7 +231,7 @@ UNPRIVILEGED = (
     PRELUDE
     + f"""
 import subprocess
-from aiotimer._linux.process import program_of, runs_another_program
+from aiotimer._linux.procfs import program_of, runs_another_program
 
 os.setresgid({NOBODY}, {NOBODY}, {NOBODY})
 os.setresuid({NOBODY}, {NOBODY}, {NOBODY})
@@ -257,11 +257,11 @@ def test_a_set_uid_program_is_another_program_to_an_unprivileged_server(programs
 UNPRIVILEGED_SERVER = (
     PRELUDE
     + f"""
-import concurrent.futures.thread, sqlite3, subprocess
+import concurrent.futures.thread, hashlib, shutil, sqlite3, subprocess
 import aiotimer.server.server  # before the modules are out of reach
 from aiotimer import TimerRequest, TimerServer
 from aiotimer.errors import ForeignProcess
-from aiotimer._linux.process import foreign_uid
+from aiotimer._linux.procfs import foreign_uid
 
 line, path, restart = sys.argv[1:]
 

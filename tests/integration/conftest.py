@@ -11,6 +11,25 @@ from aiotimer.client import reconnect
 from tests.fakes.places import private_runtime
 from tests.fakes.worker import Menders
 
+HELD = """
+import os, sys
+if "--ready-fd" in sys.orig_argv:
+    with open({fifo!r}) as fifo:
+        if fifo.read() == "fail":
+            os.write(2, b"no server today\\n")
+            os._exit(70)
+"""
+
+
+@pytest.fixture
+def fifo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What every server, and who supervises one, reads from before it does anything."""
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    (tmp_path / "sitecustomize.py").write_text(HELD.format(fifo=str(path)))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return path
+
 
 @pytest.fixture
 def no_other_state(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -239,9 +239,10 @@ def test_configure_none_undoes_the_export() -> None:
 
 
 @pytest.mark.parametrize("factory", ["asyncio.new_event_loop", "uvloop.new_event_loop"])
-def test_configure_in_a_running_loop_does_not_wait_and_the_first_block_does(factory: str) -> None:
+def test_configure_in_a_running_loop_does_not_wait_and_the_first_block_does(factory: str, fifo: Path) -> None:
+    """The server does not start before the loop has turned a few times meanwhile."""
     result = run(
-        "import uvloop\n"
+        "import contextlib, uvloop\n"
         "from aiotimer.client.control import status\n"
         "async def main():\n"
         "    configure()\n"
@@ -250,6 +251,8 @@ def test_configure_in_a_running_loop_does_not_wait_and_the_first_block_does(fact
         "        nonlocal ticks\n"
         "        while True:\n"
         "            ticks += 1\n"
+        "            with contextlib.suppress(OSError):  # nobody is there to read yet\n"
+        f"                if ticks > 5: os.close(os.open({str(fifo)!r}, os.O_WRONLY | os.O_NONBLOCK))\n"
         "            await asyncio.sleep(0.001)\n"
         "    ticker = asyncio.create_task(tick())\n"
         "    async with expires(after=600, scope='first'):\n"

@@ -32,30 +32,11 @@ from tests.fakes.clock import PATIENCE, Clock, clock_passes
 from tests.fakes.places import private_runtime, short_socket
 from tests.integration.test_cli import AIOTIMER, assert_one_line, call, environment
 
-HELD = """
-import os, sys
-if "--ready-fd" in sys.orig_argv:
-    with open({fifo!r}) as fifo:
-        if fifo.read() == "fail":
-            os.write(2, b"no server today\\n")
-            os._exit(70)
-"""
-
 
 @pytest.fixture(autouse=True)
 def runtime() -> Iterator[Path]:
     with private_runtime() as directory:
         yield directory
-
-
-@pytest.fixture
-def fifo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What every server of ``aiotimer run`` reads from before it does anything."""
-    path = tmp_path / "fifo"
-    os.mkfifo(path)
-    (tmp_path / "sitecustomize.py").write_text(HELD.format(fifo=str(path)))
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    return path
 
 
 @contextlib.contextmanager
