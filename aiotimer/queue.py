@@ -241,14 +241,14 @@ class SocketQueue(MemoryQueue):
     ``get(size())``, applies them, and answers with :meth:`acknowledgement`.
 
     Args:
-        connection: a non-blocking stream socket.
+        sock: a non-blocking stream socket.
         worker_id: the worker that all requests are on.
         budget: seconds that ``put`` may take.
     """
 
-    def __init__(self, connection: socket.socket, worker_id: WorkerId | int, budget: float = 1.0) -> None:
+    def __init__(self, sock: socket.socket, worker_id: WorkerId | int, budget: float = 1.0) -> None:
         super().__init__()
-        self._socket = connection
+        self._socket = sock
         self._worker_id = worker_id
         self._budget = budget
         self._number = 0  # of the last request: sent at one end, delivered at the other

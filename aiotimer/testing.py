@@ -30,7 +30,7 @@ from ._core.watch import Lifeline, Look, Watch
 from ._linux.environment import SOCKET_VARIABLE
 from .client import connections
 from .client.clients import AsyncTimerClient, TimerClient, default
-from .client.connection import Link
+from .client.connection import ClientConnection
 
 __all__ = ["Expiry", "VirtualTimers", "virtual"]
 
@@ -71,10 +71,10 @@ class VirtualTimers:
         self._wake_at = inf
         self._watch = Watch(Lifeline(0.0, beat=inf), connected=True, bound=inf)  # we never stand still
         self._path = f"/dev/null/virtual-timers-{next(_numbers)}"  # no process can ever connect there
-        self._link = link = _VirtualLink(self)
-        self._table = link.table
-        self._reader = TableReader(lambda size, offset: bytes(link.table.raw[offset : offset + size]))
-        with _linked(link):
+        self._connection = connection = _VirtualConnection(self)
+        self._table = connection.table
+        self._reader = TableReader(lambda size, offset: bytes(connection.table.raw[offset : offset + size]))
+        with _registered(connection):
             self.client = TimerClient(self._path, unavailable="raise")
             self.async_client = AsyncTimerClient(self._path, unavailable="raise")
 
@@ -183,7 +183,7 @@ def virtual() -> Iterator[VirtualTimers]:
     timers = VirtualTimers()
     former_path = os.environ.get(SOCKET_VARIABLE)
     former_client = default.client
-    with _linked(timers._link):
+    with _registered(timers._connection):
         os.environ[SOCKET_VARIABLE] = timers._path
         default.client = timers.client
         try:
@@ -226,8 +226,8 @@ class _SoftLimit:
             self.loop.call_soon_threadsafe(callback)
 
 
-class _VirtualLink(Link):
-    """The link to a server that is an object of this process. It is connected from its first day on."""
+class _VirtualConnection(ClientConnection):
+    """The connection to a server that is an object of this process. It is connected from its first day on."""
 
     table: TimerTable
 
@@ -252,12 +252,12 @@ class _VirtualLink(Link):
 
 
 @contextmanager
-def _linked(link: Link) -> Iterator[None]:
-    """Make clients of either kind at the link's path use that link, whatever their number."""
-    keys = [(link.path, True), (link.path, False)]
-    connections._links.update(dict.fromkeys(keys, link))
+def _registered(connection: ClientConnection) -> Iterator[None]:
+    """Make clients of either kind at the connection's path use that connection, whatever their number."""
+    keys = [(connection.path, True), (connection.path, False)]
+    connections._connections.update(dict.fromkeys(keys, connection))
     try:
         yield
     finally:
         for key in keys:
-            connections._links.pop(key, None)
+            connections._connections.pop(key, None)

@@ -76,11 +76,11 @@ def _terminal() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _no_client_outlives_its_test() -> Iterator[None]:
     yield
-    for link in list(connections._every_link):
-        link.users = 0  # without a word: whatever is armed stays armed
-        link.hooks.clear()
-        link._let_go()
-    connections._links.clear()
+    for connection in list(connections._every_connection):
+        connection.users = 0  # without a word: whatever is armed stays armed
+        connection.hooks.clear()
+        connection._let_go()
+    connections._connections.clear()
 
 
 @pytest.fixture

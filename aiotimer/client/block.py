@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import NoReturn, Self
 
-    from .connection import Link
+    from .connection import ClientConnection
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -103,7 +103,7 @@ class Block:
     async def __aenter__(self) -> Self:
         """Connect if need be, and arm the timer."""
         client = self._client or default.client or configured()
-        if self._pool.table is not client._link.watched:
+        if self._pool.table is not client._connection.watched:
             return await self._enter_waiting(client)
         return Block.__enter__(self)
 
@@ -239,84 +239,86 @@ class Block:
         """See to it that the server can ask the running event loop, if there is one, for its tasks."""
         if "asyncio" in sys.modules:
             client = self._client or default.client
-            if client is not None and client.link.connected:
+            if client is not None and client.connection.connected:
                 from .inspection import attend
 
-                attend(client.link, Block)
+                attend(client.connection, Block)
 
     def _tell(self, deadline: float, now: float) -> None:
         """The table says that somebody must be told of this timer."""
         try:
             client = self._client or configured()
-            link = client.link
-            if self._pool.table is not link.table:
-                self._move(client, link)
-            elif not link.shared:
+            connection = client.connection
+            if self._pool.table is not connection.table:
+                self._move(client, connection)
+            elif not connection.shared:
                 if self._slow is None or not self._slow.tells:
                     entered_at = nan if self._slow is None else self._slow.entered_at
-                    self._slow = Slow(link, client.budget)
+                    self._slow = Slow(connection, client.budget)
                     self._slow.entered_at = entered_at
-                self._tell_by_socket(client, link, deadline)
+                self._tell_by_socket(client, connection, deadline)
             elif self._pool.table.must_ring(deadline, now):
-                link.tell("", deadline, client.budget)
+                connection.tell("", deadline, client.budget)
         except BaseException:
             self._retract()
             raise
 
-    def _move(self, client: BaseClient, link: Link) -> None:
+    def _move(self, client: BaseClient, connection: ClientConnection) -> None:
         """The slot is in scratch (no server yet, or we are a forked child): get one that is watched."""
-        if link.table is None and client.may_connect():
+        if connection.table is None and client.may_connect():
             try:
-                link.connect(within(client.budget))
+                connection.connect(within(client.budget))
             except (AiotimerError, OSError) as error:
                 client.missing(error)
-        if link.table is not None:
+        if connection.table is not None:
             self._give_back()
             if self._slow is not None:
                 self._slow.entered_at = nan  # on the other table's clock
-            self._pool = link.table.pool(self._pool.scope, observed=self._pool.observed)
+            self._pool = connection.table.pool(self._pool.scope, observed=self._pool.observed)
             Block.__enter__(self)
 
-    def _tell_by_socket(self, client: BaseClient, link: Link, deadline: float) -> None:
+    def _tell_by_socket(self, client: BaseClient, connection: ClientConnection, deadline: float) -> None:
         slot = self._slot
         if slot is None:
             return  # renewed by one thread, and left by another meanwhile
         key = self._pool.table.key_of(slot)
         try:
-            link.tell(key, deadline, within(client.budget), slot)
+            connection.tell(key, deadline, within(client.budget), slot)
         except (AiotimerError, OSError) as error:
             client.missing(error)
 
     async def _enter_waiting(self, client: BaseClient) -> Self:
         """Enter by way of what must be awaited: a connection, or an acknowledgement."""
-        link = client.link
-        if not link.shared:
-            return await self._enter_by_socket(client, link)
-        if not link.connected and (link.may_attempt() if link.table else client.may_connect()):
+        connection = client.connection
+        if not connection.shared:
+            return await self._enter_by_socket(client, connection)
+        if not connection.connected and (
+            connection.may_attempt() if connection.table else client.may_connect()
+        ):
             try:
-                await link.connect_async(client.budget)
+                await connection.connect_async(client.budget)
             except (AiotimerError, OSError) as error:
-                if link.table is None:
+                if connection.table is None:
                     client.missing(error)
                 else:
-                    link.outage(str(error))  # the table is there, and the next server adopts it
-        if self._slot is None and self._pool.table is not link.table:
-            self._pool = link.pool(self._pool.scope, observed=self._pool.observed)
+                    connection.outage(str(error))  # the table is there, and the next server adopts it
+        if self._slot is None and self._pool.table is not connection.table:
+            self._pool = connection.pool(self._pool.scope, observed=self._pool.observed)
         return Block.__enter__(self)
 
-    async def _enter_by_socket(self, client: BaseClient, link: Link) -> Self:
+    async def _enter_by_socket(self, client: BaseClient, connection: ClientConnection) -> Self:
         if self._slot is not None:
             raise RuntimeError(_IN_USE)
-        table = link.table
+        table = connection.table
         assert table is not None
         self._pool, slot = table.take(table.pool(self._pool.scope, observed=self._pool.observed))
         self._slot = slot
-        self._slow = Slow(link, client.budget)
+        self._slow = Slow(connection, client.budget)
         self._deadline = deadline = table.now() + self._after
         table.cells[slot] = deadline  # how long it takes is noted by the server, in its own table
         try:
             try:
-                await link.tell_async(table.key_of(slot), deadline, client.budget, slot)
+                await connection.tell_async(table.key_of(slot), deadline, client.budget, slot)
             except (AiotimerError, OSError) as error:
                 client.missing(error)
             self._attend()
@@ -349,8 +351,8 @@ class Block:
     def _leave_slowly(self, slow: Slow) -> None:
         """Release, and tell whom it concerns; what an interruption leaves undone is left to ``__del__``."""
         key = self._disarm(slow)
-        if key and slow.link is not None:
-            slow.link.untell(key, within(slow.budget), cast(int, self._slot))
+        if key and slow.connection is not None:
+            slow.connection.untell(key, within(slow.budget), cast(int, self._slot))
         self._finish(slow)
 
     def _finish(self, slow: Slow) -> None:
@@ -364,8 +366,8 @@ class Block:
 
     async def _untell(self, slow: Slow, key: str) -> None:
         try:
-            if key and slow.link is not None:
-                await slow.link.untell_async(key, slow.budget, cast(int, self._slot))
+            if key and slow.connection is not None:
+                await slow.connection.untell_async(key, slow.budget, cast(int, self._slot))
         except BaseException:
             self._retract()
             raise
@@ -377,8 +379,8 @@ class Block:
         slow = self._slow
         if slow is not None:
             key = self._disarm(slow)
-            if key and slow.link is not None:
-                slow.link.retract(key, cast(int, self._slot))
+            if key and slow.connection is not None:
+                slow.connection.retract(key, cast(int, self._slot))
             self._finish(slow)
         else:
             self._give_back()

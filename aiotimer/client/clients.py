@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from .._core.table import Pool
     from ..queue import RequestQueue
-    from .connection import Link
+    from .connection import ClientConnection
     from .reconnect import Hook
 
 
@@ -46,10 +46,10 @@ class BaseClient:
     """See the two clients for the public documentation.
 
     Attributes:
-        pools, sites: the link's pools, for ``expires`` to look its scope up in without asking.
+        pools, sites: the connection's pools, for ``expires`` to look its scope up in without asking.
     """
 
-    __slots__ = ("__weakref__", "_closed", "_hook", "_link", "budget", "pools", "sites", "unavailable")
+    __slots__ = ("__weakref__", "_closed", "_connection", "_hook", "budget", "pools", "sites", "unavailable")
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class BaseClient:
         reap: str = "",
         observe: bool = False,
     ) -> None:
-        from .connections import link_to
+        from .connections import connection_to
 
         if unavailable not in ("raise", "warn", "ignore"):
             raise ValueError(f"unavailable must be 'raise', 'warn' or 'ignore', not {unavailable!r}")
@@ -70,13 +70,13 @@ class BaseClient:
             path = os.environ.get(SOCKET_VARIABLE)
             if not path:
                 raise NotConfigured
-        self._link = link_to(os.fspath(path), shared=shared)
-        self._link.ask_for(reap, observe=observe)
-        self._link.enter(on_unwatched)
+        self._connection = connection_to(os.fspath(path), shared=shared)
+        self._connection.ask_for(reap, observe=observe)
+        self._connection.enter(on_unwatched)
         self._hook = on_unwatched
         self._closed = False
-        self.pools: dict[str, Pool] = self._link.pools
-        self.sites: dict[tuple[int, int], Pool] = self._link.sites
+        self.pools: dict[str, Pool] = self._connection.pools
+        self.sites: dict[tuple[int, int], Pool] = self._connection.sites
         self.unavailable: Unavailable = unavailable
         self.budget = budget
 
@@ -87,17 +87,17 @@ class BaseClient:
     @property
     def path(self) -> str:
         """The server's socket."""
-        return self._link.path
+        return self._connection.path
 
     @property
-    def link(self) -> Link:
-        """The process's link to the server (not part of the public interface)."""
-        return self._link
+    def connection(self) -> ClientConnection:
+        """The process's connection to the server (not part of the public interface)."""
+        return self._connection
 
     @property
     def connected(self) -> bool:
         """Whether a server has welcomed this process and is not known to have gone since."""
-        return not self._closed and self._link.connected
+        return not self._closed and self._connection.connected
 
     @property
     def queue(self) -> RequestQueue:
@@ -106,7 +106,7 @@ class BaseClient:
         Raises:
             ServerUnavailable: it was never connected.
         """
-        return self._link.requests()
+        return self._connection.requests()
 
     def raises(self, error: Exception) -> bool:
         """Whether the caller of an acquire is to see this error."""
@@ -119,7 +119,7 @@ class BaseClient:
             AiotimerError: the policy says so, or ``error`` is a full table.
         """
         if not isinstance(error, TableFull):
-            self._link.outage(str(error), aloud=self.unavailable == "warn")
+            self._connection.outage(str(error), aloud=self.unavailable == "warn")
         if self.raises(error):
             raise error
 
@@ -142,32 +142,32 @@ class BaseClient:
     def _leave(self) -> None:
         if not self._closed:
             self._closed = True
-            self._link.leave(self._hook)
+            self._connection.leave(self._hook)
             self.pools, self.sites = {}, {}
 
     # -- the parts of acquire and release that do not wait -----------------------------------------
 
     def may_connect(self) -> bool:
         """Whether to try to reach a server now: always if the caller wants an error otherwise."""
-        return self.unavailable == "raise" or self._link.may_attempt()
+        return self.unavailable == "raise" or self._connection.may_attempt()
 
     def _arm(self, scope_id: str, expiration_time: float) -> float | None:
         """Store a request; return the stored deadline if the server must be told of it."""
-        table = self._link.table
+        table = self._connection.table
         assert table is not None
         expiration_time = shifted(expiration_time, table.offset)
         must_tell = table.set((scope_id, 0), expiration_time, table.now())
         return expiration_time if must_tell else None
 
     def _disarm(self, scope_id: str) -> None:
-        table = self._link.table
+        table = self._connection.table
         if table is not None:
             table.set((scope_id, 0), RELEASE, 0.0)
 
     def _retract(self, scope_id: str) -> None:
         """An acquire did not come about: nobody holds its timer."""
         self._disarm(scope_id)
-        self._link.retract(scope_id)
+        self._connection.retract(scope_id)
 
 
 def _check_expiration(expiration_time: float) -> None:
@@ -227,7 +227,7 @@ class AsyncTimerClient(BaseClient):
             Refused: the server does not want this client.
         """
         self.check_open()
-        await self._link.connect_async(timeout)
+        await self._connection.connect_async(timeout)
 
     async def acquire(self, scope_id: str, expiration_time: float) -> None:
         """Arm the timer ``scope_id`` of this process, or move it if it is armed.
@@ -246,15 +246,15 @@ class AsyncTimerClient(BaseClient):
         if expiration_time < 0:
             await self.release(scope_id)
             return
-        link = self._link
+        connection = self._connection
         try:
-            if link.table is None:
+            if connection.table is None:
                 if not self.may_connect():
                     return
-                await link.connect_async(self.budget)
+                await connection.connect_async(self.budget)
             deadline = self._arm(scope_id, expiration_time)
             if deadline is not None:
-                await link.tell_async(scope_id, deadline, self.budget)
+                await connection.tell_async(scope_id, deadline, self.budget)
         except (AiotimerError, OSError) as error:
             if self.raises(error):
                 self._retract(scope_id)
@@ -272,10 +272,10 @@ class AsyncTimerClient(BaseClient):
         encode_scope(scope_id)
         try:
             self._disarm(scope_id)
-            await self._link.untell_async(scope_id, self.budget)
+            await self._connection.untell_async(scope_id, self.budget)
         except BaseException:  # interrupted: it is released all the same
             self._disarm(scope_id)
-            self._link.retract(scope_id)
+            self._connection.retract(scope_id)
             raise
 
     async def aclose(self) -> None:
@@ -339,7 +339,7 @@ class TimerClient(BaseClient):
             Refused: the server does not want this client.
         """
         self.check_open()
-        self._link.connect(timeout)
+        self._connection.connect(timeout)
 
     def acquire(self, scope_id: str, expiration_time: float) -> None:
         """Arm the timer ``scope_id`` of this process, or move it if it is armed.
@@ -358,15 +358,15 @@ class TimerClient(BaseClient):
         if expiration_time < 0:
             self.release(scope_id)
             return
-        link = self._link
+        connection = self._connection
         try:
-            if link.table is None:
+            if connection.table is None:
                 if not self.may_connect():
                     return
-                link.connect(within(self.budget))
+                connection.connect(within(self.budget))
             deadline = self._arm(scope_id, expiration_time)
             if deadline is not None:
-                link.tell(scope_id, deadline, self.budget)
+                connection.tell(scope_id, deadline, self.budget)
         except (AiotimerError, OSError) as error:
             if self.raises(error):
                 self._retract(scope_id)
@@ -384,10 +384,10 @@ class TimerClient(BaseClient):
         encode_scope(scope_id)
         try:
             self._disarm(scope_id)
-            self._link.untell(scope_id, self.budget)
+            self._connection.untell(scope_id, self.budget)
         except BaseException:  # interrupted: it is released all the same
             self._disarm(scope_id)
-            self._link.retract(scope_id)
+            self._connection.retract(scope_id)
             raise
 
     def close(self) -> None:

@@ -101,9 +101,9 @@ def _found_watchdog() -> None:
     path, ready = found()
     try:
         if loop_is_running():
-            from .connections import link_to
+            from .connections import connection_to
 
-            link_to(path, shared=True).starting_until = monotonic() + READY_WITHIN
+            connection_to(path, shared=True).starting_until = monotonic() + READY_WITHIN
         else:
             wait_ready(ready, path)
     finally:

@@ -2,13 +2,14 @@
 
 The laws of this file:
 
-* A process has one :class:`Link` per server and kind, shared by all its clients, threads and event loops.
-* Only WELCOME means connected. The table outlives connections: a link that reconnects brings its table.
+* A process has one :class:`ClientConnection` per server and kind, shared by all its clients, threads and
+  event loops.
+* Only WELCOME means connected. The table outlives connections: whoever reconnects brings it along.
 * The socket is used raw, from any thread: a ring is one ``send``. Before every use its inode is compared,
   because a program may close descriptors it does not own and the number may by now be somebody else's.
 * Nothing here holds the caller longer than the budget it gave, but for a server that ``aiotimer run`` is just
   starting (``starting``).
-* After a fork the child starts afresh: links are reset, tables turn to private scratch.
+* After a fork the child starts afresh: connections are reset, tables turn to private scratch.
 * The last client to leave disarms what is left, in the table too: a server that is not there now may come.
 """
 
@@ -53,8 +54,8 @@ _MOST_CODES = 4096
 """Code objects whose call sites are remembered."""
 
 
-class Link(Mended):
-    """A connection with a shared table. See :class:`SocketLink` for the kind without.
+class ClientConnection(Mended):
+    """A connection with a shared table. See :class:`SocketOnlyConnection` for the kind without.
 
     Attributes:
         path: the server's socket, absolute.
@@ -85,7 +86,7 @@ class Link(Mended):
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything: a new link, or the child after a fork."""
+        """Forget everything: a new connection, or the child after a fork."""
         self.table: TimerTable | None = self._first_table()
         self.watched: TimerTable | None = None
         self.pools.clear()
@@ -161,21 +162,21 @@ class Link(Mended):
             turn.over = True
 
     def _connect_now(self, resets: int) -> Steps[None]:
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         descriptor = -1
         try:
-            until = yield from reach(connection, self.path, lambda: self.starting_until)
+            until = yield from reach(sock, self.path, lambda: self.starting_until)
             offered = self._offer()
             hello = wire.encode(self._hello(offers_table=bool(offered)))
-            welcome, descriptor = yield from greet(connection, self.path, hello, offered, until)
-            yield from self._say_more(connection, welcome)
+            welcome, descriptor = yield from greet(sock, self.path, hello, offered, until)
+            yield from self._say_more(sock, welcome)
             with self._entering:  # nobody leaves meanwhile
                 if self._resets != resets:
                     raise ServerUnavailable(self.path, "the last client was closed meanwhile")
-                self._settle(connection, welcome, descriptor)
+                self._settle(sock, welcome, descriptor)
         except BaseException:
-            if self._socket is not connection:
-                connection.close()
+            if self._socket is not sock:
+                sock.close()
             if descriptor >= 0 and descriptor != self._table_descriptor:
                 os.close(descriptor)
             raise
@@ -199,11 +200,11 @@ class Link(Mended):
             return []
         return [self._table_descriptor]
 
-    def _say_more(self, connection: socket.socket, welcome: wire.Welcome) -> Steps[None]:
+    def _say_more(self, sock: socket.socket, welcome: wire.Welcome) -> Steps[None]:
         """Say what HELLO had no room for: nothing, with a table."""
         yield from ()
 
-    def _settle(self, connection: socket.socket, welcome: wire.Welcome, descriptor: int) -> None:
+    def _settle(self, sock: socket.socket, welcome: wire.Welcome, descriptor: int) -> None:
         """Take the connection into use."""
         if welcome.has_table and self.table is None:
             if descriptor < 0:
@@ -213,16 +214,16 @@ class Link(Mended):
             # The server does not know our table and could not take it over: it cannot protect us.
             raise Refused(self.path, "it does not accept the table this process has already")
         assert self.table is not None
-        self._use(connection)
+        self._use(sock)
         self.table.forget_rings()
 
-    def _use(self, connection: socket.socket) -> None:
+    def _use(self, sock: socket.socket) -> None:
         old, old_inode = self._socket, self._socket_inode
-        self._socket = connection
-        allow_tracing(connection)
+        self._socket = sock
+        allow_tracing(sock)
         if "asyncio" in sys.modules:
             from . import inspection  # noqa: F401 - now, when it takes nobody's time
-        self._socket_inode = os.fstat(connection.fileno()).st_ino
+        self._socket_inode = os.fstat(sock.fileno()).st_ino
         self.connected, self.starting_until = True, -inf
         self.watched = self.table if self.shared else None
         if old is not None:
@@ -287,7 +288,8 @@ class Link(Mended):
         to the next caller. Never raises: the timer is in the table, and the next server adopts it.
 
         Args:
-            key: the timer's name (``layout.timer_key``); of no use here, see :class:`SocketLink`.
+            key: the timer's name (``layout.timer_key``); of no use here, see
+                :class:`SocketOnlyConnection`.
             deadline: the stored deadline.
             budget: seconds this may take.
             word: where it is stored, of an entry's timer; of no use here either.
@@ -359,13 +361,13 @@ class Link(Mended):
             self.connect(RETRY_EVERY)
 
     def _send(self, frame: bytes) -> bool:
-        connection = self._socket
-        if connection is None:
+        sock = self._socket
+        if sock is None:
             return False
         try:
-            if not is_open(connection.fileno(), self._socket_inode):
+            if not is_open(sock.fileno(), self._socket_inode):
                 raise ConnectionError("the program closed the connection's descriptor")
-            connection.send(frame, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            sock.send(frame, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         except BlockingIOError:
             return True  # what the server has not read yet will make it look
         except OSError:
@@ -376,7 +378,7 @@ class Link(Mended):
     # -- the end ---------------------------------------------------------------------------------
 
     def enter(self, hook: Hook | None = None) -> None:
-        """One more client uses this link; ``hook`` wants to hear of outages."""
+        """One more client uses this connection; ``hook`` wants to hear of outages."""
         with self._entering:
             self.users += 1
         if hook is not None:
@@ -402,10 +404,10 @@ class Link(Mended):
 
     def hang_up(self) -> None:
         """Close the connection and nothing else: the timers stay armed."""
-        connection, self._socket = self._socket, None
+        sock, self._socket = self._socket, None
         self.connected, self.watched = False, None
-        if connection is not None:
-            close(connection, self._socket_inode)
+        if sock is not None:
+            close(sock, self._socket_inode)
 
     def fork(self) -> None:
         """In a forked child: let go of what is the parent's, and start afresh."""
@@ -425,7 +427,7 @@ class Link(Mended):
         if is_open(self._table_descriptor, self._table_inode):
             os.close(self._table_descriptor)
         if self.table is not None:
-            self.table.pools = {}  # the link's dict goes on with the link
+            self.table.pools = {}  # the dict goes on with the connection
         self.reset()
 
 
@@ -433,7 +435,7 @@ _mapped: weakref.WeakSet[TimerTable] = weakref.WeakSet()
 
 
 def abandon_tables() -> None:
-    """In a forked child, before links are reset: no table that was mapped is there any more."""
+    """In a forked child, before connections are reset: no table that was mapped is there any more."""
     for table in list(_mapped):
         immortal(table.raw.obj)
         table.abandon(mmap.mmap(-1, layout.TABLE_SIZE))

@@ -1,4 +1,4 @@
-"""Every link of this process: one per server and kind, and what becomes of them in a forked child."""
+"""Every connection of this process: one per server and kind, and what becomes of them in a forked child."""
 
 from __future__ import annotations
 
@@ -6,32 +6,32 @@ import os
 import weakref
 
 from .._linux.environment import check_socket_path
-from .connection import Link, abandon_tables
-from .socket_only import SocketLink
+from .connection import ClientConnection, abandon_tables
+from .socket_only import SocketOnlyConnection
 
-_links: dict[tuple[str, bool], Link] = {}
-_every_link: weakref.WeakSet[Link] = weakref.WeakSet()
+_connections: dict[tuple[str, bool], ClientConnection] = {}
+_every_connection: weakref.WeakSet[ClientConnection] = weakref.WeakSet()
 
 
-def link_to(path: str, *, shared: bool) -> Link:
-    """Return this process's link to a server, connected or not.
+def connection_to(path: str, *, shared: bool) -> ClientConnection:
+    """Return this process's connection to a server, connected or not.
 
     Raises:
         UnsafePath: the path cannot be a socket's.
     """
     path = check_socket_path(path)
-    link = _links.get((path, shared))
-    if link is None:
-        link = Link(path) if shared else SocketLink(path)
-        link = _links.setdefault((path, shared), link)
-        _every_link.add(link)
-    return link
+    connection = _connections.get((path, shared))
+    if connection is None:
+        connection = ClientConnection(path) if shared else SocketOnlyConnection(path)
+        connection = _connections.setdefault((path, shared), connection)
+        _every_connection.add(connection)
+    return connection
 
 
 def _after_fork_in_child() -> None:
     abandon_tables()
-    for link in list(_every_link):
-        link.fork()
+    for connection in list(_every_connection):
+        connection.fork()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -158,19 +158,19 @@ def _ask(
     within = ANSWER_WITHIN if within is None else within
     if STARTING_VARIABLE in os.environ:
         _wait_for_start(path)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(within)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(within)
         try:
-            connection.connect(path)
+            sock.connect(path)
             if trusted:
                 from .._linux.process import check_trusted
 
-                check_trusted(connection, path)
+                check_trusted(sock, path)
             try:
-                connection.sendall(question)
+                sock.sendall(question)
             except BrokenPipeError:
                 pass  # it has said why, and closed the connection
-            while data := connection.recv(65_536):
+            while data := sock.recv(65_536):
                 answer = read(data)
                 if answer is not None:
                     return answer

@@ -123,12 +123,12 @@ def _is_used(number: int) -> bool:
     return bool(failed) or any(action.raw[: ctypes.sizeof(ctypes.c_void_p)])
 
 
-def allow_tracing(connection: socket.socket) -> None:
+def allow_tracing(sock: socket.socket) -> None:
     """Let the server look into this process (py-spy), where the kernel asks for a permission (Yama)."""
     try:
         if Path("/proc/sys/kernel/yama/ptrace_scope").read_text().strip() != "1":
             return
-        peer = peer_of(connection)[0]
+        peer = peer_of(sock)[0]
         if peer > 0:
             ctypes.CDLL(None).prctl(_PR_SET_PTRACER, ctypes.c_ulong(peer), 0, 0, 0)
     except Exception:  # noqa: BLE001 - then there is one probe less

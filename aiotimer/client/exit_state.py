@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
-    from .connection import Link
+    from .connection import ClientConnection
 
 
 class Slow:
@@ -18,25 +18,25 @@ class Slow:
 
     Attributes:
         lock: held by ``renew`` while it stores.
-        link: the link to tell of the release, if it has no shared table.
+        connection: the one to tell of the release, if it has no shared table.
         budget: seconds that this may take: those of the client that entered.
         pid: the process that entered: a forked child has nothing to tell of its parent's block.
         entered_at: when the block was entered, on its table's clock, if its duration is to be counted.
     """
 
-    __slots__ = ("budget", "entered_at", "link", "lock", "pid")
+    __slots__ = ("budget", "connection", "entered_at", "lock", "pid")
 
-    def __init__(self, link: Link | None = None, budget: float = 0.0) -> None:
+    def __init__(self, connection: ClientConnection | None = None, budget: float = 0.0) -> None:
         self.lock = RLock()  # a signal's handler may renew, too
-        self.link = link
+        self.connection = connection
         self.budget = budget
         self.entered_at = nan
-        self.pid = os.getpid() if link is not None else 0
+        self.pid = os.getpid() if connection is not None else 0
 
     @property
     def tells(self) -> bool:
-        """Whether the link has to be told of the release."""
-        return self.link is not None and self.pid == os.getpid()
+        """Whether the server has to be told of the release."""
+        return self.connection is not None and self.pid == os.getpid()
 
 
 async def nothing() -> None:

@@ -20,11 +20,11 @@ from .starting import until_it_serves
 from .waiting import Steps, Wait
 
 
-def reach(connection: socket.socket, path: str, starting_until: Callable[[], float]) -> Steps[float]:
+def reach(sock: socket.socket, path: str, starting_until: Callable[[], float]) -> Steps[float]:
     """Connect a non-blocking socket to the server at ``path``; wait for one that is being started.
 
     Args:
-        connection: the socket.
+        sock: the socket.
         path: the server's.
         starting_until: until when (``CLOCK_MONOTONIC``) to wait for a server that is not there yet.
 
@@ -38,7 +38,7 @@ def reach(connection: socket.socket, path: str, starting_until: Callable[[], flo
     until = yield from until_it_serves(path)
     while True:
         try:
-            connection.connect(path)
+            sock.connect(path)
             break
         except BlockingIOError:  # the listen backlog is full: the server is busy
             yield Wait(seconds=random.uniform(0.001, 0.01))  # jitter
@@ -48,17 +48,18 @@ def reach(connection: socket.socket, path: str, starting_until: Callable[[], flo
             yield Wait(seconds=0.005)
         except OSError as error:
             raise ServerUnavailable(path, error.strerror or str(error)) from None
-    check_trusted(connection, path)
+    check_trusted(sock, path)
     return until
 
 
 def greet(
-    connection: socket.socket, path: str, hello: bytes, offered: list[int], until: float = -inf
+    sock: socket.socket, path: str, hello: bytes, offered: list[int], until: float = -inf
 ) -> Steps[tuple[wire.Welcome, int]]:
     """Say HELLO, with the descriptors that are offered, and wait for WELCOME.
 
     Args:
-        connection, path: of the server.
+        sock: connected to the server.
+        path: the server's, for errors.
         hello: the message.
         offered: descriptors.
         until: until when the server may be busy with its start, which does not count (``starting``).
@@ -72,24 +73,24 @@ def greet(
     """
     while hello:
         try:
-            hello = hello[socket.send_fds(connection, [hello], offered) :]
+            hello = hello[socket.send_fds(sock, [hello], offered) :]
             offered = []
         except BlockingIOError:
-            yield Wait(connection.fileno(), write=True, until=until)
+            yield Wait(sock.fileno(), write=True, until=until)
         except OSError:
             break  # it has closed the connection already, and has perhaps said why
-    return (yield from _hear(connection, path, until))
+    return (yield from _hear(sock, path, until))
 
 
-def _hear(connection: socket.socket, path: str, until: float) -> Steps[tuple[wire.Welcome, int]]:
+def _hear(sock: socket.socket, path: str, until: float) -> Steps[tuple[wire.Welcome, int]]:
     decoder = wire.client_decoder()
     received: list[int] = []
     try:
         while True:
-            yield Wait(connection.fileno(), until=until)
+            yield Wait(sock.fileno(), until=until)
             try:
                 data, descriptors, _flags, _address = socket.recv_fds(
-                    connection, 65_536, 1, socket.MSG_CMSG_CLOEXEC
+                    sock, 65_536, 1, socket.MSG_CMSG_CLOEXEC
                 )
             except BlockingIOError:
                 continue

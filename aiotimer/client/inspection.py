@@ -54,9 +54,9 @@ class Attended(Protocol):
 class Channel:
     """One loop's connection to one server."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, link: Attended, block_type: type[Any]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, connection: Attended, block_type: type[Any]) -> None:
         self._loop = weakref.ref(loop)  # the loop holds this object
-        self._link = weakref.ref(link)
+        self._connection = weakref.ref(connection)
         self._block_type = block_type
         self._pid = os.getpid()
         self._decoder = wire.client_decoder()
@@ -70,18 +70,18 @@ class Channel:
 
     def open(self) -> None:
         """Connect."""
-        loop, link = self._loop(), self._link()
-        if loop is None or link is None:
+        loop, connection = self._loop(), self._connection()
+        if loop is None or connection is None:
             return
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as connection:
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * wire.MAX_FRAME)
-            connection.connect(link.path)
-            check_trusted(connection, link.path)
-            connection.send(wire.encode(wire.Attend(wire.PROTOCOL_VERSION)), socket.MSG_NOSIGNAL)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * wire.MAX_FRAME)
+            sock.connect(connection.path)
+            check_trusted(sock, connection.path)
+            sock.send(wire.encode(wire.Attend(wire.PROTOCOL_VERSION)), socket.MSG_NOSIGNAL)
             self._decoder = wire.client_decoder()
-            self._inode = os.fstat(connection.fileno()).st_ino
-            loop.add_reader(connection.fileno(), self._ready)
-            self._descriptor = connection.detach()
+            self._inode = os.fstat(sock.fileno()).st_ino
+            loop.add_reader(sock.fileno(), self._ready)
+            self._descriptor = sock.detach()
 
     def close(self) -> None:
         """Close it, in its loop's thread, in a forked child, or when the loop is closed or gone."""
@@ -110,9 +110,9 @@ class Channel:
         with contextlib.suppress(Exception):
             was_open = self.is_open
             self.close()
-            link = self._link()
-            if was_open and link is not None:
-                for pool in link.pools.copy().values():
+            connection = self._connection()
+            if was_open and connection is not None:
+                for pool in connection.pools.copy().values():
                     pool.sample_at = -inf
 
     def _ready(self) -> None:
@@ -125,22 +125,24 @@ class Channel:
             self._abandon()
 
     def _answer(self) -> None:
-        loop, link, descriptor = self._loop(), self._link(), self._descriptor
-        if loop is None or link is None or not is_open(descriptor, self._inode):
+        loop, connection, descriptor = self._loop(), self._connection(), self._descriptor
+        if loop is None or connection is None or not is_open(descriptor, self._inode):
             raise ConnectionError("the program closed the channel's descriptor")
-        connection = socket.socket(fileno=descriptor)
+        sock = socket.socket(fileno=descriptor)
         try:
-            data = connection.recv(_AT_ONCE, socket.MSG_DONTWAIT)
+            data = sock.recv(_AT_ONCE, socket.MSG_DONTWAIT)
             if not data:
                 raise ConnectionError("the server is gone")
             for message in self._decoder.feed(data):
                 if not isinstance(message, wire.Inspect):
                     raise ConnectionError("no question")
-                frame = answer(loop, message, link.table if link.shared else None, self._block_type)
-                if connection.send(frame, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL) < len(frame):
+                frame = answer(
+                    loop, message, connection.table if connection.shared else None, self._block_type
+                )
+                if sock.send(frame, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL) < len(frame):
                     raise ConnectionError("the server does not read")
         finally:
-            connection.detach()
+            sock.detach()
 
     def _abandon(self) -> None:
         """Close it; if its number is somebody else's by now, only its reader is taken away."""
@@ -156,22 +158,22 @@ _channels: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, weakref.WeakValu
 )
 
 
-def attend(link: Attended, block_type: type[Any]) -> None:
-    """See to it that the running loop, if there is one, answers a link's server. Never raises."""
+def attend(connection: Attended, block_type: type[Any]) -> None:
+    """See to it that the running loop, if there is one, answers a connection's server. Never raises."""
     try:
         loop = asyncio._get_running_loop()
-        if loop is None or monotonic() < link.attend_at:
+        if loop is None or monotonic() < connection.attend_at:
             return
         of_loop = _channels.get(loop)
         if of_loop is None:
             of_loop = _channels.setdefault(loop, weakref.WeakValueDictionary())
-        channel = of_loop.get(link.path)
+        channel = of_loop.get(connection.path)
         if channel is None or not channel.is_open:
-            link.attend_at = monotonic() + _AGAIN_AFTER
-            channel = Channel(loop, link, block_type)
+            connection.attend_at = monotonic() + _AGAIN_AFTER
+            channel = Channel(loop, connection, block_type)
             channel.open()
-            of_loop[link.path] = channel
-            link.attend_at = -inf
+            of_loop[connection.path] = channel
+            connection.attend_at = -inf
     except Exception:  # noqa: BLE001 - there is one probe less, and a later sampled entry tries again
         return
 

@@ -62,12 +62,12 @@ def is_open(descriptor: int, inode: int) -> bool:
         return False
 
 
-def close(connection: socket.socket, inode: int) -> None:
+def close(sock: socket.socket, inode: int) -> None:
     """Close a socket of ours, unless its number has become somebody else's."""
-    if is_open(connection.fileno(), inode):
-        connection.close()
+    if is_open(sock.fileno(), inode):
+        sock.close()
     else:
-        connection.detach()
+        sock.detach()
 
 
 def immortal(mapping: object) -> None:

@@ -50,7 +50,7 @@ class Mended:
         self._said = False
         self._mending = False
 
-    # -- what the kinds of link differ in --------------------------------------------------------
+    # -- what the kinds of connection differ in --------------------------------------------------
 
     def needs_mending(self) -> bool:
         """Whether there is anything left to do, or to wait for."""

@@ -29,7 +29,7 @@ from .._core.requests import RELEASE
 from .._core.table import TimerTable
 from ..errors import AiotimerError, ProtocolError, ServerUnavailable
 from ..queue import RequestQueue, SocketQueue
-from .connection import RETRY_EVERY, Link
+from .connection import RETRY_EVERY, ClientConnection
 from .control import ping
 from .memory import scratch_table
 from .reconnect import Hook
@@ -42,7 +42,7 @@ _HEAD_OF_HELLO, _PER_TIMER = 512, 16
 """Bytes of a HELLO without its timers, and of one timer besides its key; both on the safe side."""
 
 
-class SocketLink(Link):
+class SocketOnlyConnection(ClientConnection):
     """A connection without a shared table. ``tell`` raises here: what is not acknowledged nobody watches."""
 
     shared = False
@@ -240,23 +240,23 @@ class SocketLink(Link):
     def _offer(self) -> list[int]:
         return []
 
-    def _say_more(self, connection: socket.socket, welcome: wire.Welcome) -> Steps[None]:
+    def _say_more(self, sock: socket.socket, welcome: wire.Welcome) -> Steps[None]:
         if welcome.has_table:
             raise ProtocolError("a table for a client that did not ask for one")
-        queue = SocketQueue(connection, os.getpid())
+        queue = SocketQueue(sock, os.getpid())
         deadlines = dict(self._armed())
         for key in self._unlisted:  # what did not fit into HELLO
             while not queue.ready():
-                yield Wait(connection.fileno(), write=True)
+                yield Wait(sock.fileno(), write=True)
                 deadlines = dict(self._armed())
             queue.send(key, deadlines.get(key, RELEASE), 0.0)
         self._next_queue = queue
 
-    def _settle(self, connection: socket.socket, welcome: wire.Welcome, descriptor: int) -> None:
+    def _settle(self, sock: socket.socket, welcome: wire.Welcome, descriptor: int) -> None:
         if descriptor >= 0:
             raise ProtocolError("a descriptor for a client that did not ask for one")
         self.queue = self._next_queue  # before anybody takes it for connected
-        self._use(connection)
+        self._use(sock)
 
     def hang_up(self) -> None:
         """Close the connection and nothing else: the timers stay armed."""

@@ -48,20 +48,20 @@ def until_it_serves(path: str) -> Steps[float]:
     listener, until = _announced(path)
     if monotonic() >= until:
         return -inf
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as connection:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as sock:
         try:
             while True:
                 try:
-                    connection.connect(path)
+                    sock.connect(path)
                     break
                 except BlockingIOError:  # the backlog is full
                     yield Wait(seconds=random.uniform(0.001, 0.01), until=until)
-            if peer_of(connection)[0] not in (listener, 0):  # 0: from here, neither of the two can be seen
+            if peer_of(sock)[0] not in (listener, 0):  # 0: from here, neither of the two can be seen
                 return -inf
-            connection.send(PING, socket.MSG_NOSIGNAL)
+            sock.send(PING, socket.MSG_NOSIGNAL)
         except OSError:
             return -inf
-        yield Wait(connection.fileno(), until=until)
+        yield Wait(sock.fileno(), until=until)
     return until
 
 

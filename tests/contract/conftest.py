@@ -1,11 +1,11 @@
-"""What the contract suites share: a place for servers, one per test, no default client and no old link."""
+"""What the contract suites share: a place for servers, one per test, no default client, no old connection."""
 
 from collections.abc import Iterator
 
 import pytest
 
 from aiotimer.client.clients import default
-from aiotimer.client.connections import _every_link
+from aiotimer.client.connections import _every_connection
 from tests.fakes.places import private_runtime, short_socket
 from tests.fakes.server import ServerThread
 
@@ -25,12 +25,12 @@ def _unconfigured(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _unlinked() -> Iterator[None]:
+def _disconnected() -> Iterator[None]:
     """Leave no connection to a test's server, and no thread that looks for it, to the tests after it."""
     yield
-    for link in list(_every_link):
-        link.hang_up()
-        link.reset()
+    for connection in list(_every_connection):
+        connection.hang_up()
+        connection.reset()
 
 
 @pytest.fixture

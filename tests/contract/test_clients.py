@@ -91,13 +91,13 @@ class Client:
 
     @property
     def table(self) -> TimerTable:
-        table = self.inner.link.table
+        table = self.inner.connection.table
         assert table is not None
         return table
 
     def armed_here(self) -> list[str]:
         """Return the names of what is armed in this process's own table, if it has one."""
-        table = self.inner.link.table
+        table = self.inner.connection.table
         return [] if table is None else sorted(timer.name for timer in timers_of(table))
 
 
@@ -414,7 +414,7 @@ def test_clients_share_one_connection_and_one_table(make: Maker, server: ServerT
     one, two = make(server.path), make(server.path)
     one.connect()
     two.connect()
-    assert one.inner.link is two.inner.link
+    assert one.inner.connection is two.inner.connection
     assert hellos(server) == 1
     one.acquire("s", soon())
     two.release("s")
@@ -684,7 +684,7 @@ async def test_fault_49_cancelled_while_connecting_nothing_is_armed(nobody: str,
     with stand_in(nobody, None):
         task = asyncio.create_task(client.acquire("s", soon()))
         await asyncio.sleep(0)
-        assert client.link.connecting, "it is not connecting: the test is blind"
+        assert client.connection.connecting, "it is not connecting: the test is blind"
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -713,7 +713,7 @@ async def test_fault_49_cancelled_anywhere_in_an_acquire_nothing_is_armed(
         try:
             await task
         except asyncio.CancelledError:
-            table = client.link.table
+            table = client.connection.table
             assert table is None or not timers_of(table)
         else:
             finished += 1

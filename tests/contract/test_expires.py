@@ -27,7 +27,14 @@ from aiotimer.client import memory, waiting
 from aiotimer.client.waiting import BUDGET_ON_LOOP
 from tests.fakes.clock import PATIENCE
 from tests.fakes.interruptions import every_thread_at_once, interruptions
-from tests.fakes.memory import MemoryClient, MemoryLink, acquisitions_of, memory_table, names_of, timers_of
+from tests.fakes.memory import (
+    MemoryClient,
+    MemoryConnection,
+    acquisitions_of,
+    memory_table,
+    names_of,
+    timers_of,
+)
 from tests.fakes.server import ServerThread, stand_in
 
 AnyClient: TypeAlias = TimerClient | AsyncTimerClient
@@ -51,8 +58,8 @@ def client(request: pytest.FixtureRequest, server: ServerThread) -> Iterator[Tim
 
 def here(client: AnyClient) -> list[str]:
     """Return the names of what is armed in this process's table."""
-    assert client.link.table is not None
-    return names_of(client.link.table)
+    assert client.connection.table is not None
+    return names_of(client.connection.table)
 
 
 # --- each entry is a timer of its own
@@ -106,8 +113,8 @@ def test_entries_left_in_any_order_free_only_themselves(server: ServerThread, cl
         block.__enter__()
     chance.shuffle(blocks)
     while blocks:
-        assert client.link.table is not None
-        armed = [timer.deadline for timer in timers_of(client.link.table)]
+        assert client.connection.table is not None
+        armed = [timer.deadline for timer in timers_of(client.connection.table)]
         assert armed == sorted(block.deadline for block in blocks)
         blocks.pop().__exit__(None, None, None)
     assert server.armed() == []
@@ -195,8 +202,8 @@ async def test_fault_51_1000_concurrent_tasks(server: ServerThread, client: Time
             leave[n].set()
             left.discard(n)
         await asyncio.gather(*(tasks[n] for n in order[start : start + 250]))
-        assert client.link.table is not None
-        remaining = {timer.deadline for timer in timers_of(client.link.table)}
+        assert client.connection.table is not None
+        remaining = {timer.deadline for timer in timers_of(client.connection.table)}
         assert len(remaining) == len(left)
         assert not remaining & {tasks[n].result() for n in order[: start + 250]}
     await asyncio.to_thread(server.wait_armed, [])  # what a budget was too short for is said later
@@ -371,8 +378,8 @@ def test_renew_counts_from_now(server: ServerThread, client: TimerClient) -> Non
         before = block.deadline
         block.renew(500)
         assert block.deadline > before + 400
-        assert client.link.table is not None
-        assert [timer.deadline for timer in timers_of(client.link.table)] == [block.deadline]
+        assert client.connection.table is not None
+        assert [timer.deadline for timer in timers_of(client.connection.table)] == [block.deadline]
         block.renew()
         assert block.remaining() > 400, "renewed for as long as it was renewed last"
     assert server.armed() == []
@@ -475,8 +482,8 @@ def current_task() -> asyncio.Task[Any]:
 
 async def test_until_then_the_hard_limit_is_armed(client: TimerClient) -> None:
     async with expires(60, scope="s", client=client, grace=5) as block:
-        assert client.link.table is not None
-        (timer,) = timers_of(client.link.table)
+        assert client.connection.table is not None
+        (timer,) = timers_of(client.connection.table)
         assert timer.deadline == pytest.approx(block.deadline + 5, abs=1e-6)
         assert block.remaining() <= 60
     assert here(client) == []
@@ -559,7 +566,7 @@ async def test_a_limit_that_is_over_before_the_block_has_been_entered(nobody: st
             async with expires(0.01, "s", client, grace=60):
                 pytest.fail("the block was entered")
         assert current_task().cancelling() == 0
-        assert client.link.table is None or timers_of(client.link.table) == []
+        assert client.connection.table is None or timers_of(client.connection.table) == []
     await client.aclose()
 
 
@@ -593,8 +600,8 @@ async def test_renew_moves_both_limits(client: TimerClient) -> None:
     async with expires(SOON, scope="s", client=client, grace=5) as block:
         await asyncio.to_thread(block.renew, 60)  # which has patience; on the loop it would have 5 ms
         assert 59 < block.remaining() <= 60
-        assert client.link.table is not None
-        assert timers_of(client.link.table)[0].deadline == pytest.approx(block.deadline + 5, abs=1e-6)
+        assert client.connection.table is not None
+        assert timers_of(client.connection.table)[0].deadline == pytest.approx(block.deadline + 5, abs=1e-6)
         with pytest.raises(TimeoutError, match=r"^$"):
             async with asyncio.timeout(0.05):
                 await for_ever()
@@ -643,7 +650,7 @@ async def test_without_a_server_the_policy_decides(nobody: str, shared: bool, un
     with outcome, expires(60, scope="s", client=client):
         done.append("with")
     assert done == ([] if unavailable == "raise" else ["async with", "async with", "with"])
-    assert client.link.table is None or timers_of(client.link.table) == []
+    assert client.connection.table is None or timers_of(client.connection.table) == []
     with ServerThread(nobody) as server:
         await client.connect(PATIENCE)
         assert await asyncio.to_thread(server.armed) == []
@@ -683,8 +690,8 @@ async def test_a_full_table_is_an_error_on_entering(grace: float | None) -> None
 # --- how long a server may hold the caller up
 
 
-class RecordingLink(MemoryLink):
-    """A link without a shared table, to whom everything is said at once.
+class RecordingConnection(MemoryConnection):
+    """A connection without a shared table, on which everything is sent at once.
 
     Attributes:
         asked: what was to be said, and the seconds that it might have taken.
@@ -714,12 +721,12 @@ class RecordingLink(MemoryLink):
         self.untell(key, budget, word)
 
 
-def recording_client(budget: float) -> tuple[MemoryClient, RecordingLink]:
+def recording_client(budget: float) -> tuple[MemoryClient, RecordingConnection]:
     table = memory_table()
-    link = RecordingLink(table)
-    client = MemoryClient(table, link)
+    connection = RecordingConnection(table)
+    client = MemoryClient(table, connection)
     client.budget = budget
-    return client, link
+    return client, connection
 
 
 BUDGETS = pytest.mark.parametrize("budget", [0.001, 7.0])
@@ -727,27 +734,27 @@ BUDGETS = pytest.mark.parametrize("budget", [0.001, 7.0])
 
 @BUDGETS
 def test_leaving_may_take_as_long_as_entering_and_that_is_what_its_client_allows(budget: float) -> None:
-    client, link = recording_client(budget)
+    client, connection = recording_client(budget)
     with expires(60, "s", client):
         client.budget = 99.0  # from the next block on
-    assert link.asked == [("armed", budget), ("released", budget)]
+    assert connection.asked == [("armed", budget), ("released", budget)]
 
 
 @BUDGETS
 async def test_leaving_asynchronously_may_take_as_long_as_entering(budget: float) -> None:
-    client, link = recording_client(budget)
+    client, connection = recording_client(budget)
     async with expires(60, "s", client):
         pass
-    assert link.asked == [("armed", budget), ("released", budget)]
+    assert connection.asked == [("armed", budget), ("released", budget)]
 
 
 @BUDGETS
 async def test_a_plain_block_on_a_loop_holds_it_up_no_longer_when_it_is_left(budget: float) -> None:
-    client, link = recording_client(budget)
+    client, connection = recording_client(budget)
     with expires(60, "s", client):
         pass
     most = min(budget, BUDGET_ON_LOOP)
-    assert link.asked == [("armed", most), ("released", most)]
+    assert connection.asked == [("armed", most), ("released", most)]
 
 
 # --- cancelled on the way in (FAULTS 49)
@@ -772,7 +779,7 @@ async def test_fault_49_cancelled_while_connecting_there_is_no_ghost(
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert client.link.table is None or timers_of(client.link.table) == []
+        assert client.connection.table is None or timers_of(client.connection.table) == []
     with ServerThread(nobody) as server:
         await client.connect(PATIENCE)
         async with expires(60, scope="real", client=client):
@@ -838,7 +845,7 @@ def assert_nothing_armed(client: AnyClient, when: str) -> None:
     It finds little to do (``collector_rests``); what it left would add up, a mapping for each interruption.
     """
     gc.collect()
-    table = client.link.table
+    table = client.connection.table
     assert table is None or timers_of(table) == [], f"a ghost, interrupted at {when}"
 
 

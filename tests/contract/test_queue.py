@@ -124,19 +124,19 @@ def socket_queue() -> Iterator[Ends]:
         assert not pump.is_alive()
 
 
-def deliver_everything(connection: socket.socket, server: SocketQueue, stop: int) -> None:
+def deliver_everything(sock: socket.socket, server: SocketQueue, stop: int) -> None:
     decoder = wire.server_decoder()
     poll = select.poll()
-    poll.register(connection, select.POLLIN)
+    poll.register(sock, select.POLLIN)
     poll.register(stop, select.POLLHUP)
     while True:
         ready = {descriptor for descriptor, _event in poll.poll(PATIENCE * 1000)}
         if stop in ready or not ready:
             return
-        for message in decoder.feed(connection.recv(65_536)):
+        for message in decoder.feed(sock.recv(65_536)):
             assert isinstance(message, wire.Acquire)
             server.deliver(message)
-        connection.sendall(wire.encode(server.acknowledgement()))
+        sock.sendall(wire.encode(server.acknowledgement()))
 
 
 KINDS: dict[str, Callable[[], AbstractContextManager[Ends]]] = {

@@ -56,9 +56,9 @@ class Crowd:
     """
 
     def __init__(self, client: TimerClient, rounds: int, *, forks: bool) -> None:
-        assert client.link.table is not None
+        assert client.connection.table is not None
         self.client = client
-        self.table = client.link.table
+        self.table = client.connection.table
         self.rounds = rounds
         self.forks = forks
         self.wrong: list[str] = []
@@ -241,7 +241,7 @@ def test_a_child_that_leaves_its_parents_block_releases_nothing(server: ServerTh
     with TimerClient(server.path, shared=shared, budget=PATIENCE) as client:
         with expires(60, "s", client) as block:
             assert fork_and(lambda: block.__exit__(None, None, None)) == 0
-            assert client.link.table is not None
-            assert [timer.deadline for timer in timers_of(client.link.table)] == [block.deadline]
+            assert client.connection.table is not None
+            assert [timer.deadline for timer in timers_of(client.connection.table)] == [block.deadline]
             assert server.armed() == ["s"]
         assert server.armed() == []

@@ -16,7 +16,7 @@ import aiotimer
 from aiotimer._core import layout
 from aiotimer._core.reader import Read, TableReader, Timer
 from aiotimer._core.table import TimerTable
-from aiotimer.client.connection import Link
+from aiotimer.client.connection import ClientConnection
 from tests.fakes.clock import PATIENCE
 
 
@@ -60,8 +60,8 @@ def names_of(table: TimerTable) -> list[str]:
     return sorted(timer.name for timer in timers_of(table))
 
 
-class MemoryLink(Link):
-    """A link whose table is in memory, and whose server is the test.
+class MemoryConnection(ClientConnection):
+    """A connection whose table is in memory, and whose server is the test.
 
     Attributes:
         rings: the deadlines that were rung, in order.
@@ -85,30 +85,30 @@ class MemoryLink(Link):
 
 
 class MemoryClient(aiotimer.TimerClient):
-    """A client of a :class:`MemoryLink`: what ``expires`` and ``acquire`` do to a table, and nothing else.
+    """A client of a :class:`MemoryConnection`: what ``expires`` and ``acquire`` do to a table, no more.
 
     Args:
         table: where its timers are.
-        link: to that table; by default one with a shared table.
+        connection: to that table; by default one with a shared table.
     """
 
     __slots__ = ()
 
-    def __init__(self, table: TimerTable, link: MemoryLink | None = None) -> None:
-        self._link = MemoryLink(table) if link is None else link
+    def __init__(self, table: TimerTable, connection: MemoryConnection | None = None) -> None:
+        self._connection = MemoryConnection(table) if connection is None else connection
         self._hook = None
         self._closed = False
-        self.pools, self.sites = self._link.pools, self._link.sites
+        self.pools, self.sites = self._connection.pools, self._connection.sites
         self.unavailable = "raise"
         self.budget = PATIENCE
 
     @property
     def table(self) -> TimerTable:
         """Where its timers are."""
-        assert self._link.table is not None
-        return self._link.table
+        assert self._connection.table is not None
+        return self._connection.table
 
     @property
     def rings(self) -> list[float]:
         """The deadlines that were rung, in order."""
-        return cast(MemoryLink, self._link).rings
+        return cast(MemoryConnection, self._connection).rings

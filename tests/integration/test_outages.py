@@ -222,15 +222,15 @@ def test_what_could_not_be_said_while_another_thread_connects_is_said_later(
 ) -> None:
     """That thread's HELLO has been written already, and says the contrary."""
 
-    def fails_meanwhile(connection: socket.socket, welcome: wire.Welcome) -> Steps[None]:
-        link._silent_until = inf  # nobody waits for a server that has just let somebody wait in vain
+    def fails_meanwhile(sock: socket.socket, welcome: wire.Welcome) -> Steps[None]:
+        connection._silent_until = inf  # nobody waits for a server that has just let somebody wait in vain
         if does == "acquire":
             client.acquire("s", until)
         else:
             client.release("s")
-        link._silent_until = -inf
+        connection._silent_until = -inf
         failed.append(does)
-        yield from say_more(connection, welcome)
+        yield from say_more(sock, welcome)
 
     failed: list[str] = []
     until = monotonic() + 600
@@ -241,9 +241,9 @@ def test_what_could_not_be_said_while_another_thread_connects_is_said_later(
         client.connect()
         if does == "release":
             client.acquire("s", until)
-        link, say_more = client.link, client.link._say_more
-        monkeypatch.setattr(link, "_say_more", fails_meanwhile)
-        link.hang_up()
+        connection, say_more = client.connection, client.connection._say_more
+        monkeypatch.setattr(connection, "_say_more", fails_meanwhile)
+        connection.hang_up()
         client.connect(PATIENCE)
         menders.wait_ended()
         assert failed == [does]
@@ -262,8 +262,8 @@ def test_an_interrupted_request_leaves_nothing_armed(
         if when == "release":
             client.acquire("s", monotonic() + 600)
         with monkeypatch.context() as patch:
-            patch.setattr(type(client.link), "tell", interrupted)
-            patch.setattr(type(client.link), "untell", interrupted)
+            patch.setattr(type(client.connection), "tell", interrupted)
+            patch.setattr(type(client.connection), "untell", interrupted)
             with pytest.raises(Interrupted):
                 if when == "acquire":
                     client.acquire("s", 0.0)
@@ -284,7 +284,7 @@ async def test_a_release_that_is_cancelled_has_been_made(
         client = AsyncTimerClient(server.path, shared=shared, budget=PATIENCE)
         await client.acquire("s", monotonic() + 600)
         with monkeypatch.context() as patch:
-            patch.setattr(type(client.link), "untell_async", interrupted)
+            patch.setattr(type(client.connection), "untell_async", interrupted)
             with pytest.raises(Interrupted):
                 await client.release("s")
         await asyncio.to_thread(server.wait_armed, [])

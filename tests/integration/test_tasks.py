@@ -148,8 +148,8 @@ async def test_a_channel_answers_from_inside_of_the_loop(tmp_path: Path) -> None
         listener.listen()
         before = set(os.listdir("/proc/self/fd"))
         client = aiotimer.AsyncTimerClient(path)
-        inspection.attend(client.link, Block)
-        inspection.attend(client.link, Block)
+        inspection.attend(client.connection, Block)
+        inspection.attend(client.connection, Block)
         peer, _ = listener.accept()
         with peer:
             peer.setblocking(False)

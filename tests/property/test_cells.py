@@ -18,7 +18,7 @@ from aiotimer._core import layout
 from aiotimer._core.requests import RELEASE
 from aiotimer.queue import TableQueue
 from tests.fakes.clock import Clock
-from tests.fakes.memory import MemoryClient, MemoryLink, memory_table, timers_of
+from tests.fakes.memory import MemoryClient, MemoryConnection, memory_table, timers_of
 
 ME = 7
 SCOPES = st.sampled_from(["a", "b", "train.py:42"])
@@ -42,15 +42,15 @@ class BothWays(RuleBasedStateMachine):
     def start(self, promise: float) -> None:
         self.clock = Clock()
         self.client = MemoryClient(memory_table(promise, now=self.clock))
-        self.link = MemoryLink(memory_table(promise, now=self.clock))
-        assert self.link.table is not None
-        self.table = self.link.table
-        self.queue = TableQueue(self.table, ME, self.link.ring)
+        self.connection = MemoryConnection(memory_table(promise, now=self.clock))
+        assert self.connection.table is not None
+        self.table = self.connection.table
+        self.queue = TableQueue(self.table, ME, self.connection.ring)
 
     def put(self, scope_id: str, after: float) -> None:
-        rings = len(self.link.rings)
+        rings = len(self.connection.rings)
         rang = self.queue.put(TimerRequest(ME, scope_id, self.clock.now + after))
-        assert rang == (len(self.link.rings) > rings)
+        assert rang == (len(self.connection.rings) > rings)
 
     @rule(target=blocks, scope=SCOPES, after=TIMES)
     def enter(self, scope: str, after: float) -> Block:
@@ -94,7 +94,7 @@ class BothWays(RuleBasedStateMachine):
 
     @invariant()
     def the_same_was_rung(self) -> None:
-        assert self.client.rings == self.link.rings
+        assert self.client.rings == self.connection.rings
 
     def teardown(self) -> None:
         if hasattr(self, "client"):

@@ -58,7 +58,7 @@ class WatchedWorker(RuleBasedStateMachine):
         return self.clock.now + delay + self.serial * 1e-7
 
     def stored(self, name: Name, deadline: float, *, must_ring: bool) -> None:
-        """A timer has been stored: ring if need be, and reconnect if that fails, as a link does."""
+        """A timer has been stored: ring if need be, and reconnect if that fails, as a connection does."""
         self.model[name] = deadline
         if not must_ring:
             return

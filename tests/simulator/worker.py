@@ -141,7 +141,7 @@ class Thread:
 
 
 class Worker:
-    """One program in one process: its link, its table, its threads.
+    """One program in one process: its connection, its table, its threads.
 
     Attributes:
         table: the storing side; None before the first WELCOME.
@@ -269,7 +269,7 @@ class Worker:
                 yield from self._ring_or_reconnect(table, stored)
             file.returned[number] = self.world.now
 
-    # -- the link ----------------------------------------------------------------------------------
+    # -- the connection ----------------------------------------------------------------------------
 
     def _tell(self, table: TimerTable, deadline: float, now: float) -> Steps:
         if table.must_ring(deadline, now):
@@ -277,7 +277,7 @@ class Worker:
             yield from self._ring_or_reconnect(table, deadline)
 
     def _ring_or_reconnect(self, table: TimerTable, deadline: float) -> Steps:
-        """``Link.tell``."""
+        """``ClientConnection.tell``."""
         if self.connected:
             sent = yield from self.ring(table, deadline)
             if sent:
@@ -286,7 +286,7 @@ class Worker:
             yield from self.connect()
 
     def ring(self, table: TimerTable, deadline: float) -> Generator[str | Wait, None, bool]:
-        """``Link.ring``: the count is read before the ``send``, and remembered after it."""
+        """``ClientConnection.ring``: the count is read before the ``send``, and remembered after it."""
         looks = table.looks()
         yield "reads the look count"
         if not self.send_ring(deadline):
@@ -307,7 +307,7 @@ class Worker:
         return False
 
     def connect(self) -> Steps:
-        """``Link.connect``: within the budget, or not at all."""
+        """``ClientConnection.connect``: within the budget, or not at all."""
         until = self.world.now + self.budget()
         while self._gate is not None:
             yield Wait("another thread that connects", self._gate_is_open, until)
@@ -360,7 +360,7 @@ class Worker:
         self.table.forget_rings()
 
     def close(self) -> Steps:
-        """``Link.leave``: the last client releases what it has armed by name, and says BYE."""
+        """``ClientConnection.leave``: the last client releases what it has armed by name, and says BYE."""
         line, table, file = self.line, *self._mine()
         self.release_all(table)
         file.land(everything=True)
