@@ -40,7 +40,7 @@ from .control import ping
 from .dump_signal import Stacks, allow_tracing, register
 from .handshake import greet, reach
 from .memory import close, immortal, is_open, scratch
-from .reconnect import Hook, Mended
+from .reconnect import Hook, Reconnector
 from .starting import starting_until
 from .waiting import Steps, Turn, Turns, Wait, loop_is_running, within
 
@@ -54,7 +54,7 @@ _MOST_CODES = 4096
 """Code objects whose call sites are remembered."""
 
 
-class ClientConnection(Mended):
+class ClientConnection(Reconnector):
     """A connection with a shared table. See :class:`SocketOnlyConnection` for the kind without.
 
     Attributes:
@@ -100,7 +100,7 @@ class ClientConnection(Mended):
         self._resets += 1
         self._next_attempt = -inf
         self._silent_until = -inf  # a server has just let us wait in vain
-        self._unwatched = self._said = False
+        self._unwatched = self._logged = False
 
     def _first_table(self) -> TimerTable | None:
         """Return what to store in before a server has given us a table."""
@@ -115,7 +115,7 @@ class ClientConnection(Mended):
         with self._entering:
             request = self.reap_request.combined(self.path, reap, observe=observe)
             if request != self.reap_request and self.connected:
-                self.hang_up()  # it is said in the next HELLO
+                self.disconnect()  # it is said in the next HELLO
             self.reap_request = request
 
     # -- connecting ------------------------------------------------------------------------------
@@ -344,13 +344,13 @@ class ClientConnection(Mended):
         table = self.table
         return table is not None and table.is_late(table.now())
 
-    def needs_mending(self) -> bool:
+    def needs_reconnecting(self) -> bool:
         """Whether an outage has been noticed and is not over."""
         if self._unwatched and self.connected:
             self.note_lateness()
         return self._unwatched and self.users > 0
 
-    def mend(self) -> None:
+    def reconnect(self) -> None:
         """Ring a late server; find one if there is none.
 
         It is asked before it is greeted: whoever enters a block meanwhile would wait for the greeting's end.
@@ -402,7 +402,7 @@ class ClientConnection(Mended):
             self._send(wire.encode(wire.Bye()))
         self._let_go()
 
-    def hang_up(self) -> None:
+    def disconnect(self) -> None:
         """Close the connection and nothing else: the timers stay armed."""
         sock, self._socket = self._socket, None
         self.connected, self.watched = False, None
@@ -418,10 +418,10 @@ class ClientConnection(Mended):
 
     def _let_go(self) -> None:
         """Close what is open. Entries that are active keep their table, and release in it."""
-        self.hang_up()
+        self.disconnect()
         channels = sys.modules.get("aiotimer.client.inspection")
         if channels is not None:
-            channels.hang_up(self.path)
+            channels.close_channels(self.path)
         if self._stacks is not None:
             self._stacks.undo()
         if is_open(self._table_descriptor, self._table_inode):

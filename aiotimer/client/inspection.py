@@ -178,7 +178,7 @@ def attend(connection: Attended, block_type: type[Any]) -> None:
         return
 
 
-def hang_up(path: str) -> None:
+def close_channels(path: str) -> None:
     """The last client of a server is leaving: close every loop's channel to it."""
     for of_loop in list(_channels.values()):
         channel = of_loop.pop(path, None)

@@ -121,7 +121,7 @@ class SocketOnlyConnection(ClientConnection):
     def _owe(self, key: str, word: int) -> None:
         """Leave it to the thread. The HELLO of a connection that others are making may say the contrary."""
         self._marked[key] = word
-        self.mend_in_background()
+        self.reconnect_in_background()
 
     def _check_silence(self) -> None:
         """Wait for a stuck server once a second, not in every step; the rest is left to a thread."""
@@ -148,7 +148,7 @@ class SocketOnlyConnection(ClientConnection):
         if queue is not None and self.connected:
             with contextlib.suppress(OSError):
                 self._say_marked(queue)
-        self.mend_in_background()
+        self.reconnect_in_background()
 
     def requests(self) -> RequestQueue:
         """Return the worker's end of the socket queue.
@@ -221,7 +221,7 @@ class SocketOnlyConnection(ClientConnection):
     def _lose(self, queue: SocketQueue) -> None:
         """Nothing more can be said on a connection. Another thread may have made a new one by now."""
         if self.queue is queue:
-            self.hang_up()
+            self.disconnect()
 
     # -- connecting ------------------------------------------------------------------------------
 
@@ -258,14 +258,14 @@ class SocketOnlyConnection(ClientConnection):
         self.queue = self._next_queue  # before anybody takes it for connected
         self._use(sock)
 
-    def hang_up(self) -> None:
+    def disconnect(self) -> None:
         """Close the connection and nothing else: the timers stay armed."""
         self.queue = None
-        super().hang_up()
+        super().disconnect()
 
     # -- outages, and the end --------------------------------------------------------------------
 
-    def needs_mending(self) -> bool:
+    def needs_reconnecting(self) -> bool:
         """Whether something is owed, or nobody watches."""
         queue = self.queue
         said = queue is not None and self.connected and not self._marked
@@ -276,7 +276,7 @@ class SocketOnlyConnection(ClientConnection):
             return False
         return True
 
-    def mend(self) -> None:
+    def reconnect(self) -> None:
         """Reconnect, and say what is owed."""
         if not self.connected:
             ping(self.path, trusted=True)
@@ -320,4 +320,4 @@ class SocketOnlyConnection(ClientConnection):
                 if not self._marked and self._send(wire.encode(wire.Bye())):
                     self._let_go()
                     return
-        self.mend_in_background()
+        self.reconnect_in_background()

@@ -29,7 +29,7 @@ def _disconnected() -> Iterator[None]:
     """Leave no connection to a test's server, and no thread that looks for it, to the tests after it."""
     yield
     for connection in list(_every_connection):
-        connection.hang_up()
+        connection.disconnect()
         connection.reset()
 
 

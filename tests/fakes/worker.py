@@ -33,8 +33,8 @@ FORKS = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 there if warnings are errors: nobody waits for the child then."""
 
 
-class Menders:
-    """The threads that try to mend outages, each a ``threading.Thread``.
+class Reconnectors:
+    """The threads that try to reconnect, each a ``threading.Thread``.
 
     Coverage follows these, and they can be waited for.
     """

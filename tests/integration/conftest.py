@@ -9,7 +9,7 @@ import pytest
 from aiotimer._linux import paths
 from aiotimer.client import reconnect
 from tests.fakes.places import private_runtime
-from tests.fakes.worker import Menders
+from tests.fakes.worker import Reconnectors
 
 HELD = """
 import os, sys
@@ -38,9 +38,9 @@ def no_other_state(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def menders(monkeypatch: pytest.MonkeyPatch) -> Menders:
-    """The threads that try to mend this test's outages."""
-    made = Menders()
+def reconnectors(monkeypatch: pytest.MonkeyPatch) -> Reconnectors:
+    """The threads that try to end this test's outages."""
+    made = Reconnectors()
     monkeypatch.setattr(reconnect, "start_new_thread", made.start)
     return made
 

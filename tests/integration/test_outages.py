@@ -25,13 +25,13 @@ from aiotimer.client.waiting import Steps
 from tests.fakes.clock import PATIENCE
 from tests.fakes.places import private_runtime, short_socket
 from tests.fakes.server import ServerThread
-from tests.fakes.worker import Menders
+from tests.fakes.worker import Reconnectors
 
 sharing = pytest.mark.parametrize("shared", [True, False], ids=["shared", "socket"])
 
 
 @pytest.fixture(autouse=True)
-def _own_runtime(menders: Menders) -> Iterator[None]:
+def _own_runtime(reconnectors: Reconnectors) -> Iterator[None]:
     with private_runtime():
         yield
 
@@ -43,7 +43,7 @@ def recorder() -> tuple[Hook, queue.SimpleQueue[str | None]]:
 
 @sharing
 def test_the_hook_hears_of_both_ends_of_an_outage(
-    menders: Menders, shared: bool, caplog: pytest.LogCaptureFixture
+    reconnectors: Reconnectors, shared: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     hook, told = recorder()
     with short_socket() as path, ServerThread(path) as server:
@@ -58,7 +58,7 @@ def test_the_hook_hears_of_both_ends_of_an_outage(
             server.start()
             assert told.get(timeout=PATIENCE) is None  # and no block is entered meanwhile
             assert client.connected
-            menders.wait_ended()
+            reconnectors.wait_ended()
         assert told.empty()
         said = [record.getMessage() for record in caplog.records if record.name == "aiotimer"]
         said = [text for text in said if "watched" in text or "looks again" in text]
@@ -114,7 +114,7 @@ def test_configure_takes_a_hook_for_the_client_it_makes() -> None:
 
 
 @sharing
-def test_the_last_client_leaves_while_the_server_is_down(menders: Menders, shared: bool) -> None:
+def test_the_last_client_leaves_while_the_server_is_down(reconnectors: Reconnectors, shared: bool) -> None:
     """What it had armed must not be found armed by the next server."""
     with short_socket() as path, ServerThread(path) as server:
         client = TimerClient(path, shared=shared)
@@ -123,7 +123,7 @@ def test_the_last_client_leaves_while_the_server_is_down(menders: Menders, share
             server.stop()
             client.close()
         server.start()
-        menders.wait_ended()
+        reconnectors.wait_ended()
         with TimerClient(path) as other:
             other.acquire("expires later", monotonic() + 1.0)
             ((_worker, scopes),) = server.wait_reaps(1)
@@ -141,7 +141,7 @@ def test_the_last_client_leaves_with_timers_armed(shared: bool) -> None:
             server.wait_armed([])
 
 
-def test_a_new_client_after_the_last_one_left_during_an_outage(menders: Menders) -> None:
+def test_a_new_client_after_the_last_one_left_during_an_outage(reconnectors: Reconnectors) -> None:
     with short_socket() as path, ServerThread(path) as server:
         client = TimerClient(path, shared=False)
         client.acquire("first", monotonic() + 600)
@@ -150,7 +150,7 @@ def test_a_new_client_after_the_last_one_left_during_an_outage(menders: Menders)
         client = TimerClient(path, shared=False, unavailable="ignore", budget=0.01)
         client.acquire("second", monotonic() + 600)
         server.start()
-        menders.wait_ended()
+        reconnectors.wait_ended()
         server.wait_armed(["second"])
         client.close()
         server.wait_armed([])
@@ -218,7 +218,7 @@ class Interrupted(BaseException):
 
 @pytest.mark.parametrize("does", ["acquire", "release"])
 def test_what_could_not_be_said_while_another_thread_connects_is_said_later(
-    menders: Menders, does: str, monkeypatch: pytest.MonkeyPatch
+    reconnectors: Reconnectors, does: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """That thread's HELLO has been written already, and says the contrary."""
 
@@ -243,9 +243,9 @@ def test_what_could_not_be_said_while_another_thread_connects_is_said_later(
             client.acquire("s", until)
         connection, say_more = client.connection, client.connection._say_more
         monkeypatch.setattr(connection, "_say_more", fails_meanwhile)
-        connection.hang_up()
+        connection.disconnect()
         client.connect(PATIENCE)
-        menders.wait_ended()
+        reconnectors.wait_ended()
         assert failed == [does]
         server.wait_armed(["s"] if does == "acquire" else [])
 
@@ -253,7 +253,7 @@ def test_what_could_not_be_said_while_another_thread_connects_is_said_later(
 @sharing
 @pytest.mark.parametrize("when", ["acquire", "release"])
 def test_an_interrupted_request_leaves_nothing_armed(
-    menders: Menders, shared: bool, when: str, monkeypatch: pytest.MonkeyPatch
+    reconnectors: Reconnectors, shared: bool, when: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_: object) -> None:
         raise Interrupted
@@ -270,12 +270,12 @@ def test_an_interrupted_request_leaves_nothing_armed(
                 else:
                     client.release("s")
         server.wait_armed([])
-        menders.wait_ended()
+        reconnectors.wait_ended()
 
 
 @sharing
 async def test_a_release_that_is_cancelled_has_been_made(
-    menders: Menders, shared: bool, monkeypatch: pytest.MonkeyPatch
+    reconnectors: Reconnectors, shared: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def interrupted(*_: object) -> None:
         raise Interrupted
@@ -289,4 +289,4 @@ async def test_a_release_that_is_cancelled_has_been_made(
                 await client.release("s")
         await asyncio.to_thread(server.wait_armed, [])
         await client.aclose()
-        menders.wait_ended()
+        reconnectors.wait_ended()

@@ -17,7 +17,7 @@ from aiotimer._core import wire
 from tests.fakes.clock import clock_passes
 from tests.fakes.places import private_runtime, short_socket
 from tests.fakes.server import ServerThread
-from tests.fakes.worker import Menders
+from tests.fakes.worker import Reconnectors
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,7 @@ def _own_runtime() -> Iterator[None]:
         yield
 
 
-def test_a_release_while_the_server_is_down_is_not_reaped_for(menders: Menders) -> None:
+def test_a_release_while_the_server_is_down_is_not_reaped_for(reconnectors: Reconnectors) -> None:
     with short_socket() as path, ServerThread(path) as server, TimerClient(path, shared=False) as client:
         client.acquire("kept", monotonic() + 600)
         deadline = monotonic() + 1.0
@@ -34,37 +34,37 @@ def test_a_release_while_the_server_is_down_is_not_reaped_for(menders: Menders) 
         server.stop()
         client.release("released")  # returns, though nobody hears it
         clock_passes(deadline)
-        assert armed_after_restart(server, menders) == ["kept"]
+        assert armed_after_restart(server, reconnectors) == ["kept"]
         assert server.reaps == []
 
 
-def armed_after_restart(server: ServerThread, menders: Menders) -> list[str]:
+def armed_after_restart(server: ServerThread, reconnectors: Reconnectors) -> list[str]:
     """Start the server again, wait until the client is back, and return what is armed."""
     server.start()
-    menders.wait_ended()
+    reconnectors.wait_ended()
     server.wait_heard(wire.Hello)
     return server.armed()
 
 
-def test_leaving_a_block_while_the_server_is_down_releases_it(menders: Menders) -> None:
+def test_leaving_a_block_while_the_server_is_down_releases_it(reconnectors: Reconnectors) -> None:
     with short_socket() as path, ServerThread(path) as server, TimerClient(path, shared=False) as client:
         with expires(after=2.0, scope="block", client=client) as block:
             assert server.armed() == ["block"]
             deadline = block.deadline
             server.stop()
         clock_passes(deadline)
-        assert armed_after_restart(server, menders) == []
+        assert armed_after_restart(server, reconnectors) == []
         assert server.reaps == []
 
 
-def test_more_timers_than_a_hello_has_room_for_come_back(menders: Menders) -> None:
+def test_more_timers_than_a_hello_has_room_for_come_back(reconnectors: Reconnectors) -> None:
     names = [f"timer-{number:04}-{'x' * 100}" for number in range(1500)]
     with short_socket() as path, ServerThread(path) as server, TimerClient(path, shared=False) as client:
         for number, name in enumerate(names):
             client.acquire(name, monotonic() + 600 + number)
         server.stop()
         client.acquire("one more", monotonic() + 600)
-        assert armed_after_restart(server, menders) == ["one more", *names]
+        assert armed_after_restart(server, reconnectors) == ["one more", *names]
 
 
 def test_a_hang_that_began_while_the_server_was_down_is_reaped() -> None:
