@@ -230,19 +230,19 @@ class Block:
                 slow = self._slow = Slow()
             durations.enter(pool.cells, row_of(slot), now, self._after, deadline)
             slow.entered_at = now
-            self._attend()
+            self._open_inspection_channel()
         except BaseException:
             self._retract()
             raise
 
-    def _attend(self) -> None:
-        """See to it that the server can ask the running event loop, if there is one, for its tasks."""
+    def _open_inspection_channel(self) -> None:
+        """See to it that the server can inspect the running event loop, if there is one."""
         if "asyncio" in sys.modules:
             client = self._client or default.client
             if client is not None and client.connection.connected:
-                from .inspection import attend
+                from .inspection import open_inspection_channel
 
-                attend(client.connection, Block)
+                open_inspection_channel(client.connection, Block)
 
     def _tell(self, deadline: float, now: float) -> None:
         """The table says that somebody must be told of this timer."""
@@ -321,7 +321,7 @@ class Block:
                 await connection.tell_async(table.key_of(slot), deadline, client.budget, slot)
             except (AiotimerError, OSError) as error:
                 client.missing(error)
-            self._attend()
+            self._open_inspection_channel()
         except BaseException:
             self._retract()
             raise

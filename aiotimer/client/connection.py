@@ -79,7 +79,7 @@ class ClientConnection(Reconnector):
         self.starting_until = -inf
         self.users = 0
         self.reap_request = NO_REQUEST
-        self.attend_at = -inf  # when the next attempt is made to open a channel
+        self.next_channel_attempt = -inf  # when the next attempt is made to open a channel
         self._turns = Turns()  # at connecting
         self._entering = threading.RLock()  # held while somebody enters or leaves
         self._resets = 0

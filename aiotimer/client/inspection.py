@@ -1,4 +1,5 @@
-"""A connection per event loop and server, on which this process says what its tasks wait for.
+"""Inspection channels: for each event loop and server a connection, on which the server asks what the loop's
+tasks wait for.
 
 The laws of this file: nothing here raises into a caller, waits, or makes a task or a thread; a healthy
 program notices nothing; a channel is used and closed in its loop's thread, or where that loop is closed; a
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from .._core import wire
 from .._linux.process import check_trusted
 from .memory import is_open
-from .tasks import answer
+from .tasks import report_tasks
 
 if TYPE_CHECKING:
     from .._core.table import Pool, TimerTable
@@ -31,30 +32,32 @@ _AGAIN_AFTER = 1.0
 _AT_ONCE = 65_536
 
 
-class Attended(Protocol):
-    """What a channel needs to know of this process's connection to the server that asks.
+class InspectedConnection(Protocol):
+    """What an inspection channel needs to know of this process's connection to the server that asks.
 
     Attributes:
         shared: whether the table is one that the server reads.
         table: where this process's timers are.
         pools: the pools of its scopes.
-        attend_at: ``CLOCK_MONOTONIC``; when to try again to open a channel.
+        next_channel_attempt: ``CLOCK_MONOTONIC``; when to try again to open a channel.
     """
 
     shared: bool
     table: TimerTable | None
     pools: dict[str, Pool]
-    attend_at: float
+    next_channel_attempt: float
 
     @property
     def path(self) -> str:
         """The server's socket."""
 
 
-class Channel:
-    """One loop's connection to one server."""
+class InspectionChannel:
+    """One event loop's end of the channel on which one server inspects it."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, connection: Attended, block_type: type[Any]) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, connection: InspectedConnection, block_type: type[Any]
+    ) -> None:
         self._loop = weakref.ref(loop)  # the loop holds this object
         self._connection = weakref.ref(connection)
         self._block_type = block_type
@@ -118,13 +121,13 @@ class Channel:
     def _ready(self) -> None:
         """Answer what is asked."""
         try:
-            self._answer()
+            self._report()
         except BlockingIOError:
             pass
         except Exception:  # noqa: BLE001 - the loop is the program's
             self._abandon()
 
-    def _answer(self) -> None:
+    def _report(self) -> None:
         loop, connection, descriptor = self._loop(), self._connection(), self._descriptor
         if loop is None or connection is None or not is_open(descriptor, self._inode):
             raise ConnectionError("the program closed the channel's descriptor")
@@ -136,7 +139,7 @@ class Channel:
             for message in self._decoder.feed(data):
                 if not isinstance(message, wire.Inspect):
                     raise ConnectionError("no question")
-                frame = answer(
+                frame = report_tasks(
                     loop, message, connection.table if connection.shared else None, self._block_type
                 )
                 if sock.send(frame, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL) < len(frame):
@@ -153,33 +156,33 @@ class Channel:
                 loop.remove_reader(descriptor)
 
 
-_channels: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, weakref.WeakValueDictionary[str, Channel]] = (
-    weakref.WeakKeyDictionary()
-)
+_channels: weakref.WeakKeyDictionary[
+    asyncio.AbstractEventLoop, weakref.WeakValueDictionary[str, InspectionChannel]
+] = weakref.WeakKeyDictionary()
 
 
-def attend(connection: Attended, block_type: type[Any]) -> None:
-    """See to it that the running loop, if there is one, answers a connection's server. Never raises."""
+def open_inspection_channel(connection: InspectedConnection, block_type: type[Any]) -> None:
+    """Let a connection's server inspect the running event loop, if there is one. Never raises."""
     try:
         loop = asyncio._get_running_loop()
-        if loop is None or monotonic() < connection.attend_at:
+        if loop is None or monotonic() < connection.next_channel_attempt:
             return
         of_loop = _channels.get(loop)
         if of_loop is None:
             of_loop = _channels.setdefault(loop, weakref.WeakValueDictionary())
         channel = of_loop.get(connection.path)
         if channel is None or not channel.is_open:
-            connection.attend_at = monotonic() + _AGAIN_AFTER
-            channel = Channel(loop, connection, block_type)
+            connection.next_channel_attempt = monotonic() + _AGAIN_AFTER
+            channel = InspectionChannel(loop, connection, block_type)
             channel.open()
             of_loop[connection.path] = channel
-            connection.attend_at = -inf
+            connection.next_channel_attempt = -inf
     except Exception:  # noqa: BLE001 - there is one probe less, and a later sampled entry tries again
         return
 
 
 def close_channels(path: str) -> None:
-    """The last client of a server is leaving: close every loop's channel to it."""
+    """Close every loop's channel to a server whose last client is leaving."""
     for of_loop in list(_channels.values()):
         channel = of_loop.pop(path, None)
         if channel is not None:

@@ -1,4 +1,4 @@
-"""What the tasks of an event loop wait for, told from inside of it.
+"""A report on what the tasks of an event loop wait for, made from inside of it.
 
 The laws of this file: it runs in the loop's thread, between two steps of its tasks, so nothing moves; it
 looks and changes nothing; chains may be cyclic and long, so everything is bounded; texts are a
@@ -32,14 +32,14 @@ _DEPTH = 6
 _MOST_LOOKED_AT = 2000
 _CONTAINERS = (MethodType, tuple, list, dict, deque, ExitStack, AsyncExitStack)
 _SUSPENDED = (CoroutineType, GeneratorType, AsyncGeneratorType)
-_ANSWERING = tuple(f'  File "{os.path.dirname(__file__)}/{name}"' for name in ("inspection.py", "tasks.py"))
+_INSPECTING = tuple(f'  File "{os.path.dirname(__file__)}/{name}"' for name in ("inspection.py", "tasks.py"))
 """What is on the stack only because somebody asked."""
 
 
-def answer(
+def report_tasks(
     loop: asyncio.AbstractEventLoop, question: wire.Inspect, table: TimerTable | None, block_type: type[Any]
 ) -> bytes:
-    """Return the frame of the answer to a question.
+    """Return the frame of the answer to an inspector's question.
 
     Args:
         loop: the loop, whose thread this is.
@@ -170,7 +170,7 @@ def _stacks_of_threads() -> str:
         text = os.pread(memory, _MOST_STACKS, 0).decode(errors="replace")[: _MOST_STACKS // 2]
     finally:
         os.close(memory)
-    return "".join(line for line in text.splitlines(keepends=True) if not line.startswith(_ANSWERING))
+    return "".join(line for line in text.splitlines(keepends=True) if not line.startswith(_INSPECTING))
 
 
 def _cut(text: str, most: int) -> str:

@@ -72,7 +72,7 @@ class MemoryConnection(ClientConnection):
         table.pools = self.pools
         self.table = self.watched = table
         self.connected = True
-        self.attend_at = inf  # nobody asks
+        self.next_channel_attempt = inf  # nobody asks
         self.rings: list[float] = []
 
     def ring(self, deadline: float) -> bool:

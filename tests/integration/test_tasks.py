@@ -19,7 +19,7 @@ from aiotimer import Block, expires
 from aiotimer._core import layout, wire
 from aiotimer._core.table import TimerTable
 from aiotimer.client import dump_signal, inspection
-from aiotimer.client.tasks import answer
+from aiotimer.client.tasks import report_tasks
 from aiotimer.testing import virtual
 
 
@@ -31,7 +31,7 @@ def decoded(frame: bytes) -> wire.Tasks:
 
 
 async def told(table: TimerTable | None, *slots: int) -> wire.Tasks:
-    return decoded(answer(asyncio.get_running_loop(), wire.Inspect(1, slots), table, Block))
+    return decoded(report_tasks(asyncio.get_running_loop(), wire.Inspect(1, slots), table, Block))
 
 
 def at(tasks: wire.Tasks, name: str) -> wire.TaskReport:
@@ -148,14 +148,14 @@ async def test_a_channel_answers_from_inside_of_the_loop(tmp_path: Path) -> None
         listener.listen()
         before = set(os.listdir("/proc/self/fd"))
         client = aiotimer.AsyncTimerClient(path)
-        inspection.attend(client.connection, Block)
-        inspection.attend(client.connection, Block)
+        inspection.open_inspection_channel(client.connection, Block)
+        inspection.open_inspection_channel(client.connection, Block)
         peer, _ = listener.accept()
         with peer:
             peer.setblocking(False)
             loop = asyncio.get_running_loop()
-            (attend,) = wire.server_decoder().feed(await loop.sock_recv(peer, 1000))
-            assert attend == wire.Attend(wire.PROTOCOL_VERSION)
+            (first,) = wire.server_decoder().feed(await loop.sock_recv(peer, 1000))
+            assert first == wire.Attend(wire.PROTOCOL_VERSION)
             decoder = wire.server_decoder()
             await loop.sock_sendall(peer, wire.encode(wire.Inspect(7)))
             answers: list[Any] = []
