@@ -37,7 +37,7 @@ class NotConfigured(AiotimerError, RuntimeError):
     def __str__(self) -> str:
         return (
             "no timer server is configured: call aiotimer.configure() once at start "
-            "(it uses $AIOTIMER_SOCKET or starts a private watchdog), run the program under "
+            "(it uses $AIOTIMER_SOCKET or starts a private server), run the program under "
             "`aiotimer run -- ...`, or pass client=... to expires()"
         )
 

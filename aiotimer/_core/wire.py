@@ -148,7 +148,7 @@ class Status(msgspec.Struct, tag="status", array_like=True, frozen=True):
 
 
 class Disown(msgspec.Struct, tag="disown", array_like=True, frozen=True):
-    """Founder to its private watchdog: end as if I had gone."""
+    """Owner to its private server: end as if I had gone."""
 
 
 class Attend(msgspec.Struct, tag="attend", array_like=True, frozen=True):

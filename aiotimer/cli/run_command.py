@@ -27,7 +27,7 @@ from .._linux.environment import SOCKET_VARIABLE, STARTING_VARIABLE, check_socke
 from .._linux.paths import RECORDED, base, state_directories, state_directory
 from .._linux.procfs import check_proc
 from .._linux.table_files import find_tables
-from ..client.launch import founder_argument, wait_ready
+from ..client.launch import owner_argument, wait_ready
 from ..client.starting import READY_WITHIN, announcement
 from ..errors import AiotimerError, ServerUnavailable
 from ..server.cleanup import discard
@@ -84,7 +84,7 @@ def _run(socket_path: str | None, policy: tuple[str, ...], command: list[str], *
     signal.pthread_sigmask(signal.SIG_BLOCK, AWAITED)
     reaped = _Reaped(events)
     place = Place(path)
-    arguments = ("--founder", founder_argument(), "--events-fd", str(server_end), *policy)
+    arguments = ("--founder", owner_argument(), "--events-fd", str(server_end), *policy)
     server = _Server(path, arguments, server_end, place)
     try:
         if not private:

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from .reconnect import Hook
 
 _ours: TimerClient | None = None  # the default client, if configure() made it
-_founded: str | None = None  # the socket of the private watchdog that this process founded and exported
-_founder = 0  # the process that did
+_private_socket: str | None = None  # of the private server that is exported
+_owner_pid = 0  # the process that started and exported it
 
 
 class _Unset:
     def __repr__(self) -> str:
-        return "$AIOTIMER_SOCKET, or a private watchdog"
+        return "$AIOTIMER_SOCKET, or a private server"
 
 
 _UNSET = _Unset()
@@ -39,7 +39,7 @@ def configure(
 ) -> BaseClient | None:
     """Choose the server that watches ``expires`` blocks in this process.
 
-    With no argument it is the server at ``$AIOTIMER_SOCKET``; if that is not set, a private watchdog is
+    With no argument it is the server at ``$AIOTIMER_SOCKET``; if that is not set, a private server is
     started for this process and its descendants, and ``$AIOTIMER_SOCKET`` is set to it. Called at the start
     of a program it returns when the server is ready; in a running event loop it does not wait, and the
     first ``async with expires(...)`` does.
@@ -53,8 +53,8 @@ def configure(
         The client in use from now on, None after ``configure(None)``.
 
     Raises:
-        ServerUnavailable: the private watchdog did not start.
-        UnsafePath: the path cannot be a socket's, or there is no place for a private watchdog.
+        ServerUnavailable: the private server did not start.
+        UnsafePath: the path cannot be a socket's, or there is no place for a private server.
         ValueError: a client of this process has asked that server for another ``reap`` or ``observe``.
         TypeError: ``on_unwatched``, ``reap`` or ``observe`` beside a client, which has its own, or
             beside None.
@@ -67,7 +67,7 @@ def configure(
             "reap= and observe= are for a client that configure() makes; give it to your own client"
         )
     if isinstance(client, _Unset) and not os.environ.get(SOCKET_VARIABLE):
-        _found_watchdog()
+        _start_private_server()
     new: BaseClient | None
     made: TimerClient | None = None
     if isinstance(client, BaseClient) or client is None:
@@ -87,18 +87,18 @@ def configure(
     default.client = new
     former, _ours = _ours, made
     if client is None:
-        _disown_watchdog(former)
+        _give_up_private_server(former)
     if former is not None:
         former.close()
     return new
 
 
-def _found_watchdog() -> None:
-    global _founded, _founder
-    from .launch import found, wait_ready
+def _start_private_server() -> None:
+    global _private_socket, _owner_pid
+    from .launch import start_private_server, wait_ready
     from .starting import READY_WITHIN
 
-    path, ready = found()
+    path, ready = start_private_server()
     try:
         if loop_is_running():
             from .connections import connection_to
@@ -109,17 +109,17 @@ def _found_watchdog() -> None:
     finally:
         os.close(ready)
     os.environ[SOCKET_VARIABLE] = path
-    _founded, _founder = path, os.getpid()
+    _private_socket, _owner_pid = path, os.getpid()
 
 
-def _disown_watchdog(client: TimerClient | None) -> None:
-    """Un-export the watchdog this process founded, and tell it that it is not needed any more."""
-    global _founded
-    path, _founded = _founded, None
-    if path is None or _founder != os.getpid():
+def _give_up_private_server(client: TimerClient | None) -> None:
+    """Un-export the private server that this process owns, and tell it that it is not needed any more."""
+    global _private_socket
+    path, _private_socket = _private_socket, None
+    if path is None or _owner_pid != os.getpid():
         return
     if os.environ.get(SOCKET_VARIABLE) == path:
         del os.environ[SOCKET_VARIABLE]
-    from .control import disown
+    from .control import give_up_private_server
 
-    disown(path)
+    give_up_private_server(path)

@@ -63,8 +63,8 @@ def status(path: str, *, scopes: bool = False) -> dict[str, Any]:
     return _ask_by_codec(path, wire.StatusRequest(scopes), wire.Status).report
 
 
-def disown(path: str) -> None:
-    """Tell a private watchdog that its founder does not need it any more; if it is gone, so be it."""
+def give_up_private_server(path: str) -> None:
+    """Tell a private server that its owner does not need it any more; if it is gone, so be it."""
     from .._core import wire
 
     try:

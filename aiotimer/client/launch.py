@@ -3,7 +3,7 @@
 The laws of this file:
 
 * It imports nothing of the server's, nor asyncio: a worker pays for what it uses.
-* A private server is nobody's child: an intermediate process starts it and exits, so that its founder's
+* A private server is nobody's child: an intermediate process starts it and exits, so that its owner's
   ``os.wait()`` never sees it. It has its own session: a terminal's Ctrl-C does not end it.
 * Starting it waits for that intermediate process only; whoever needs the server waits until it is ready.
 """
@@ -25,8 +25,8 @@ from .starting import READY_WITHIN
 _FORK_AND_EXEC = "import os, sys; os.fork() or os.execve(sys.argv[1], sys.argv[1:], os.environ)"
 
 
-def found(arguments: tuple[str, ...] = ()) -> tuple[str, int]:
-    """Start a private watchdog for this process and do not wait for it.
+def start_private_server(arguments: tuple[str, ...] = ()) -> tuple[str, int]:
+    """Start a private server for this process and do not wait for it.
 
     Args:
         arguments: further ones of ``aiotimer serve``.
@@ -42,7 +42,7 @@ def found(arguments: tuple[str, ...] = ()) -> tuple[str, int]:
     socket_path = check_socket_path(str(paths.base() / name))
     ready, child_end = os.pipe()
     command = python_command(
-        "watchdog", "--socket", socket_path, "--founder", founder_argument(), "--ready-fd", str(child_end),
+        "watchdog", "--socket", socket_path, "--founder", owner_argument(), "--ready-fd", str(child_end),
         "--", *arguments,
     )  # fmt: skip
     try:
@@ -57,7 +57,7 @@ def found(arguments: tuple[str, ...] = ()) -> tuple[str, int]:
         )
     except (OSError, subprocess.SubprocessError) as error:
         os.close(ready)
-        raise ServerUnavailable(socket_path, f"the private watchdog cannot be started: {error}") from error
+        raise ServerUnavailable(socket_path, f"the private server cannot be started: {error}") from error
     finally:
         os.close(child_end)
     return socket_path, ready
@@ -90,7 +90,7 @@ def python_environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": f"{path}{os.pathsep}{home}" if path else home}
 
 
-def founder_argument() -> str:
-    """Return how a server is told for whom it was started: pid and start time, to be pinned by."""
+def owner_argument() -> str:
+    """Return how a server is told who its owner is, this process: pid and start time, to be pinned by."""
     pid = os.getpid()
     return f"{pid}:{start_time(pid)}"

@@ -1,6 +1,6 @@
-"""``configure``: an object, a path, the environment, a private watchdog, and back.
+"""``configure``: an object, a path, the environment, a private server, and back.
 
-Each test runs in a process of its own, because what is configured is the process. The private watchdog is a
+Each test runs in a process of its own, because what is configured is the process. The private server is a
 real one: started, killed, found by ``status --all``, and gone when nobody needs it.
 """
 
@@ -145,17 +145,17 @@ def test_a_synchronous_worker_loads_neither_a_loop_nor_the_server(arguments: str
     assert not not_for_a_synchronous_worker(afterwards)
 
 
-# -- the private watchdog ----------------------------------------------------------------------------
+# -- the private server ------------------------------------------------------------------------------
 
 
-def test_a_private_watchdog_reaps_its_founder_and_says_so() -> None:
+def test_a_private_server_reaps_its_owner_and_says_so() -> None:
     result = run("configure()\nwith expires(after=0.2, scope='stuck'): time.sleep(600)")
     assert result.returncode == -signal.SIGKILL
     assert "reaped pid=" in result.stderr
     assert 'scope="stuck"' in result.stderr
 
 
-def test_a_private_watchdog_is_nobodys_child_and_has_its_own_session() -> None:
+def test_a_private_server_is_nobodys_child_and_has_its_own_session() -> None:
     result = run(
         "configure()\n"
         "from aiotimer.client.control import ping\n"
@@ -213,7 +213,7 @@ def test_it_is_restarted_when_it_dies_and_keeps_its_timers() -> None:
         assert program.wait(PATIENCE) == 0
 
 
-def test_it_ends_and_leaves_nothing_when_its_founder_is_gone() -> None:
+def test_it_ends_and_leaves_nothing_when_its_owner_is_gone() -> None:
     program = start("configure()\nprint(os.environ['AIOTIMER_SOCKET'], flush=True)\nsys.stdin.readline()")
     with program:
         assert program.stdout is not None
@@ -221,7 +221,7 @@ def test_it_ends_and_leaves_nothing_when_its_founder_is_gone() -> None:
         pid = ping(program.stdout.readline().strip()).pid
         supervisor = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
         program.kill()
-        # Its founder's standard error is let go of at once, ten seconds before it ends.
+        # Its owner's standard error is let go of at once, ten seconds before it ends.
         assert program.stderr.read() == ""
     wait_gone(pid)
     wait_gone(supervisor)
@@ -263,7 +263,7 @@ def test_configure_in_a_running_loop_does_not_wait_and_the_first_block_does(fact
     assert (result.stdout, result.stderr) == ("first\nTrue\n", "")
 
 
-def test_modules_of_the_current_directory_do_not_reach_the_watchdog(tmp_path: Path) -> None:
+def test_modules_of_the_current_directory_do_not_reach_the_server(tmp_path: Path) -> None:
     for name in ("queue", "socket", "click", "uvloop", "aiotimer"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('hijacked')\n")
     result = subprocess.run(
