@@ -27,7 +27,7 @@ from .._core.table import SAMPLE_EVERY, Pool
 from ..errors import AiotimerError
 from .arguments import named_pool, seconds
 from .clients import BaseClient, configured, default, default_client
-from .exit_state import Slow, nothing
+from .exit_state import ExitState, nothing
 from .waiting import within
 
 if TYPE_CHECKING:
@@ -46,14 +46,14 @@ class Block:
     It serves ``with``, ``async with`` and as a decorator, one block at a time.
     """
 
-    __slots__ = ("_after", "_client", "_deadline", "_pool", "_slot", "_slow")
+    __slots__ = ("_after", "_client", "_deadline", "_exit_state", "_pool", "_slot")
 
     _after: float  # seconds from entering to being reaped
     _client: BaseClient | None
     _deadline: float | None  # when to be reaped, on the table's clock; None outside the block
     _pool: Pool
     _slot: int | None  # the word index of the armed deadline; None: nothing to release
-    _slow: Slow | None  # once leaving needs more than a store
+    _exit_state: ExitState | None  # once leaving needs more than a store
 
     # -- the block -------------------------------------------------------------------------------
 
@@ -86,8 +86,8 @@ class Block:
     ) -> None:
         """Release the timer."""
         self._deadline = None  # from here on, renew() refuses
-        if self._slow is not None:
-            self._leave_slowly(self._slow)
+        if self._exit_state is not None:
+            self._leave(self._exit_state)
             return
         slot = self._slot
         pool = self._pool
@@ -104,7 +104,7 @@ class Block:
         """Connect if need be, and arm the timer."""
         client = self._client or default.client or configured()
         if self._pool.table is not client._connection.watched:
-            return await self._enter_waiting(client)
+            return await self._enter_async(client)
         return Block.__enter__(self)
 
     def __aexit__(
@@ -114,11 +114,11 @@ class Block:
         traceback: TracebackType | None,
     ) -> Coroutine[Any, Any, None]:
         """Release the timer, before anything is awaited."""
-        slow = self._slow
-        if slow is not None:
+        exit_state = self._exit_state
+        if exit_state is not None:
             self._deadline = None
-            if slow.tells:
-                return self._leave_waiting(slow)
+            if exit_state.sends_release:
+                return self._leave_async(exit_state)
         self.__exit__(kind, error, traceback)
         return nothing()
 
@@ -188,17 +188,17 @@ class Block:
         # of "publish the lock, then see whether the block is being left" (here) and "say that it is being
         # left, then look for a lock" (__exit__) comes second sees the other. The GIL orders the four
         # steps; the free-threaded build's attribute accesses are sequentially consistent too.
-        slow = self._slow
-        if slow is None:
-            slow = self._slow = Slow()
-        with slow.lock:
+        exit_state = self._exit_state
+        if exit_state is None:
+            exit_state = self._exit_state = ExitState()
+        with exit_state.lock:
             if self._deadline is None or self._slot is None:
                 raise RuntimeError("only a block that is active can be renewed")
             pool = self._pool
             now = pool.now()
             self._deadline = deadline = now + self._after
             pool.cells[self._slot] = deadline
-            if slow.entered_at == slow.entered_at:  # it is sampled
+            if exit_state.entered_at == exit_state.entered_at:  # it is sampled
                 durations.renew(pool.cells, row_of(self._slot), self._after, deadline)
         if not now - LATE <= pool.cells[PROMISE] <= deadline:
             self._tell(deadline, now)
@@ -208,7 +208,7 @@ class Block:
     def _another(self) -> Self:
         """Return a new block like this one, for another entry."""
         block = type(self)()
-        block._slot = block._slow = block._deadline = None
+        block._slot = block._exit_state = block._deadline = None
         block._after = self._after
         block._client = self._client
         client, pool = self._client or default_client(), self._pool
@@ -225,11 +225,11 @@ class Block:
         """Of this entry it is counted how long it takes; one in ``SAMPLE_EVERY`` seconds of each scope is."""
         try:
             pool.sample_at = now + SAMPLE_EVERY
-            slow = self._slow
-            if slow is None:
-                slow = self._slow = Slow()
+            exit_state = self._exit_state
+            if exit_state is None:
+                exit_state = self._exit_state = ExitState()
             durations.enter(pool.cells, row_of(slot), now, self._after, deadline)
-            slow.entered_at = now
+            exit_state.entered_at = now
             self._open_inspection_channel()
         except BaseException:
             self._retract()
@@ -252,10 +252,10 @@ class Block:
             if self._pool.table is not connection.table:
                 self._move(client, connection)
             elif not connection.shared:
-                if self._slow is None or not self._slow.tells:
-                    entered_at = nan if self._slow is None else self._slow.entered_at
-                    self._slow = Slow(connection, client.budget)
-                    self._slow.entered_at = entered_at
+                if self._exit_state is None or not self._exit_state.sends_release:
+                    entered_at = nan if self._exit_state is None else self._exit_state.entered_at
+                    self._exit_state = ExitState(connection, client.budget)
+                    self._exit_state.entered_at = entered_at
                 self._tell_by_socket(client, connection, deadline)
             elif self._pool.table.must_ring(deadline, now):
                 connection.tell("", deadline, client.budget)
@@ -272,8 +272,8 @@ class Block:
                 client.missing(error)
         if connection.table is not None:
             self._give_back()
-            if self._slow is not None:
-                self._slow.entered_at = nan  # on the other table's clock
+            if self._exit_state is not None:
+                self._exit_state.entered_at = nan  # on the other table's clock
             self._pool = connection.table.pool(self._pool.scope, observed=self._pool.observed)
             Block.__enter__(self)
 
@@ -287,7 +287,7 @@ class Block:
         except (AiotimerError, OSError) as error:
             client.missing(error)
 
-    async def _enter_waiting(self, client: BaseClient) -> Self:
+    async def _enter_async(self, client: BaseClient) -> Self:
         """Enter by way of what must be awaited: a connection, or an acknowledgement."""
         connection = client.connection
         if not connection.shared:
@@ -313,7 +313,7 @@ class Block:
         assert table is not None
         self._pool, slot = table.take(table.pool(self._pool.scope, observed=self._pool.observed))
         self._slot = slot
-        self._slow = Slow(connection, client.budget)
+        self._exit_state = ExitState(connection, client.budget)
         self._deadline = deadline = table.now() + self._after
         table.cells[slot] = deadline  # how long it takes is noted by the server, in its own table
         try:
@@ -327,19 +327,19 @@ class Block:
             raise
         return self
 
-    def _disarm(self, slow: Slow) -> str:
+    def _disarm(self, exit_state: ExitState) -> str:
         """Release under the lock of ``renew``; return the key of the timer if somebody must be told."""
         slot = self._slot
         if slot is None:
             return ""
-        with slow.lock:
+        with exit_state.lock:
             cells = self._pool.cells
             cells[slot] = inf
-            entered_at = slow.entered_at
+            entered_at = exit_state.entered_at
             if entered_at == entered_at:
-                slow.entered_at = nan
+                exit_state.entered_at = nan
                 durations.leave(cells, row_of(slot), self._pool.now() - entered_at)
-        return self._pool.table.key_of(slot) if slow.tells else ""
+        return self._pool.table.key_of(slot) if exit_state.sends_release else ""
 
     def _give_back(self) -> None:
         slot = self._slot
@@ -348,40 +348,40 @@ class Block:
             self._slot = None
             self._pool.append(slot)
 
-    def _leave_slowly(self, slow: Slow) -> None:
+    def _leave(self, exit_state: ExitState) -> None:
         """Release, and tell whom it concerns; what an interruption leaves undone is left to ``__del__``."""
-        key = self._disarm(slow)
-        if key and slow.connection is not None:
-            slow.connection.untell(key, within(slow.budget), cast(int, self._slot))
-        self._finish(slow)
+        key = self._disarm(exit_state)
+        if key and exit_state.connection is not None:
+            exit_state.connection.untell(key, within(exit_state.budget), cast(int, self._slot))
+        self._finish(exit_state)
 
-    def _finish(self, slow: Slow) -> None:
-        with slow.lock:  # a thread whose renew() failed may be at it too
+    def _finish(self, exit_state: ExitState) -> None:
+        with exit_state.lock:  # a thread whose renew() failed may be at it too
             self._give_back()
-        self._slow = None
+        self._exit_state = None
 
-    def _leave_waiting(self, slow: Slow) -> Coroutine[Any, Any, None]:
+    def _leave_async(self, exit_state: ExitState) -> Coroutine[Any, Any, None]:
         """Release at once; return what tells whom it concerns."""
-        return self._untell(slow, self._disarm(slow))
+        return self._untell(exit_state, self._disarm(exit_state))
 
-    async def _untell(self, slow: Slow, key: str) -> None:
+    async def _untell(self, exit_state: ExitState, key: str) -> None:
         try:
-            if key and slow.connection is not None:
-                await slow.connection.untell_async(key, slow.budget, cast(int, self._slot))
+            if key and exit_state.connection is not None:
+                await exit_state.connection.untell_async(key, exit_state.budget, cast(int, self._slot))
         except BaseException:
             self._retract()
             raise
-        self._finish(slow)
+        self._finish(exit_state)
 
     def _retract(self) -> None:
         """Release, and wait for nobody."""
         self._deadline = None
-        slow = self._slow
-        if slow is not None:
-            key = self._disarm(slow)
-            if key and slow.connection is not None:
-                slow.connection.retract(key, cast(int, self._slot))
-            self._finish(slow)
+        exit_state = self._exit_state
+        if exit_state is not None:
+            key = self._disarm(exit_state)
+            if key and exit_state.connection is not None:
+                exit_state.connection.retract(key, cast(int, self._slot))
+            self._finish(exit_state)
         else:
             self._give_back()
 

@@ -1,4 +1,4 @@
-"""What leaving a block may need besides a store."""
+"""The exit state of a block: what leaving it needs besides a store. Most blocks have none."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from .connection import ClientConnection
 
 
-class Slow:
-    """What leaving a block must mind besides a store.
+class ExitState:
+    """What leaving a block must mind besides a store. Made once it must mind anything.
 
     Attributes:
         lock: held by ``renew`` while it stores.
@@ -34,7 +34,7 @@ class Slow:
         self.pid = os.getpid() if connection is not None else 0
 
     @property
-    def tells(self) -> bool:
+    def sends_release(self) -> bool:
         """Whether the server has to be told of the release."""
         return self.connection is not None and self.pid == os.getpid()
 

@@ -58,7 +58,7 @@ def expires(
     if observe:
         return _observed(after, scope, client, grace, _getframe(1))
     block = Block() if grace is None else GracefulBlock()
-    block._slot = block._slow = block._deadline = None
+    block._slot = block._exit_state = block._deadline = None
     kind = type(after)
     if kind is int:
         if not 0 < after <= _MOST_INT:
@@ -88,7 +88,7 @@ def _observed(
 ) -> Block:
     """Return a block of which it is only said that it took too long."""
     block = Block() if grace is None else GracefulBlock()
-    block._slot = block._slow = block._deadline = None
+    block._slot = block._exit_state = block._deadline = None
     block._after = seconds(after, "after")
     block._client = client
     client = client or default_client()
