@@ -274,7 +274,7 @@ class SocketQueue(MemoryQueue):
     def send(self, key: str, expiration_time: float, budget: float | None = None) -> int:
         """Send a request for the timer of a key (see ``layout.timer_key``) and return its number.
 
-        Interrupted or failed, it leaves a connection on which nothing more can be said.
+        Interrupted or failed, it leaves a connection on which nothing more can be sent.
 
         Args:
             key: whose.
@@ -296,7 +296,7 @@ class SocketQueue(MemoryQueue):
                 except BlockingIOError:
                     self._wait_ready(select.POLLOUT, until)
             if sent != len(frame):
-                self._socket.close()  # half a frame: nothing more can be said on this connection
+                self._socket.close()  # half a frame: nothing more can be sent on this connection
                 raise ConnectionError("the connection took only a part of a request")
             self._number = number
         return number

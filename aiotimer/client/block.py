@@ -1,4 +1,4 @@
-"""A block under a countdown: what ``expires`` returns.
+"""A context manager, the block that ``expires`` returns: it arms a timer and releases it.
 
 The laws of this file:
 
@@ -75,7 +75,7 @@ class Block:
         if now >= pool.sample_at:
             self._sample(pool, slot, now, deadline)
         if not now - LATE <= cells[PROMISE] <= deadline:
-            self._tell(deadline, now)
+            self._send(deadline, now)
         return self
 
     def __exit__(
@@ -129,7 +129,7 @@ class Block:
         except AttributeError:
             return  # interrupted while it was being made
         if slot is not None:
-            self._retract()
+            self._release_nowait()
 
     def __reduce__(self) -> NoReturn:
         """Refuse to be copied: two objects would release one timer."""
@@ -185,7 +185,7 @@ class Block:
         if after is not None:
             self._after = seconds(after, "after")
         # Another thread may be leaving the block just now, and its slot be the next entry's. Whichever
-        # of "publish the lock, then see whether the block is being left" (here) and "say that it is being
+        # of "publish the lock, then see whether the block is being left" (here) and "publish that it is being
         # left, then look for a lock" (__exit__) comes second sees the other. The GIL orders the four
         # steps; the free-threaded build's attribute accesses are sequentially consistent too.
         exit_state = self._exit_state
@@ -201,7 +201,7 @@ class Block:
             if exit_state.entered_at == exit_state.entered_at:  # it is sampled
                 durations.renew(pool.cells, row_of(self._slot), self._after, deadline)
         if not now - LATE <= pool.cells[PROMISE] <= deadline:
-            self._tell(deadline, now)
+            self._send(deadline, now)
 
     # -- slow paths ------------------------------------------------------------------------------
 
@@ -232,7 +232,7 @@ class Block:
             exit_state.entered_at = now
             self._open_inspection_channel()
         except BaseException:
-            self._retract()
+            self._release_nowait()
             raise
 
     def _open_inspection_channel(self) -> None:
@@ -244,8 +244,8 @@ class Block:
 
                 open_inspection_channel(client.connection, Block)
 
-    def _tell(self, deadline: float, now: float) -> None:
-        """The table says that somebody must be told of this timer."""
+    def _send(self, deadline: float, now: float) -> None:
+        """Send this timer to the server, if the table says that it must be told."""
         try:
             client = self._client or configured()
             connection = client.connection
@@ -256,11 +256,11 @@ class Block:
                     entered_at = nan if self._exit_state is None else self._exit_state.entered_at
                     self._exit_state = ExitState(connection, client.budget)
                     self._exit_state.entered_at = entered_at
-                self._tell_by_socket(client, connection, deadline)
+                self._send_by_socket(client, connection, deadline)
             elif self._pool.table.must_ring(deadline, now):
-                connection.tell("", deadline, client.budget)
+                connection.send("", deadline, client.budget)
         except BaseException:
-            self._retract()
+            self._release_nowait()
             raise
 
     def _move(self, client: BaseClient, connection: ClientConnection) -> None:
@@ -277,13 +277,13 @@ class Block:
             self._pool = connection.table.pool(self._pool.scope, observed=self._pool.observed)
             Block.__enter__(self)
 
-    def _tell_by_socket(self, client: BaseClient, connection: ClientConnection, deadline: float) -> None:
+    def _send_by_socket(self, client: BaseClient, connection: ClientConnection, deadline: float) -> None:
         slot = self._slot
         if slot is None:
             return  # renewed by one thread, and left by another meanwhile
         key = self._pool.table.key_of(slot)
         try:
-            connection.tell(key, deadline, within(client.budget), slot)
+            connection.send(key, deadline, within(client.budget), slot)
         except (AiotimerError, OSError) as error:
             client.missing(error)
 
@@ -318,17 +318,17 @@ class Block:
         table.cells[slot] = deadline  # how long it takes is noted by the server, in its own table
         try:
             try:
-                await connection.tell_async(table.key_of(slot), deadline, client.budget, slot)
+                await connection.send_async(table.key_of(slot), deadline, client.budget, slot)
             except (AiotimerError, OSError) as error:
                 client.missing(error)
             self._open_inspection_channel()
         except BaseException:
-            self._retract()
+            self._release_nowait()
             raise
         return self
 
     def _disarm(self, exit_state: ExitState) -> str:
-        """Release under the lock of ``renew``; return the key of the timer if somebody must be told."""
+        """Release under the lock of ``renew``; return the key of the timer if its release must be sent."""
         slot = self._slot
         if slot is None:
             return ""
@@ -349,10 +349,10 @@ class Block:
             self._pool.append(slot)
 
     def _leave(self, exit_state: ExitState) -> None:
-        """Release, and tell whom it concerns; what an interruption leaves undone is left to ``__del__``."""
+        """Release, and send that if need be; what an interruption leaves undone is left to ``__del__``."""
         key = self._disarm(exit_state)
         if key and exit_state.connection is not None:
-            exit_state.connection.untell(key, within(exit_state.budget), cast(int, self._slot))
+            exit_state.connection.send_release(key, within(exit_state.budget), cast(int, self._slot))
         self._finish(exit_state)
 
     def _finish(self, exit_state: ExitState) -> None:
@@ -361,26 +361,26 @@ class Block:
         self._exit_state = None
 
     def _leave_async(self, exit_state: ExitState) -> Coroutine[Any, Any, None]:
-        """Release at once; return what tells whom it concerns."""
-        return self._untell(exit_state, self._disarm(exit_state))
+        """Release at once; return what sends that if need be."""
+        return self._send_release(exit_state, self._disarm(exit_state))
 
-    async def _untell(self, exit_state: ExitState, key: str) -> None:
+    async def _send_release(self, exit_state: ExitState, key: str) -> None:
         try:
             if key and exit_state.connection is not None:
-                await exit_state.connection.untell_async(key, exit_state.budget, cast(int, self._slot))
+                await exit_state.connection.send_release_async(key, exit_state.budget, cast(int, self._slot))
         except BaseException:
-            self._retract()
+            self._release_nowait()
             raise
         self._finish(exit_state)
 
-    def _retract(self) -> None:
+    def _release_nowait(self) -> None:
         """Release, and wait for nobody."""
         self._deadline = None
         exit_state = self._exit_state
         if exit_state is not None:
             key = self._disarm(exit_state)
             if key and exit_state.connection is not None:
-                exit_state.connection.retract(key, cast(int, self._slot))
+                exit_state.connection.send_release_nowait(key, cast(int, self._slot))
             self._finish(exit_state)
         else:
             self._give_back()

@@ -156,18 +156,18 @@ class BaseClient:
         table = self._connection.table
         assert table is not None
         expiration_time = shifted(expiration_time, table.offset)
-        must_tell = table.set((scope_id, 0), expiration_time, table.now())
-        return expiration_time if must_tell else None
+        must_send = table.set((scope_id, 0), expiration_time, table.now())
+        return expiration_time if must_send else None
 
     def _disarm(self, scope_id: str) -> None:
         table = self._connection.table
         if table is not None:
             table.set((scope_id, 0), RELEASE, 0.0)
 
-    def _retract(self, scope_id: str) -> None:
+    def _release_nowait(self, scope_id: str) -> None:
         """An acquire did not come about: nobody holds its timer."""
         self._disarm(scope_id)
-        self._connection.retract(scope_id)
+        self._connection.send_release_nowait(scope_id)
 
 
 def _check_expiration(expiration_time: float) -> None:
@@ -254,13 +254,13 @@ class AsyncTimerClient(BaseClient):
                 await connection.connect_async(self.budget)
             deadline = self._arm(scope_id, expiration_time)
             if deadline is not None:
-                await connection.tell_async(scope_id, deadline, self.budget)
+                await connection.send_async(scope_id, deadline, self.budget)
         except (AiotimerError, OSError) as error:
             if self.raises(error):
-                self._retract(scope_id)
+                self._release_nowait(scope_id)
             self.missing(error)
         except BaseException:  # cancelled: the caller does not hold this timer
-            self._retract(scope_id)
+            self._release_nowait(scope_id)
             raise
 
     async def release(self, scope_id: str) -> None:
@@ -272,10 +272,10 @@ class AsyncTimerClient(BaseClient):
         encode_scope(scope_id)
         try:
             self._disarm(scope_id)
-            await self._connection.untell_async(scope_id, self.budget)
+            await self._connection.send_release_async(scope_id, self.budget)
         except BaseException:  # interrupted: it is released all the same
             self._disarm(scope_id)
-            self._connection.retract(scope_id)
+            self._connection.send_release_nowait(scope_id)
             raise
 
     async def aclose(self) -> None:
@@ -366,13 +366,13 @@ class TimerClient(BaseClient):
                 connection.connect(within(self.budget))
             deadline = self._arm(scope_id, expiration_time)
             if deadline is not None:
-                connection.tell(scope_id, deadline, self.budget)
+                connection.send(scope_id, deadline, self.budget)
         except (AiotimerError, OSError) as error:
             if self.raises(error):
-                self._retract(scope_id)
+                self._release_nowait(scope_id)
             self.missing(error)
         except BaseException:  # interrupted: the caller does not hold this timer
-            self._retract(scope_id)
+            self._release_nowait(scope_id)
             raise
 
     def release(self, scope_id: str) -> None:
@@ -384,10 +384,10 @@ class TimerClient(BaseClient):
         encode_scope(scope_id)
         try:
             self._disarm(scope_id)
-            self._connection.untell(scope_id, self.budget)
+            self._connection.send_release(scope_id, self.budget)
         except BaseException:  # interrupted: it is released all the same
             self._disarm(scope_id)
-            self._connection.retract(scope_id)
+            self._connection.send_release_nowait(scope_id)
             raise
 
     def close(self) -> None:

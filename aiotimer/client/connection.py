@@ -115,7 +115,7 @@ class ClientConnection(Reconnector):
         with self._entering:
             request = self.reap_request.combined(self.path, reap, observe=observe)
             if request != self.reap_request and self.connected:
-                self.disconnect()  # it is said in the next HELLO
+                self.disconnect()  # it stands in the next HELLO
             self.reap_request = request
 
     # -- connecting ------------------------------------------------------------------------------
@@ -169,7 +169,7 @@ class ClientConnection(Reconnector):
             offered = self._offer()
             hello = wire.encode(self._hello(offers_table=bool(offered)))
             welcome, descriptor = yield from greet(sock, self.path, hello, offered, until)
-            yield from self._say_more(sock, welcome)
+            yield from self._send_unlisted(sock, welcome)
             with self._entering:  # nobody leaves meanwhile
                 if self._resets != resets:
                     raise ServerUnavailable(self.path, "the last client was closed meanwhile")
@@ -200,8 +200,8 @@ class ClientConnection(Reconnector):
             return []
         return [self._table_descriptor]
 
-    def _say_more(self, sock: socket.socket, welcome: wire.Welcome) -> Steps[None]:
-        """Say what HELLO had no room for: nothing, with a table."""
+    def _send_unlisted(self, sock: socket.socket, welcome: wire.Welcome) -> Steps[None]:
+        """Send what HELLO had no room for: nothing, with a table."""
         yield from ()
 
     def _settle(self, sock: socket.socket, welcome: wire.Welcome, descriptor: int) -> None:
@@ -268,7 +268,7 @@ class ClientConnection(Reconnector):
             raise ServerUnavailable(self.path, "never connected")
         return TableQueue(self.table, os.getpid(), self.ring)
 
-    # -- ringing ---------------------------------------------------------------------------------
+    # -- sending ---------------------------------------------------------------------------------
 
     def ring(self, deadline: float) -> bool:
         """Tell the server of a deadline. Returns False if it is gone."""
@@ -276,13 +276,13 @@ class ClientConnection(Reconnector):
         if table is None or not self.connected:
             return False
         looks = table.looks()  # before the send: a look counted after it has seen our store
-        if not self._send(wire.encode(wire.Ring(deadline))):
+        if not self._send_frame(wire.encode(wire.Ring(deadline))):
             return False
         table.rang(looks, table.now())
         return True
 
-    def tell(self, key: str, deadline: float, budget: float, word: int = 0) -> None:
-        """Tell the server of a timer that has been stored and for which the table says so.
+    def send(self, key: str, deadline: float, budget: float, word: int = 0) -> None:
+        """Send a stored deadline of which the table says that the server must be told: with a table, ring.
 
         If the server is gone, try to reconnect, at most once a second; on a running event loop, leave that
         to the next caller. Never raises: the timer is in the table, and the next server adopts it.
@@ -303,8 +303,8 @@ class ClientConnection(Reconnector):
                 return
         self.note_lateness()
 
-    async def tell_async(self, key: str, deadline: float, budget: float, word: int = 0) -> None:
-        """Do what :meth:`tell` does, suspending the task instead of blocking its thread."""
+    async def send_async(self, key: str, deadline: float, budget: float, word: int = 0) -> None:
+        """Do what :meth:`send` does, suspending the task instead of blocking its thread."""
         if not self.ring(deadline) and self.may_attempt():
             try:
                 await self.connect_async(budget)
@@ -313,14 +313,14 @@ class ClientConnection(Reconnector):
                 return
         self.note_lateness()
 
-    def untell(self, key: str, budget: float, word: int = 0) -> None:
-        """Tell the server that a timer was released: with a table, the store has said it all."""
+    def send_release(self, key: str, budget: float, word: int = 0) -> None:
+        """Send that a timer was released: with a table, nothing, as its store is all that it takes."""
 
-    async def untell_async(self, key: str, budget: float, word: int = 0) -> None:
-        """Do what :meth:`untell` does, suspending the task."""
+    async def send_release_async(self, key: str, budget: float, word: int = 0) -> None:
+        """Do what :meth:`send_release` does, suspending the task."""
 
-    def retract(self, key: str, word: int = 0) -> None:
-        """Tell the server of a release without waiting for anything: safe in a finaliser."""
+    def send_release_nowait(self, key: str, word: int = 0) -> None:
+        """Send a release without waiting for anything: safe in a finaliser."""
 
     @property
     def connecting(self) -> bool:
@@ -360,7 +360,7 @@ class ClientConnection(Reconnector):
             ping(self.path, trusted=True)
             self.connect(RETRY_EVERY)
 
-    def _send(self, frame: bytes) -> bool:
+    def _send_frame(self, frame: bytes) -> bool:
         sock = self._socket
         if sock is None:
             return False
@@ -399,7 +399,7 @@ class ClientConnection(Reconnector):
         if self.table is not None:
             self.table.disarm()
         if self.connected:
-            self._send(wire.encode(wire.Bye()))
+            self._send_frame(wire.encode(wire.Bye()))
         self._let_go()
 
     def disconnect(self) -> None:

@@ -18,9 +18,9 @@ class ExitState:
 
     Attributes:
         lock: held by ``renew`` while it stores.
-        connection: the one to tell of the release, if it has no shared table.
+        connection: where the release must be sent, if it is socket-only.
         budget: seconds that this may take: those of the client that entered.
-        pid: the process that entered: a forked child has nothing to tell of its parent's block.
+        pid: the process that entered: a forked child sends nothing about its parent's block.
         entered_at: when the block was entered, on its table's clock, if its duration is to be counted.
     """
 
@@ -35,7 +35,7 @@ class ExitState:
 
     @property
     def sends_release(self) -> bool:
-        """Whether the server has to be told of the release."""
+        """Whether the release has to be sent."""
         return self.connection is not None and self.pid == os.getpid()
 
 

@@ -1,16 +1,15 @@
-"""A connection without a shared table: every request is a message, and acknowledged.
+"""A socket-only connection, which has no shared table: every request is a message, and acknowledged.
 
 For sandboxes where memory cannot be mapped or descriptors cannot be passed. Timers are kept in a table of
-this process's own, and what is said on the socket is read from there at the moment it is said. The laws of
-this file:
+this process's own, and what is sent is read from there at the moment it is sent. The laws of this file:
 
 * What a message asks for is what the table holds under one lock when it is sent. So requests of one timer
-  may overtake each other on their way to that lock: the last one said is true.
-* Whatever goes wrong while something is being said ends the connection, an interruption too. The HELLO of
+  may overtake each other on their way to that lock: the last one sent is true.
+* Whatever goes wrong while something is being sent ends the connection, an interruption too. The HELLO of
   the next one lists what is armed then, and the server releases the rest. Of two HELLOs of a process the
   later one counts, by its clock.
-* What could not be said is owed until it is acknowledged: a thread sees to that, even when the last client
-  has left.
+* What could not be sent is pending until it is acknowledged: the reconnector's thread sees to that, even
+  when the last client has left.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ _HEAD_OF_HELLO, _PER_TIMER = 512, 16
 
 
 class SocketOnlyConnection(ClientConnection):
-    """A connection without a shared table. ``tell`` raises here: what is not acknowledged nobody watches."""
+    """A connection without a shared table. ``send`` raises here: what is not acknowledged nobody watches."""
 
     shared = False
 
@@ -52,19 +51,19 @@ class SocketOnlyConnection(ClientConnection):
         super().reset()
         self.queue: SocketQueue | None = None
         self._next_queue: SocketQueue | None = None  # of a connection that is not in use yet
-        self._saying_it = threading.RLock()
-        self._in_a_sentence = False  # on the thread that holds the lock
-        self._marked: dict[str, int] = {}  # by key, the word of timers of which something is to be said
-        self._unlisted: deque[str] = deque()
-        self._owing = False  # a server may hold timers of ours that it has not been told to forget
+        self._send_lock = threading.RLock()
+        self._sending = False  # something, on the thread that holds the lock
+        self._pending: dict[str, int] = {}  # by key, the word of each timer that is pending
+        self._unlisted: deque[str] = deque()  # keys of armed timers that HELLO has no room for
+        self._bye_pending = False  # a server may hold timers of ours that it has not been told to forget
 
     def _first_table(self) -> TimerTable:
         return scratch_table(self.pools)
 
     # -- requests --------------------------------------------------------------------------------
 
-    def tell(self, key: str, deadline: float, budget: float, word: int = 0) -> None:
-        """Say what the table holds for a timer, and wait for the acknowledgement; reconnect if need be.
+    def send(self, key: str, deadline: float, budget: float, word: int = 0) -> None:
+        """Send what the table holds for a timer, and wait for the acknowledgement; reconnect if need be.
 
         Raises:
             AiotimerError, OSError: the server did not acknowledge it within the budget.
@@ -75,23 +74,23 @@ class SocketOnlyConnection(ClientConnection):
                 queue = self.queue
                 if queue is not None and self.connected:
                     try:
-                        number = self._say(queue, key, word, max(0.0, until - monotonic()))
+                        number = self._send_request(queue, key, word, max(0.0, until - monotonic()))
                         queue.wait(number, max(0.0, until - monotonic()))
                         break
                     except OSError:
                         self._lose(queue)
                 self._check_silence()
-                # HELLO lists what is armed, but another thread may have said it before this was stored.
+                # HELLO lists what is armed, but another thread may have sent it before this was stored.
                 self.connect(max(0.0, until - monotonic()))
                 if monotonic() >= until:  # it was only being started: that does not count
                     until = monotonic() + budget
         except BaseException:
-            self._owe(key, word)
+            self._leave_pending(key, word)
             raise
         self.outage_over()
 
-    async def tell_async(self, key: str, deadline: float, budget: float, word: int = 0) -> None:
-        """Do what :meth:`tell` does; what can be sent is sent at once, waiting is left to a thread."""
+    async def send_async(self, key: str, deadline: float, budget: float, word: int = 0) -> None:
+        """Do what :meth:`send` does; what can be sent is sent at once, waiting is left to a thread."""
         import asyncio
 
         in_thread = functools.partial(asyncio.get_running_loop().run_in_executor, None)
@@ -102,9 +101,11 @@ class SocketOnlyConnection(ClientConnection):
                 if queue is not None and self.connected:
                     try:
                         if queue.ready():
-                            number = self._say(queue, key, word, BUDGET_ON_LOOP)
+                            number = self._send_request(queue, key, word, BUDGET_ON_LOOP)
                         else:  # the server has not read so far yet
-                            number = await in_thread(self._say, queue, key, word, until - monotonic())
+                            number = await in_thread(
+                                self._send_request, queue, key, word, until - monotonic()
+                            )
                         await in_thread(queue.wait, number, max(0.0, until - monotonic()))
                         break
                     except OSError:
@@ -114,13 +115,13 @@ class SocketOnlyConnection(ClientConnection):
                 if monotonic() >= until:  # it was only being started: that does not count
                     until = monotonic() + budget
         except BaseException:
-            self._owe(key, word)
+            self._leave_pending(key, word)
             raise
         self.outage_over()
 
-    def _owe(self, key: str, word: int) -> None:
-        """Leave it to the thread. The HELLO of a connection that others are making may say the contrary."""
-        self._marked[key] = word
+    def _leave_pending(self, key: str, word: int) -> None:
+        """Leave it to the thread: the HELLO of a connection that others are making may list the contrary."""
+        self._pending[key] = word
         self.reconnect_in_background()
 
     def _check_silence(self) -> None:
@@ -128,26 +129,26 @@ class SocketOnlyConnection(ClientConnection):
         if monotonic() < self._silent_until:
             raise ServerUnavailable(self.path, "it did not answer a moment ago")
 
-    def untell(self, key: str, budget: float, word: int = 0) -> None:
-        """Say that a timer has been released, and wait for the acknowledgement. Never fails.
+    def send_release(self, key: str, budget: float, word: int = 0) -> None:
+        """Send that a timer has been released, and wait for the acknowledgement. Never fails.
 
-        What cannot be said now is said by the next HELLO, which lists what is armed then.
+        What cannot be sent now stands in the next HELLO, which lists what is armed then.
         """
         with contextlib.suppress(AiotimerError, OSError):
-            self.tell(key, RELEASE, budget, word)
+            self.send(key, RELEASE, budget, word)
 
-    async def untell_async(self, key: str, budget: float, word: int = 0) -> None:
-        """Do what :meth:`untell` does, suspending the task."""
+    async def send_release_async(self, key: str, budget: float, word: int = 0) -> None:
+        """Do what :meth:`send_release` does, suspending the task."""
         with contextlib.suppress(AiotimerError, OSError):
-            await self.tell_async(key, RELEASE, budget, word)
+            await self.send_async(key, RELEASE, budget, word)
 
-    def retract(self, key: str, word: int = 0) -> None:
-        """Say that a timer has been released, and wait for nothing; the rest is left to the thread."""
-        self._marked[key] = word
+    def send_release_nowait(self, key: str, word: int = 0) -> None:
+        """Send that a timer has been released, and wait for nothing; the rest is left to the thread."""
+        self._pending[key] = word
         queue = self.queue
         if queue is not None and self.connected:
             with contextlib.suppress(OSError):
-                self._say_marked(queue)
+                self._flush(queue)
         self.reconnect_in_background()
 
     def requests(self) -> RequestQueue:
@@ -160,48 +161,48 @@ class SocketOnlyConnection(ClientConnection):
             raise ServerUnavailable(self.path, "not connected")
         return self.queue
 
-    # -- saying ----------------------------------------------------------------------------------
+    # -- sending ---------------------------------------------------------------------------------
 
-    def _say(self, queue: SocketQueue, key: str, word: int, budget: float) -> int:
-        """Say what is owed, and then what the table holds for a timer; return that request's number."""
+    def _send_request(self, queue: SocketQueue, key: str, word: int, budget: float) -> int:
+        """Send what is pending, and then what the table holds for a timer; return that request's number."""
         number = 0
-        with self._saying_it:
+        with self._send_lock:
             try:
-                self._in_a_sentence = True
-                self._say_what_is_owed(queue)
-                number = queue.send(key, self._asked(key, word), budget)
+                self._sending = True
+                self._send_pending(queue)
+                number = queue.send(key, self._requested(key, word), budget)
             finally:
-                self._in_a_sentence = False
+                self._sending = False
                 if not number:
                     self._lose(queue)
-        if self._marked:  # by a finaliser, in the middle of our sentence
-            self._say_marked(queue)
+        if self._pending:  # a finaliser's, which came while we were sending
+            self._flush(queue)
         return number
 
-    def _say_marked(self, queue: SocketQueue) -> None:
-        """Say what is owed, unless this thread is at it: a finaliser of its own called us."""
+    def _flush(self, queue: SocketQueue) -> None:
+        """Send what is pending, unless this thread is sending already: a finaliser of its own called us."""
         done = False
-        with self._saying_it:
-            if self._in_a_sentence:
+        with self._send_lock:
+            if self._sending:
                 return
             try:
-                self._in_a_sentence = True
-                self._say_what_is_owed(queue)
+                self._sending = True
+                self._send_pending(queue)
                 done = True
             finally:
-                self._in_a_sentence = False
+                self._sending = False
                 if not done:
                     self._lose(queue)
 
-    def _say_what_is_owed(self, queue: SocketQueue) -> None:
-        while self._marked:
+    def _send_pending(self, queue: SocketQueue) -> None:
+        while self._pending:
             try:
-                key, word = self._marked.popitem()
-            except KeyError:  # a HELLO on another connection has just said it all
+                key, word = self._pending.popitem()
+            except KeyError:  # a HELLO on another connection has just listed it all
                 return
-            queue.send(key, self._asked(key, word), 0.0)
+            queue.send(key, self._requested(key, word), 0.0)
 
-    def _asked(self, key: str, word: int) -> float:
+    def _requested(self, key: str, word: int) -> float:
         """Return what is asked for under a name now."""
         assert self.table is not None
         found = self.table.requested(key, word)
@@ -219,7 +220,7 @@ class SocketOnlyConnection(ClientConnection):
         return TableReader(lambda size, offset: bytes(raw[offset : offset + size])).timers()
 
     def _lose(self, queue: SocketQueue) -> None:
-        """Nothing more can be said on a connection. Another thread may have made a new one by now."""
+        """Nothing more can be sent on a connection. Another thread may have made a new one by now."""
         if self.queue is queue:
             self.disconnect()
 
@@ -227,8 +228,8 @@ class SocketOnlyConnection(ClientConnection):
 
     def _hello(self, *, offers_table: bool) -> wire.Hello:
         hello = super()._hello(offers_table=False)
-        self._owing = True
-        self._marked.clear()  # the list says it
+        self._bye_pending = True
+        self._pending.clear()  # the list holds it
         armed = deque(self._armed())
         room = wire.MAX_FRAME - _HEAD_OF_HELLO
         listed: list[tuple[str, float]] = []
@@ -240,7 +241,7 @@ class SocketOnlyConnection(ClientConnection):
     def _offer(self) -> list[int]:
         return []
 
-    def _say_more(self, sock: socket.socket, welcome: wire.Welcome) -> Steps[None]:
+    def _send_unlisted(self, sock: socket.socket, welcome: wire.Welcome) -> Steps[None]:
         if welcome.has_table:
             raise ProtocolError("a table for a client that did not ask for one")
         queue = SocketQueue(sock, os.getpid())
@@ -266,26 +267,26 @@ class SocketOnlyConnection(ClientConnection):
     # -- outages, and the end --------------------------------------------------------------------
 
     def needs_reconnecting(self) -> bool:
-        """Whether something is owed, or nobody watches."""
+        """Whether something is pending, or nobody watches."""
         queue = self.queue
-        said = queue is not None and self.connected and not self._marked
+        flushed = queue is not None and self.connected and not self._pending
         if self.users <= 0:
-            return self._owing
-        if said and queue is not None and queue.acknowledged:
+            return self._bye_pending
+        if flushed and queue is not None and queue.acknowledged:
             self.outage_over()
             return False
         return True
 
     def reconnect(self) -> None:
-        """Reconnect, and say what is owed."""
+        """Reconnect, and send what is pending."""
         if not self.connected:
             ping(self.path, trusted=True)
             self.connect(RETRY_EVERY)
         if self.users <= 0:
-            self._say_goodbye()
+            self._send_bye()
         elif (queue := self.queue) is not None:
             try:
-                self._say_marked(queue)
+                self._flush(queue)
                 queue.wait(queue.sent, RETRY_EVERY)
             except OSError:
                 self._lose(queue)
@@ -293,31 +294,31 @@ class SocketOnlyConnection(ClientConnection):
     def leave(self, hook: Hook | None = None) -> None:
         """A client is done; with the last one the server forgets this process's timers, if need be later."""
         super().leave(hook)
-        if self.users <= 0 and self._owing:
-            self._say_goodbye()
+        if self.users <= 0 and self._bye_pending:
+            self._send_bye()
 
     def _depart(self) -> None:
         for timer in self._timers():
             key = layout.timer_key(timer.scope, timer.key_ordinal)
-            self._marked[key] = layout.FIRST_DEADLINE + timer.slot
+            self._pending[key] = layout.FIRST_DEADLINE + timer.slot
         assert self.table is not None
         self.table.disarm()
-        if not self._owing:
+        if not self._bye_pending:
             self._let_go()
 
-    def _say_goodbye(self) -> None:
-        """Say BYE once everything is acknowledged; until then the thread stays."""
+    def _send_bye(self) -> None:
+        """Send BYE once everything is acknowledged; until then the thread stays."""
         queue = self.queue
         if queue is not None and self.connected:
             try:
-                self._say_marked(queue)
+                self._flush(queue)
                 queue.wait(queue.sent, within(_LEAVE_WITHIN))
             except OSError:
                 self._lose(queue)
             with self._entering:
                 if self.users > 0:
                     return  # a new client goes on with the connection
-                if not self._marked and self._send(wire.encode(wire.Bye())):
+                if not self._pending and self._send_frame(wire.encode(wire.Bye())):
                     self._let_go()
                     return
         self.reconnect_in_background()

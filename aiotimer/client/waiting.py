@@ -1,6 +1,6 @@
-"""One conversation, two ways to wait.
+"""Drivers of steps: one handshake, two ways to wait.
 
-Connecting is written once, as a generator that yields what it waits for (:class:`Wait`) and never waits
+The handshake is written once, as a generator that yields what it waits for (:class:`Wait`) and never waits
 itself. :func:`run` drives it by blocking the thread in ``poll``; :func:`run_async` by suspending the task on
 the running loop, whichever loop that is. Both stop it when the time is over, and closing the generator undoes
 what it had begun. A wait with a limit of its own is not taken from the budget. The idea is psycopg's

@@ -702,23 +702,23 @@ class RecordingConnection(MemoryConnection):
     def __init__(self, table: TimerTable) -> None:
         super().__init__(table)
         self.watched = None
-        self.asked: list[tuple[str, float]] = []
+        self.sent: list[tuple[str, float]] = []
 
-    def tell(self, key: str, deadline: float, budget: float, word: int = 0) -> None:
+    def send(self, key: str, deadline: float, budget: float, word: int = 0) -> None:
         """Record it."""
-        self.asked.append(("armed", budget))
+        self.sent.append(("armed", budget))
 
-    async def tell_async(self, key: str, deadline: float, budget: float, word: int = 0) -> None:
+    async def send_async(self, key: str, deadline: float, budget: float, word: int = 0) -> None:
         """Record it."""
-        self.tell(key, deadline, budget, word)
+        self.send(key, deadline, budget, word)
 
-    def untell(self, key: str, budget: float, word: int = 0) -> None:
+    def send_release(self, key: str, budget: float, word: int = 0) -> None:
         """Record it."""
-        self.asked.append(("released", budget))
+        self.sent.append(("released", budget))
 
-    async def untell_async(self, key: str, budget: float, word: int = 0) -> None:
+    async def send_release_async(self, key: str, budget: float, word: int = 0) -> None:
         """Record it."""
-        self.untell(key, budget, word)
+        self.send_release(key, budget, word)
 
 
 def recording_client(budget: float) -> tuple[MemoryClient, RecordingConnection]:
@@ -737,7 +737,7 @@ def test_leaving_may_take_as_long_as_entering_and_that_is_what_its_client_allows
     client, connection = recording_client(budget)
     with expires(60, "s", client):
         client.budget = 99.0  # from the next block on
-    assert connection.asked == [("armed", budget), ("released", budget)]
+    assert connection.sent == [("armed", budget), ("released", budget)]
 
 
 @BUDGETS
@@ -745,7 +745,7 @@ async def test_leaving_asynchronously_may_take_as_long_as_entering(budget: float
     client, connection = recording_client(budget)
     async with expires(60, "s", client):
         pass
-    assert connection.asked == [("armed", budget), ("released", budget)]
+    assert connection.sent == [("armed", budget), ("released", budget)]
 
 
 @BUDGETS
@@ -754,7 +754,7 @@ async def test_a_plain_block_on_a_loop_holds_it_up_no_longer_when_it_is_left(bud
     with expires(60, "s", client):
         pass
     most = min(budget, BUDGET_ON_LOOP)
-    assert connection.asked == [("armed", most), ("released", most)]
+    assert connection.sent == [("armed", most), ("released", most)]
 
 
 # --- cancelled on the way in (FAULTS 49)

@@ -230,7 +230,7 @@ def test_what_could_not_be_said_while_another_thread_connects_is_said_later(
             client.release("s")
         connection._silent_until = -inf
         failed.append(does)
-        yield from say_more(sock, welcome)
+        yield from send_unlisted(sock, welcome)
 
     failed: list[str] = []
     until = monotonic() + 600
@@ -241,8 +241,8 @@ def test_what_could_not_be_said_while_another_thread_connects_is_said_later(
         client.connect()
         if does == "release":
             client.acquire("s", until)
-        connection, say_more = client.connection, client.connection._say_more
-        monkeypatch.setattr(connection, "_say_more", fails_meanwhile)
+        connection, send_unlisted = client.connection, client.connection._send_unlisted
+        monkeypatch.setattr(connection, "_send_unlisted", fails_meanwhile)
         connection.disconnect()
         client.connect(PATIENCE)
         reconnectors.wait_ended()
@@ -262,8 +262,8 @@ def test_an_interrupted_request_leaves_nothing_armed(
         if when == "release":
             client.acquire("s", monotonic() + 600)
         with monkeypatch.context() as patch:
-            patch.setattr(type(client.connection), "tell", interrupted)
-            patch.setattr(type(client.connection), "untell", interrupted)
+            patch.setattr(type(client.connection), "send", interrupted)
+            patch.setattr(type(client.connection), "send_release", interrupted)
             with pytest.raises(Interrupted):
                 if when == "acquire":
                     client.acquire("s", 0.0)
@@ -284,7 +284,7 @@ async def test_a_release_that_is_cancelled_has_been_made(
         client = AsyncTimerClient(server.path, shared=shared, budget=PATIENCE)
         await client.acquire("s", monotonic() + 600)
         with monkeypatch.context() as patch:
-            patch.setattr(type(client.connection), "untell_async", interrupted)
+            patch.setattr(type(client.connection), "send_release_async", interrupted)
             with pytest.raises(Interrupted):
                 await client.release("s")
         await asyncio.to_thread(server.wait_armed, [])

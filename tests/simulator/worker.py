@@ -212,7 +212,7 @@ class Worker:
         pool.cells[word + COUNT_OF] += 1.0
         if not now - LATE <= pool.cells[PROMISE] <= deadline:
             yield "sees that the promise is not good enough"
-            yield from self._tell(table, deadline, now)
+            yield from self._send(table, deadline, now)
         if file.mapped:
             file.returned[number] = self.world.now
         thread.entries.append(thread.arming)
@@ -234,7 +234,7 @@ class Worker:
         number = self._store(entry.pool.table, entry.word, deadline)
         yield f"stores {deadline:.6f} into slot {entry.word - FIRST_DEADLINE}"
         if not now - LATE <= entry.pool.cells[PROMISE] <= deadline:
-            yield from self._tell(table, deadline, now)
+            yield from self._send(table, deadline, now)
         file.returned[number] = self.world.now
 
     def give_back(self, entry: Entry) -> None:
@@ -271,13 +271,13 @@ class Worker:
 
     # -- the connection ----------------------------------------------------------------------------
 
-    def _tell(self, table: TimerTable, deadline: float, now: float) -> Steps:
+    def _send(self, table: TimerTable, deadline: float, now: float) -> Steps:
         if table.must_ring(deadline, now):
             yield "must ring"
             yield from self._ring_or_reconnect(table, deadline)
 
     def _ring_or_reconnect(self, table: TimerTable, deadline: float) -> Steps:
-        """``ClientConnection.tell``."""
+        """``ClientConnection.send``."""
         if self.connected:
             sent = yield from self.ring(table, deadline)
             if sent:
