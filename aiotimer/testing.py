@@ -1,4 +1,5 @@
-"""Test your own code's deadlines: timers in memory, a clock that you move, and a reaper that keeps a record.
+"""Virtual timers, to test your own code's deadlines: in memory, with a clock that you move, and with a reaper
+that keeps a record.
 
 The laws of this file:
 

@@ -1,4 +1,4 @@
-"""What ``expires`` makes of its arguments: seconds, and the pool of a scope.
+"""A parser of what ``expires`` is given: it makes seconds of numbers, and finds the pool of a scope.
 
 The default scope is the caller's ``file:line``. It is found once per call site: by the id of the code object
 and the instruction, since hashing a code object costs more than entering the block.

@@ -1,4 +1,4 @@
-"""A context manager, the block that ``expires`` returns: it arms a timer and releases it.
+"""A context manager, the block that ``expires`` returns: entering it arms a timer, leaving it releases that.
 
 The laws of this file:
 

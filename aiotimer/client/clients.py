@@ -1,4 +1,4 @@
-"""Clients: what arms and releases named timers on this process, by suspending a task or by blocking a thread.
+"""Clients, which arm and release named timers on this process: by suspending a task, or by blocking a thread.
 
 ``AsyncTimerClient`` and ``TimerClient`` differ in how they connect and ring, awaiting or blocking;
 everything else is :class:`BaseClient`, a handle on the process's connection to a server and a policy for

@@ -1,4 +1,4 @@
-"""``configure``: which server watches this process.
+"""The configuration of this process: ``configure`` chooses the server that watches it.
 
 The law of this file: what ``configure`` did, ``configure(None)`` undoes, and nothing else.
 """

@@ -1,4 +1,4 @@
-"""One process's connection to one server, and the table they share.
+"""A connection of this process to one server, at the worker's end: the socket, and the table that they share.
 
 The laws of this file:
 

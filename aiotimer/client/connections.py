@@ -1,4 +1,4 @@
-"""Every connection of this process: one per server and kind, and what becomes of them in a forked child."""
+"""The registry of this process's connections: one per server and kind. A forked child resets all of them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Questions to a running server: is it there, what does it watch. For the command line and ``configure``.
+"""A client of a running server's control messages: one question, one answer, such as whether it is there and
+what it watches. For the command line and ``configure``.
 
 The law of this file: what only some questions need is imported when one is asked. A ping needs neither the
-codec nor what tells whose a server is; ``aiotimer ping`` would take twice as long with them.
+codec nor what checks whose a server is; ``aiotimer ping`` would take twice as long with them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Blocks as decorators: every call of the decorated function is a block of its own."""
+"""The decorator that a block can be used as: every call of the decorated function is a block of its own."""
 
 from __future__ import annotations
 

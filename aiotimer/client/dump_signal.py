@@ -1,4 +1,4 @@
-"""How a worker can be made to write its stacks: a signal, on which they are written into its table.
+"""A signal handler that writes the stacks of this process into its timer table.
 
 The laws of this file: it takes only a real-time signal that nobody in this process catches, ignores or
 blocks, and handles it to the end; ``faulthandler``'s handler needs neither the GIL nor memory, so that a

@@ -1,4 +1,4 @@
-"""``expires``: one timer around one block.
+"""The factory of blocks: ``expires`` puts one timer around one block.
 
 A function rather than a class, because CPython passes keyword arguments to a class by way of a dict: made so,
 a block costs a fifth less (``python -m benchmarks --only entry``).

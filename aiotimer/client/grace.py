@@ -1,4 +1,7 @@
-"""A block with grace. The law of this file: the hard limit is the timer; the soft one is the task's alone."""
+"""A context manager, a block with grace: its task is cancelled first, and the process reaped later.
+
+The law of this file: the hard limit is the timer; the soft one is the task's alone.
+"""
 
 from __future__ import annotations
 

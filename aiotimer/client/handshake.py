@@ -1,6 +1,6 @@
-"""How a process gets to know a server: find it, look whose it is, say HELLO, hear WELCOME.
+"""The handshake with a server: a process finds it, checks whose it is, sends HELLO and receives WELCOME.
 
-The laws of this file: written once, as steps that wait for nothing themselves (``_waiting``); a server of
+The laws of this file: written once, as steps that wait for nothing themselves (``waiting``); a server of
 another user is not talked to; every descriptor that arrives is returned or closed.
 """
 
@@ -55,7 +55,7 @@ def reach(sock: socket.socket, path: str, starting_until: Callable[[], float]) -
 def greet(
     sock: socket.socket, path: str, hello: bytes, offered: list[int], until: float = -inf
 ) -> Steps[tuple[wire.Welcome, int]]:
-    """Say HELLO, with the descriptors that are offered, and wait for WELCOME.
+    """Send HELLO, with the descriptors that are offered, and wait for WELCOME.
 
     Args:
         sock: connected to the server.

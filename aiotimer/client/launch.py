@@ -1,4 +1,4 @@
-"""A launcher: how a process gets a private server, and runs this very package with its own interpreter.
+"""A launcher of private servers, which run this very package with the interpreter of their owner.
 
 The laws of this file:
 

@@ -3,8 +3,8 @@
 The laws of this file:
 
 * Whatever is armed in scratch, a table that no server reads, finds that a server must be told: its promise
-  is NaN, which compares with nothing. So an entry that finds itself in scratch looks for a server. A forked child
-  has a copy: what it releases there stays armed in its parent's.
+  is NaN, which compares with nothing. So an entry that finds itself in scratch looks for a server. A forked
+  child has a copy: what it releases there stays armed in its parent's.
 * A program may close every descriptor it finds, and a number may by then be another file's; after a fork,
   an address may be another mapping's. Check, or leave it alone.
 """

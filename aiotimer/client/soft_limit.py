@@ -1,4 +1,4 @@
-"""The soft limit of a block with grace: the task is cancelled some time before the process is reaped.
+"""A timeout, the soft limit of a block with grace: its task is cancelled before the process is reaped.
 
 It behaves as ``asyncio.timeout`` does (``asyncio/timeouts.py`` of CPython 3.12): the cancellation is ours if
 the task's count of cancellations, less ours, is what it was on entering. The hard limit is the timer in the

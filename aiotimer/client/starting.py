@@ -1,4 +1,4 @@
-"""A server that is only being started: how a worker knows, and how it waits.
+"""A probe for a server that is only being started: how a worker knows that it is, and waits for it.
 
 ``aiotimer run`` listens itself and starts its command at once; the server takes the socket over as soon as it
 is there. Whoever connects before stands in the backlog. The laws of this file:
@@ -8,7 +8,7 @@ is there. Whoever connects before stands in the backlog. The laws of this file:
   that is stuck is not taken for one that is starting.
 * What is waited for a starting server does not count as waited for an answer: its command's blocks are
   watched from the first one on, as if it had been started after its server.
-* Nothing is said in the backlog but PING. A HELLO would be older, and of another peer, than the server
+* Nothing is sent into the backlog but PING. A HELLO would be older, and of another peer, than the server
   believes.
 """
 

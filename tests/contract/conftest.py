@@ -1,4 +1,4 @@
-"""What the contract suites share: a place for servers, one per test, no default client, no old connection."""
+"""Fixtures of the contract suites: a place for servers, one per test; no default client, no old one."""
 
 from collections.abc import Iterator
 
