@@ -1,4 +1,4 @@
-"""Every error that aiotimer raises on purpose, organised by who must act.
+"""The errors that aiotimer raises on purpose, organised by who must act.
 
 The laws of this file: one root, :class:`AiotimerError`; each error also derives from the builtin that
 existing code already catches; each carries its facts as attributes and survives pickling, because

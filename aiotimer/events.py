@@ -1,4 +1,4 @@
-"""What happened: the events a server tells its owner of, and the one line each writes to the log.
+"""The events of a server: what happened, as an object, as JSON, and as one line in the log.
 
 The law of this file: text that a worker chose (its scopes, its name) is escaped before it reaches a
 terminal or a log, whatever bytes it holds.

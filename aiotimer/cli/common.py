@@ -1,4 +1,4 @@
-"""What all commands have in common: how they fail, what they print, and which server they are about.
+"""The functions that all commands share: how they fail, what they print, and which server they are about.
 
 The law of this file: it imports nothing that a quick command does not need anyway.
 """

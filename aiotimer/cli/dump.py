@@ -1,4 +1,4 @@
-"""``aiotimer dump``: what a living worker is doing."""
+"""The command ``aiotimer dump``: what a living worker is doing."""
 
 from __future__ import annotations
 

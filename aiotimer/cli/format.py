@@ -1,4 +1,4 @@
-"""Numbers and moments, for people."""
+"""A formatter of numbers and moments, for people."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands as click knows them: a group that imports a command when it is called.
+"""A group of commands, as click knows them, which imports a command when that is called.
 
 The law of this file: a name stands in :data:`MODULES`, and what it needs is imported with its module only.
 """
@@ -29,7 +29,7 @@ MODULES = {
 
 
 class Commands(click.Group):
-    """The group. Its help is a text, see ``help``."""
+    """The group. Its help is a text: :data:`~aiotimer.cli.help.HELP`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of all commands."""

@@ -1,4 +1,4 @@
-"""``aiotimer history``: the events that servers have recorded."""
+"""The command ``aiotimer history``: the events that servers have recorded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The options that say how a server reaps, for the commands that start one.
+"""The command-line options that say how a server reaps, for the commands that start one.
 
 The law of this file: what a server would refuse is refused on the command line, in words that say what to
 write instead.

@@ -1,4 +1,4 @@
-"""The page about one expiry: what a person reads in a minute, at 3 a.m., on any terminal.
+"""A renderer of the page about one expiry: what a person reads in a minute, at 3 a.m., on any terminal.
 
 The laws of this file:
 

@@ -1,4 +1,4 @@
-"""``aiotimer ping``, as click parses it; see ``ping_server`` for what it does."""
+"""The command ``aiotimer ping``, as click parses it; ``ping_server`` carries it out."""
 
 from __future__ import annotations
 

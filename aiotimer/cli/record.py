@@ -1,4 +1,4 @@
-"""A record of an expiry, or of what a worker is doing, printed."""
+"""A printer of records, those of expiries and of what a worker is doing, for programs or for people."""
 
 from __future__ import annotations
 

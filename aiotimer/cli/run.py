@@ -1,4 +1,4 @@
-"""``aiotimer run``, as click parses it; see ``run_command`` for what it does."""
+"""The command ``aiotimer run``, as click parses it; ``run_command`` carries it out."""
 
 from __future__ import annotations
 

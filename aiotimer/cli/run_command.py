@@ -1,11 +1,11 @@
-"""``aiotimer run``: a server for one command and all that it starts.
+"""A runner of one command, with a server for it and for all that it starts: what ``aiotimer run`` does.
 
 The laws of this file: it is to the command what timeout(1) is, exit statuses included; the server is
 restarted while the command runs, without the command noticing; nothing is left behind.
 
 The command does not wait for its server: the socket is bound, locked and listened on here, the server takes
-it over, and whoever connects meanwhile waits in the backlog (``_starting``). If there is never a server, the
-command is ended, as it would not have been started.
+it over, and whoever connects meanwhile waits in the backlog (see ``client/starting.py``). If there is never a
+server, the command is ended, as it would not have been started.
 
 It waits in ``sigwaitinfo`` with all signals of interest blocked: none is lost between two waits, and the
 kernel's word on where a signal came from tells a Ctrl-C, which the command got from the terminal as well,

@@ -1,4 +1,7 @@
-"""``aiotimer serve``: the daemon; and ``watchdog``, the hidden command that supervises a private one."""
+"""The command ``aiotimer serve``, and the hidden one that supervises a private server.
+
+The law of this file: whatever could hold up the server's loop is behind a sink of ``cli/sinks.py``.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ import click
 from .common import resolve_socket
 from .group import cli, socket_option
 from .options import policy_options
-from .sinks import LogSink, Takers, event_options
+from .sinks import EventSinks, LogSink, event_options
 
 if TYPE_CHECKING:
     from ..server.server import TimerServer
@@ -53,16 +56,16 @@ def serve(
     from ..server.owned import FoundedServer
     from ..server.server import TimerServer
 
-    drop_capabilities()  # before there are threads, the sink's for one
-    sink = LogSink()
-    logging.basicConfig(format="aiotimer: %(message)s", level=logging.INFO, handlers=[sink])
+    drop_capabilities()  # before there are threads, the log's for one
+    log_sink = LogSink()
+    logging.basicConfig(format="aiotimer: %(message)s", level=logging.INFO, handlers=[log_sink])
     path = resolve_socket(socket_path)
-    takers = Takers(events_fd, on_event, events)
+    sinks = EventSinks(events_fd, on_event, events)
     if founder is None:
-        server = TimerServer(path, on_event=takers, **policy)
+        server = TimerServer(path, on_event=sinks, **policy)
     else:
         place = None if lock_fd is None or listener_fd is None else (lock_fd, listener_fd)
-        server = FoundedServer(path, founder, takers, sink.then, place, **policy)
+        server = FoundedServer(path, founder, sinks, log_sink.then, place, **policy)
     factory = asyncio.new_event_loop
     if loop_name == "uvloop":
         import uvloop
@@ -72,8 +75,8 @@ def serve(
         with asyncio.Runner(loop_factory=factory) as runner:
             runner.run(_serve(server, loop_name, ready_fd, quiet=founder is not None))
     finally:
-        takers.close()
-        sink.leave()
+        sinks.close()
+        log_sink.leave()
 
 
 async def _serve(server: TimerServer, loop_name: str, ready_fd: int | None, *, quiet: bool) -> None:
@@ -96,7 +99,7 @@ async def _serve(server: TimerServer, loop_name: str, ready_fd: int | None, *, q
 @click.option("--ready-fd", type=int, required=True)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def watchdog(socket_path: str, founder: str, ready_fd: int, arguments: tuple[str, ...]) -> int:
-    """Supervise the private watchdog of a process."""
-    from .supervisor import watch_over
+    """Supervise the private server of a process."""
+    from .supervisor import supervise
 
-    return watch_over(socket_path, founder, ready_fd, arguments)
+    return supervise(socket_path, founder, ready_fd, arguments)

@@ -1,4 +1,4 @@
-"""Where a server's lines go: to a log and to a pipe that may both be full, for ever.
+"""The sinks of ``aiotimer serve``: a log and a pipe, which may both be full for ever, and the user's command.
 
 The laws of this file: the server's loop never waits for a reader. What does not fit into a bounded queue is
 dropped and counted, and the count is said as soon as lines are taken again. At the end of the server, what is
@@ -29,7 +29,7 @@ LEAVE_WITHIN = 1.0
 """Seconds that a server which ends gives its sink to take the last lines."""
 
 COMMAND_WITHIN = 2.0
-"""Seconds that it gives the command to take the last events: a supervisor waits five for its end."""
+"""Seconds that it gives the command to take the last events: a supervisor waits five for the server's end."""
 
 
 class LogSink(logging.Handler):
@@ -122,8 +122,8 @@ class LogSink(logging.Handler):
                 poll.poll()
 
 
-class EventPipe:
-    """Writes events as JSON lines into a pipe, and drops what a full one does not take.
+class PipeSink:
+    """A sink that writes events as JSON lines into a pipe, and drops what a full one does not take.
 
     Args:
         descriptor: of the pipe; it becomes non-blocking.
@@ -152,8 +152,8 @@ class EventPipe:
             log.warning("%d events dropped: nobody read them", count)
 
 
-class Takers:
-    """Everybody who is told of a server's events besides the log, as the command line names them.
+class EventSinks:
+    """The sinks of a server's events besides the log, as the command line names them.
 
     Args:
         events_fd: of a pipe for JSON lines; None: no pipe.
@@ -171,7 +171,7 @@ class Takers:
             raise click.UsageError(
                 "--events chooses for which events --on-event runs its command; give that too"
             )
-        self._pipe = None if events_fd is None else EventPipe(events_fd)
+        self._pipe = None if events_fd is None else PipeSink(events_fd)
         self._on_event = _command(on_event, "--on-event")
         self._events = KINDS if events is None else events
 
@@ -189,7 +189,7 @@ class Takers:
 
 
 def event_options(command: click.decorators.FC) -> click.decorators.FC:
-    """Add ``--on-event`` and ``--events``, for :class:`Takers`."""
+    """Add ``--on-event`` and ``--events``, for :class:`EventSinks`."""
     every = "Run COMMAND for every event, with its JSON on standard input."
     which = "Run it only for events of these kinds, such as unkillable,reap_failed [default: all]."
     command = click.option("--events", metavar="NAME,...", callback=_event_names, help=which)(command)

@@ -1,4 +1,4 @@
-"""``aiotimer status``: what a server watches."""
+"""The command ``aiotimer status``: what a server watches."""
 
 from __future__ import annotations
 

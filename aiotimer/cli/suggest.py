@@ -1,4 +1,4 @@
-"""``aiotimer suggest``: the limit that each scope should have, from how long it took.
+"""The command ``aiotimer suggest``: the limit that each scope should have, from how long it took.
 
 The law of this file: a proposal is made of what was measured, by one rule, or not at all: the greater of
 three times the 99th percentile and one and a half times the maximum, rounded up to two digits, at least a

@@ -1,4 +1,4 @@
-"""A supervisor: it keeps the server process of ``aiotimer run``, or of the private watchdog, alive.
+"""A supervisor, which keeps the server process of ``aiotimer run``, or a private server, alive.
 
 The laws of this file: a server that dies is started again at once, because a restart loses nothing; one that
 ends on purpose (exit status 0) or cannot start (a status of :class:`~aiotimer.errors.ServerError`) is not.
@@ -164,8 +164,8 @@ class SupervisedServer:
                 os.set_inheritable(descriptor, False)
 
 
-def watch_over(socket_path: str, founder: str, ready: int, arguments: tuple[str, ...] = ()) -> int:
-    """Be the watchdog's supervisor: start the server, restart it when it dies.
+def supervise(socket_path: str, founder: str, ready: int, arguments: tuple[str, ...] = ()) -> int:
+    """Supervise a private server: start it, and restart it when it dies.
 
     Returns:
         The exit status: 0 when the server ended because nobody needs it any more.

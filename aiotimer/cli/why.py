@@ -1,4 +1,4 @@
-"""``aiotimer why``: what a worker was doing when its time was up."""
+"""The command ``aiotimer why``: what a worker was doing when its time was up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evidence: what a worker was doing when its timer expired.
+"""The evidence of what a worker was doing when its timer expired.
 
 :func:`~aiotimer.evidence.gather.gather` asks every probe there is, within a budget; :mod:`.verdict` puts
 what they found in words.

@@ -1,4 +1,6 @@
-"""What is asked about a worker, and what was found out: the two ends of :func:`aiotimer.evidence.gather`.
+"""The data of an inspection: what is asked about a worker, and what was found out.
+
+They are argument and result of :func:`aiotimer.evidence.gather.gather`.
 
 The law of this file: what is not known is ``""``, ``None`` or empty; no key is ever absent.
 """
@@ -57,14 +59,14 @@ class Subject(NamedTuple):
 
 
 class Findings(NamedTuple):
-    """What is known about it.
+    """What is known about a worker.
 
     Attributes:
         verdict: what it was doing, in words.
         where: the line of the user's code, ``train.py:42``; "" if that is not known.
         tasks: what the tasks of its loops wait for; those of the timer's own block have ``own``.
         stacks: its threads' Python stacks; ``native`` are the C functions on top, if they are known.
-        process: what /proc says; see ``evidence/proc.py``.
+        process: what /proc says, as ``evidence/proc.py`` reads it.
         probes: how each probe went: how long it took, or why there is nothing from it.
         stacks_text: the stacks for people.
         tasks_text: the tasks for people.
@@ -91,7 +93,7 @@ def stack(
     Args:
         thread: its name.
         frames: outermost first.
-        current: the dump was written by this thread.
+        current: this thread wrote the stacks.
         ident: ``threading.get_ident()`` of it.
     """
     return {

@@ -1,4 +1,4 @@
-"""Find out what a worker is doing, with every probe there is, within a budget.
+"""A coordinator of probes, which finds out what a worker is doing with every probe there is, within a budget.
 
 The laws of this file:
 
@@ -54,21 +54,21 @@ async def gather(subject: Subject, budget: float) -> Findings:
     Returns:
         What was found: usually within a third of a second.
     """
-    gathering = _Gathering(subject, budget)
+    probing = _Probing(subject, budget)
     try:
         async with asyncio.timeout(budget):
-            await gathering.run()
+            await probing.run()
     except TimeoutError:
         pass  # the words of the probes say so
     except Exception:  # noqa: BLE001 - logged; what has been found is no worse for it
         log.exception("gathering evidence of process %d failed", subject.id.pid)
     finally:
-        gathering.close()
-    return gathering.findings()
+        probing.close()
+    return probing.findings()
 
 
-class _Gathering:
-    """The state of one gathering."""
+class _Probing:
+    """One worker being looked at by one probe after the other: what is known of it so far."""
 
     def __init__(self, subject: Subject, budget: float) -> None:
         self._subject = subject
@@ -105,7 +105,7 @@ class _Gathering:
         if not self._is_gone():
             await self._probe("py-spy", self._spy)
         if not self._is_gone() and not self._stacks:
-            await self._probe("stacks", self._dump)
+            await self._probe("stacks", self._have_stacks_written)
         if not self._is_gone() and not every_loop_answered:
             command = pyspy.pstree_command(self._subject.id.pid)
             if command is not None:
@@ -182,15 +182,16 @@ class _Gathering:
         if self._answered < self._asked:
             raise _Not(f"of {self._asked} loops only {self._answered} answered within {ASK_WITHIN:g} s")
 
-    async def _dump(self) -> None:
+    async def _have_stacks_written(self) -> None:
         if self._table < 0:
             raise _Not("the worker shares no table to write them to")
         limit = min(STACKS_WITHIN, self._left())
 
-        def dump(pidfd: int, table: int, given_up: threading.Event) -> str:
-            return stacks.dump(self._subject.id.pid, pidfd, table, self._subject.table_inode, limit, given_up)
+        def collect(pidfd: int, table: int, given_up: threading.Event) -> str:
+            pid, inode = self._subject.id.pid, self._subject.table_inode
+            return stacks.collect(pid, pidfd, table, inode, limit, given_up)
 
-        text = await self._with_duplicates(dump, limit + 0.1, self._pidfd, self._table)
+        text = await self._with_duplicates(collect, limit + 0.1, self._pidfd, self._table)
         if found := stacks.parse(text):
             self._raw, self._stacks = text, found
         else:
@@ -205,7 +206,7 @@ class _Gathering:
         ends_by = limit - min(0.1, limit / 5)
 
         def spy(pidfd: int, given_up: threading.Event) -> list[dict[str, Any]]:
-            return pyspy.dump(program, self._subject.id.pid, pidfd, ends_by, given_up)
+            return pyspy.collect(program, self._subject.id.pid, pidfd, ends_by, given_up)
 
         found = await self._with_duplicates(spy, limit, self._pidfd)
         if any(one["frames"] for one in found):

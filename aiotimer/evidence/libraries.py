@@ -1,4 +1,4 @@
-"""Library files: which files of a stack are not the user's.
+"""A classifier of source files: which files of a stack are a library's, and which are the user's.
 
 The laws of this file: it is decided here and nowhere else, so that the verdict of a server and the page that
 is printed from its record agree; and by the text of the path alone, because the page may be printed on

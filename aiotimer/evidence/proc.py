@@ -1,8 +1,8 @@
-"""What /proc says about a process.
+"""A probe that reads ``/proc``: what the kernel says about a process.
 
 The laws of this file:
 
-* Nothing here is sent to the process, and nothing of it is stopped.
+* Nothing is sent to the process, and nothing of it is stopped.
 * What is read first cannot block; what takes a lock of the process comes last, and what has been read until
   then is there for the asking while a later read hangs.
 * What was read counts only if the process was the pinned one before and after.

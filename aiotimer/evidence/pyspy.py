@@ -1,4 +1,6 @@
-"""Helpers that look into a worker from outside: py-spy, and from CPython 3.14 on ``asyncio pstree``.
+"""A runner of helpers that look into a worker from outside.
+
+They are py-spy, and from CPython 3.14 on ``asyncio pstree``.
 
 The laws of this file:
 
@@ -133,7 +135,9 @@ def _wait(helper: subprocess.Popen[bytes], pidfd: int, until: float) -> int:
     return helper.wait()
 
 
-def dump(program: str, pid: int, pidfd: int, limit: float, given_up: threading.Event) -> list[dict[str, Any]]:
+def collect(
+    program: str, pid: int, pidfd: int, limit: float, given_up: threading.Event
+) -> list[dict[str, Any]]:
     """Return the stacks of a worker's threads as py-spy sees them. Blocks for at most ``limit`` seconds.
 
     Raises:

@@ -1,4 +1,6 @@
-"""The Python stacks of a worker's threads: asked for by its dump signal, and read from its table's file.
+"""A probe for the Python stacks of a worker's threads, and a parser of what it wrote.
+
+They are asked for by the worker's dump signal, and read from its table's file.
 
 A worker registers ``faulthandler`` on a real-time signal and says in its table which one, and which
 descriptor the stacks are written to: the table's own file, behind the table. It is C code that writes them,
@@ -85,7 +87,9 @@ def parse(text: str) -> list[dict[str, Any]]:
     return stacks
 
 
-def dump(pid: int, pidfd: int, table: int, table_inode: int, limit: float, given_up: threading.Event) -> str:
+def collect(
+    pid: int, pidfd: int, table: int, table_inode: int, limit: float, given_up: threading.Event
+) -> str:
     """Have a worker write its stacks, and return them. Blocks for ``limit`` seconds, or a little more.
 
     Args:
@@ -120,7 +124,7 @@ def dump(pid: int, pidfd: int, table: int, table_inode: int, limit: float, given
         raise TimeoutError
     text = os.pread(table, min(size - start, MAX_SIZE), start)
     _give_back(table, start, size - start)
-    # NUL: a dump that another gathering had asked for at the same time, and has given back already.
+    # NUL: stacks that somebody else had asked for at the same time, and has given back already.
     return text.lstrip(b"\0").decode(errors="backslashreplace")
 
 

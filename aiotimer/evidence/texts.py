@@ -1,4 +1,6 @@
-"""Stacks and tasks as texts for people: what lies beside a record as ``stacks.txt`` and ``tasks.txt``.
+"""A formatter of stacks and tasks, for people.
+
+Its texts lie beside a record as ``stacks.txt`` and ``tasks.txt``.
 
 The law of this file: whatever a worker wrote, what is not printable is escaped.
 """

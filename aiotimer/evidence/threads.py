@@ -1,4 +1,4 @@
-"""Blocking probes in threads: whatever blocks there, the loop does not.
+"""A runner of blocking probes, each in a thread of its own: whatever blocks there, the loop does not.
 
 The laws of this file: threads are daemons, so that none holds up the end of the process; one that does not
 come back is given up and counted, and when too many are stuck no further one is started.

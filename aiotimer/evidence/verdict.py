@@ -1,4 +1,4 @@
-"""What a worker was doing, in words: a pure function of what the probes found.
+"""The verdict, which says in words what a worker was doing: a pure function of what the probes found.
 
 The laws of this file: a word is said only if a probe has seen it; a worker that could be told nothing about
 gets the words of /proc, and no guess. Whatever a worker sent or wrote gives a verdict, and raises nothing.

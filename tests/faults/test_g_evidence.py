@@ -323,7 +323,7 @@ async def test_a_fault_of_the_gatherer_is_a_line_in_the_log(
     def fail(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(gathering._Gathering, "_probe", fail)
+    monkeypatch.setattr(gathering._Probing, "_probe", fail)
     found = await gather(subject, PATIENCE)
     assert found.verdict == "nothing is known"
     assert "gathering evidence" in caplog.text

@@ -278,7 +278,7 @@ async def test_a_worker_that_does_not_write_its_stacks(
 
 async def test_a_pyspy_that_sees_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pyspy, "find_pyspy", lambda: "py-spy")
-    monkeypatch.setattr(pyspy, "dump", lambda *_: [])
+    monkeypatch.setattr(pyspy, "collect", lambda *_: [])
     with hanging(tmp_path, BODIES["sleep"]) as it:
         found = await gather(it.subject(), PATIENCE)
         assert found.where == f"app.py:{LINE}"

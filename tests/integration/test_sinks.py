@@ -1,4 +1,4 @@
-"""Takers of events: bounded, told at least once, never waited for."""
+"""Sinks of events: bounded, told at least once, never waited for."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import click
 import pytest
 
 from aiotimer._core.requests import WorkerId
-from aiotimer.cli.sinks import EventPipe, Takers, event_options
+from aiotimer.cli.sinks import EventSinks, PipeSink, event_options
 from aiotimer.events import KINDS, Event
 from aiotimer.server.sinks import Backlog, CallbackSink, CommandSink
 from tests.fakes.clock import PATIENCE
@@ -293,11 +293,11 @@ def test_the_server_tells_everybody_what_they_asked_for(
     """The command gets the events that were chosen for it, the pipe gets all of them."""
     body = "print(event['event'], event['verdict'], file=file)"
     reader, writer = os.pipe()
-    takers = Takers(writer, command(tmp_path, body), events)
-    takers(Event("expired", WorkerId(7, 8)))
-    takers(Event("unkillable", WorkerId(7, 8), verdict="frozen"))
-    takers(Event("refused"))
-    takers.close(PATIENCE)
+    sinks = EventSinks(writer, command(tmp_path, body), events)
+    sinks(Event("expired", WorkerId(7, 8)))
+    sinks(Event("unkillable", WorkerId(7, 8), verdict="frozen"))
+    sinks(Event("refused"))
+    sinks.close(PATIENCE)
     os.close(writer)
     with open(reader) as lines:
         assert [json.loads(line)["event"] for line in lines] == ["expired", "unkillable", "refused"]
@@ -305,7 +305,7 @@ def test_the_server_tells_everybody_what_they_asked_for(
 
 
 def test_nobody_is_told_if_nobody_wants_to_know() -> None:
-    for nobody in (Takers(None, None), Takers(None, ""), Takers(None, "", {"unkillable"})):
+    for nobody in (EventSinks(None, None), EventSinks(None, ""), EventSinks(None, "", {"unkillable"})):
         nobody(Event("unkillable"))
         nobody.close()
         assert nobody._on_event is None
@@ -314,13 +314,13 @@ def test_nobody_is_told_if_nobody_wants_to_know() -> None:
 @pytest.mark.parametrize("bad", ["'", " "])
 def test_a_command_that_is_none_is_an_error_of_the_command_line(bad: str) -> None:
     with pytest.raises(click.BadParameter) as raised:
-        Takers(None, bad)
+        EventSinks(None, bad)
     assert raised.value.param_hint == "--on-event"
 
 
 def test_events_without_a_command_are_an_error_of_the_command_line() -> None:
     with pytest.raises(click.UsageError, match="--on-event"):
-        Takers(None, None, {"unkillable"})
+        EventSinks(None, None, {"unkillable"})
 
 
 def parsed(*arguments: str) -> dict[str, object]:
@@ -336,7 +336,7 @@ def parsed(*arguments: str) -> dict[str, object]:
     return found
 
 
-def test_the_options_are_those_of_the_takers() -> None:
+def test_the_options_are_those_of_the_sinks() -> None:
     assert parsed() == {"on_event": None, "events": None}
     assert parsed("--on-event", "a b") == {"on_event": "a b", "events": None}
     assert parsed("--events", ",".join(KINDS))["events"] == set(KINDS)
@@ -368,7 +368,7 @@ def test_the_server_does_not_start_with_options_that_are_wrong(given: tuple[str,
 
 def test_a_line_in_the_pipe_is_never_longer_than_is_written_at_once() -> None:
     reader, writer = os.pipe()
-    EventPipe(writer)(Event("reaped", WorkerId(7, 8), detail="x" * 5000, verdict="y" * 5000, scope="s" * 250))
+    PipeSink(writer)(Event("reaped", WorkerId(7, 8), detail="x" * 5000, verdict="y" * 5000, scope="s" * 250))
     os.close(writer)
     with open(reader) as lines:
         (line,) = lines
