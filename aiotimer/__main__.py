@@ -1,4 +1,4 @@
-"""``python -m aiotimer`` is the command line."""
+"""The command line, as ``python -m aiotimer`` calls it."""
 
 from .cli import main
 

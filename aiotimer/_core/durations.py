@@ -1,4 +1,4 @@
-"""How long the blocks of one scope take: a row of numbers per slot, and what can be told from many rows.
+"""A histogram of how long the blocks of one scope take: a row of numbers per slot, and what many rows tell.
 
 A row is ``layout.ROW_WORDS`` float64: when the last sampled entry was made, its limit in seconds, the
 deadline for which these two hold, the longest duration, and counts of durations in ``BUCKETS`` half

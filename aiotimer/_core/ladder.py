@@ -1,12 +1,12 @@
-"""The ladder: in which steps a worker is reaped, as data, and the climb, which says what the next step is.
+"""The ladder, the steps in which a worker is reaped, and a state machine that says which one is next.
 
 A ladder is written ``dump,ABRT:2,TERM:10,KILL``: find out what the worker is doing; send SIGABRT and give it
 two seconds to die of it; send SIGTERM and give it ten; send SIGKILL.
 
 The laws of this file:
 
-* SIGKILL comes last and is never missing: every climb ends. Evidence is gathered first, or not at all.
-* A release that is found before the first signal spares the worker. After the first signal the climb goes on:
+* SIGKILL comes last and is never missing: every run ends. Evidence is gathered first, or not at all.
+* A release that is found before the first signal spares the worker. After the first signal the run goes on:
   a worker that was told to end is not trusted to have recovered.
 * A stopped process sees no signal but SIGKILL and SIGCONT: after any other one SIGCONT is sent.
 """

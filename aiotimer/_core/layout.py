@@ -1,4 +1,4 @@
-"""The bytes of a timer table, and how the server reads them.
+"""The layout of a timer table: every byte of it, and how the server reads them.
 
 One layout serves both sides: the worker stores through a ``memoryview`` of the mapped file, the server
 reads with ``pread`` and never maps it. ``docs/reference/protocol.md`` documents every byte; the

@@ -1,4 +1,4 @@
-"""PING and PONG, written and read without the codec, which takes longer to import than Python to start.
+"""A codec of PING and PONG alone, because that of all messages takes longer to import than Python to start.
 
 The law of this file: these are the bytes of ``wire``, which a test compares. What cannot be read here is not
 judged here: the codec reads it.

@@ -1,8 +1,8 @@
-"""Reading a table from outside: what the server, and a queue's consumer, see of it.
+"""A reader of timer tables: what the server, and a queue's consumer, see of one from outside.
 
-The laws of this file: it reads through a function it was given (``pread`` on the file, never a mapping, so
-that a worker that truncates its table costs its reader nothing); a label counts only if its slot held
-the same deadline before and after it was read; what is read is untrusted.
+The laws of this file: a reader reads through a function that it was given (``pread`` on the file, never a
+mapping, so that a worker that truncates its table costs its reader nothing); a label counts only if its slot
+held the same deadline before and after it was read; what is read is untrusted.
 """
 
 from __future__ import annotations

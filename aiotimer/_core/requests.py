@@ -1,4 +1,4 @@
-"""What is asked, and of whom.
+"""The request that arms or releases a timer, and the identity of the worker that it is about.
 
 A :class:`TimerRequest` keeps the meaning it has in ``torch.distributed.elastic.timer``: an acquire if
 ``expiration_time`` is zero or later, a release if it is strictly negative. Zero has already expired.

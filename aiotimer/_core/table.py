@@ -1,4 +1,4 @@
-"""The worker's side of a timer table: cells, and the pools that entries take them from.
+"""An allocator of the slots of a timer table, on the worker's side: cells, and pools that entries take from.
 
 The laws of this file:
 

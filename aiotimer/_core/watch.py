@@ -1,4 +1,4 @@
-"""The look: a snapshot of a table and ``now`` go in, what to do comes out.
+"""A scheduler of looks: a snapshot of a table and ``now`` go in; what is due, and the next look, come out.
 
 The server's side of the protocol, per worker (``docs/explanation/the-look.md`` tells why):
 

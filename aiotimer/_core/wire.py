@@ -1,4 +1,4 @@
-"""Messages on the socket, and their incremental codec.
+"""The messages on the socket, and an incremental codec of them.
 
 A frame is a 4-byte big-endian length and a MessagePack array whose first element names the message. The
 socket carries little: a worker that shares its table sends HELLO once, a RING when it arms a timer

@@ -1,7 +1,7 @@
 """The environment of a process: the variables by which it finds its server, and what a socket's path must be.
 
 The law of this file: it imports nothing but the errors, so that a command which asks one question of a
-server does not load the files and tables of one (see ``paths``).
+server does not load the files and tables of one (see ``paths.py``).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Paths: where the socket and the state directory with the timer tables lie, and whether they can be trusted.
+"""A resolver of paths: where sockets and state directories lie, and whether they can be trusted.
 
 The laws of this file:
 
-* What holds tables lies on tmpfs, checked and not assumed (``_table_files`` says why).
+* What holds tables lies on tmpfs, checked and not assumed (``table_files.py`` says why).
 * Directories that we make are 0700 and owned by us; a path through somebody else's hands is refused, not
   repaired.
 

@@ -1,4 +1,4 @@
-"""Processes: who they are, whether they live, and the one way to signal them.
+"""A process as the kernel knows it: who it is, whether it lives, and the one way to signal it.
 
 The law of this file: a process is held by a pidfd, pinned before anything is believed about it, and a
 signal goes through that pidfd. A pid alone may by now be somebody else's; the pair (pid, start time) is

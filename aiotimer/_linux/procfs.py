@@ -1,7 +1,7 @@
 """A reader of ``/proc/PID``: what the kernel says of a process, by its pid.
 
 The law of this file: a pid may by now be another process's. Whoever acts on what is read here holds the pidfd
-of the process meanwhile (``process``), so that what was read belongs to the process that is pinned.
+of the process meanwhile (see ``process.py``), so that what was read belongs to the process that is pinned.
 """
 
 from __future__ import annotations

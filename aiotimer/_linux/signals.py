@@ -1,4 +1,4 @@
-"""Whom a signal reaches: the worker alone, its process group, or its cgroup.
+"""A sender of signals to the worker alone, to its process group, or to its cgroup.
 
 The laws of this file:
 

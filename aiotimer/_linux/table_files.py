@@ -1,4 +1,4 @@
-"""Timer tables as files on tmpfs: made, checked, found.
+"""A store of timer tables, which are files on tmpfs: it makes, checks and finds them.
 
 The laws of this file:
 
