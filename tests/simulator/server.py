@@ -1,4 +1,4 @@
-"""A server, step by step: what ``_watched.py``, ``_reaper.py``, ``_roster.py`` and ``_greeting.py`` do.
+"""A server, step by step: what ``server/watched_table``, ``reaper``, ``registry`` and ``handlers`` do.
 
 The laws of this file:
 
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     from aiotimer.server.worker import Worker as RealWorker
 
 BEAT = 0.5
-"""``server.BEAT``: seconds between signs of life."""
+"""As in ``server/server``: seconds between signs of life."""
 
 FIRST_RETRY, LAST_RETRY = 0.1, 5.0
-"""As in ``_worker.py``: seconds before a reap that failed is tried again."""
+"""As in ``server/worker``: seconds before a reap that failed is tried again."""
 
 EVIDENCE = 0.05
 """Seconds that evidence takes at most. It is not gathered for every reap: there are ladders without."""
@@ -530,7 +530,7 @@ class Server:
             yield from self.look(table)
 
     def greet(self, line: Line, message: Message) -> Steps:
-        """``_greeting._greet``: WELCOME comes last."""
+        """As in ``server/handlers``: WELCOME comes last."""
         if line.process.id in self.workers and self.workers[line.process.id].process is not line.process:
             raise AssertionError("two processes of one identity")
         known = self.admit(line.process)
@@ -560,7 +560,7 @@ class Server:
         yield f"welcomes {line.process}"
 
     def forget(self, table: Table) -> None:
-        """``_greeting.forget``."""
+        """As ``handlers.forget`` does."""
         if table in table.owner.tables:
             self.drop(table)
 
