@@ -14,7 +14,7 @@ offset                written by  what
 80  ``REAPED_AT``     server     float64: when the server began to reap the worker, or 0.0
 88  ``PROGRAM``       server     float64: a mark of the program that the worker runs, or 0.0
 96                    (nobody)   reserved: an earlier server may have stored a uid here; never read
-112 ``POLICY``        server     80 bytes of ASCII, padded with NUL: how this worker wants to be reaped
+112 ``POLICY``        server     80 bytes of ASCII, padded with NUL: its reap grant, how it is to be reaped
 192 ``HIGH_WATER``    worker     float64: slots below this are allocated and initialised
 200 ``RETIRED``       worker     float64: acquisitions counted in slots that were relabelled since
 208 ``DUMP_SIGNAL``   worker     float64: the signal that makes it write its stacks, or 0.0

@@ -43,7 +43,7 @@ class Hello(msgspec.Struct, tag="hello", array_like=True, frozen=True):
         offers_table: the descriptor of a table that the client has already comes with this message.
         armed: socket-only: every timer now armed, as (key, deadline); see :class:`Acquire`. Timers that
             an older connection of this client armed and that are not in this list are released.
-        reap: how this worker wants to be reaped (see ``_core/ladder.py``), "" as the server does it.
+        reap: its reap request, the ladder that it wants (see ``_core/ladder.py``); "" as the server does it.
         observe: nobody is to be signalled for this worker's timers; their expiry is recorded.
     """
 
