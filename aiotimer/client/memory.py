@@ -1,4 +1,4 @@
-"""Memory: timer tables of this process's own, and descriptors and mappings that may not be ours any more.
+"""The memory of timer tables that are this process's own, and of what may not be this process's any more.
 
 The laws of this file:
 

@@ -11,10 +11,13 @@ import fnmatch
 import graphlib
 import importlib.metadata
 import inspect
+import io
 import json
 import pickle
+import re
 import subprocess
 import sys
+import tokenize
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -425,6 +428,122 @@ def test_every_name_is_of_use_to_the_package_or_to_its_users() -> None:
         and not last.startswith("__")
     }
     assert unused == FOR_USERS
+
+
+# --- what the modules say of themselves
+
+# A module is something that has a name in the field: "A reader of ...", "The registry of ...".
+FIRST_SENTENCE = re.compile(
+    r"((A|An|The) [a-z`_]|[A-Z][a-z]+( [a-z]+)?s(,|:| of| that) ).*?\.(?=\s|\Z)", re.DOTALL
+)
+
+# Code in prose: ``...``, as Sphinx has it, and not the target of a role.
+LITERAL = re.compile(r"(?<!`)``([^`]+)``(?!`)")
+TARGET = re.compile(r":\w+:`~?(?:[^`<]*<)?([\w.]+)>?`")
+
+# Files of others that our prose names: users' programs, and what we have learnt from.
+OF_OTHERS = frozenset({"app.py", "asyncio/timeouts.py", "psycopg/generators.py", "train.py"})
+
+FILES = {path.relative_to(PACKAGE.parent).as_posix() for path in PACKAGE.rglob("*.py")} | {
+    f"tests/{path.relative_to(TESTS).as_posix()}" for path in TESTS.rglob("*.py")
+}
+
+
+def names_in(tree: ast.AST) -> set[str]:
+    """Every identifier of a module: what it defines, uses or imports."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        for field in ("id", "attr", "name", "arg", "asname", "module"):
+            if isinstance(value := getattr(node, field, None), str):
+                names.update(value.split("."))
+    return names
+
+
+def prose(text: str) -> Iterator[tuple[int, str]]:
+    """The line and text of each comment and docstring of a module."""
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        match node:
+            case ast.Expr(ast.Constant(str(said))):  # a docstring, of an attribute too
+                yield node.lineno, said
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.start[0], token.string
+
+
+def stale(said: str, known: set[str]) -> list[str]:
+    """The modules that a text names and that do not exist.
+
+    Args:
+        said: a comment or a docstring.
+        known: identifiers of its module, which are no modules.
+    """
+    rooms = {name.partition(".")[0] for name in MODULES}
+    wrong = []
+    for literal in LITERAL.findall(said):
+        for path in re.findall(r"(?<![\w./])[a-z0-9_/]+\.py\b", literal):
+            if path not in OF_OTHERS and not any(f"/{file}".endswith(f"/{path}") for file in FILES):
+                wrong.append(path)
+        head = re.match(r"(?:(\w+)/)?(\w+)", literal)
+        if head is None or literal.endswith(".py"):
+            continue
+        room, name = head.groups()
+        if room in rooms and f"{room}.{name}" not in MODULES:
+            wrong.append(f"{room}/{name}")
+        elif room is None and re.match(r"_[a-z]", name) and name not in rooms | known:
+            wrong.append(name)  # or what is in it
+    for target in TARGET.findall(said):
+        room, _, inner = target.removeprefix("aiotimer.").partition(".")
+        is_folder = target.startswith("aiotimer.") and (PACKAGE / room).is_dir()
+        if is_folder and f"{room}.{inner.partition('.')[0]}" not in MODULES:
+            wrong.append(target)
+    return wrong
+
+
+@every_module
+def test_modules_say_first_what_they_are(name: str) -> None:
+    said = ast.get_docstring(ast.parse(MODULES[name].read_text()))
+    assert said, f"{name} does not say what it is for"
+    first = said.partition("\n\n")[0]
+    assert FIRST_SENTENCE.match(first), (
+        f"{name} does not begin with what it is, in a sentence, as in 'A reader of ...': {first!r}"
+    )
+
+
+@pytest.mark.parametrize("path", sorted(FILES))
+def test_prose_names_modules_that_exist(path: str) -> None:
+    file = PACKAGE.parent / path if path.startswith("aiotimer/") else TESTS.parent / path
+    text = file.read_text()
+    known = names_in(ast.parse(text)) | sys.stdlib_module_names
+    wrong = [f"{path}:{line} {name}" for line, said in prose(text) for name in stale(said, known)]
+    assert not wrong, f"no such modules: {wrong}"
+
+
+@pytest.mark.parametrize(
+    ("said", "named"),
+    [
+        ("as ``_watched`` does", "_watched"),
+        ("as ``_watched.py`` does", "_watched.py"),
+        ("``_table_files.PEERS_RETURN_WITHIN`` tells", "_table_files"),
+        ("see ``server/roster``", "server/roster"),
+        ("see ``client/roster.py``", "client/roster.py"),
+        (":class:`~aiotimer._core.climb.Climb`", "aiotimer._core.climb.Climb"),
+    ],
+)
+def test_a_module_that_does_not_exist_is_found(said: str, named: str) -> None:
+    assert stale(said, set()) == [named]
+
+
+@pytest.mark.parametrize(
+    "said", ["Climbs.", "What a server answers.", "Everybody.", "A server's", "Accepting: all."]
+)
+def test_a_riddle_does_not_say_what_a_module_is(said: str) -> None:
+    assert not FIRST_SENTENCE.match(said)
+
+
+def test_what_is_no_module_is_not_taken_for_one() -> None:
+    said = "``_core`` and ``_core/table.py``, ``server/reaper``, ``__exit__``, ``_after``, ``train.py:42``"
+    assert stale(f"{said} and :mod:`aiotimer.evidence.gather`", {"_after"}) == []
 
 
 # --- the public surface
