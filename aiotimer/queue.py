@@ -1,4 +1,4 @@
-"""A queue of requests: what workers ask for on one side, what a server must know on the other.
+"""Request queues: what workers ask for goes in on one side, what a server must know comes out on the other.
 
 :class:`RequestQueue` is a *conflating* queue: of all requests for one (worker, scope) it holds the newest.
 That is what lets a timer table be a queue: a slot holds the newest request by being a number in memory.

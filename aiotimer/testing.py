@@ -1,6 +1,5 @@
-"""A harness for tests of your own deadlines.
-
-It has timers in memory, a clock that you move, and a reaper that only keeps a record.
+"""Virtual timers, to test your own code's deadlines: in memory, with a clock that you move, and with a reaper
+that keeps a record.
 
 The laws of this file:
 

@@ -1,4 +1,4 @@
-"""A server, step by step: what ``server/watched_table``, ``reaper``, ``registry`` and ``handlers`` do.
+"""A server, step by step: what ``watched_table``, ``reaper``, ``registry`` and ``handlers`` do.
 
 The laws of this file:
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from aiotimer.server.worker import Worker as RealWorker
 
 BEAT = 0.5
-"""As in ``server/server``: seconds between signs of life."""
+"""``server.BEAT``: seconds between signs of life."""
 
 FIRST_RETRY, LAST_RETRY = 0.1, 5.0
 """As in ``server/worker``: seconds before a reap that failed is tried again."""
@@ -530,7 +530,7 @@ class Server:
             yield from self.look(table)
 
     def greet(self, line: Line, message: Message) -> Steps:
-        """As in ``server/handlers``: WELCOME comes last."""
+        """``handlers._greet``: WELCOME comes last."""
         if line.process.id in self.workers and self.workers[line.process.id].process is not line.process:
             raise AssertionError("two processes of one identity")
         known = self.admit(line.process)
@@ -560,7 +560,7 @@ class Server:
         yield f"welcomes {line.process}"
 
     def forget(self, table: Table) -> None:
-        """As ``handlers.forget`` does."""
+        """``handlers.forget``."""
         if table in table.owner.tables:
             self.drop(table)
 
