@@ -152,7 +152,7 @@ class Disown(msgspec.Struct, tag="disown", array_like=True, frozen=True):
 
 
 class Attend(msgspec.Struct, tag="attend", array_like=True, frozen=True):
-    """Client to server, instead of HELLO: this connection answers questions about one of my event loops.
+    """Client to server, instead of HELLO: this is an inspection channel of one of my event loops.
 
     Attributes:
         version: the client's ``PROTOCOL_VERSION``.
@@ -162,7 +162,7 @@ class Attend(msgspec.Struct, tag="attend", array_like=True, frozen=True):
 
 
 class Inspect(msgspec.Struct, tag="inspect", array_like=True, frozen=True):
-    """Server to client, on a connection that attends: what are your tasks waiting for?
+    """Server to client, on an inspection channel: what are your tasks waiting for?
 
     Attributes:
         number: to be repeated in the answer.

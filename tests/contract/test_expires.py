@@ -694,7 +694,7 @@ class RecordingConnection(MemoryConnection):
     """A connection without a shared table, on which everything is sent at once.
 
     Attributes:
-        asked: what was to be said, and the seconds that it might have taken.
+        sent: what was to be sent, and the seconds that it might have taken.
     """
 
     shared = False
@@ -982,7 +982,7 @@ def test_fault_50_interrupted_by_a_signal_without_a_table(server: ServerThread) 
                 with expires(60, "s", client):
                     pass
             assert_nothing_armed(client, f"bytecode {interruption.number}")
-            server.wait_armed([])  # what was interrupted is said again, in the background
+            server.wait_armed([])  # what was interrupted is sent again, in the background
     assert interruption.number > 200, "it was hardly interrupted: the test is blind"
 
 

@@ -217,7 +217,7 @@ class Interrupted(BaseException):
 
 
 @pytest.mark.parametrize("does", ["acquire", "release"])
-def test_what_could_not_be_said_while_another_thread_connects_is_said_later(
+def test_what_could_not_be_sent_while_another_thread_connects_is_sent_later(
     reconnectors: Reconnectors, does: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """That thread's HELLO has been written already, and says the contrary."""

@@ -1,4 +1,4 @@
-"""Clients without a shared table, when their server goes away: what cannot be said now is said later.
+"""Clients without a shared table, when their server goes away: what cannot be sent now is sent later.
 
 The law of this file: a release that the client made is honoured, whether or not it could be sent; an acquire
 that was acknowledged is not lost with the server.
