@@ -147,7 +147,7 @@ def send_signal(pidfd: int, signum: int, flags: int = 0) -> None:
 
 
 def let_go_of_stderr() -> None:
-    """Hold nobody's pipe open: whoever reads the founder's output waits for its end."""
+    """Hold nobody's pipe open: whoever reads the owner's output waits for its end."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)
     os.close(null)
