@@ -1,4 +1,4 @@
-"""A supervisor, which keeps the server process of ``aiotimer run``, or a private server, alive.
+"""A supervisor: it keeps the server process of ``aiotimer run``, or of ``configure``, alive.
 
 The laws of this file: a server that dies is started again at once, because a restart loses nothing; one that
 ends on purpose (exit status 0) or cannot start (a status of :class:`~aiotimer.errors.ServerError`) is not.
