@@ -1,4 +1,4 @@
-"""A worker, step by step: what blocks, connections and ``Cell.set`` do, with a pause after each step.
+"""A worker: what ``client/block``, ``client/connection`` and ``Cell.set`` do, in single steps.
 
 The laws of this file:
 
@@ -25,10 +25,10 @@ from aiotimer._core.table import Cell, Pool, TimerTable
 from .world import Broken, Line, Process, TableFile, World
 
 BUDGET = 0.25
-"""As in ``client/clients``: seconds for which an acquire holds its thread when its server must be reached."""
+"""``clients.BUDGET``: seconds for which an acquire may hold its thread when its server has to be reached."""
 
 RETRY_EVERY = 1.0
-"""As in ``client/connection``: seconds between attempts to connect."""
+"""``connection.RETRY_EVERY``: seconds between attempts to connect."""
 
 MOST_STEPS = 24
 """What the longest operation takes: it rings, finds the server gone, and reconnects. Waits are apart."""
