@@ -28,7 +28,7 @@ from .inspection_channel import Channel
 if TYPE_CHECKING:
     from .connection import Connection
     from .policy import Policy
-    from .registry import Roster
+    from .registry import Registry
     from .watched_table import WatchedTable
     from .worker import Worker
 
@@ -56,7 +56,7 @@ class Host(Protocol):
         """A client is not served."""
 
 
-def handle(server: Host, roster: Roster, connection: Connection, message: wire.ToServer) -> None:
+def handle(server: Host, registry: Registry, connection: Connection, message: wire.ToServer) -> None:
     """Answer one message.
 
     Raises:
@@ -67,7 +67,7 @@ def handle(server: Host, roster: Roster, connection: Connection, message: wire.T
         if uid not in (os.geteuid(), 0):  # the socket's mode keeps others out, unless somebody changed it
             raise ProtocolError(f"{type(message).__name__} of uid {uid}, which is not this server's")
     if connection.channel is not None or isinstance(message, wire.Attend | wire.Tasks | wire.DumpRequest):
-        _handle_evidence(server, roster, connection, message)
+        _handle_evidence(server, registry, connection, message)
     elif isinstance(message, wire.Ping):
         connection.send(wire.Pong(os.getpid(), server.lag_s))
     elif isinstance(message, wire.StatusRequest):
@@ -79,7 +79,7 @@ def handle(server: Host, roster: Roster, connection: Connection, message: wire.T
         if connection.worker is not None:
             raise ProtocolError("a second HELLO")
         try:
-            _greet(roster, connection, message)
+            _greet(registry, connection, message)
         except (AiotimerError, OSError, ValueError) as error:
             reason = _why(error)
             server.refused(connection, reason)
@@ -92,7 +92,9 @@ def handle(server: Host, roster: Roster, connection: Connection, message: wire.T
         raise ProtocolError(f"{type(message).__name__} before HELLO")
 
 
-def _handle_evidence(server: Host, roster: Roster, connection: Connection, message: wire.ToServer) -> None:
+def _handle_evidence(
+    server: Host, registry: Registry, connection: Connection, message: wire.ToServer
+) -> None:
     """Answer a message about what a worker is doing, or one on a connection that is for this alone."""
     channel = connection.channel
     if channel is not None and isinstance(message, wire.Tasks):
@@ -100,22 +102,22 @@ def _handle_evidence(server: Host, roster: Roster, connection: Connection, messa
     elif channel is not None or connection.worker is not None:
         raise ProtocolError(f"{type(message).__name__} in the middle of another conversation")
     elif isinstance(message, wire.Attend):
-        _attend(roster, connection, message)
+        _attend(registry, connection, message)
     elif isinstance(message, wire.DumpRequest):
-        report = _send_dump(server, roster, connection, message.pid)
+        report = _send_dump(server, registry, connection, message.pid)
         connection.reports(asyncio.get_running_loop().create_task(report))
     else:
         raise ProtocolError(f"{type(message).__name__} before ATTEND")
 
 
-def _attend(roster: Roster, connection: Connection, attend: wire.Attend) -> None:
+def _attend(registry: Registry, connection: Connection, attend: wire.Attend) -> None:
     """Take a connection on which a worker's event loop answers; one of whoever is no worker is closed."""
     worker = None
     try:
         worker_id, pidfd, uid = pin_peer(connection.socket)
         os.close(pidfd)
         if attend.version == wire.PROTOCOL_VERSION and uid == os.geteuid():
-            worker = roster.find(worker_id)
+            worker = registry.find(worker_id)
     except OSError as error:
         log.debug("a connection that attends is closed: %s", error)
     if worker is None or worker.closed:
@@ -124,8 +126,8 @@ def _attend(roster: Roster, connection: Connection, attend: wire.Attend) -> None
         connection.channel = Channel(worker.channels, connection.send)
 
 
-async def _send_dump(server: Host, roster: Roster, connection: Connection, pid: int) -> None:
-    worker = roster.find(pid)
+async def _send_dump(server: Host, registry: Registry, connection: Connection, pid: int) -> None:
+    worker = registry.find(pid)
     if worker is None or worker.closed:
         connection.send(wire.Dump({}, f"no worker with pid {pid} is known here"))
         return
@@ -144,7 +146,7 @@ def forget(worker: Worker, table: WatchedTable) -> None:
         worker.drop(table)
 
 
-def apply(roster: Roster, connection: Connection) -> str:
+def apply(registry: Registry, connection: Connection) -> str:
     """Apply the pending requests of a peer without a table to the one the server keeps for it.
 
     Returns:
@@ -154,7 +156,7 @@ def apply(roster: Roster, connection: Connection) -> str:
     assert worker is not None
     assert inbox is not None
     failure = ""
-    table, cells = roster.own_table(worker, "socket")
+    table, cells = registry.own_table(worker, "socket")
     earliest = None
     for request in inbox.get(inbox.size()):
         until = layout.shifted(request.expiration_time, connection.offset)
@@ -179,7 +181,7 @@ def _why(error: Exception) -> str:
     return str(error)
 
 
-def _greet(roster: Roster, connection: Connection, hello: wire.Hello) -> None:
+def _greet(registry: Registry, connection: Connection, hello: wire.Hello) -> None:
     if hello.version != wire.PROTOCOL_VERSION:
         raise ServerError(
             f"it speaks protocol {hello.version} (aiotimer {hello.release}), and this server "
@@ -191,33 +193,35 @@ def _greet(roster: Roster, connection: Connection, hello: wire.Hello) -> None:
     if uid != os.geteuid():
         os.close(pidfd)
         raise ServerError(f"process {worker_id.pid} belongs to uid {uid}, and this server to {os.geteuid()}")
-    worker = roster.admit(worker_id, pidfd)
+    worker = registry.register(worker_id, pidfd)
     try:
         program = program_of(worker_id.pid)
         if hung_up(connection.socket):
             # By an exec perhaps, which closes the socket before the mark changes; then the mark is another
             # program's. Whatever the reason, nobody is there to be welcomed.
-            roster.dismiss(worker)
+            registry.unregister(worker)
             connection.close()
             return
-        _seat(roster, worker, connection, hello, program)
+        _seat(registry, worker, connection, hello, program)
     except BaseException:
-        roster.dismiss(worker)
+        registry.unregister(worker)
         raise
 
 
-def _seat(roster: Roster, worker: Worker, connection: Connection, hello: wire.Hello, program: int) -> None:
+def _seat(
+    registry: Registry, worker: Worker, connection: Connection, hello: wire.Hello, program: int
+) -> None:
     same_clock = hello.time_namespace == time_namespace()
     offset = 0.0 if same_clock else monotonic() - hello.clock
-    granted = roster.policy.grant(hello.reap, observe=hello.observe)
+    granted = registry.policy.grant(hello.reap, observe=hello.observe)
     layout.policy(str(granted))  # it must fit
     if hello.shared:
         offered = connection.take_descriptor()
         if hello.offers_table and offered < 0:
             raise ServerError("the table it offered did not arrive: " + OUT_OF_DESCRIPTORS)
-        table, is_new = _shared_table(roster, worker, offered)
+        table, is_new = _shared_table(registry, worker, offered)
     else:
-        table, is_new = _socket_table(roster, worker, connection, hello, offset), False
+        table, is_new = _socket_table(registry, worker, connection, hello, offset), False
     connection.worker, connection.table, connection.offset = worker, table, offset
     table.connection = connection
     table.note_program(program)
@@ -233,7 +237,7 @@ def _seat(roster: Roster, worker: Worker, connection: Connection, hello: wire.He
     connection.send(welcome, descriptor)
 
 
-def _shared_table(roster: Roster, worker: Worker, offered: int) -> tuple[WatchedTable, bool]:
+def _shared_table(registry: Registry, worker: Worker, offered: int) -> tuple[WatchedTable, bool]:
     """Return the worker's table, and whether it is a new one whose descriptor it needs."""
     if offered >= 0:
         known = worker.table_of(os.fstat(offered).st_ino)
@@ -245,22 +249,22 @@ def _shared_table(roster: Roster, worker: Worker, offered: int) -> tuple[Watched
         except BaseException:
             os.close(offered)
             raise
-        return roster.watch(worker, file, connected=True), False
+        return registry.watch(worker, file, connected=True), False
     for table in list(worker.tables):
         unconnected = not table.watch.connected and table.file.kind == "shared"
         if unconnected and maps_file(worker.id.pid, table.file.inode) is False:
             forget(worker, table)  # of the program that this process ran before an exec
-    return roster.new_table(worker, "shared"), True
+    return registry.new_table(worker, "shared"), True
 
 
 def _socket_table(
-    roster: Roster, worker: Worker, connection: Connection, hello: wire.Hello, offset: float
+    registry: Registry, worker: Worker, connection: Connection, hello: wire.Hello, offset: float
 ) -> WatchedTable:
     """Return the table kept for a peer without one, holding just what it says is armed."""
     if hello.clock < worker.heard_at:  # on a connection that was given up, and read only now
         raise ServerError("a later HELLO of this process has been heard")
     worker.heard_at = hello.clock
-    table, cells = roster.own_table(worker, "socket")
+    table, cells = registry.own_table(worker, "socket")
     if table.connection is not None:
         table.connection.close()  # an older connection's requests, still on their way, are void
     armed = {layout.split_key(key): layout.shifted(deadline, offset) for key, deadline in hello.armed}

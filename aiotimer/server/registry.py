@@ -1,4 +1,4 @@
-"""Everybody a server watches: workers by identity, their tables, and what an earlier server left behind.
+"""A registry: the workers of a server by identity, and the adoption of the tables of an earlier server.
 
 The laws of this file: one :class:`Worker` per living process; when its pidfd is readable it is dead, and its
 tables go with it, whatever is armed in them. A table of an earlier server is adopted if, and only if,
@@ -41,8 +41,8 @@ _ADOPT_AGAIN = 1.0
 OnDue = Callable[[Worker, WatchedTable, tuple[Due, ...]], None]
 
 
-class Roster:
-    """The workers of a server.
+class Registry:
+    """The workers of a server, by identity.
 
     Args:
         directory: where table files lie.
@@ -52,6 +52,7 @@ class Roster:
         on_due: called with a worker, a table and the timers that have expired in it.
         on_dead: called with a worker that is dead, before its tables go.
         emit: takes events.
+        before_removal: called with a table that is about to be deleted.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class Roster:
         self._before_removal = before_removal
         self._adoption: asyncio.TimerHandle | None = None
 
-    def admit(self, worker_id: WorkerId, pidfd: int) -> Worker:
+    def register(self, worker_id: WorkerId, pidfd: int) -> Worker:
         """Return the worker of that identity, a new one if need be; takes over the pidfd."""
         worker = self.workers.get(worker_id)
         if worker is not None:
@@ -89,8 +90,8 @@ class Roster:
         self._loop.add_reader(pidfd, self._dead, worker)
         return worker
 
-    def dismiss(self, worker: Worker) -> None:
-        """Let go of a worker that turned out to be none: it has neither tables nor connections."""
+    def unregister(self, worker: Worker) -> None:
+        """Take out a worker that turned out to be none: it has neither tables nor connections."""
         if not worker.tables and not worker.connections and not worker.closed:
             self._loop.remove_reader(worker.pidfd)
             worker.close()
@@ -102,7 +103,7 @@ class Roster:
             return self.workers.get(worker_id)
         return self._by_pid.get(worker_id)
 
-    def admit_for_owner(self, worker_ids: Iterable[WorkerId | int]) -> dict[WorkerId | int, Worker]:
+    def register_for_owner(self, worker_ids: Iterable[WorkerId | int]) -> dict[WorkerId | int, Worker]:
         """Return the workers on which the server's owner arms timers, pinned and with tables for that.
 
         Those of processes that are gone are left out, which is logged.
@@ -111,7 +112,7 @@ class Roster:
             ForeignProcess: one of them is another user's. Then nothing has become of any of them.
             OSError: there is no memory or descriptor for one of them.
         """
-        admitted: dict[WorkerId | int, tuple[Worker, int]] = {}
+        registered: dict[WorkerId | int, tuple[Worker, int]] = {}
         new: list[Worker] = []
         try:
             for worker_id in dict.fromkeys(worker_ids):
@@ -120,16 +121,16 @@ class Roster:
                     if worker is None:
                         worker = self._pinned(worker_id)
                         new.append(worker)
-                    admitted[worker_id] = worker, _program_of_ours(worker)
+                    registered[worker_id] = worker, _program_of_ours(worker)
                 except ProcessLookupError as error:
                     log.info("no timers are armed: %s", error)
         except BaseException:
             for worker in new:
-                self.dismiss(worker)
+                self.unregister(worker)
             raise
-        for worker, program in admitted.values():
+        for worker, program in registered.values():
             self.own_table(worker, "owner")[0].note_program(program)
-        return {worker_id: worker for worker_id, (worker, _program) in admitted.items()}
+        return {worker_id: worker for worker_id, (worker, _program) in registered.items()}
 
     def _pinned(self, worker_id: WorkerId | int) -> Worker:
         pid = worker_id.pid if isinstance(worker_id, WorkerId) else worker_id
@@ -137,7 +138,7 @@ class Roster:
         if isinstance(worker_id, WorkerId) and found != worker_id:
             os.close(pidfd)
             raise ProcessLookupError(f"process {pid} is another one by now")
-        return self.admit(found, pidfd)
+        return self.register(found, pidfd)
 
     def new_table(self, worker: Worker, kind: table_files.Kind) -> WatchedTable:
         """Make a table for a worker.
@@ -210,13 +211,13 @@ class Roster:
             raise ServerError("it is of another boot")
         file = table_files.open_table(entry)
         try:
-            worker = self._owner_of(entry, file)
+            worker = self._pin_worker(entry, file)
             self._take_over(worker, file)
         except BaseException:
             os.close(file.descriptor)
             raise
 
-    def _owner_of(self, entry: table_files.Found, file: table_files.TableFile) -> Worker:
+    def _pin_worker(self, entry: table_files.Found, file: table_files.TableFile) -> Worker:
         try:
             worker_id, pidfd = pin(entry.worker.pid)
             if worker_id != entry.worker or os.fstat(pidfd).st_ino != entry.pidfd_inode:
@@ -227,19 +228,19 @@ class Roster:
             if layout.read_word(reaped_at) > 0.0:  # the earlier server died between its signal and its report
                 self._emit(Event("reaped", entry.worker, detail="by an earlier server"))
             raise
-        return self.admit(worker_id, pidfd)
+        return self.register(worker_id, pidfd)
 
     def _take_over(self, worker: Worker, file: table_files.TableFile) -> None:
         assert file.path is not None
         known = worker.table_of(file.inode)
-        if known is not None:  # its owner was faster, and has brought it along
+        if known is not None:  # its worker was faster, and has brought it along
             known.file = known.file._replace(path=file.path)
             os.close(file.descriptor)
             return
         try:
             cells = None if file.kind == "shared" else _restored(file.descriptor)
         except BaseException:
-            self.dismiss(worker)
+            self.unregister(worker)
             raise
         table = self.watch(worker, file, connected=file.kind != "shared")
         if file.kind != "owner":
@@ -248,7 +249,7 @@ class Roster:
             worker.own_tables[file.kind] = (table, cells)
         if worker.has_left(table):  # while no server ran
             leave_behind(worker, table, self._emit)
-            self.dismiss(worker)
+            self.unregister(worker)
             return
         self._emit(Event("adopted", worker.id, worker.name, detail=file.path.name))
 
@@ -257,7 +258,7 @@ class Roster:
         if self._adoption is not None:
             self._adoption.cancel()
             self._adoption = None
-        self.bury_the_dead()
+        self.unregister_the_dead()
         for worker in self.workers.values():
             self._loop.remove_reader(worker.pidfd)
             for table in worker.tables:
@@ -266,8 +267,8 @@ class Roster:
         self.workers.clear()
         self._by_pid.clear()
 
-    def bury_the_dead(self) -> None:
-        """Notice who has died since the loop last looked: its owner may be waiting to hear of it."""
+    def unregister_the_dead(self) -> None:
+        """Notice who has died since the loop last looked: the server's owner may be waiting to hear of it."""
         poll = select.poll()
         pidfds = {worker.pidfd: worker for worker in self.workers.values()}
         for pidfd in pidfds:

@@ -33,7 +33,7 @@ from .connection import Connection
 from .handlers import apply, handle
 from .policy import BUDGET, LADDER, MAX_GRACE, MAX_REAPS, policy
 from .reaper import Reaper
-from .registry import Roster
+from .registry import Registry
 from .reporter import Outlets, scopes_of
 from .status import report
 from .worker import Worker, leave_behind
@@ -114,7 +114,7 @@ class TimerServer:
         self._idle_since = monotonic()
         self._started_at = 0.0
         self._loop: asyncio.AbstractEventLoop
-        self._roster: Roster | None = None
+        self._started_registry: Registry | None = None
         self._outlets: Outlets
         self._reaper: Reaper
         self._acceptor: Acceptor
@@ -145,11 +145,11 @@ class TimerServer:
             self._reaper = Reaper(
                 self._loop, self.reap_worker, self.emit, self.policy, self.keep, self.evidence_path
             )
-            self._roster = Roster(
+            self._started_registry = Registry(
                 directory, self._loop, self._bound, self.policy, self._reaper.expire, self._worker_died,
                 self.emit, outlets.note_durations,
             )  # fmt: skip
-            self._roster.adopt()
+            self._registry.adopt()
         except BaseException:
             self._leave()
             raise
@@ -177,12 +177,12 @@ class TimerServer:
         self._acceptor.close()
         if self._beat is not None:
             self._beat.cancel()
-        self._members.bury_the_dead()  # while the reaper still knows what is to be said of them
+        self._registry.unregister_the_dead()  # while the reaper still knows what is to be said of them
         await self._reaper.stop()
         try:
             for connection in list(self._connections):
                 connection.close()
-            self._members.close()
+            self._registry.close()
             await self._outlets.close()
         finally:
             self._leave()
@@ -231,20 +231,20 @@ class TimerServer:
                 user id is not the server's. It is a PermissionError.
         """
         batch = list(requests)
-        admitted = self._members.admit_for_owner(r.worker_id for r in batch if not r.is_release)
+        registered = self._registry.register_for_owner(r.worker_id for r in batch if not r.is_release)
         for request in batch:
             whom = request.worker_id
-            worker = self._members.find(whom) if request.is_release else admitted.get(whom)
+            worker = self._registry.find(whom) if request.is_release else registered.get(whom)
             if worker is None:
                 continue
-            table, cells = self._members.own_table(worker, "owner")
+            table, cells = self._registry.own_table(worker, "owner")
             if cells.set((request.scope_id, 0), request.expiration_time, monotonic()):
                 table.rung(request.expiration_time)
 
     def clear_timers(self, worker_ids: Iterable[WorkerId | int]) -> None:
         """Deal with every timer these workers have armed: none of them is acted upon any more."""
         for worker_id in worker_ids:
-            worker = self._members.find(worker_id)
+            worker = self._registry.find(worker_id)
             if worker is not None:
                 worker.clear()
 
@@ -257,7 +257,7 @@ class TimerServer:
         Returns:
             The expired timers of each worker that has any, the longest overdue first in each table.
         """
-        expired = {w.id: w.expired(deadline) for w in self._members.workers.values()}
+        expired = {w.id: w.expired(deadline) for w in self._registry.workers.values()}
         return {worker_id: timers for worker_id, timers in expired.items() if timers}
 
     def reap_worker(self, worker_id: WorkerId) -> bool | Awaitable[bool]:
@@ -274,14 +274,14 @@ class TimerServer:
             after a pause that doubles from 0.1 s to 5 s. An override may be a coroutine function. One
             that raises is logged, and counts as having reaped.
         """
-        worker = self._members.find(worker_id)
+        worker = self._registry.find(worker_id)
         return worker is None or self._reaper.climb(worker)
 
     @property
-    def _members(self) -> Roster:
-        if self._roster is None:
+    def _registry(self) -> Registry:
+        if self._started_registry is None:
             raise RuntimeError("this timer server has not been started")
-        return self._roster
+        return self._started_registry
 
     # -- what is going on ------------------------------------------------------------------------
 
@@ -293,7 +293,7 @@ class TimerServer:
                 ``scope``, ``count``, ``limit_s`` and ``durations``.
         """
         uptime_s = monotonic() - self._started_at
-        workers = self._members.workers.values()
+        workers = self._registry.workers.values()
         found = report(workers, self.socket_path, uptime_s, self._reaper.observing)
         if scopes:
             tables = [table for worker in workers for table in worker.tables]
@@ -307,7 +307,7 @@ class TimerServer:
 
     def idle_s(self) -> float:
         """Return for how many seconds no worker has been connected."""
-        busy = any(worker.connections for worker in self._members.workers.values())
+        busy = any(worker.connections for worker in self._registry.workers.values())
         if busy:
             self._idle_since = monotonic()
         return monotonic() - self._idle_since
@@ -338,11 +338,11 @@ class TimerServer:
 
     def handle(self, connection: Connection, message: wire.ToServer) -> None:
         """A connection received a message that is not a ring."""
-        handle(self, self._members, connection, message)
+        handle(self, self._registry, connection, message)
 
     def apply(self, connection: Connection) -> str:
         """Apply the requests in a connection's inbox; return why not, if not all could be."""
-        return apply(self._members, connection)
+        return apply(self._registry, connection)
 
     def connection_closed(self, connection: Connection) -> None:
         """A connection is gone. Its worker may live on: its table stays, and is looked at every second."""
@@ -350,7 +350,7 @@ class TimerServer:
         if connection.worker is not None:
             self._idle_since = monotonic()
         worker, table = connection.worker, connection.table
-        if worker is None or worker.id not in self._members.workers:
+        if worker is None or worker.id not in self._registry.workers:
             return
         worker.connections -= 1
         if table is None or table.closed or table.connection is not connection:
@@ -372,7 +372,7 @@ class TimerServer:
     # -- signs of life ---------------------------------------------------------------------------
 
     def _tick(self) -> None:
-        lifeline = self._members.lifeline
+        lifeline = self._registry.lifeline
         lifeline.tick(monotonic())
         for stalled in lifeline.news():
             detail = f"this server stood still for {stalled:.1f} s; deadlines that passed meanwhile are moved"
@@ -388,9 +388,9 @@ class TimerServer:
     def _leave(self) -> None:
         """Close everything, and leave nothing behind but the tables of the living."""
         try:
-            if self._roster is not None:
-                self._roster.close()
-                paths.remove_if_empty(self._roster.directory)
+            if self._started_registry is not None:
+                self._started_registry.close()
+                paths.remove_if_empty(self._started_registry.directory)
             if self._listener is not None:
                 with contextlib.suppress(OSError):
                     os.unlink(self.socket_path)
@@ -411,7 +411,7 @@ class TimerServer:
             connection.socket.close()
         self._connections.clear()
         self._acceptor.abandon()
-        self._members.abandon()
+        self._registry.abandon()
         self._outlets.abandon()
         self._let_go()
 

@@ -384,16 +384,14 @@ def test_a_full_table_raises_even_if_a_missing_server_is_ignored(make: Maker, se
         client.acquire("first", soon())
 
         def fill(s: TimerServer) -> None:
-            assert s._roster is not None
-            (worker,) = s._roster.workers.values()
+            (worker,) = s._registry.workers.values()
             table = client.table if make.shared else worker.own_tables["socket"][1]
             until = soon()
             for n in range(SLOTS - 1):
                 table.set((f"s{n}", 0), until, 0.0)
 
         def count(s: TimerServer) -> int:
-            assert s._roster is not None
-            tables = [table for worker in s._roster.workers.values() for table in worker.tables]
+            tables = [table for worker in s._registry.workers.values() for table in worker.tables]
             return sum(map(is_armed, (d for table in tables for d in table.reader.deadlines())))
 
         server.call(fill)

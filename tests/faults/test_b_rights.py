@@ -77,7 +77,7 @@ def request(pid: int, after: float = 60.0) -> TimerRequest:
 
 def overdue(server: WatchfulServer, pid: int) -> None:
     """Let the timer that is armed on a process be due, without arming it anew, which might be refused."""
-    worker = server._members.find(pid)
+    worker = server._registry.find(pid)
     assert worker is not None
     table, cells = worker.own_tables["owner"]
     assert cells.set(("of its owner's", 0), 0.0, monotonic())
@@ -195,7 +195,7 @@ async def test_a_table_of_a_version_that_noted_no_program_is_not_enough() -> Non
     with short_socket() as path, changing("dropped its uid") as worker:
         async with serving(path) as server:
             server.register_timers([request(worker.pid)])
-            known = server._members.find(worker.pid)
+            known = server._registry.find(worker.pid)
             assert known is not None
             known.own_tables["owner"][0].note_program(0)
             await change(worker)
@@ -282,7 +282,7 @@ async def main():
         except ForeignProcess as error:
             say("refused", error.uid, error.server_uid)
         if restart == "no":
-            table, cells = server._members.find(shell.pid).own_tables["owner"]
+            table, cells = server._registry.find(shell.pid).own_tables["owner"]
             cells.set(("s", 0), 0.0, time.monotonic())
             table.rung(0.0)
             left = server.status()["workers"][0]["timers"]

@@ -86,7 +86,7 @@ async def worker_of(server: WatchfulServer) -> AsyncIterator[Worker]:
     with raw_client(server.socket_path) as connection:
         await asyncio.get_running_loop().sock_sendall(connection, wire.encode(hello))
         assert isinstance((await answer(connection, wire.Welcome))[0], wire.Welcome)
-        worker = server._members.find(os.getpid())
+        worker = server._registry.find(os.getpid())
         assert worker is not None
         yield worker
 

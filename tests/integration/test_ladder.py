@@ -268,7 +268,7 @@ async def test_reap_worker_may_be_called_without_an_expiry(sent: list[int]) -> N
             server.register_timers([TimerRequest(pid, "s", monotonic() + 1000)])
             (worker_id,) = (w["pid"] for w in server.status()["workers"])
             assert worker_id == pid
-            assert server.reap_worker(next(iter(server._members.workers))) is True
+            assert server.reap_worker(next(iter(server._registry.workers))) is True
             await server.told("worker_gone", pid)
             assert sent == [signal.SIGKILL]
 
@@ -290,12 +290,12 @@ async def test_a_workers_own_ladder_is_remembered_by_the_next_server() -> None:
             with raw_client(path) as client:
                 client.sendall(hello(LADDER, observe=True))
                 await answer(client, until=wire.Welcome)
-                (worker,) = server._members.workers.values()
+                (worker,) = server._registry.workers.values()
                 assert worker.granted == Granted(Ladder.parse(LADDER), observe=True)
                 assert worker.tables[0].grant() == "observe TERM:2,KILL"
         for max_grace, granted in ((60.0, Granted(Ladder.parse(LADDER), observe=True)), (1.0, Granted())):
             async with serving(path, max_grace=max_grace) as server:
-                (worker,) = server._members.workers.values()
+                (worker,) = server._registry.workers.values()
                 assert worker.granted == granted
 
 
@@ -324,7 +324,7 @@ async def test_a_worker_is_reaped_by_its_own_ladder(sent: list[int]) -> None:
     async with serving(reap="KILL", max_grace=1000) as server:
         with bystander() as pid:
             server.register_timers([TimerRequest(pid, "s", monotonic() + 1000)])
-            (worker,) = server._members.workers.values()
+            (worker,) = server._registry.workers.values()
             worker.granted = server.policy.grant(OWN_LADDER, observe=False)
             server.register_timers([due(pid)])
             await server.told("reaped", pid)

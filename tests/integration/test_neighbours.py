@@ -56,7 +56,7 @@ async def test_neighbours_see_nothing() -> None:
                 event = await assert_reaped(server, victim.pid, deadline)
                 assert event.verdict.startswith("awaiting forever (loop alive)")
                 assert await ended(victim) == -signal.SIGTERM
-            (worker,) = server._members.workers.values()
+            (worker,) = server._registry.workers.values()
             assert worker.id.pid == fine.pid
             (table,) = worker.tables
             written = os.fstat(table.file.descriptor).st_size - layout.STACKS_OFFSET

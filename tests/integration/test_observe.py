@@ -76,7 +76,7 @@ async def test_a_worker_may_ask_to_be_observed() -> None:
     async with serving() as server:
         with bystander() as pid, bystander() as other:
             server.register_timers([TimerRequest(pid, "later", monotonic() + 1000)])
-            (worker,) = server._members.workers.values()
+            (worker,) = server._registry.workers.values()
             worker.granted = server.policy.grant("", observe=True)
             arm(server, pid, "s")
             arm(server, other, "s")
@@ -91,7 +91,7 @@ async def test_a_timer_may_be_observed_beside_others_that_are_not(monkeypatch: p
     async with serving() as server:
         with bystander() as pid:
             server.register_timers([TimerRequest(pid, "observed", monotonic() + 0.2)])
-            (worker,) = server._members.workers.values()
+            (worker,) = server._registry.workers.values()
             (table,) = worker.tables
             label = layout.encode_label(b"observed", 0, layout.OBSERVED)
             os.pwrite(table.file.descriptor, label, layout.label_offset(0))
@@ -110,7 +110,7 @@ async def test_each_expiry_is_told_once_and_a_later_one_again() -> None:
         with bystander() as pid:
             arm(server, pid, "s")
             await server.told("observed", pid)
-            (worker,) = server._members.workers.values()
+            (worker,) = server._registry.workers.values()
             for _ in range(5):
                 worker.tables[0].look()
             arm(server, pid, "s")
@@ -197,7 +197,7 @@ async def test_an_overdue_timer_whose_table_goes_has_not_finished() -> None:
         with bystander() as pid:
             arm(server, pid, "s")
             await server.told("observed", pid)
-            (worker,) = server._members.workers.values()
+            (worker,) = server._registry.workers.values()
             worker.drop(worker.tables[0])
             event = await server.told("worker_gone", pid)
             assert event.detail.startswith("it left its timers ")
@@ -226,7 +226,7 @@ async def test_the_record_tells_the_limit_and_when_the_block_was_entered() -> No
         with bystander() as pid:
             deadline = monotonic() + 0.2
             server.register_timers([TimerRequest(pid, "s", deadline)])
-            (worker,) = server._members.workers.values()
+            (worker,) = server._registry.workers.values()
             row = struct.pack("=3d", deadline - 7.0, 7.0, deadline)
             os.pwrite(worker.tables[0].file.descriptor, row, layout.ROWS_OFFSET)
             await server.told("observed", pid)
@@ -242,7 +242,7 @@ async def test_a_block_cannot_have_been_entered_in_the_future() -> None:
         with bystander() as pid:
             deadline = monotonic() + 0.2
             server.register_timers([TimerRequest(pid, "s", deadline)])
-            (worker,) = server._members.workers.values()
+            (worker,) = server._registry.workers.values()
             row = struct.pack("=3d", deadline + 1000.0, 7.0, deadline)  # entered in the future
             os.pwrite(worker.tables[0].file.descriptor, row, layout.ROWS_OFFSET)
             await server.told("observed", pid)
@@ -254,7 +254,7 @@ async def test_a_table_that_goes_before_anything_is_read_from_it() -> None:
         def emit(self, event: Event) -> None:
             super().emit(event)
             if event.event == "expired":
-                (worker,) = self._members.workers.values()
+                (worker,) = self._registry.workers.values()
                 worker.drop(worker.tables[0])
 
     async with serving_as(DroppingServer, observe=True) as server:

@@ -199,7 +199,7 @@ class Server:
 
     def _choose(self) -> Steps:
         now = self.world.now
-        ready = [partial(self.bury, k) for k in self.workers.values() if not k.process.alive]
+        ready = [partial(self.unregister, k) for k in self.workers.values() if not k.process.alive]
         ready += [
             partial(self.hear, li) for li in self.lines if li.to_server and li.to_server[0].arrives_at <= now
         ]
@@ -425,7 +425,7 @@ class Server:
                 yield f"tries again to reap for {table}"
                 yield from self.look(table)
 
-    # -- the roster --------------------------------------------------------------------------------
+    # -- the registry ------------------------------------------------------------------------------
 
     def start(self) -> Steps:
         """``TimerServer.start``: adopt, then listen."""
@@ -440,7 +440,7 @@ class Server:
         yield "serves"
 
     def adopt(self, file: TableFile) -> Steps:
-        """``Roster._adopt_one``."""
+        """``Registry._adopt_one``."""
         head = file.read(16, 0)
         if file.size != layout.TABLE_SIZE or layout.layout_version(head) != layout.LAYOUT_VERSION:
             self.world.unlink(file)
@@ -455,7 +455,7 @@ class Server:
             self.world.unlink(file)
             yield f"removes {file}: its process is gone"
             return
-        self.watch_table(self.admit(process), file, connected=False)
+        self.watch_table(self.register(process), file, connected=False)
         yield f"adopts {file}"
 
     def is_same(self, file: TableFile, process: Process) -> bool:
@@ -466,7 +466,7 @@ class Server:
         """Whether a process maps a table (``/proc/PID/maps``)."""
         return file.owner is process and file.mapped
 
-    def admit(self, process: Process) -> Known:
+    def register(self, process: Process) -> Known:
         """Return the worker of a process."""
         known = self.workers.get(process.id)
         if known is None:
@@ -489,14 +489,14 @@ class Server:
         table.owner.tables.remove(table)
         self.world.unlink(table.file)
 
-    def bury(self, known: Known) -> Steps:
+    def unregister(self, known: Known) -> Steps:
         """A pidfd is readable."""
         for table in list(known.tables):
             self.drop(table)
         if known.climbing is not None:
             known.climbing.cancel()
         self.workers.pop(known.process.id, None)
-        yield f"buries {known.process}"
+        yield f"unregisters {known.process}"
 
     # -- connections -------------------------------------------------------------------------------
 
@@ -533,7 +533,7 @@ class Server:
         """``handlers._greet``: WELCOME comes last."""
         if line.process.id in self.workers and self.workers[line.process.id].process is not line.process:
             raise AssertionError("two processes of one identity")
-        known = self.admit(line.process)
+        known = self.register(line.process)
         offered = message.offered
         if offered is None:
             for other in list(known.tables):

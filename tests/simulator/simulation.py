@@ -186,7 +186,7 @@ class Simulation:
             self.laws.free()
         for worker in list(self._workers):
             if worker.process.dies_at <= now:
-                self._bury(worker)
+                self._note_death(worker)
 
     # -- births and deaths -------------------------------------------------------------------------
 
@@ -210,7 +210,7 @@ class Simulation:
     def _reachable(self) -> Server | None:
         return self._server
 
-    def _bury(self, worker: Worker) -> None:
+    def _note_death(self, worker: Worker) -> None:
         """A process is dead: the kernel closes what it had open."""
         process = worker.process
         process.alive = False
@@ -278,7 +278,7 @@ class Simulation:
         if not self._workers:
             return ""
         worker = self.rng.choice(self._workers)
-        self._bury(worker)
+        self._note_death(worker)
         return f"{worker.process} dies by itself"
 
     def _exec(self) -> str:

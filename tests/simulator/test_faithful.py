@@ -180,7 +180,7 @@ class Simulated:
         self._read, self._write = self.file.read, self.file.pwrite
         self.file.read = self._logged_read  # type: ignore[method-assign]
         self.file.pwrite = self._logged_write  # type: ignore[method-assign]
-        self.known = self.server.admit(process)
+        self.known = self.server.register(process)
         self.table = self.server.watch_table(self.known, self.file, connected=True)
         self.table.line = object()  # type: ignore[assignment]  # connected
         self.log.clear()

@@ -50,8 +50,8 @@ def test_everything_happens() -> None:
         simulation.run()
         happened += simulation.happened
     steps = (
-        "adopts buries clears decides: drops finds gathers greets hears may notes promises reads removes "
-        "tries wakes"
+        "adopts clears decides: drops finds gathers greets hears may notes promises reads removes tries "
+        "unregisters wakes"
     )
     assert set(MISFORTUNES) | set(steps.split()) <= happened.keys()
 
