@@ -257,7 +257,7 @@ def test_a_set_uid_program_is_another_program_to_an_unprivileged_server(programs
 UNPRIVILEGED_SERVER = (
     PRELUDE
     + f"""
-import concurrent.futures.thread, hashlib, shutil, sqlite3, subprocess
+import concurrent.futures.thread, ctypes, hashlib, shutil, sqlite3, subprocess
 import aiotimer.server.server  # before the modules are out of reach
 from aiotimer import TimerRequest, TimerServer
 from aiotimer.errors import ForeignProcess
