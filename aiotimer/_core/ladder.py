@@ -121,7 +121,7 @@ def _word(step: Step) -> str:
     return f"{_NAMES[step.signal]}:{repr(step.grace).removesuffix('.0')}"
 
 
-# -- what a worker wants -----------------------------------------------------------------------------
+# -- what a worker asks for, and what its server allows ----------------------------------------------
 
 _OBSERVE = "observe"
 
@@ -158,8 +158,8 @@ class ReapRequest(NamedTuple):
 NO_REQUEST = ReapRequest()
 
 
-class Granted(NamedTuple):
-    """How a worker is to be reaped, as it asked for and its server allows.
+class ReapGrant(NamedTuple):
+    """What a server allows of a reap request: how the worker is to be reaped.
 
     Attributes:
         ladder: its own, None: the server's.
@@ -174,8 +174,8 @@ class Granted(NamedTuple):
         return " ".join([*words, str(self.ladder)] if self.ladder else words)
 
 
-def grant(reap: str, *, observe: bool, max_grace: float) -> Granted:
-    """Return what a worker is granted.
+def reap_grant(reap: str, *, observe: bool, max_grace: float) -> ReapGrant:
+    """Return the grant that answers a reap request.
 
     Args:
         reap: its own ladder, "" for the server's.
@@ -186,26 +186,26 @@ def grant(reap: str, *, observe: bool, max_grace: float) -> Granted:
         ValueError: that is no ladder, or too long a one.
     """
     if not reap:
-        return Granted(None, observe)
+        return ReapGrant(None, observe)
     ladder = Ladder.parse(reap)
     if ladder.total_grace > max_grace:
         raise ValueError(
             f"the ladder {str(ladder)!r} takes {ladder.total_grace:g} s to reach KILL, and this server "
             f"allows {max_grace:g} s (--max-grace)"
         )
-    return Granted(ladder, observe)
+    return ReapGrant(ladder, observe)
 
 
-def read_grant(text: str, *, max_grace: float) -> Granted:
-    """Return the grant of which ``str()`` is in a table; a worker may have written anything else there.
+def read_reap_grant(text: str, *, max_grace: float) -> ReapGrant:
+    """Return the reap grant of which ``str()`` is in a table; a worker may have written anything else there.
 
     Raises:
         ValueError: that is none, or it is not allowed.
     """
     head, _, rest = text.partition(" ")
     if head == _OBSERVE:
-        return grant(rest, observe=True, max_grace=max_grace)
-    return grant(text, observe=False, max_grace=max_grace)
+        return reap_grant(rest, observe=True, max_grace=max_grace)
+    return reap_grant(text, observe=False, max_grace=max_grace)
 
 
 # -- the climb ---------------------------------------------------------------------------------------

@@ -213,8 +213,8 @@ def _seat(
 ) -> None:
     same_clock = hello.time_namespace == time_namespace()
     offset = 0.0 if same_clock else monotonic() - hello.clock
-    granted = registry.policy.grant(hello.reap, observe=hello.observe)
-    layout.policy(str(granted))  # it must fit
+    grant = registry.policy.reap_grant(hello.reap, observe=hello.observe)
+    layout.policy(str(grant))  # it must fit
     if hello.shared:
         offered = connection.take_descriptor()
         if hello.offers_table and offered < 0:
@@ -225,8 +225,8 @@ def _seat(
     connection.worker, connection.table, connection.offset = worker, table, offset
     table.connection = connection
     table.note_program(program)
-    table.note_grant(str(granted))
-    worker.granted = granted
+    table.note_reap_grant(str(grant))
+    worker.reap_grant = grant
     worker.connections += 1
     table.watch.connected = True
     table.look()

@@ -58,7 +58,7 @@ class Climber:
         Returns:
             True: it is dead, or dying, or spared. False: the kernel does not let it be signalled.
         """
-        climb = Climb(worker.granted.ladder or self._policy.ladder)
+        climb = Climb(worker.reap_grant.ladder or self._policy.ladder)
         expiry = worker.reaping
         # A climb that began again finds the evidence of the first one.
         gathered = not self._gatherer.budget or expiry is None or expiry.findings is not None

@@ -11,7 +11,7 @@ from collections import deque
 from math import inf
 from typing import Literal, NamedTuple, get_args
 
-from .._core.ladder import Granted, Ladder, grant, read_grant
+from .._core.ladder import Ladder, ReapGrant, read_reap_grant, reap_grant
 
 Target = Literal["process", "group", "cgroup"]
 Stopped = Literal["reap", "hold"]
@@ -50,20 +50,20 @@ class Policy(NamedTuple):
     max_reaps: tuple[int, float] = MAX_REAPS
     evidence_dir: str | None = None
 
-    def grant(self, reap: str, *, observe: bool) -> Granted:
-        """Return what a worker asks for.
+    def reap_grant(self, reap: str, *, observe: bool) -> ReapGrant:
+        """Return the grant that answers a worker's reap request.
 
         Raises:
             ValueError: it is not allowed.
         """
-        return grant(reap, observe=observe, max_grace=self.max_grace)
+        return reap_grant(reap, observe=observe, max_grace=self.max_grace)
 
-    def read_grant(self, text: str) -> Granted:
-        """Return what an earlier server stored; what is no grant, or not allowed here, is none."""
+    def read_reap_grant(self, text: str) -> ReapGrant:
+        """Return the grant that an earlier server stored; what is none, or not allowed, grants nothing."""
         try:
-            return read_grant(text, max_grace=self.max_grace)
+            return read_reap_grant(text, max_grace=self.max_grace)
         except ValueError:
-            return Granted()
+            return ReapGrant()
 
 
 def policy(

@@ -96,7 +96,7 @@ class Reaper:
             if not self._breaker.allows(monotonic()):
                 self._break(worker, table, due)
                 return
-            ladder = str(worker.granted.ladder or self._policy.ladder)
+            ladder = str(worker.reap_grant.ladder or self._policy.ladder)
             expiry = self._expiry(worker, table, candidate, timer, ladder)
         worker.postponed.append((table, due))
         self._reap(worker, table, expiry)
@@ -157,7 +157,7 @@ class Reaper:
         return found
 
     def _only_observed(self, worker: Worker, timer: Timer) -> bool:
-        return bool(timer.observed or worker.granted.observe or self.observing)
+        return bool(timer.observed or worker.reap_grant.observe or self.observing)
 
     def _expiry(self, worker: Worker, table: WatchedTable, due: Due, timer: Timer, ladder: str) -> Expiry:
         expiry = Expiry(worker.id, worker.name, table, due, timer, monotonic(), ladder)

@@ -244,7 +244,7 @@ class Registry:
             raise
         table = self.watch(worker, file, connected=file.kind != "shared")
         if file.kind != "owner":
-            worker.granted = self.policy.read_grant(table.grant())
+            worker.reap_grant = self.policy.read_reap_grant(table.reap_grant())
         if cells is not None:
             worker.own_tables[file.kind] = (table, cells)
         if worker.has_left(table):  # while no server ran

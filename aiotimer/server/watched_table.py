@@ -142,8 +142,8 @@ class WatchedTable:
         self.program = mark
         self._note(layout.PROGRAM, mark)
 
-    def note_grant(self, text: str) -> None:
-        """Let the next server know how the worker wants to be reaped.
+    def note_reap_grant(self, text: str) -> None:
+        """Let the next server know what the worker was granted of its reap request.
 
         Raises:
             ValueError: that does not fit.
@@ -151,8 +151,8 @@ class WatchedTable:
         with contextlib.suppress(OSError):
             os.pwrite(self.file.descriptor, layout.policy(text), layout.POLICY_OFFSET)
 
-    def grant(self) -> str:
-        """Return how the worker wants to be reaped, as an earlier server noted it."""
+    def reap_grant(self) -> str:
+        """Return the text of the reap grant, as an earlier server noted it."""
         return layout.decode_policy(os.pread(self.file.descriptor, layout.POLICY_SIZE, layout.POLICY_OFFSET))
 
     def number(self, index: int) -> int:

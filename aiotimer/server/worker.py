@@ -17,7 +17,7 @@ from mmap import mmap
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from .._core.ladder import KILL, Granted
+from .._core.ladder import KILL, ReapGrant
 from .._core.reader import Timer
 from .._core.requests import TimerRequest, WorkerId
 from .._core.table import TimerTable
@@ -53,7 +53,7 @@ class Worker:
         connections: how many are open.
         channels: its event loops that answer questions, as their connections.
         heard_at: its own clock, seconds, in the latest HELLO that listed its timers.
-        granted: how it is to be reaped, of what it asked for.
+        reap_grant: how it is to be reaped, of what it asked for.
         reaping: the expiry it is being reaped for, from the first action on it on.
         failed: the expiry of a reap that is to be tried again.
         spared: the last climb ended without a signal.
@@ -79,7 +79,7 @@ class Worker:
         self.connections = 0
         self.channels: list[Channel] = []
         self.heard_at = -inf
-        self.granted = Granted()
+        self.reap_grant = ReapGrant()
         self.reaping: Expiry | None = None
         self.failed: Expiry | None = None
         self.spared = False

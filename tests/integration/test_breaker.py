@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from aiotimer import TimerServer
-from aiotimer._core.ladder import Granted, Ladder
+from aiotimer._core.ladder import Ladder, ReapGrant
 from aiotimer.server.policy import Breaker, Policy, parse_max_reaps, policy
 
 
@@ -39,9 +39,13 @@ def test_what_is_written_on_a_command_line() -> None:
 def test_the_default_policy() -> None:
     assert policy() == Policy()
     assert str(Policy().ladder) == "dump,KILL"
-    assert Policy().read_grant("observe TERM:60,KILL") == Granted(Ladder.parse("TERM:60,KILL"), observe=True)
-    assert Policy().read_grant("observe TERM:61,KILL") == Granted(), "not allowed: as if it had said nothing"
-    assert Policy().read_grant("\ufffd\x1b") == Granted()
+    assert Policy().read_reap_grant("observe TERM:60,KILL") == ReapGrant(
+        Ladder.parse("TERM:60,KILL"), observe=True
+    )
+    assert Policy().read_reap_grant("observe TERM:61,KILL") == ReapGrant(), (
+        "not allowed: as if it had said nothing"
+    )
+    assert Policy().read_reap_grant("\ufffd\x1b") == ReapGrant()
 
 
 @pytest.mark.parametrize(

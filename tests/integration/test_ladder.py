@@ -22,7 +22,7 @@ import pytest
 
 from aiotimer import TimerRequest, WorkerId
 from aiotimer._core import layout, wire
-from aiotimer._core.ladder import Granted, Ladder
+from aiotimer._core.ladder import Ladder, ReapGrant
 from aiotimer._linux.process import send_signal
 from aiotimer.evidence import Findings, Subject
 from tests.fakes.places import short_socket
@@ -291,12 +291,12 @@ async def test_a_workers_own_ladder_is_remembered_by_the_next_server() -> None:
                 client.sendall(hello(LADDER, observe=True))
                 await answer(client, until=wire.Welcome)
                 (worker,) = server._registry.workers.values()
-                assert worker.granted == Granted(Ladder.parse(LADDER), observe=True)
-                assert worker.tables[0].grant() == "observe TERM:2,KILL"
-        for max_grace, granted in ((60.0, Granted(Ladder.parse(LADDER), observe=True)), (1.0, Granted())):
+                assert worker.reap_grant == ReapGrant(Ladder.parse(LADDER), observe=True)
+                assert worker.tables[0].reap_grant() == "observe TERM:2,KILL"
+        for max_grace, grant in ((60.0, ReapGrant(Ladder.parse(LADDER), observe=True)), (1.0, ReapGrant())):
             async with serving(path, max_grace=max_grace) as server:
                 (worker,) = server._registry.workers.values()
-                assert worker.granted == granted
+                assert worker.reap_grant == grant
 
 
 @pytest.mark.parametrize(
@@ -325,7 +325,7 @@ async def test_a_worker_is_reaped_by_its_own_ladder(sent: list[int]) -> None:
         with bystander() as pid:
             server.register_timers([TimerRequest(pid, "s", monotonic() + 1000)])
             (worker,) = server._registry.workers.values()
-            worker.granted = server.policy.grant(OWN_LADDER, observe=False)
+            worker.reap_grant = server.policy.reap_grant(OWN_LADDER, observe=False)
             server.register_timers([due(pid)])
             await server.told("reaped", pid)
             assert sent[0] == signal.SIGHUP

@@ -77,7 +77,7 @@ async def test_a_worker_may_ask_to_be_observed() -> None:
         with bystander() as pid, bystander() as other:
             server.register_timers([TimerRequest(pid, "later", monotonic() + 1000)])
             (worker,) = server._registry.workers.values()
-            worker.granted = server.policy.grant("", observe=True)
+            worker.reap_grant = server.policy.reap_grant("", observe=True)
             arm(server, pid, "s")
             arm(server, other, "s")
             await server.told("observed", pid)

@@ -23,7 +23,7 @@ from math import inf
 from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
 
 from aiotimer._core import layout
-from aiotimer._core.ladder import Granted
+from aiotimer._core.ladder import ReapGrant
 from aiotimer._core.reader import TableReader, Timer
 from aiotimer._core.requests import WorkerId
 from aiotimer._core.watch import LATER_READ, RESTARTS, Due, Lifeline, Look, Watch
@@ -126,7 +126,7 @@ class Known:
         self.process = process
         self.id = process.id
         self.name = "worker"
-        self.granted = Granted()
+        self.reap_grant = ReapGrant()
         self.tables: list[Table] = []
         self.killed = False
         self.climbing: Handle | None = None

@@ -13,16 +13,16 @@ from aiotimer._core.ladder import (
     Climb,
     Done,
     Dump,
-    Granted,
     Ladder,
+    ReapGrant,
     ReapRequest,
     Signal,
     Spare,
     Step,
     WaitUntil,
-    grant,
     name_of,
-    read_grant,
+    read_reap_grant,
+    reap_grant,
 )
 
 LONG = Ladder.parse("dump,ABRT:2,TERM:10,KILL")
@@ -116,20 +116,20 @@ def test_any_text_is_a_ladder_or_a_value_error(text: str) -> None:
     assert ladder[-1] == (9, 0.0)
 
 
-# -- grants ------------------------------------------------------------------------------------------
+# -- reap grants -------------------------------------------------------------------------------------
 
 
 def test_what_a_worker_wants_is_stored_as_text() -> None:
-    for one in (Granted(), Granted(None, True), Granted(LONG), Granted(LONG, True)):
-        assert read_grant(str(one), max_grace=12.0) == one
-    assert [str(one) for one in (Granted(), Granted(None, True), Granted(LONG, True))] == [
+    for one in (ReapGrant(), ReapGrant(None, True), ReapGrant(LONG), ReapGrant(LONG, True)):
+        assert read_reap_grant(str(one), max_grace=12.0) == one
+    assert [str(one) for one in (ReapGrant(), ReapGrant(None, True), ReapGrant(LONG, True))] == [
         "",
         "observe",
         f"observe {LONG}",
     ]
-    assert grant("", observe=True, max_grace=0.0) == Granted(None, True)
-    assert grant("", observe=False, max_grace=0.0) == Granted()
-    assert grant("KILL", observe=False, max_grace=0.0) == Granted(Ladder.parse("KILL"))
+    assert reap_grant("", observe=True, max_grace=0.0) == ReapGrant(None, True)
+    assert reap_grant("", observe=False, max_grace=0.0) == ReapGrant()
+    assert reap_grant("KILL", observe=False, max_grace=0.0) == ReapGrant(Ladder.parse("KILL"))
 
 
 @pytest.mark.parametrize("text", ["", "observe "])
@@ -139,14 +139,14 @@ def test_a_ladder_that_takes_too_long_is_not_allowed(text: str) -> None:
         match=r"^the ladder 'TERM:61,KILL' takes 61 s to reach KILL, and this server allows 60 s "
         r"\(--max-grace\)$",
     ):
-        read_grant(text + "TERM:61,KILL", max_grace=60.0)
-    assert read_grant(text + "TERM:60,KILL", max_grace=60.0).observe is bool(text)
+        read_reap_grant(text + "TERM:61,KILL", max_grace=60.0)
+    assert read_reap_grant(text + "TERM:60,KILL", max_grace=60.0).observe is bool(text)
 
 
 @pytest.mark.parametrize("text", ["Observe", "observes KILL", "KILL observe", "\ufffd"])
 def test_nonsense_is_no_grant(text: str) -> None:
     with pytest.raises(ValueError, match="is no step"):
-        read_grant(text, max_grace=60.0)
+        read_reap_grant(text, max_grace=60.0)
 
 
 # -- the climb -----------------------------------------------------------------------------------------
