@@ -1,4 +1,4 @@
-"""The ladder, the steps in which a worker is reaped, and a state machine that says which one is next.
+"""A ladder, its parser, and its run: in which steps a worker is reaped, and which step comes next.
 
 A ladder is written ``dump,ABRT:2,TERM:10,KILL``: find out what the worker is doing; send SIGABRT and give it
 two seconds to die of it; send SIGTERM and give it ten; send SIGKILL.
@@ -208,7 +208,7 @@ def read_reap_grant(text: str, *, max_grace: float) -> ReapGrant:
     return reap_grant(text, observe=False, max_grace=max_grace)
 
 
-# -- the climb ---------------------------------------------------------------------------------------
+# -- the run of a ladder -----------------------------------------------------------------------------
 
 
 class Dump(NamedTuple):
@@ -244,8 +244,8 @@ class Done(NamedTuple):
 Action: TypeAlias = Dump | Signal | WaitUntil | Spare | Done
 
 
-class Climb:
-    """One climb of a ladder: what to do next, given what has happened.
+class LadderRun:
+    """One ladder being carried out on one worker: what to do next, given what has happened.
 
     Attributes:
         signalled: a signal has been sent; there is no way back.
@@ -267,7 +267,7 @@ class Climb:
         Args:
             now: seconds.
             dead: the worker is dead.
-            released: what the climb began for is not armed any more.
+            released: what the run began for is not armed any more.
             gathered: the evidence has been gathered, as far as it can be.
         """
         if dead or self._next == len(self._steps):

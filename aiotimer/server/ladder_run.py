@@ -1,9 +1,9 @@
-"""Climbing a ladder: the steps of ``_core.ladder``, carried out on a worker.
+"""A runner of ladders: what ``_core.ladder`` says is to be done is done to a worker.
 
 The laws of this file:
 
 * Nothing is awaited before the first action: a ladder that begins with a signal has sent it when
-  :meth:`Climber.climb` returns.
+  :meth:`LadderRunner.carry_out` returns.
 * The slot is read again just before the first signal, however long the evidence took; an exec is looked for.
 * Between two steps only two things are waited for: the end of the grace, and the worker's death.
 """
@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from .._core.ladder import CONT, Climb, Done, Dump, Spare, WaitUntil
+from .._core.ladder import CONT, Done, Dump, LadderRun, Spare, WaitUntil
 from .worker import Worker, leave_behind
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ _LEAST = 0.001
 """Seconds: uvloop rounds to whole milliseconds, and may be early by half of one."""
 
 
-class Climber:
-    """Climbs.
+class LadderRunner:
+    """Carries out the ladders of workers.
 
     Args:
         loop: the server's.
@@ -52,24 +52,24 @@ class Climber:
         self._teller = teller
         self._on_unkillable = on_unkillable
 
-    def climb(self, worker: Worker) -> bool | Awaitable[bool]:
-        """Climb the ladder of a worker, or one coroutine's way further if there is something to wait for.
+    def carry_out(self, worker: Worker) -> bool | Awaitable[bool]:
+        """Carry out the ladder of a worker; what comes after the first wait is a coroutine.
 
         Returns:
             True: it is dead, or dying, or spared. False: the kernel does not let it be signalled.
         """
-        climb = Climb(worker.reap_grant.ladder or self._policy.ladder)
+        run = LadderRun(worker.reap_grant.ladder or self._policy.ladder)
         expiry = worker.reaping
-        # A climb that began again finds the evidence of the first one.
+        # A run that begins again finds the evidence of the first one.
         gathered = not self._gatherer.budget or expiry is None or expiry.findings is not None
-        action = self._act(worker, climb, gathered=gathered)
+        action = self._act(worker, run, gathered=gathered)
         if isinstance(action, bool):
             return action
         if expiry is not None:
-            expiry.untouched = not climb.signalled
-        return self._go_on(worker, climb, action)
+            expiry.untouched = not run.signalled
+        return self._go_on(worker, run, action)
 
-    async def _go_on(self, worker: Worker, climb: Climb, action: bool | Dump | WaitUntil) -> bool:
+    async def _go_on(self, worker: Worker, run: LadderRun, action: bool | Dump | WaitUntil) -> bool:
         expiry = worker.reaping
         while not isinstance(action, bool):
             if isinstance(action, WaitUntil):
@@ -80,16 +80,16 @@ class Climber:
                 self._teller.keep(expiry)
                 if not worker.closed and not expiry.table.closed and worker.has_left(expiry.table):
                     leave_behind(worker, expiry.table, self._teller.emit)
-            action = self._act(worker, climb, gathered=True)
+            action = self._act(worker, run, gathered=True)
         return action
 
-    def _act(self, worker: Worker, climb: Climb, *, gathered: bool) -> bool | Dump | WaitUntil:
+    def _act(self, worker: Worker, run: LadderRun, *, gathered: bool) -> bool | Dump | WaitUntil:
         """Take every step that nothing is to be waited for before; return what is, or how it ended."""
         expiry = worker.reaping
         while True:
             now = monotonic()
-            released = expiry is not None and not climb.signalled and not expiry.is_armed()
-            action = climb.next(now, dead=worker.closed, released=released, gathered=gathered)
+            released = expiry is not None and not run.signalled and not expiry.is_armed()
+            action = run.next(now, dead=worker.closed, released=released, gathered=gathered)
             if isinstance(action, Dump | WaitUntil):
                 return action
             if isinstance(action, Spare | Done):

@@ -22,7 +22,7 @@ from ..evidence import Findings
 from .expiry import Expiry
 from .hold import Holder
 from .inspector import Gatherer
-from .ladder_run import Climber
+from .ladder_run import LadderRunner
 from .observer import Observer
 from .policy import Breaker, Policy
 from .process_state import classified
@@ -61,7 +61,7 @@ class Reaper:
         self._observer = Observer(loop, self._gatherer, self._teller)
         self._holder = Holder(loop, self.expire, emit)
         self._breaker = Breaker(policy.max_reaps)
-        self._climber = Climber(loop, policy, self._gatherer, self._teller, self.unkillable)
+        self._ladder_runner = LadderRunner(loop, policy, self._gatherer, self._teller, self.unkillable)
         self._tasks: set[asyncio.Task[None]] = set()
         self._inherited: Findings | None = None
 
@@ -101,9 +101,9 @@ class Reaper:
         worker.postponed.append((table, due))
         self._reap(worker, table, expiry)
 
-    def climb(self, worker: Worker) -> bool | Awaitable[bool]:
-        """Reap a worker as its policy says; see ``TimerServer.reap_worker`` for the result."""
-        return self._climber.climb(worker)
+    def carry_out_ladder(self, worker: Worker) -> bool | Awaitable[bool]:
+        """Reap a worker in the steps of its ladder; see ``TimerServer.reap_worker`` for the result."""
+        return self._ladder_runner.carry_out(worker)
 
     def unkillable(self, worker: Worker) -> None:
         """A worker was sent SIGKILL a while ago, and is still there."""

@@ -275,7 +275,7 @@ class TimerServer:
             that raises is logged, and counts as having reaped.
         """
         worker = self._registry.find(worker_id)
-        return worker is None or self._reaper.climb(worker)
+        return worker is None or self._reaper.carry_out_ladder(worker)
 
     @property
     def _registry(self) -> Registry:

@@ -56,7 +56,7 @@ class Worker:
         reap_grant: how it is to be reaped, of what it asked for.
         reaping: the expiry it is being reaped for, from the first action on it on.
         failed: the expiry of a reap that is to be tried again.
-        spared: the last climb ended without a signal.
+        spared: the last run of its ladder ended without a signal.
         shortfall: why only the process itself was signalled, "" if all that was wanted was.
         signalled: a signal has been sent.
         killed: SIGKILL has been sent.

@@ -1,4 +1,4 @@
-"""Ladders climbed on real processes: the signals, the graces, and what spares a worker on the way.
+"""Ladders carried out on real processes: the signals, the graces, and what spares a worker on the way.
 
 The laws of this file: which signals were sent is read off a record of them; evidence is a coroutine of the
 test's own, which does what happens meanwhile.

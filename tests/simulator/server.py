@@ -129,7 +129,7 @@ class Known:
         self.reap_grant = ReapGrant()
         self.tables: list[Table] = []
         self.killed = False
-        self.climbing: Handle | None = None
+        self.ladder_run: Handle | None = None
         self.has_evidence = False
         self.retry_at = 0.0
         self.postponed: list[tuple[Table, tuple[Due, ...]]] = []
@@ -326,22 +326,22 @@ class Server:
             yield f"drops {table}: another program runs there"
             return
         known.postponed.append((table, due))
-        if known.retry_at > 0.0 or known.climbing is not None:
+        if known.retry_at > 0.0 or known.ladder_run is not None:
             return
         table.file.pwrite(layout.word(self.world.now), 8 * layout.REAPED_AT)
         yield "notes that it reaps"
         rng = self.world.rng
         if self.evidence and not known.has_evidence and rng.random() < 0.3:
             gathered = partial(self.evidence_gathered, table, found[0])
-            known.climbing = self.call_at(self.world.now + rng.uniform(0.0, self.evidence), gathered)
+            known.ladder_run = self.call_at(self.world.now + rng.uniform(0.0, self.evidence), gathered)
             yield f"gathers evidence of {known.process}"
             return
         yield from self.first_signal(table, found[0], since)
 
     def evidence_gathered(self, table: Table, due: Due) -> Steps:
-        """``Climber._go_on``: before the first signal the slot is read once more."""
+        """``LadderRunner._go_on``: before the first signal the slot is read once more."""
         known, since = table.owner, self.world.steps
-        known.climbing = None
+        known.ladder_run = None
         armed = self.confirm_again(table, due)
         yield "has gathered evidence"
         if armed and table.line is None and not self.is_mapped(table.file, known.process):
@@ -493,8 +493,8 @@ class Server:
         """A pidfd is readable."""
         for table in list(known.tables):
             self.drop(table)
-        if known.climbing is not None:
-            known.climbing.cancel()
+        if known.ladder_run is not None:
+            known.ladder_run.cancel()
         self.workers.pop(known.process.id, None)
         yield f"unregisters {known.process}"
 

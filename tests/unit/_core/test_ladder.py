@@ -1,4 +1,4 @@
-"""The ladder as text, and the climb step by step."""
+"""The ladder as text, and its run step by step."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from aiotimer._core.ladder import (
     DUMP,
     NO_REQUEST,
     SIGNALS,
-    Climb,
     Done,
     Dump,
     Ladder,
+    LadderRun,
     ReapGrant,
     ReapRequest,
     Signal,
@@ -149,65 +149,65 @@ def test_nonsense_is_no_grant(text: str) -> None:
         read_reap_grant(text, max_grace=60.0)
 
 
-# -- the climb -----------------------------------------------------------------------------------------
+# -- the run of a ladder -------------------------------------------------------------------------------
 
 
-def test_a_climb_to_the_top() -> None:
-    climb = Climb(LONG)
-    assert climb.next(100.0) == Dump()
-    assert climb.next(100.2) == Dump(), "until it has been done"
-    assert not climb.signalled
-    assert climb.next(100.5, gathered=True) == Signal(6, True)
-    assert climb.signalled
-    assert climb.next(100.5) == WaitUntil(102.5)
-    assert climb.next(102.4) == WaitUntil(102.5)
-    assert climb.next(102.5) == Signal(15, True)
-    assert climb.next(102.6) == WaitUntil(112.5)
-    assert climb.next(113.0) == Signal(9, False)
-    assert climb.next(113.0) == Done()
-    assert climb.next(999.0, released=True) == Done()
+def test_a_run_to_the_last_step() -> None:
+    run = LadderRun(LONG)
+    assert run.next(100.0) == Dump()
+    assert run.next(100.2) == Dump(), "until it has been done"
+    assert not run.signalled
+    assert run.next(100.5, gathered=True) == Signal(6, True)
+    assert run.signalled
+    assert run.next(100.5) == WaitUntil(102.5)
+    assert run.next(102.4) == WaitUntil(102.5)
+    assert run.next(102.5) == Signal(15, True)
+    assert run.next(102.6) == WaitUntil(112.5)
+    assert run.next(113.0) == Signal(9, False)
+    assert run.next(113.0) == Done()
+    assert run.next(999.0, released=True) == Done()
 
 
 def test_kill_at_once() -> None:
-    climb = Climb(Ladder.parse("KILL"))
-    assert climb.next(-5.0) == Signal(9, False)
-    assert climb.next(-5.0) == Done()
+    run = LadderRun(Ladder.parse("KILL"))
+    assert run.next(-5.0) == Signal(9, False)
+    assert run.next(-5.0) == Done()
 
 
 def test_continuing_needs_no_continuing() -> None:
-    assert Climb(Ladder.parse("CONT:1,KILL")).next(0.0) == Signal(18, False)
-    assert Climb(Ladder.parse("HUP:1,KILL")).next(0.0) == Signal(1, True)
+    assert LadderRun(Ladder.parse("CONT:1,KILL")).next(0.0) == Signal(18, False)
+    assert LadderRun(Ladder.parse("HUP:1,KILL")).next(0.0) == Signal(1, True)
 
 
 def test_a_release_before_the_first_signal_spares() -> None:
-    climb = Climb(LONG)
-    assert climb.next(100.0, released=True) == Dump(), "the evidence tells why it was late"
-    assert climb.next(100.5, released=True, gathered=True) == Spare()
-    assert not climb.signalled
-    assert Climb(Ladder.parse("TERM,KILL")).next(0.0, released=True) == Spare()
+    run = LadderRun(LONG)
+    assert run.next(100.0, released=True) == Dump(), "the evidence tells why it was late"
+    assert run.next(100.5, released=True, gathered=True) == Spare()
+    assert not run.signalled
+    assert LadderRun(Ladder.parse("TERM,KILL")).next(0.0, released=True) == Spare()
 
 
 def test_after_the_first_signal_there_is_no_way_back() -> None:
-    climb = Climb(LONG)
-    climb.next(100.0, gathered=True)
-    assert climb.next(101.0, released=True) == WaitUntil(102.0)
-    assert climb.next(102.0, released=True) == Signal(15, True)
-    assert climb.next(112.0, released=True) == Signal(9, False)
+    run = LadderRun(LONG)
+    run.next(100.0, gathered=True)
+    assert run.next(101.0, released=True) == WaitUntil(102.0)
+    assert run.next(102.0, released=True) == Signal(15, True)
+    assert run.next(112.0, released=True) == Signal(9, False)
 
 
 @pytest.mark.parametrize("gathered", [False, True])
 def test_the_dead_need_nothing(gathered: bool) -> None:
-    climb = Climb(LONG)
-    assert climb.next(100.0, dead=True, released=True, gathered=gathered) == Done()
-    climb.next(100.0, gathered=True)
-    assert climb.next(100.0, dead=True) == Done()
+    run = LadderRun(LONG)
+    assert run.next(100.0, dead=True, released=True, gathered=gathered) == Done()
+    run.next(100.0, gathered=True)
+    assert run.next(100.0, dead=True) == Done()
 
 
 @given(ladders, st.floats(-1e6, 1e6))
-def test_every_climb_ends_with_one_kill(ladder: Ladder, now: float) -> None:
-    climb, sent = Climb(ladder), []
+def test_every_run_ends_with_one_kill(ladder: Ladder, now: float) -> None:
+    run, sent = LadderRun(ladder), []
     for _ in range(20):
-        action = climb.next(now, gathered=True)
+        action = run.next(now, gathered=True)
         if isinstance(action, Done):
             break
         if isinstance(action, WaitUntil):
