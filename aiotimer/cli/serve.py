@@ -56,7 +56,7 @@ def serve(
     from ..server.owned import FoundedServer
     from ..server.server import TimerServer
 
-    drop_capabilities()  # before there are threads, the log's for one
+    drop_capabilities()  # before there are threads, that of the log for one
     log_sink = LogSink()
     logging.basicConfig(format="aiotimer: %(message)s", level=logging.INFO, handlers=[log_sink])
     path = resolve_socket(socket_path)

@@ -1,4 +1,4 @@
-"""The sinks of ``aiotimer serve``: a log and a pipe, which may both be full for ever, and the user's command.
+"""Sinks of a server process: a log and a pipe, which may both be full for ever, and a command.
 
 The laws of this file: the server's loop never waits for a reader. What does not fit into a bounded queue is
 dropped and counted, and the count is said as soon as lines are taken again. At the end of the server, what is
@@ -176,7 +176,7 @@ class EventSinks:
         self._events = KINDS if events is None else events
 
     def __call__(self, event: Event) -> None:
-        """Tell an event. Never waits for anybody."""
+        """Tell an event to each of them. Never waits for anybody."""
         if self._pipe is not None:
             self._pipe(event)
         if self._on_event is not None and event.event in self._events:

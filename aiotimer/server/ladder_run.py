@@ -21,7 +21,7 @@ from .worker import Worker, leave_behind
 if TYPE_CHECKING:
     from .inspector import Gatherer
     from .policy import Policy
-    from .reporter import Teller
+    from .reporter import ExpiryReporter
 
 _LEAST = 0.001
 """Seconds: uvloop rounds to whole milliseconds, and may be early by half of one."""
@@ -34,7 +34,7 @@ class LadderRunner:
         loop: the server's.
         policy: the server's.
         gatherer: gathers evidence.
-        teller: keeps it.
+        reporter: records it.
         on_unkillable: called with a worker that is still there a while after SIGKILL.
     """
 
@@ -43,13 +43,13 @@ class LadderRunner:
         loop: asyncio.AbstractEventLoop,
         policy: Policy,
         gatherer: Gatherer,
-        teller: Teller,
+        reporter: ExpiryReporter,
         on_unkillable: Callable[[Worker], None],
     ) -> None:
         self._loop = loop
         self._policy = policy
         self._gatherer = gatherer
-        self._teller = teller
+        self._reporter = reporter
         self._on_unkillable = on_unkillable
 
     def carry_out(self, worker: Worker) -> bool | Awaitable[bool]:
@@ -77,9 +77,9 @@ class LadderRunner:
                 await asyncio.wait({worker.death(self._loop)}, timeout=left)
             elif expiry is not None:
                 await self._gatherer.gather(worker, expiry)
-                self._teller.keep(expiry)
+                self._reporter.record(expiry)
                 if not worker.closed and not expiry.table.closed and worker.has_left(expiry.table):
-                    leave_behind(worker, expiry.table, self._teller.emit)
+                    leave_behind(worker, expiry.table, self._reporter.emit)
             action = self._act(worker, run, gathered=True)
         return action
 

@@ -17,7 +17,7 @@ from .worker import Worker
 
 if TYPE_CHECKING:
     from .inspector import Gatherer
-    from .reporter import Teller
+    from .reporter import ExpiryReporter
 
 _FINEST, _SHARE = 0.1, 0.01
 """Seconds, and share of the time overdue, to which the end of an overdue timer is told."""
@@ -61,13 +61,13 @@ class Observer:
     Args:
         loop: the server's.
         gatherer: gathers evidence.
-        teller: tells of it.
+        reporter: reports what becomes of it.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, gatherer: Gatherer, teller: Teller) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, gatherer: Gatherer, reporter: ExpiryReporter) -> None:
         self._loop = loop
         self._gatherer = gatherer
-        self._teller = teller
+        self._reporter = reporter
         self._overdue: dict[WatchedTable, _Overdue] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -91,19 +91,19 @@ class Observer:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         for expiry in expiries:
-            self._teller.emit(expiry.event())  # expired
+            self._reporter.emit(expiry.event())  # expired
 
     async def _report(self, worker: Worker, expiries: list[Expiry]) -> None:
         first = expiries[0]
         for expiry in expiries:
-            if self._teller.keeps:
+            if self._reporter.recording:
                 expiry.look_around(worker.tables)
         if self._gatherer.budget:
             await self._gatherer.gather(worker, first)
         for expiry in expiries:
             if expiry.outcome == "pending":
                 expiry.findings = first.findings
-                self._teller.tell(expiry, "observed", "observed")
+                self._reporter.report(expiry, "observed", "observed")
 
     def _check(self, overdue: _Overdue) -> None:
         now = monotonic()
@@ -117,14 +117,14 @@ class Observer:
 
     def _end(self, expiry: Expiry, at: float) -> None:
         if expiry.outcome == "pending":
-            self._teller.tell(expiry, "observed", "observed")
+            self._reporter.report(expiry, "observed", "observed")
         after = max(0.0, at - expiry.due.effective)
         if expiry.table.closed:
-            self._teller.tell(
+            self._reporter.report(
                 expiry, "worker_gone", "gone", f"it left its timers {after:.1f} s after the limit"
             )
         else:
-            self._teller.tell(expiry, "finished", "finished", f"finished {after:.1f} s after its limit")
+            self._reporter.report(expiry, "finished", "finished", f"finished {after:.1f} s after its limit")
 
     def died(self, worker: Worker) -> bool:
         """A worker is dead; return whether anything of it was overdue, which has been told then."""
@@ -140,7 +140,7 @@ class Observer:
                 self._end(expiry, overdue.ended_at[expiry.due.slot])
             for expiry in overdue.expiries.values():
                 after = max(0.0, now - expiry.due.effective)
-                self._teller.tell(expiry, "worker_gone", "gone", f"{after:.1f} s after its limit")
+                self._reporter.report(expiry, "worker_gone", "gone", f"{after:.1f} s after its limit")
                 told = True
         return told
 

@@ -26,7 +26,7 @@ from .ladder_run import LadderRunner
 from .observer import Observer
 from .policy import Breaker, Policy
 from .process_state import classified
-from .reporter import Keep, PathOf, Teller
+from .reporter import ExpiryReporter, PathOf, RecordSink
 from .watched_table import WatchedTable
 from .worker import Worker, leave_behind
 
@@ -39,7 +39,7 @@ class Reaper:
         reap_worker: the owner's way to reap a worker.
         emit: takes events.
         policy: how to reap.
-        keep: takes records of expiries.
+        record: takes records of expiries.
         path_of: where they are kept.
     """
 
@@ -49,19 +49,19 @@ class Reaper:
         reap_worker: Callable[[WorkerId], bool | Awaitable[bool]],
         emit: Callable[[Event], None],
         policy: Policy = Policy(),  # noqa: B008 - it is immutable
-        keep: Keep | None = None,
+        record: RecordSink | None = None,
         path_of: PathOf = lambda _record_id: "",
     ) -> None:
         self._loop = loop
         self._reap_worker = reap_worker
         self._emit = emit
         self._policy = policy
-        self._teller = Teller(emit, keep, path_of)
+        self._reporter = ExpiryReporter(emit, record, path_of)
         self._gatherer = Gatherer(loop, policy.evidence_budget)
-        self._observer = Observer(loop, self._gatherer, self._teller)
+        self._observer = Observer(loop, self._gatherer, self._reporter)
         self._holder = Holder(loop, self.expire, emit)
         self._breaker = Breaker(policy.max_reaps)
-        self._ladder_runner = LadderRunner(loop, policy, self._gatherer, self._teller, self.unkillable)
+        self._ladder_runner = LadderRunner(loop, policy, self._gatherer, self._reporter, self.unkillable)
         self._tasks: set[asyncio.Task[None]] = set()
         self._inherited: Findings | None = None
 
@@ -116,9 +116,9 @@ class Reaper:
         expiry = worker.reaping
         if expiry is not None and not worker.died_first and not expiry.untouched:
             detail = worker.shortfall and f"only the process was signalled: {worker.shortfall}"
-            self._teller.tell(expiry, "reaped", "reaped", detail)
+            self._reporter.report(expiry, "reaped", "reaped", detail)
         elif expiry is not None:
-            self._teller.tell(expiry, "worker_gone", "gone", "by itself, with timers armed")
+            self._reporter.report(expiry, "worker_gone", "gone", "by itself, with timers armed")
         elif not told and any(True for _timer in worker.timers()):
             self._emit(Event("worker_gone", worker.id, worker.name, detail="with timers armed"))
 
@@ -186,7 +186,7 @@ class Reaper:
             worker.reap_under_way = True
             self._start(self._await_reap(worker, table, done))
         if is_first:
-            if self._teller.keeps:
+            if self._reporter.recording:
                 expiry.look_around(worker.tables)
             self._emit(expiry.event())
         if not inspect.isawaitable(done):
@@ -217,14 +217,14 @@ class Reaper:
         if worker.spared and expiry is not None:
             worker.spared = False
             detail = "released after its deadline, and before a signal"
-            self._teller.tell(expiry, "late", "late", detail)
+            self._reporter.report(expiry, "late", "late", detail)
             self._loop.call_soon(self._go_on_without, worker, expiry)
             return
         worker.failed = expiry
         if not worker.refusal_told:
             detail = worker.refusal or "it will be tried again"
             if expiry is not None:
-                self._teller.tell(expiry, "reap_failed", "failed", detail)
+                self._reporter.report(expiry, "reap_failed", "failed", detail)
             worker.refusal_told = bool(worker.refusal)
         self._loop.call_at(self._loop.time() + worker.back_off(), self._try_again, worker)
 
@@ -256,7 +256,7 @@ class Reaper:
         if worker.reaping is None:
             self._emit(Event("unkillable", worker.id, worker.name, detail=detail, outcome="unkillable"))
         else:
-            self._teller.tell(worker.reaping, "unkillable", "unkillable", detail)
+            self._reporter.report(worker.reaping, "unkillable", "unkillable", detail)
 
     def _start(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(coroutine)

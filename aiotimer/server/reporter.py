@@ -23,43 +23,47 @@ if TYPE_CHECKING:
     from .expiry import Expiry
 
 
-Keep: TypeAlias = Callable[[dict[str, Any], str, str], object]
-"""``keep(record, stacks_text, tasks_text)``: called when evidence has been gathered, and at every change."""
+RecordSink: TypeAlias = Callable[[dict[str, Any], str, str], object]
+"""``record(record, stacks_text, tasks_text)``: takes the record of an expiry, and again at every change."""
 
 PathOf: TypeAlias = Callable[[str], str]
 """``path_of(record_id)``: the directory where a record will be kept, "" if it is not."""
 
 
-class Teller:
-    """Tells of expiries.
+class ExpiryReporter:
+    """Reports expiries: each change is recorded, then told.
 
     Args:
         emit: takes events.
-        keep: takes records, None: nobody does.
+        record: takes records; None: nobody does.
         path_of: see :data:`PathOf`.
+
+    Attributes:
+        emit: takes events.
+        recording: somebody takes records.
     """
 
-    def __init__(self, emit: Callable[[Event], None], keep: Keep | None, path_of: PathOf) -> None:
+    def __init__(self, emit: Callable[[Event], None], record: RecordSink | None, path_of: PathOf) -> None:
         self.emit = emit
-        self.keeps = keep is not None
-        self._keep = keep
+        self.recording = record is not None
+        self._record = record
         self._path_of = path_of
 
-    def keep(self, expiry: Expiry) -> None:
-        """Keep what is known of an expiry by now."""
-        if self._keep is None:
+    def record(self, expiry: Expiry) -> None:
+        """Record what is known of an expiry by now."""
+        if self._record is None:
             return
         try:
             expiry.evidence = self._path_of(expiry.id)
             stacks, tasks = ("", "") if expiry.findings is None else expiry.findings[-2:]
-            self._keep(expiry.record(), stacks, tasks)
-        except Exception:  # noqa: BLE001 - logged; what is not kept is still told
+            self._record(expiry.record(), stacks, tasks)
+        except Exception:  # noqa: BLE001 - logged; what is not recorded is still told
             log.exception("the record of an expiry could not be kept")
 
-    def tell(self, expiry: Expiry, kind: Kind, outcome: str, detail: str = "") -> None:
+    def report(self, expiry: Expiry, kind: Kind, outcome: str, detail: str = "") -> None:
         """Something has become of an expiry."""
         expiry.becomes(kind, outcome, detail)
-        self.keep(expiry)
+        self.record(expiry)
         self.emit(expiry.event())
 
 
@@ -67,14 +71,14 @@ WRITE_WITHIN = 2.0
 """Seconds that a server which ends gives its history to be written."""
 
 
-class Outlets:
-    """A server's.
+class Reporter:
+    """Reports the events of a server, and has records kept.
 
     Args:
         loop: the server's.
         directory: its state directory.
         evidence_dir: where evidence is kept instead of there.
-        on_event: the owner's function.
+        on_event: the function of the server's owner.
     """
 
     def __init__(
@@ -87,16 +91,16 @@ class Outlets:
         store = Store(directory / "evidence" if evidence_dir is None else Path(evidence_dir))
         self._history = History(directory, store)
         self._store = store
-        self._owner = None if on_event is None else CallbackSink(loop, on_event)
+        self._callback = None if on_event is None else CallbackSink(loop, on_event)
 
-    def tell(self, event: Event) -> None:
+    def report(self, event: Event) -> None:
         """Something happened."""
         write_to_log(event)
-        if self._owner is not None:
-            self._owner(event)
+        if self._callback is not None:
+            self._callback(event)
         self._history.event(event.as_json())
 
-    def keep(self, record: dict[str, Any], stacks_text: str, tasks_text: str) -> None:
+    def record(self, record: dict[str, Any], stacks_text: str, tasks_text: str) -> None:
         """Something is known of an expiry, or has become of it."""
         self._history.record(record, stacks_text, tasks_text)
 
@@ -111,8 +115,8 @@ class Outlets:
 
     async def close(self) -> None:
         """Tell what waits, and write it."""
-        if self._owner is not None:
-            self._owner.flush()
+        if self._callback is not None:
+            self._callback.flush()
         await asyncio.get_running_loop().run_in_executor(None, self._history.close, WRITE_WITHIN)
 
     def abandon(self) -> None:

@@ -34,7 +34,7 @@ from .handlers import apply, handle
 from .policy import BUDGET, LADDER, MAX_GRACE, MAX_REAPS, policy
 from .reaper import Reaper
 from .registry import Registry
-from .reporter import Outlets, scopes_of
+from .reporter import Reporter, scopes_of
 from .status import report
 from .worker import Worker, leave_behind
 
@@ -115,7 +115,7 @@ class TimerServer:
         self._started_at = 0.0
         self._loop: asyncio.AbstractEventLoop
         self._started_registry: Registry | None = None
-        self._outlets: Outlets
+        self._reporter: Reporter
         self._reaper: Reaper
         self._acceptor: Acceptor
 
@@ -140,14 +140,14 @@ class TimerServer:
             raise_descriptor_limit()
             self._listener = self._listen(self._lock)
             directory = paths.state_directory(self.socket_path)
-            outlets = Outlets(self._loop, directory, self.policy.evidence_dir, self._on_event)
-            self._outlets = outlets
+            reporter = Reporter(self._loop, directory, self.policy.evidence_dir, self._on_event)
+            self._reporter = reporter
             self._reaper = Reaper(
                 self._loop, self.reap_worker, self.emit, self.policy, self.keep, self.evidence_path
             )
             self._started_registry = Registry(
                 directory, self._loop, self._bound, self.policy, self._reaper.expire, self._worker_died,
-                self.emit, outlets.note_durations,
+                self.emit, reporter.note_durations,
             )  # fmt: skip
             self._registry.adopt()
         except BaseException:
@@ -183,7 +183,7 @@ class TimerServer:
             for connection in list(self._connections):
                 connection.close()
             self._registry.close()
-            await self._outlets.close()
+            await self._reporter.close()
         finally:
             self._leave()
             self._stopped.set()
@@ -314,15 +314,15 @@ class TimerServer:
 
     def emit(self, event: Event) -> None:
         """Log an event and pass it on."""
-        self._outlets.tell(event)
+        self._reporter.report(event)
 
     def keep(self, record: dict[str, Any], stacks_text: str, tasks_text: str) -> None:
         """Keep the record of an expiry; called again whenever something becomes of it."""
-        self._outlets.keep(record, stacks_text, tasks_text)
+        self._reporter.record(record, stacks_text, tasks_text)
 
     def evidence_path(self, record_id: str) -> str:
         """Return the directory where the evidence of an expiry is kept."""
-        return self._outlets.path_of(record_id)
+        return self._reporter.path_of(record_id)
 
     # -- connections -----------------------------------------------------------------------------
 
@@ -412,7 +412,7 @@ class TimerServer:
         self._connections.clear()
         self._acceptor.abandon()
         self._registry.abandon()
-        self._outlets.abandon()
+        self._reporter.abandon()
         self._let_go()
 
 

@@ -1,10 +1,10 @@
-"""Who is told of events, besides the log: commands, callbacks, the history.
+"""Sinks: who is told of events besides the log, each behind a bounded queue.
 
 The laws of this file:
 
-* The server's loop never waits for a taker, and no taker's error reaches it: events wait in a bounded queue.
+* The server's loop never waits for a sink, and no sink's error reaches it: events wait in a bounded queue.
 * What does not fit is dropped and counted, and the count is logged as soon as events are taken again.
-* At least once within the process: a taker that fails is tried again, a bounded number of times.
+* At least once within the process: a sink that fails is tried again, a bounded number of times.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any, Generic, TypeVar
 from ..events import Event, log
 
 CAPACITY = 1000
-"""Events that wait for one taker: a storm of reaps, in full."""
+"""Events that wait for one sink: a storm of reaps, in full."""
 
 COMMAND_TIMEOUT = 10.0
 """Seconds that one run of a command may take."""

@@ -15,7 +15,7 @@ import click
 import pytest
 
 from aiotimer._core.requests import WorkerId
-from aiotimer.cli.sinks import EventSinks, PipeSink, event_options
+from aiotimer.cli.sinks import EventPipe, EventSinks, event_options
 from aiotimer.events import KINDS, Event
 from aiotimer.server.sinks import Backlog, CallbackSink, CommandSink
 from tests.fakes.clock import PATIENCE
@@ -24,7 +24,7 @@ from tests.fakes.worker import FORKS
 # -- the queue ------------------------------------------------------------------------------------------
 
 
-class Taker:
+class Sink:
     """Takes items when it is let.
 
     Attributes:
@@ -43,33 +43,33 @@ class Taker:
 
 
 def test_what_does_not_fit_is_dropped_counted_and_told(caplog: pytest.LogCaptureFixture) -> None:
-    taker = Taker()
-    backlog = Backlog("things", taker, capacity=2)
+    sink = Sink()
+    backlog = Backlog("things", sink, capacity=2)
     assert backlog.put(0)
-    assert taker.began.acquire(timeout=PATIENCE)
+    assert sink.began.acquire(timeout=PATIENCE)
     assert [backlog.put(n) for n in (1, 2, 3, 4)] == [True, True, False, False]
     assert backlog.dropped == 2
     for _ in range(3):
-        taker.may.release()
+        sink.may.release()
     assert backlog.close(PATIENCE)
-    assert taker.taken == [0, 1, 2]
+    assert sink.taken == [0, 1, 2]
     assert caplog.messages == ["2 things dropped: they came faster than they were taken"]
     assert not backlog.put(5), "it is closed"
 
 
 def test_closing_waits_no_longer_than_it_may(caplog: pytest.LogCaptureFixture) -> None:
-    taker = Taker()
-    backlog = Backlog("things", taker)
+    sink = Sink()
+    backlog = Backlog("things", sink)
     backlog.put(0)
     backlog.put(1)
-    assert taker.began.acquire(timeout=PATIENCE)
+    assert sink.began.acquire(timeout=PATIENCE)
     assert not backlog.flush(0.0)
     assert not backlog.close(0.0)
     assert backlog.dropped == 1
     assert "1 things dropped" in caplog.text
-    taker.may.release()
+    sink.may.release()
     assert backlog.flush(PATIENCE)
-    assert taker.taken == [0]
+    assert sink.taken == [0]
 
 
 def test_a_taker_that_raises_is_logged_and_the_next_item_is_taken(caplog: pytest.LogCaptureFixture) -> None:
@@ -104,18 +104,18 @@ def test_without_a_thread_items_are_dropped_and_nobody_is_bothered(monkeypatch: 
 
 @FORKS
 def test_a_forked_child_has_nothing_to_do_with_it() -> None:
-    taker = Taker()
-    backlog = Backlog("things", taker)
+    sink = Sink()
+    backlog = Backlog("things", sink)
     backlog.put(0)
-    assert taker.began.acquire(timeout=PATIENCE)
+    assert sink.began.acquire(timeout=PATIENCE)
     pid = os.fork()
     if not pid:
         backlog.abandon()
         os._exit(0 if not backlog.put(1) and backlog.close(PATIENCE) else 1)
     assert os.waitpid(pid, 0)[1] == 0
-    taker.may.release()
+    sink.may.release()
     assert backlog.close(PATIENCE)
-    assert taker.taken == [0]
+    assert sink.taken == [0]
 
 
 # -- commands -------------------------------------------------------------------------------------------
