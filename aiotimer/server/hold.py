@@ -1,7 +1,7 @@
-"""Workers that cannot run, and are not reaped for it: stopped ones, and those in a debugger.
+"""Holds: workers that are left alone because they are stopped or in a debugger.
 
-The laws of this file: a worker is held as long as it cannot run, and gets ten seconds to leave its block when
-it can again; it is told once; no descriptor tells when a process goes on, so it is looked at every second.
+The laws of this file: a hold lasts as long as the worker cannot run, and ten seconds more for it to leave its
+block; a hold is reported once; no descriptor tells when a process goes on, so it is looked at every second.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from .._core.reader import Timer
 from ..events import Event
-from .process_state import held
+from .process_state import why_stopped
 from .worker import Worker
 
 if TYPE_CHECKING:
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     from .watched_table import WatchedTable
 
 LOOKED_AT_EVERY = 1.0
-"""Seconds between two looks at a worker that is held."""
+"""Seconds between two looks at a worker on hold."""
 
 TO_LEAVE = 10.0
 """Seconds that a worker has to leave its block when it runs again."""
 
 
-class Holder:
-    """Holds workers.
+class Holds:
+    """The holds of a server.
 
     Args:
         loop: the server's.
-        expire: called with a worker, a table and what has expired, when it is not held any more.
+        expire: called with a worker, a table and what has expired, when the hold is over.
         emit: takes events.
     """
 
@@ -45,30 +45,32 @@ class Holder:
         self._expire = expire
         self._emit = emit
 
-    def holds(self, worker: Worker, table: WatchedTable, due: tuple[Due, ...], timer: Timer) -> bool:
-        """Whether a worker is not to be reaped now. What has expired is dealt with later."""
-        if not worker.held:
-            why = held(worker.id.pid)
+    def hold_if_stopped(
+        self, worker: Worker, table: WatchedTable, due: tuple[Due, ...], timer: Timer
+    ) -> bool:
+        """Hold a worker that cannot run; return whether it is on hold, and will be dealt with later."""
+        if not worker.on_hold:
+            why = why_stopped(worker.id.pid)
             if not why:
                 return False
             self._emit(Event("held", worker.id, worker.name, timer.name, detail=why))
             self._loop.call_later(LOOKED_AT_EVERY, self._look, worker)
-        worker.held.append((table, due))
+        worker.on_hold.append((table, due))
         return True
 
     def _look(self, worker: Worker) -> None:
         if worker.closed:
             return
-        if held(worker.id.pid):
+        if why_stopped(worker.id.pid):
             self._loop.call_later(LOOKED_AT_EVERY, self._look, worker)
         else:
-            self._loop.call_later(TO_LEAVE, self._let_go, worker)
+            self._loop.call_later(TO_LEAVE, self._end, worker)
 
-    def _let_go(self, worker: Worker) -> None:
-        if worker.closed or held(worker.id.pid):
+    def _end(self, worker: Worker) -> None:
+        if worker.closed or why_stopped(worker.id.pid):
             self._look(worker)
             return
-        waiting, worker.held = worker.held, []
+        waiting, worker.on_hold = worker.on_hold, []
         for table, due in waiting:
             if not table.closed:
                 self._expire(worker, table, due)

@@ -1,8 +1,8 @@
-"""Evidence within its budget: nothing that gathers it can delay a kill beyond that, or take the server down.
+"""An inspector: it has evidence gathered, and never delays a kill beyond its budget nor takes the server down.
 
-The laws of this file: whatever a gathering does (it raises, it takes too long, it does not even end when it
-is cancelled), whoever asked goes on when the budget is used up or the worker is dead; at most eight are under
-way, so that a storm of expiries does not become a storm of probes.
+The laws of this file: whatever an inspection does (it raises, it takes too long, it does not even end when it
+is cancelled), whoever asked for it goes on when the budget is used up or the worker is dead; at most eight
+are under way, so that a storm of expiries does not become a storm of probes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .worker import Worker
 
 AT_ONCE = 8
-"""Gatherings under way at most: each may start threads and a helper process."""
+"""Inspections under way at most: each may start threads and a helper process."""
 
 
 def nothing(why: str) -> Findings:
@@ -26,12 +26,12 @@ def nothing(why: str) -> Findings:
     return NO_FINDINGS._replace(probes={"all": why})
 
 
-class Gatherer:
-    """Gathers evidence.
+class Inspector:
+    """Has evidence gathered, within a budget.
 
     Args:
         loop: the server's.
-        budget: seconds that one gathering may take, the wait for its turn included; 0: none is made.
+        budget: seconds that one inspection may take, the wait for its turn included; 0: none is made.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, budget: float) -> None:

@@ -19,7 +19,7 @@ from .._core.ladder import CONT, Done, Dump, LadderRun, Spare, WaitUntil
 from .worker import Worker, leave_behind
 
 if TYPE_CHECKING:
-    from .inspector import Gatherer
+    from .inspector import Inspector
     from .policy import Policy
     from .reporter import ExpiryReporter
 
@@ -33,7 +33,7 @@ class LadderRunner:
     Args:
         loop: the server's.
         policy: the server's.
-        gatherer: gathers evidence.
+        inspector: has evidence gathered.
         reporter: records it.
         on_unkillable: called with a worker that is still there a while after SIGKILL.
     """
@@ -42,13 +42,13 @@ class LadderRunner:
         self,
         loop: asyncio.AbstractEventLoop,
         policy: Policy,
-        gatherer: Gatherer,
+        inspector: Inspector,
         reporter: ExpiryReporter,
         on_unkillable: Callable[[Worker], None],
     ) -> None:
         self._loop = loop
         self._policy = policy
-        self._gatherer = gatherer
+        self._inspector = inspector
         self._reporter = reporter
         self._on_unkillable = on_unkillable
 
@@ -61,7 +61,7 @@ class LadderRunner:
         run = LadderRun(worker.reap_grant.ladder or self._policy.ladder)
         expiry = worker.reaping
         # A run that begins again finds the evidence of the first one.
-        gathered = not self._gatherer.budget or expiry is None or expiry.findings is not None
+        gathered = not self._inspector.budget or expiry is None or expiry.findings is not None
         action = self._act(worker, run, gathered=gathered)
         if isinstance(action, bool):
             return action
@@ -76,7 +76,7 @@ class LadderRunner:
                 left = max(_LEAST, action.when - monotonic())
                 await asyncio.wait({worker.death(self._loop)}, timeout=left)
             elif expiry is not None:
-                await self._gatherer.gather(worker, expiry)
+                await self._inspector.gather(worker, expiry)
                 self._reporter.record(expiry)
                 if not worker.closed and not expiry.table.closed and worker.has_left(expiry.table):
                     leave_behind(worker, expiry.table, self._reporter.emit)

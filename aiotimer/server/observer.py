@@ -1,4 +1,4 @@
-"""Expired timers for which nobody is signalled: what was found out, and when they were released after all.
+"""A tracker of overdue timers: those for which nobody is signalled, until they are released after all.
 
 The laws of this file: a timer is reported once; while it is overdue its slot is read often enough that what
 is said of its end is right to a hundredth, or a tenth of a second; nothing is written, nobody is signalled.
@@ -16,7 +16,7 @@ from .watched_table import WatchedTable
 from .worker import Worker
 
 if TYPE_CHECKING:
-    from .inspector import Gatherer
+    from .inspector import Inspector
     from .reporter import ExpiryReporter
 
 _FINEST, _SHARE = 0.1, 0.01
@@ -55,18 +55,20 @@ class _Overdue:
         return max(_FINEST, (now - youngest) * _SHARE)
 
 
-class Observer:
-    """Observes what is overdue.
+class OverdueTracker:
+    """Tracks what is overdue: reports what was found out about it, and when it ended.
 
     Args:
         loop: the server's.
-        gatherer: gathers evidence.
+        inspector: has evidence gathered.
         reporter: reports what becomes of it.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, gatherer: Gatherer, reporter: ExpiryReporter) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, inspector: Inspector, reporter: ExpiryReporter
+    ) -> None:
         self._loop = loop
-        self._gatherer = gatherer
+        self._inspector = inspector
         self._reporter = reporter
         self._overdue: dict[WatchedTable, _Overdue] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -77,7 +79,7 @@ class Observer:
         expiry = None if overdue is None else overdue.expiries.get(due.slot)
         return expiry is not None and expiry.is_about(table, due)
 
-    def observe(self, worker: Worker, table: WatchedTable, expiries: list[Expiry]) -> None:
+    def track(self, worker: Worker, table: WatchedTable, expiries: list[Expiry]) -> None:
         """Timers have expired, and nobody is to be signalled."""
         overdue = self._overdue.setdefault(table, _Overdue(worker, table))
         for expiry in expiries:
@@ -98,8 +100,8 @@ class Observer:
         for expiry in expiries:
             if self._reporter.recording:
                 expiry.look_around(worker.tables)
-        if self._gatherer.budget:
-            await self._gatherer.gather(worker, first)
+        if self._inspector.budget:
+            await self._inspector.gather(worker, first)
         for expiry in expiries:
             if expiry.outcome == "pending":
                 expiry.findings = first.findings

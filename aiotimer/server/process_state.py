@@ -1,4 +1,4 @@
-"""Why a process that was sent SIGKILL is still there; and whether one is stopped or in a debugger.
+"""A reader of process states: why one that was sent SIGKILL is still there, why another cannot run.
 
 The laws of this file: only what ``/proc`` and the cgroup file systems show is said; reads that may block are
 made in a thread of their own, which nobody waits for longer than a second, not even the interpreter's end.
@@ -62,7 +62,7 @@ def classify(pid: int) -> str:
     return f"its state is {status['State']}"
 
 
-def held(pid: int) -> str:
+def why_stopped(pid: int) -> str:
     """Return why a process cannot run, "" if it can: it is stopped, or somebody traces it."""
     try:
         status = _status(f"/proc/{pid}")

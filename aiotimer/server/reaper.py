@@ -20,10 +20,10 @@ from .._core.watch import Due
 from ..events import Event, log
 from ..evidence import Findings
 from .expiry import Expiry
-from .hold import Holder
-from .inspector import Gatherer
+from .hold import Holds
+from .inspector import Inspector
 from .ladder_run import LadderRunner
-from .observer import Observer
+from .observer import OverdueTracker
 from .policy import Breaker, Policy
 from .process_state import classified
 from .reporter import ExpiryReporter, PathOf, RecordSink
@@ -57,11 +57,11 @@ class Reaper:
         self._emit = emit
         self._policy = policy
         self._reporter = ExpiryReporter(emit, record, path_of)
-        self._gatherer = Gatherer(loop, policy.evidence_budget)
-        self._observer = Observer(loop, self._gatherer, self._reporter)
-        self._holder = Holder(loop, self.expire, emit)
+        self._inspector = Inspector(loop, policy.evidence_budget)
+        self._overdue_tracker = OverdueTracker(loop, self._inspector, self._reporter)
+        self._holds = Holds(loop, self.expire, emit)
         self._breaker = Breaker(policy.max_reaps)
-        self._ladder_runner = LadderRunner(loop, policy, self._gatherer, self._reporter, self.unkillable)
+        self._ladder_runner = LadderRunner(loop, policy, self._inspector, self._reporter, self.unkillable)
         self._tasks: set[asyncio.Task[None]] = set()
         self._inherited: Findings | None = None
 
@@ -82,14 +82,14 @@ class Reaper:
         found = self._still_armed(worker, table, due, observed)
         if observed:
             expiries = [self._expiry(worker, table, *one, "observe") for one in observed]
-            self._observer.observe(worker, table, expiries)
+            self._overdue_tracker.track(worker, table, expiries)
         if found is None:
             return
         if worker.reap_under_way or worker.retry_at:
             worker.postponed.append((table, due))
             return
         candidate, timer = found
-        if self._policy.stopped == "hold" and self._holder.holds(worker, table, due, timer):
+        if self._policy.stopped == "hold" and self._holds.hold_if_stopped(worker, table, due, timer):
             return
         expiry, worker.failed = worker.failed, None
         if expiry is None or not expiry.is_about(table, candidate):
@@ -112,7 +112,7 @@ class Reaper:
     def died(self, worker: Worker) -> None:
         """A worker is dead: say so, if that concerns anybody."""
         worker.has_died()
-        told = self._observer.died(worker)
+        told = self._overdue_tracker.died(worker)
         expiry = worker.reaping
         if expiry is not None and not worker.died_first and not expiry.untouched:
             detail = worker.shortfall and f"only the process was signalled: {worker.shortfall}"
@@ -124,11 +124,11 @@ class Reaper:
 
     async def stop(self) -> None:
         """Give up what is under way; the tables tell the next server."""
-        await self._observer.stop()
+        await self._overdue_tracker.stop()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._gatherer.stop()
+        self._inspector.stop()
 
     # -- what is due -----------------------------------------------------------------------------
 
@@ -142,10 +142,10 @@ class Reaper:
         found = None
         deadlines = table.reader.deadlines()
         for candidate in due:
-            held = candidate.slot < len(deadlines) and deadlines[candidate.slot] == candidate.deadline
-            if held and (found is not None or self._observer.knows(table, candidate)):
+            armed = candidate.slot < len(deadlines) and deadlines[candidate.slot] == candidate.deadline
+            if armed and (found is not None or self._overdue_tracker.knows(table, candidate)):
                 continue  # one is enough, and there may be thousands
-            timer = table.timer(candidate) if held else None
+            timer = table.timer(candidate) if armed else None
             if timer is None:
                 late_s = monotonic() - candidate.effective
                 detail = "released after its deadline, and before a signal"
@@ -168,8 +168,8 @@ class Reaper:
         """There are too many reaps: observe from now on, beginning with these."""
         detail = f"{self._breaker}; until it is started again this server only observes"
         self._emit(Event("breaker", detail=detail))
-        held = tuple(one for one in due if table.reader.deadline(one.slot) == one.deadline)
-        self.expire(worker, table, held)
+        armed = tuple(one for one in due if table.reader.deadline(one.slot) == one.deadline)
+        self.expire(worker, table, armed)
 
     # -- the reap --------------------------------------------------------------------------------
 

@@ -66,7 +66,7 @@ class Worker:
         retry_at: ``CLOCK_MONOTONIC``; when a reap that has failed is tried again. 0.0: none is pending.
         reap_under_way: a coroutine of the owner's is reaping it.
         postponed: what has expired and is not dealt with.
-        held: what has expired while it could not run, as long as it is held for that.
+        on_hold: what has expired while it could not run, as long as the hold lasts.
     """
 
     def __init__(self, worker_id: WorkerId, pidfd: int, loop: asyncio.AbstractEventLoop) -> None:
@@ -92,7 +92,7 @@ class Worker:
         self.retry_at = 0.0
         self.reap_under_way = False
         self.postponed: list[tuple[WatchedTable, tuple[Due, ...]]] = []
-        self.held: list[tuple[WatchedTable, tuple[Due, ...]]] = []
+        self.on_hold: list[tuple[WatchedTable, tuple[Due, ...]]] = []
         self._backoff = _FIRST_RETRY
         self._loop = loop
         self._unkillable: asyncio.TimerHandle | None = None

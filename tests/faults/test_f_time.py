@@ -29,7 +29,7 @@ import uvloop
 
 from aiotimer import TimerRequest
 from aiotimer._core.watch import Lifeline, Watch
-from aiotimer.server.process_state import held
+from aiotimer.server.process_state import why_stopped
 from aiotimer.server.watched_table import WatchedTable
 from tests.fakes.clock import clock_passes
 from tests.fakes.places import short_socket
@@ -342,7 +342,7 @@ def go_on(pid: int) -> None:
     ("stand_still", "go_on"), [(stop, go_on), (seize, let_go)], ids=["stopped", "debugged"]
 )
 @pytest.mark.parametrize("leaves", [True, False], ids=["leaves", "stays"])
-async def test_fault_39_a_worker_that_is_held(
+async def test_fault_39_a_worker_on_hold(
     stand_still: Callable[[int], None],
     go_on: Callable[[int], None],
     leaves: bool,
@@ -354,10 +354,10 @@ async def test_fault_39_a_worker_that_is_held(
     looks: list[str] = []
 
     def look(pid: int) -> str:
-        looks.append(held(pid))
+        looks.append(why_stopped(pid))
         return looks[-1]
 
-    monkeypatch.setattr("aiotimer.server.hold.held", look)
+    monkeypatch.setattr("aiotimer.server.hold.why_stopped", look)
     async with serving(stopped="hold") as server:
         with spawn_worker(program("with", HELD, after=2.0), server.socket_path) as worker:
             await line(worker, "held")
@@ -380,7 +380,7 @@ async def test_fault_39_a_worker_that_is_held(
             assert len(server.all_told("expired", worker.pid)) == (0 if leaves else 1)
 
 
-async def test_fault_39_a_worker_that_is_held_and_dies(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_fault_39_a_worker_on_hold_that_dies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aiotimer.server.hold.LOOKED_AT_EVERY", 0.02)
     async with serving(stopped="hold") as server:
         with bystander() as pid:

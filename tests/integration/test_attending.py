@@ -305,7 +305,7 @@ async def test_a_dump_that_fails_says_so(
 
 
 class Endless:
-    """A gatherer that ends only when it is cancelled."""
+    """A inspector that ends only when it is cancelled."""
 
     def __init__(self) -> None:
         self.begun = asyncio.Event()
