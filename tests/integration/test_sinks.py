@@ -15,7 +15,7 @@ import click
 import pytest
 
 from aiotimer._core.requests import WorkerId
-from aiotimer.cli.sinks import EventPipe, EventSinks, event_options
+from aiotimer.cli.sinks import EventSinks, PipeSink, event_options
 from aiotimer.events import KINDS, Event
 from aiotimer.server.sinks import Backlog, CallbackSink, CommandSink
 from tests.fakes.clock import PATIENCE
