@@ -1,4 +1,4 @@
-"""One accepted connection: bytes in, messages handled, answers out.
+"""A connection at the server's end: bytes come in, messages are dispatched, answers go out.
 
 The laws of this file:
 
@@ -23,7 +23,7 @@ from .watched_table import WatchedTable
 from .worker import Worker
 
 if TYPE_CHECKING:
-    from .inspection_channel import Channel
+    from .inspection_channel import InspectionChannel
 
 SILENCE = 2.0
 """Seconds that a peer may take over its first message, or over the rest of one it has begun."""
@@ -34,33 +34,33 @@ MAX_UNREAD = 65_536
 _CHUNK = 65_536
 
 
-class Host(Protocol):
-    """Who accepted a connection, and is told what comes of it."""
+class Dispatcher(Protocol):
+    """Who accepted a connection: it is given the messages, and told of the end."""
 
-    def handle(self, connection: Connection, message: wire.ToServer) -> None:
+    def handle(self, connection: ServerConnection, message: wire.ToServer) -> None:
         """It received a message that is not a ring."""
 
-    def apply(self, connection: Connection) -> str:
+    def apply(self, connection: ServerConnection) -> str:
         """Apply the requests in its inbox; return why not, if not all could be."""
 
-    def refused(self, connection: Connection, reason: str) -> None:
+    def refused(self, connection: ServerConnection, reason: str) -> None:
         """It broke the rules."""
 
-    def connection_closed(self, connection: Connection) -> None:
+    def connection_closed(self, connection: ServerConnection) -> None:
         """It is gone."""
 
 
-class Connection:
-    """A client of the server.
+class ServerConnection:
+    """One accepted connection.
 
     Args:
-        server: whose client it is.
+        dispatcher: who accepted it.
         sock: accepted, non-blocking; owned from here on.
         loop: where to wait.
     """
 
-    def __init__(self, server: Host, sock: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
-        self._server = server
+    def __init__(self, dispatcher: Dispatcher, sock: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
+        self._dispatcher = dispatcher
         self._loop = loop
         self.socket = sock
         self._decoder = wire.server_decoder()
@@ -71,7 +71,7 @@ class Connection:
         self.table: WatchedTable | None = None
         self.inbox: SocketQueue | None = None  # of a peer without a shared table
         self.offset = 0.0  # what to add to that peer's clock
-        self.channel: Channel | None = None  # of a peer that attends
+        self.inspection_channel: InspectionChannel | None = None  # if it is one
         self.report: asyncio.Task[None] | None = None  # under way for a peer that asked for it
         loop.add_reader(sock, self._readable)
 
@@ -83,7 +83,9 @@ class Connection:
     def send(self, message: wire.ToClient, descriptor: int = -1) -> None:
         """Send a message, with a descriptor if one is given; what does not fit waits for the peer."""
         if len(self._unsent) > MAX_UNREAD:
-            self._server.refused(self, f"it does not read: {len(self._unsent)} bytes of answers wait for it")
+            self._dispatcher.refused(
+                self, f"it does not read: {len(self._unsent)} bytes of answers wait for it"
+            )
             self.close()
             return
         data = bytes(self._unsent) + wire.encode(message)
@@ -119,11 +121,11 @@ class Connection:
         self._loop.remove_writer(self.socket)
         self.socket.close()
         self._drop_descriptors()
-        if self.channel is not None:
-            self.channel.close()
+        if self.inspection_channel is not None:
+            self.inspection_channel.close()
         if self.report is not None:
             self.report.cancel()
-        self._server.connection_closed(self)
+        self._dispatcher.connection_closed(self)
 
     def reports(self, report: asyncio.Task[None]) -> None:
         """It will be sent something that takes a while to make; until then its silence is no fault.
@@ -160,7 +162,7 @@ class Connection:
                 raise ProtocolError("descriptors that nobody asked for")
             self._handle(data)
         except AiotimerError as error:
-            self._server.refused(self, str(error))
+            self._dispatcher.refused(self, str(error))
             self.close()
 
     def _handle(self, data: bytes) -> None:
@@ -171,7 +173,7 @@ class Connection:
             elif isinstance(message, wire.Acquire) and self.inbox is not None:
                 self.inbox.deliver(message)
             else:
-                self._server.handle(self, message)
+                self._dispatcher.handle(self, message)
             if self.closed:
                 return
         self._drop_descriptors()
@@ -180,11 +182,11 @@ class Connection:
                 raise ProtocolError("a ring before HELLO")
             self.table.rung(rung)
         if self.inbox is not None and self.inbox.size():
-            self.send(self.inbox.acknowledgement(self._server.apply(self)))
+            self.send(self.inbox.acknowledgement(self._dispatcher.apply(self)))
         self._watch_for_silence()
 
     def _watch_for_silence(self) -> None:
-        busy = self.worker is not None or self.channel is not None or self.report is not None
+        busy = self.worker is not None or self.inspection_channel is not None or self.report is not None
         waiting = self._decoder.pending or not busy
         if waiting and self._silence is None:
             self._silence = self._loop.call_later(SILENCE, self._too_silent)

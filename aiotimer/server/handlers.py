@@ -1,4 +1,4 @@
-"""What a server answers: HELLO and all that follows, and the requests of peers without a shared table.
+"""Protocol handlers: what a server answers to HELLO and all that follows, and to requests without a table.
 
 The laws of this file: WELCOME is sent last, when the worker is pinned, its table watched and looked at; what
 a client says of itself decides nothing but how to talk to it.
@@ -23,17 +23,17 @@ from ..events import log
 from ..queue import SocketQueue
 from .acceptor import EXHAUSTED, OUT_OF_DESCRIPTORS
 from .dump import BUDGET, dump
-from .inspection_channel import Channel
+from .inspection_channel import InspectionChannel
 
 if TYPE_CHECKING:
-    from .connection import Connection
+    from .connection import ServerConnection
     from .policy import Policy
     from .registry import Registry
     from .watched_table import WatchedTable
     from .worker import Worker
 
 
-class Host(Protocol):
+class HandlerContext(Protocol):
     """What the handlers ask of the server.
 
     Attributes:
@@ -52,11 +52,13 @@ class Host(Protocol):
     def founder_gone(self) -> None:
         """The process it was started for does not want it any more."""
 
-    def refused(self, connection: Connection, reason: str) -> None:
+    def refused(self, connection: ServerConnection, reason: str) -> None:
         """A client is not served."""
 
 
-def handle(server: Host, registry: Registry, connection: Connection, message: wire.ToServer) -> None:
+def handle(
+    server: HandlerContext, registry: Registry, connection: ServerConnection, message: wire.ToServer
+) -> None:
     """Answer one message.
 
     Raises:
@@ -66,8 +68,10 @@ def handle(server: Host, registry: Registry, connection: Connection, message: wi
         uid = peer_uid(connection.socket)
         if uid not in (os.geteuid(), 0):  # the socket's mode keeps others out, unless somebody changed it
             raise ProtocolError(f"{type(message).__name__} of uid {uid}, which is not this server's")
-    if connection.channel is not None or isinstance(message, wire.Attend | wire.Tasks | wire.DumpRequest):
-        _handle_evidence(server, registry, connection, message)
+    if connection.inspection_channel is not None or isinstance(
+        message, wire.Attend | wire.Tasks | wire.DumpRequest
+    ):
+        _handle_inspection(server, registry, connection, message)
     elif isinstance(message, wire.Ping):
         connection.send(wire.Pong(os.getpid(), server.lag_s))
     elif isinstance(message, wire.StatusRequest):
@@ -79,7 +83,7 @@ def handle(server: Host, registry: Registry, connection: Connection, message: wi
         if connection.worker is not None:
             raise ProtocolError("a second HELLO")
         try:
-            _greet(registry, connection, message)
+            _handle_hello(registry, connection, message)
         except (AiotimerError, OSError, ValueError) as error:
             reason = _why(error)
             server.refused(connection, reason)
@@ -92,17 +96,17 @@ def handle(server: Host, registry: Registry, connection: Connection, message: wi
         raise ProtocolError(f"{type(message).__name__} before HELLO")
 
 
-def _handle_evidence(
-    server: Host, registry: Registry, connection: Connection, message: wire.ToServer
+def _handle_inspection(
+    server: HandlerContext, registry: Registry, connection: ServerConnection, message: wire.ToServer
 ) -> None:
     """Answer a message about what a worker is doing, or one on a connection that is for this alone."""
-    channel = connection.channel
+    channel = connection.inspection_channel
     if channel is not None and isinstance(message, wire.Tasks):
         channel.answered(message)
     elif channel is not None or connection.worker is not None:
-        raise ProtocolError(f"{type(message).__name__} in the middle of another conversation")
+        raise ProtocolError(f"{type(message).__name__} on a connection that is for something else")
     elif isinstance(message, wire.Attend):
-        _attend(registry, connection, message)
+        _handle_attend(registry, connection, message)
     elif isinstance(message, wire.DumpRequest):
         report = _send_dump(server, registry, connection, message.pid)
         connection.reports(asyncio.get_running_loop().create_task(report))
@@ -110,8 +114,8 @@ def _handle_evidence(
         raise ProtocolError(f"{type(message).__name__} before ATTEND")
 
 
-def _attend(registry: Registry, connection: Connection, attend: wire.Attend) -> None:
-    """Take a connection on which a worker's event loop answers; one of whoever is no worker is closed."""
+def _handle_attend(registry: Registry, connection: ServerConnection, attend: wire.Attend) -> None:
+    """Make a connection an inspection channel; one of whoever is no worker is closed."""
     worker = None
     try:
         worker_id, pidfd, uid = pin_peer(connection.socket)
@@ -119,14 +123,16 @@ def _attend(registry: Registry, connection: Connection, attend: wire.Attend) -> 
         if attend.version == wire.PROTOCOL_VERSION and uid == os.geteuid():
             worker = registry.find(worker_id)
     except OSError as error:
-        log.debug("a connection that attends is closed: %s", error)
+        log.debug("an inspection channel is closed: %s", error)
     if worker is None or worker.closed:
         connection.close()
     else:
-        connection.channel = Channel(worker.channels, connection.send)
+        connection.inspection_channel = InspectionChannel(worker.inspection_channels, connection.send)
 
 
-async def _send_dump(server: Host, registry: Registry, connection: Connection, pid: int) -> None:
+async def _send_dump(
+    server: HandlerContext, registry: Registry, connection: ServerConnection, pid: int
+) -> None:
     worker = registry.find(pid)
     if worker is None or worker.closed:
         connection.send(wire.Dump({}, f"no worker with pid {pid} is known here"))
@@ -146,7 +152,7 @@ def forget(worker: Worker, table: WatchedTable) -> None:
         worker.drop(table)
 
 
-def apply(registry: Registry, connection: Connection) -> str:
+def apply(registry: Registry, connection: ServerConnection) -> str:
     """Apply the pending requests of a peer without a table to the one the server keeps for it.
 
     Returns:
@@ -181,7 +187,7 @@ def _why(error: Exception) -> str:
     return str(error)
 
 
-def _greet(registry: Registry, connection: Connection, hello: wire.Hello) -> None:
+def _handle_hello(registry: Registry, connection: ServerConnection, hello: wire.Hello) -> None:
     if hello.version != wire.PROTOCOL_VERSION:
         raise ServerError(
             f"it speaks protocol {hello.version} (aiotimer {hello.release}), and this server "
@@ -202,14 +208,14 @@ def _greet(registry: Registry, connection: Connection, hello: wire.Hello) -> Non
             registry.unregister(worker)
             connection.close()
             return
-        _seat(registry, worker, connection, hello, program)
+        _connect(registry, worker, connection, hello, program)
     except BaseException:
         registry.unregister(worker)
         raise
 
 
-def _seat(
-    registry: Registry, worker: Worker, connection: Connection, hello: wire.Hello, program: int
+def _connect(
+    registry: Registry, worker: Worker, connection: ServerConnection, hello: wire.Hello, program: int
 ) -> None:
     same_clock = hello.time_namespace == time_namespace()
     offset = 0.0 if same_clock else monotonic() - hello.clock
@@ -258,7 +264,7 @@ def _shared_table(registry: Registry, worker: Worker, offered: int) -> tuple[Wat
 
 
 def _socket_table(
-    registry: Registry, worker: Worker, connection: Connection, hello: wire.Hello, offset: float
+    registry: Registry, worker: Worker, connection: ServerConnection, hello: wire.Hello, offset: float
 ) -> WatchedTable:
     """Return the table kept for a peer without one, holding just what it says is armed."""
     if hello.clock < worker.heard_at:  # on a connection that was given up, and read only now

@@ -1,8 +1,8 @@
-"""Questions to the event loops of a worker: what are your tasks waiting for?
+"""Inspection channels: on them the server asks the event loops of a worker what their tasks wait for.
 
-The laws of this file: it knows no worker, only the channels of one; a loop has a connection of its own, which
-it opened with ``Attend``; at most one question is on its way on each; who does not answer is told from who
-has not been asked. An answer is untrusted: it is data of the types of
+The laws of this file: nothing here knows a worker, only the channels of one; a loop has a connection of its
+own, which it opened with ``Attend``; at most one question is on its way on each; who does not answer is told
+from who has not been asked. An answer is untrusted: it is data of the types of
 :class:`~aiotimer._core.wire.Tasks`, and no longer than a frame.
 """
 
@@ -18,11 +18,11 @@ from ..evidence import Answers
 from ..evidence.findings import ASK_WITHIN
 
 MAX_CHANNELS = 64
-"""Connections that attend, of one worker: one for each of its event loops."""
+"""Inspection channels of one worker: one for each of its event loops."""
 
 
-class Channel:
-    """A loop of a worker that answers questions, as its connection.
+class InspectionChannel:
+    """The channel to one event loop of a worker.
 
     Args:
         channels: of the same worker, where this one is from now on until it is closed.
@@ -32,7 +32,7 @@ class Channel:
         ProtocolError: that worker has too many.
     """
 
-    def __init__(self, channels: list[Channel], send: Callable[[wire.Inspect], None]) -> None:
+    def __init__(self, channels: list[InspectionChannel], send: Callable[[wire.Inspect], None]) -> None:
         if len(channels) >= MAX_CHANNELS:
             raise ProtocolError(f"more than {MAX_CHANNELS} event loops of one process")
         channels.append(self)
@@ -43,7 +43,7 @@ class Channel:
         self._answer: asyncio.Future[wire.Tasks] | None = None  # of the question on its way
         self._closed = False
 
-    async def ask(self, slots: tuple[int, ...]) -> wire.Tasks:
+    async def inspect(self, slots: tuple[int, ...]) -> wire.Tasks:
         """Ask what the loop's tasks wait for, as soon as an earlier question has been answered.
 
         Raises:
@@ -83,8 +83,10 @@ class Channel:
             self._answer.cancel()
 
 
-async def ask(channels: list[Channel], slots: tuple[int, ...] = (), within: float = ASK_WITHIN) -> Answers:
-    """Ask every attending loop of a worker what its tasks wait for.
+async def inspect_loops(
+    channels: list[InspectionChannel], slots: tuple[int, ...] = (), within: float = ASK_WITHIN
+) -> Answers:
+    """Ask every loop of a worker that has a channel what its tasks wait for.
 
     Args:
         channels: the worker's.
@@ -97,7 +99,7 @@ async def ask(channels: list[Channel], slots: tuple[int, ...] = (), within: floa
     channels = list(channels)
     if not channels:
         return Answers([], 0)
-    questions = [asyncio.ensure_future(channel.ask(slots)) for channel in channels]
+    questions = [asyncio.ensure_future(channel.inspect(slots)) for channel in channels]
     try:
         await asyncio.wait(questions, timeout=within)
     finally:

@@ -1,4 +1,4 @@
-"""An inspector: it has evidence gathered, and never delays a kill beyond its budget nor takes the server down.
+"""An inspector: it has evidence gathered; that never delays a kill beyond its budget nor harms the server.
 
 The laws of this file: whatever an inspection does (it raises, it takes too long, it does not even end when it
 is cancelled), whoever asked for it goes on when the budget is used up or the worker is dead; at most eight

@@ -29,7 +29,7 @@ from .._linux.procfs import check_proc
 from ..events import Event
 from . import listener
 from .acceptor import Acceptor, raise_descriptor_limit
-from .connection import Connection
+from .connection import ServerConnection
 from .handlers import apply, handle
 from .policy import BUDGET, LADDER, MAX_GRACE, MAX_REAPS, policy
 from .reaper import Reaper
@@ -106,7 +106,7 @@ class TimerServer:
         )  # fmt: skip
         self._lock: listener.SocketLock | None = None
         self._listener: socket.socket | None = None
-        self._connections: set[Connection] = set()
+        self._connections: set[ServerConnection] = set()
         self._beat: asyncio.TimerHandle | None = None
         self._next_beat = 0.0
         self._lags: list[float] = []
@@ -327,7 +327,7 @@ class TimerServer:
     # -- connections -----------------------------------------------------------------------------
 
     def _connected(self, sock: socket.socket) -> None:
-        self._connections.add(Connection(self, sock, self._loop))
+        self._connections.add(ServerConnection(self, sock, self._loop))
 
     def _not_accepted(self, reason: str) -> None:
         self.emit(Event("refused", detail=reason))
@@ -336,15 +336,15 @@ class TimerServer:
         self._idle_since = monotonic()
         self._reaper.died(worker)
 
-    def handle(self, connection: Connection, message: wire.ToServer) -> None:
+    def handle(self, connection: ServerConnection, message: wire.ToServer) -> None:
         """A connection received a message that is not a ring."""
         handle(self, self._registry, connection, message)
 
-    def apply(self, connection: Connection) -> str:
+    def apply(self, connection: ServerConnection) -> str:
         """Apply the requests in a connection's inbox; return why not, if not all could be."""
         return apply(self._registry, connection)
 
-    def connection_closed(self, connection: Connection) -> None:
+    def connection_closed(self, connection: ServerConnection) -> None:
         """A connection is gone. Its worker may live on: its table stays, and is looked at every second."""
         self._connections.discard(connection)
         if connection.worker is not None:
@@ -361,7 +361,7 @@ class TimerServer:
         elif table.file.kind == "shared":
             table.connection_lost()
 
-    def refused(self, connection: Connection, reason: str) -> None:
+    def refused(self, connection: ServerConnection, reason: str) -> None:
         """A connection broke the rules, or its client is not served."""
         worker = connection.worker
         self.emit(Event("refused", None if worker is None else worker.id, detail=reason))

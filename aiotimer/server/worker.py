@@ -27,7 +27,7 @@ from .._linux.procfs import foreign_uid, maps_file, name_of, runs_another_progra
 from .._linux.signals import signal_target
 from ..events import Event
 from ..evidence import Subject
-from .inspection_channel import Channel, ask
+from .inspection_channel import InspectionChannel, inspect_loops
 from .watched_table import WatchedTable
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Worker:
         tables: every table it has timers in.
         own_tables: by kind, the tables that the server itself stores into on its behalf.
         connections: how many are open.
-        channels: its event loops that answer questions, as their connections.
+        inspection_channels: to its event loops that answer questions.
         heard_at: its own clock, seconds, in the latest HELLO that listed its timers.
         reap_grant: how it is to be reaped, of what it asked for.
         reaping: the expiry it is being reaped for, from the first action on it on.
@@ -77,7 +77,7 @@ class Worker:
         self.tables: list[WatchedTable] = []
         self.own_tables: dict[str, tuple[WatchedTable, TimerTable]] = {}
         self.connections = 0
-        self.channels: list[Channel] = []
+        self.inspection_channels: list[InspectionChannel] = []
         self.heard_at = -inf
         self.reap_grant = ReapGrant()
         self.reaping: Expiry | None = None
@@ -199,7 +199,9 @@ class Worker:
             slots,
             -1 if shared is None else shared.descriptor,
             0 if shared is None else shared.inode,
-            functools.partial(ask, self.channels, slots) if self.channels else None,
+            functools.partial(inspect_loops, self.inspection_channels, slots)
+            if self.inspection_channels
+            else None,
         )
 
     def clear(self) -> None:

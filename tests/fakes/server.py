@@ -29,7 +29,7 @@ from aiotimer import TimerRequest, TimerServer, WorkerId
 from aiotimer._core import wire
 from aiotimer.client.control import status
 from aiotimer.events import Event
-from aiotimer.server.connection import Connection
+from aiotimer.server.connection import ServerConnection
 from tests.fakes.clock import PATIENCE
 from tests.fakes.places import short_socket
 from tests.fakes.worker import bystander, spawn_worker
@@ -56,19 +56,19 @@ class SparingServer(TimerServer):
         self.gone = 0
         self.on_change: Callable[[], object] = lambda: None
 
-    def handle(self, connection: Connection, message: wire.ToServer) -> None:
+    def handle(self, connection: ServerConnection, message: wire.ToServer) -> None:
         """Handle a message, then record it."""
         super().handle(connection, message)
         self.heard.append(message)
         self.on_change()
 
-    def apply(self, connection: Connection) -> str:
+    def apply(self, connection: ServerConnection) -> str:
         """Apply the requests of a socket-only client, then say that something has changed."""
         failure = super().apply(connection)
         self.on_change()
         return failure
 
-    def connection_closed(self, connection: Connection) -> None:
+    def connection_closed(self, connection: ServerConnection) -> None:
         """Count it."""
         super().connection_closed(connection)
         self.gone += 1

@@ -530,7 +530,7 @@ class Server:
             yield from self.look(table)
 
     def greet(self, line: Line, message: Message) -> Steps:
-        """``handlers._greet``: WELCOME comes last."""
+        """``handlers._handle_hello``: WELCOME comes last."""
         if line.process.id in self.workers and self.workers[line.process.id].process is not line.process:
             raise AssertionError("two processes of one identity")
         known = self.register(line.process)
@@ -565,7 +565,7 @@ class Server:
             self.drop(table)
 
     def hang_up(self, line: Line) -> Steps:
-        """``Connection.close`` and ``TimerServer.connection_closed``."""
+        """``ServerConnection.close`` and ``TimerServer.connection_closed``."""
         line.server_open = False
         line.to_server.clear()
         self.lines.remove(line)

@@ -1,4 +1,4 @@
-"""Connections that attend, questions on them, and dumps: the server's end of it, with a client by hand."""
+"""Inspection channels, questions on them, and dumps: the server's end of it, with a client by hand."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from aiotimer.errors import Refused, ServerUnavailable
 from aiotimer.evidence import Subject, pyspy
 from aiotimer.evidence.gather import gather
 from aiotimer.server import inspection_channel
-from aiotimer.server.connection import Connection
-from aiotimer.server.inspection_channel import ask
+from aiotimer.server.connection import ServerConnection
+from aiotimer.server.inspection_channel import inspect_loops
 from aiotimer.server.worker import Worker
 from tests.fakes.clock import PATIENCE
 from tests.fakes.server import WatchfulServer, answer, raw_client, serving_as
@@ -39,7 +39,7 @@ def no_pyspy(monkeypatch: pytest.MonkeyPatch) -> None:
 class AttentiveServer(WatchfulServer):
     """A server that tells whoever waits of every message, too."""
 
-    def handle(self, connection: Connection, message: wire.ToServer) -> None:
+    def handle(self, connection: ServerConnection, message: wire.ToServer) -> None:
         """Handle it, then tell."""
         super().handle(connection, message)
         self.changed()
@@ -51,7 +51,7 @@ def serving() -> AbstractAsyncContextManager[AttentiveServer]:
 
 
 class Loop:
-    """A connection that attends."""
+    """An event loop of a worker, at its end of an inspection channel."""
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
@@ -92,20 +92,20 @@ async def worker_of(server: WatchfulServer) -> AsyncIterator[Worker]:
 
 
 @contextlib.asynccontextmanager
-async def attending(server: WatchfulServer, worker: Worker) -> AsyncIterator[Loop]:
-    """Open a connection that attends."""
-    before = len(worker.channels)
+async def channel_to(server: WatchfulServer, worker: Worker) -> AsyncIterator[Loop]:
+    """Open an inspection channel."""
+    before = len(worker.inspection_channels)
     with raw_client(server.socket_path) as connection:
         loop = Loop(connection)
         await loop.say(wire.Attend(wire.PROTOCOL_VERSION))
-        await server.until(lambda: len(worker.channels) > before, "it attends")
+        await server.until(lambda: len(worker.inspection_channels) > before, "the channel")
         yield loop
 
 
 async def test_every_loop_is_asked_and_answers() -> None:
     async with serving() as server, worker_of(server) as worker:
-        async with attending(server, worker) as one, attending(server, worker) as two:
-            asking = asyncio.ensure_future(ask(worker.channels, (3, 4), PATIENCE))
+        async with channel_to(server, worker) as one, channel_to(server, worker) as two:
+            asking = asyncio.ensure_future(inspect_loops(worker.inspection_channels, (3, 4), PATIENCE))
             for loop in (one, two):
                 question = await loop.asked()
                 assert question.slots == (3, 4)
@@ -113,24 +113,24 @@ async def test_every_loop_is_asked_and_answers() -> None:
             answers = await asking
             assert [one.tasks[0].name for one in answers] == ["Task-1"] * 2
             assert answers.asked == 2
-            again = asyncio.ensure_future(ask(worker.channels, (), PATIENCE))
+            again = asyncio.ensure_future(inspect_loops(worker.inspection_channels, (), PATIENCE))
             for loop in (one, two):
                 await loop.say(tasks((await loop.asked()).number))
             assert len(await again) == 2
-        await server.until(lambda: not worker.channels, "both are closed")
-        assert await ask(worker.channels) == []
+        await server.until(lambda: not worker.inspection_channels, "both are closed")
+        assert await inspect_loops(worker.inspection_channels) == []
 
 
 async def test_a_loop_that_does_not_answer_is_counted_and_asked_one_thing_at_a_time() -> None:
     async with serving() as server, worker_of(server) as worker:
-        async with attending(server, worker) as dead, attending(server, worker) as alive:
+        async with channel_to(server, worker) as dead, channel_to(server, worker) as alive:
             for _ in range(2):
-                asking = asyncio.ensure_future(ask(worker.channels, (), 0.1))
+                asking = asyncio.ensure_future(inspect_loops(worker.inspection_channels, (), 0.1))
                 await alive.say(tasks((await alive.asked()).number))
                 answers = await asking
                 assert (len(answers), answers.asked) == (1, 2)
             question = await dead.asked()
-            third = asyncio.ensure_future(ask(worker.channels, (9,), PATIENCE))
+            third = asyncio.ensure_future(inspect_loops(worker.inspection_channels, (9,), PATIENCE))
             await alive.say(tasks((await alive.asked()).number))
             await dead.say(tasks(question.number, "late"))  # now, and nobody wants it any more
             question = await dead.asked()
@@ -141,9 +141,9 @@ async def test_a_loop_that_does_not_answer_is_counted_and_asked_one_thing_at_a_t
 
 async def test_a_loop_that_ends_is_not_waited_for() -> None:
     async with serving() as server, worker_of(server) as worker:
-        async with attending(server, worker) as loop:
-            asking = asyncio.ensure_future(ask(worker.channels, (), PATIENCE))
-            queued = asyncio.ensure_future(ask(worker.channels, (), PATIENCE))
+        async with channel_to(server, worker) as loop:
+            asking = asyncio.ensure_future(inspect_loops(worker.inspection_channels, (), PATIENCE))
+            queued = asyncio.ensure_future(inspect_loops(worker.inspection_channels, (), PATIENCE))
             await loop.asked()
         for question in (asking, queued):
             answers = await question
@@ -152,12 +152,12 @@ async def test_a_loop_that_ends_is_not_waited_for() -> None:
 
 @pytest.mark.parametrize("nonsense", ["unasked", "number", "twice", "hello", "ping", "attend"])
 async def test_nonsense_closes_the_connection(nonsense: str) -> None:
-    async with serving() as server, worker_of(server) as worker, attending(server, worker) as loop:
+    async with serving() as server, worker_of(server) as worker, channel_to(server, worker) as loop:
         asking = None
         if nonsense == "unasked":
             await loop.say(tasks(0))
         elif nonsense in ("number", "twice"):
-            asking = asyncio.ensure_future(ask(worker.channels, (), PATIENCE))
+            asking = asyncio.ensure_future(inspect_loops(worker.inspection_channels, (), PATIENCE))
             number = (await loop.asked()).number
             for _ in range(2):
                 await loop.say(tasks(number + (nonsense == "number")))
@@ -167,7 +167,7 @@ async def test_nonsense_closes_the_connection(nonsense: str) -> None:
             await loop.say(messages.get(nonsense, wire.Attend(wire.PROTOCOL_VERSION)))
         await loop.closed()
         await server.told("refused")
-        assert worker.channels == []
+        assert worker.inspection_channels == []
         if asking is not None:
             assert len(await asking) == (nonsense == "twice")
 
@@ -208,21 +208,21 @@ async def test_a_peer_that_is_gone_is_closed(monkeypatch: pytest.MonkeyPatch) ->
 
 async def test_a_process_has_so_many_loops_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inspection_channel, "MAX_CHANNELS", 1)
-    async with serving() as server, worker_of(server) as worker, attending(server, worker):
+    async with serving() as server, worker_of(server) as worker, channel_to(server, worker):
         with raw_client(server.socket_path) as connection:
             loop = Loop(connection)
             await loop.say(wire.Attend(wire.PROTOCOL_VERSION))
             await loop.closed()
         assert "more than 1" in (await server.told("refused")).detail
-        assert len(worker.channels) == 1
+        assert len(worker.inspection_channels) == 1
 
 
 async def test_the_silence_of_a_loop_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aiotimer.server.connection.SILENCE", 0.05)
-    async with serving() as server, worker_of(server) as worker, attending(server, worker) as loop:
+    async with serving() as server, worker_of(server) as worker, channel_to(server, worker) as loop:
         with raw_client(server.socket_path) as later:
             await Loop(later).closed()  # whoever says nothing is
-        asking = asyncio.ensure_future(ask(worker.channels, (), PATIENCE))
+        asking = asyncio.ensure_future(inspect_loops(worker.inspection_channels, (), PATIENCE))
         await loop.say(tasks((await loop.asked()).number))
         assert len(await asking) == 1
 
@@ -234,7 +234,7 @@ async def test_what_loops_answer_is_the_evidence() -> None:
         "Current thread 0x2 (most recent call first):\n"
         '  File "/app/train.py", line 9 in <module>\n'
     )
-    async with serving() as server, worker_of(server) as worker, attending(server, worker) as loop:
+    async with serving() as server, worker_of(server) as worker, channel_to(server, worker) as loop:
         subject = worker.subject("train.py:40", (3,))
         assert subject.table_inode == worker.tables[0].file.inode
         gathering = asyncio.ensure_future(gather(subject, PATIENCE))
