@@ -30,7 +30,7 @@ from .._linux.table_files import find_tables
 from ..client.launch import owner_argument, wait_ready
 from ..client.starting import READY_WITHIN, announcement
 from ..errors import AiotimerError, ServerUnavailable
-from ..server.cleanup import discard
+from ..server.cleanup import clean_up
 from .supervisor import Place, SupervisedServer
 
 REAPED, FAILED, NOT_EXECUTABLE, NOT_FOUND = 124, 125, 126, 127
@@ -99,7 +99,7 @@ def _run(socket_path: str | None, policy: tuple[str, ...], command: list[str], *
         if not quiet:
             _say_why(path, started)
         if private:
-            discard(path)
+            clean_up(path)
     os.close(server_end)
     was_reaped = pid in reaped.read()
     os.close(events)

@@ -107,7 +107,7 @@ class Store:
     def _write(self, path: Path, files: dict[str, bytes]) -> None:
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         if self._saves % self._keep == 0:  # others may share the directory, or clean it up
-            self._clean_up()
+            self._remove_unfinished()
             self._sizes = {kept: _size_of(kept) for kept in entries(self.directory)}
         self._saves += 1
         size = sum(map(len, files.values()))
@@ -140,7 +140,7 @@ class Store:
             size -= self._sizes.pop(oldest)
             shutil.rmtree(oldest, ignore_errors=True)
 
-    def _clean_up(self) -> None:
+    def _remove_unfinished(self) -> None:
         """Remove what processes that are gone did not finish."""
         for path in list(self.directory.iterdir()):
             match = _UNFINISHED.fullmatch(path.name)

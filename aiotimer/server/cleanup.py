@@ -1,13 +1,13 @@
-"""What stays of a server that nobody will start again: what it found out about expiries, and nothing else.
+"""A cleanup: of a server that nobody will start again only what it found out about expiries stays.
 
 The laws of this file:
 
 * Private servers (of ``aiotimer run``, of ``configure()``) leave no socket, no lock and no tables. If a timer
   expired, their history and evidence stay, so that ``aiotimer why`` works at 3 a.m.
 * At most :data:`KEEP` such directories stay per user; the oldest go.
-* What others left is touched only if its server cannot come back: its founder is gone and no worker of it
+* What others left is touched only if its server cannot come back: its owner is gone and no worker of it
   lives, or there is no place for its socket any more. POSIX locks are the process's: one that serves a
-  private socket itself must not sweep.
+  private socket itself must not remove what is orphaned.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from ..errors import HistoryUnreadable, ServerError
 from . import listener
 
 KEEP = 20
-"""Left-over directories per user."""
+"""Directories of ended servers that are kept per user."""
 
 _PRIVATE = re.compile(r"(?:run|private)-(\d{1,9})\b.*\.sock", re.ASCII)
-"""The sockets of private servers, in the runtime directory, and whom they were founded by."""
+"""The sockets of private servers, in the runtime directory, and the pid of their owner."""
 
 
-def discard(socket_path: str) -> None:
+def clean_up(socket_path: str) -> None:
     """Remove what belongs to a private socket that nobody will serve again, but what was found out."""
     for directory in paths.state_directories(socket_path):
-        _end(directory)
-    for leftover in (socket_path, socket_path + ".lock"):
+        _keep_records_only(directory)
+    for file in (socket_path, socket_path + ".lock"):
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(leftover)
-    sweep()
+            os.unlink(file)
+    remove_orphaned()
 
 
-def sweep() -> None:
+def remove_orphaned() -> None:
     """Remove what servers that died left and nobody needs, and what was kept for long enough."""
     for directory in paths.state_directories():
         if (directory / paths.SOCKET).exists():
-            _sweep_one(directory)
+            _remove_if_orphaned(directory)
     ended = [d for d in paths.state_directories() if (d / paths.ENDED).exists()]
     ended.sort(key=_ended_at)
     for directory in ended[: max(0, len(ended) - KEEP)]:
@@ -65,7 +65,7 @@ def tells_of_expiries(directory: Path) -> bool:
         return False
 
 
-def _end(directory: Path) -> None:
+def _keep_records_only(directory: Path) -> None:
     """Keep what a directory tells, and remove everything else."""
     if not tells_of_expiries(directory):
         paths.remove_directory(directory)
@@ -77,7 +77,7 @@ def _end(directory: Path) -> None:
         paths.end(directory)
 
 
-def _sweep_one(directory: Path) -> None:
+def _remove_if_orphaned(directory: Path) -> None:
     path = paths.socket_of(directory)
     if not path or _has_living_workers(directory):
         return
@@ -94,10 +94,10 @@ def _sweep_one(directory: Path) -> None:
     except ServerError:
         return  # it is about to end
     try:
-        _end(directory)
-        for leftover in (path, path + ".lock"):
+        _keep_records_only(directory)
+        for file in (path, path + ".lock"):
             with contextlib.suppress(OSError):
-                os.unlink(leftover)
+                os.unlink(file)
     finally:
         lock.release()
 

@@ -80,7 +80,7 @@ class FoundedServer(TimerServer):
         self._close_founder()
         await super().stop()
         if last:
-            cleanup.discard(self.socket_path)
+            cleanup.clean_up(self.socket_path)
 
     def founder_gone(self) -> None:
         """The founder is dead, or does not want this server any more."""

@@ -1,4 +1,4 @@
-"""What stays of private servers: what they found out, a bounded number of times, and nothing else."""
+"""Cleanup: what private servers found out stays, a bounded number of times, and nothing else."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def names(directory: Path) -> set[str]:
 def test_what_a_private_server_found_out_stays_and_nothing_else() -> None:
     path = private()
     directory = left_by(path, expiry=True, table_of=GONE)
-    cleanup.discard(path)
+    cleanup.clean_up(path)
     assert names(directory) == {"history.db", "evidence", "ended"}
     assert names(directory.parent) == {directory.name}
     assert len(history.expiries(directory)) == 1
@@ -76,16 +76,16 @@ def test_what_a_private_server_found_out_stays_and_nothing_else() -> None:
 def test_a_private_server_that_found_out_nothing_leaves_nothing() -> None:
     path = private()
     directory = left_by(path, expiry=False, table_of=GONE)
-    cleanup.discard(path)
+    cleanup.clean_up(path)
     assert names(directory.parent) == set()
-    cleanup.discard(path)
+    cleanup.clean_up(path)
 
 
 def test_evidence_without_a_history_stays_too() -> None:
     path = private()
     directory = left_by(path, expiry=True)
     (directory / history.DATABASE).write_bytes(b"garbage" * 1000)
-    cleanup.discard(path)
+    cleanup.clean_up(path)
     assert "evidence" in names(directory)
 
 
@@ -93,27 +93,27 @@ def test_a_history_that_tells_nothing_does_not_stay() -> None:
     path = private()
     directory = left_by(path, expiry=False)
     (directory / history.DATABASE).write_bytes(b"garbage" * 1000)
-    cleanup.discard(path)
+    cleanup.clean_up(path)
     assert not directory.exists()
 
 
-def test_the_oldest_leftovers_go(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_oldest_directories_go(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cleanup, "KEEP", 2)
     made = []
     for number in range(4):
         path = private(GONE + number)
         made.append(left_by(path, expiry=True))
-        cleanup.discard(path)
+        cleanup.clean_up(path)
         os.utime(made[-1] / paths.ENDED, (number, number))
-    cleanup.sweep()
+    cleanup.remove_orphaned()
     assert [directory.exists() for directory in made] == [False, False, True, True]
 
 
-def test_a_server_goes_on_where_a_leftover_is() -> None:
+def test_a_server_goes_on_where_another_one_has_ended() -> None:
     """The pid of another `aiotimer run` comes round: what is left is that server's history from now on."""
     path = private()
     directory = left_by(path, expiry=True)
-    cleanup.discard(path)
+    cleanup.clean_up(path)
     with ServerThread(path) as server:
         assert paths.known_sockets() == [path]
         assert names(directory) == {"history.db", "evidence", "socket"}
@@ -121,16 +121,16 @@ def test_a_server_goes_on_where_a_leftover_is() -> None:
     assert len(history.expiries(directory)) == 1
 
 
-def test_what_a_killed_private_server_left_is_swept() -> None:
+def test_what_a_killed_private_server_left_is_removed() -> None:
     with_expiry = left_by(private(GONE + 1), expiry=True, table_of=GONE)
     without = left_by(private(GONE + 2), expiry=False, table_of=GONE)
-    cleanup.sweep()
+    cleanup.remove_orphaned()
     assert names(with_expiry) == {"history.db", "evidence", "ended"}
     assert not without.exists()
     assert names(with_expiry.parent) == {with_expiry.name}
 
 
-def test_what_may_be_needed_is_not_swept() -> None:
+def test_what_may_be_needed_is_not_removed() -> None:
     with short_directory() as elsewhere:
         own = os.getpid()
         founder_lives = left_by(private(own), expiry=False, table_of=GONE)
@@ -149,10 +149,10 @@ def test_what_may_be_needed_is_not_swept() -> None:
             assert server.stdout is not None
             assert server.stdout.readline() == b"held\n"
             before = {path: names(path) for path in (founder_lives, worker_lives, public, newer, served)}
-            cleanup.sweep()
+            cleanup.remove_orphaned()
             assert {path: names(path) for path in before} == before
             server.kill()
-    cleanup.sweep()
+    cleanup.remove_orphaned()
     assert not served.exists()
 
 
@@ -160,7 +160,7 @@ def test_where_nobody_can_listen_any_more_only_what_tells_of_expiries_stays() ->
     with short_directory() as elsewhere:
         told = left_by(str(elsewhere / "a"), expiry=True)
         nothing = left_by(str(elsewhere / "b"), expiry=False)
-    cleanup.sweep()
+    cleanup.remove_orphaned()
     assert told.exists()
     assert not nothing.exists()
 
