@@ -84,7 +84,7 @@ def _run(socket_path: str | None, policy: tuple[str, ...], command: list[str], *
     signal.pthread_sigmask(signal.SIG_BLOCK, AWAITED)
     reaped = _Reaped(events)
     place = Place(path)
-    arguments = ("--founder", owner_argument(), "--events-fd", str(server_end), *policy)
+    arguments = ("--owner", owner_argument(), "--events-fd", str(server_end), *policy)
     server = _Server(path, arguments, server_end, place)
     try:
         if not private:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @policy_options
 @event_options
-@click.option("--founder", metavar="PID:START", hidden=True)
+@click.option("--owner", metavar="PID:START", hidden=True)
 @click.option("--ready-fd", type=int, hidden=True)
 @click.option("--events-fd", type=int, hidden=True)
 @click.option("--lock-fd", type=int, hidden=True)
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 def serve(
     socket_path: str | None,
     loop_name: str,
-    founder: str | None,
+    owner: str | None,
     ready_fd: int | None,
     events_fd: int | None,
     lock_fd: int | None,
@@ -53,7 +53,7 @@ def serve(
     Stopping or killing it loses nothing: timers stay armed, the next server on the same socket goes on.
     """
     from ..server.capabilities import drop_capabilities
-    from ..server.owned import FoundedServer
+    from ..server.owned import OwnedServer
     from ..server.server import TimerServer
 
     drop_capabilities()  # before there are threads, that of the log for one
@@ -61,11 +61,11 @@ def serve(
     logging.basicConfig(format="aiotimer: %(message)s", level=logging.INFO, handlers=[log_sink])
     path = resolve_socket(socket_path)
     sinks = EventSinks(events_fd, on_event, events)
-    if founder is None:
+    if owner is None:
         server = TimerServer(path, on_event=sinks, **policy)
     else:
         place = None if lock_fd is None or listener_fd is None else (lock_fd, listener_fd)
-        server = FoundedServer(path, founder, sinks, log_sink.then, place, **policy)
+        server = OwnedServer(path, owner, sinks, log_sink.then, place, **policy)
     factory = asyncio.new_event_loop
     if loop_name == "uvloop":
         import uvloop
@@ -73,7 +73,7 @@ def serve(
         factory = uvloop.new_event_loop
     try:
         with asyncio.Runner(loop_factory=factory) as runner:
-            runner.run(_serve(server, loop_name, ready_fd, quiet=founder is not None))
+            runner.run(_serve(server, loop_name, ready_fd, quiet=owner is not None))
     finally:
         sinks.close()
         log_sink.leave()
@@ -95,11 +95,11 @@ async def _serve(server: TimerServer, loop_name: str, ready_fd: int | None, *, q
 
 @cli.command(hidden=True)
 @click.option("--socket", "socket_path", required=True)
-@click.option("--founder", required=True)
+@click.option("--owner", required=True)
 @click.option("--ready-fd", type=int, required=True)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def watchdog(socket_path: str, founder: str, ready_fd: int, arguments: tuple[str, ...]) -> int:
-    """Supervise the private server of a process."""
-    from .supervisor import supervise
+def watchdog(socket_path: str, owner: str, ready_fd: int, arguments: tuple[str, ...]) -> int:
+    """Supervise the private watchdog of a process."""
+    from .supervisor import watch_over
 
-    return supervise(socket_path, founder, ready_fd, arguments)
+    return watch_over(socket_path, owner, ready_fd, arguments)

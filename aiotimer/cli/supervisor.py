@@ -164,28 +164,28 @@ class SupervisedServer:
                 os.set_inheritable(descriptor, False)
 
 
-def supervise(socket_path: str, founder: str, ready: int, arguments: tuple[str, ...] = ()) -> int:
-    """Supervise a private server: start it, and restart it when it dies.
+def watch_over(socket_path: str, owner: str, ready: int, arguments: tuple[str, ...] = ()) -> int:
+    """Be the watchdog's supervisor: start the server, restart it when it dies.
 
     Returns:
         The exit status: 0 when the server ended because nobody needs it any more.
     """
     os.chdir("/")  # keep no file system busy
-    server = SupervisedServer(socket_path, ("--founder", founder, *arguments))
+    server = SupervisedServer(socket_path, ("--owner", owner, *arguments))
     server.start()
     os.write(ready, b"\n")
     os.close(ready)
-    founder_pidfd = pin_named(founder)
-    if founder_pidfd is None:
+    owner_pidfd = pin_named(owner)
+    if owner_pidfd is None:
         let_go_of_stderr()
     while True:
         pidfd = os.pidfd_open(server.pid)
-        wanted = [pidfd] if founder_pidfd is None else [pidfd, founder_pidfd]
+        wanted = [pidfd] if owner_pidfd is None else [pidfd, owner_pidfd]
         readable = select.select(wanted, [], [])[0]
         os.close(pidfd)
-        if founder_pidfd is not None and founder_pidfd in readable:
-            os.close(founder_pidfd)
-            founder_pidfd = None
+        if owner_pidfd is not None and owner_pidfd in readable:
+            os.close(owner_pidfd)
+            owner_pidfd = None
             let_go_of_stderr()
         if pidfd in readable:
             status = os.waitstatus_to_exitcode(os.waitpid(server.pid, 0)[1])

@@ -42,7 +42,7 @@ def start_private_server(arguments: tuple[str, ...] = ()) -> tuple[str, int]:
     socket_path = check_socket_path(str(paths.base() / name))
     ready, child_end = os.pipe()
     command = python_command(
-        "watchdog", "--socket", socket_path, "--founder", owner_argument(), "--ready-fd", str(child_end),
+        "watchdog", "--socket", socket_path, "--owner", owner_argument(), "--ready-fd", str(child_end),
         "--", *arguments,
     )  # fmt: skip
     try:

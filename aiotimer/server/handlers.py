@@ -49,8 +49,8 @@ class HandlerContext(Protocol):
     def status(self, *, scopes: bool = False) -> dict[str, Any]:
         """What it is doing."""
 
-    def founder_gone(self) -> None:
-        """The process it was started for does not want it any more."""
+    def owner_gone(self) -> None:
+        """The owner of a private server gives it up."""
 
     def refused(self, connection: ServerConnection, reason: str) -> None:
         """A client is not served."""
@@ -77,7 +77,7 @@ def handle(
     elif isinstance(message, wire.StatusRequest):
         connection.send(wire.Status(server.status(scopes=message.scopes)))
     elif isinstance(message, wire.Disown):
-        server.founder_gone()
+        server.owner_gone()
         connection.send(wire.Pong(os.getpid(), server.lag_s))
     elif isinstance(message, wire.Hello):
         if connection.worker is not None:

@@ -1,8 +1,8 @@
-"""A server that ends with the process it was started for.
+"""A private server: it ends after the process that it was started for, its owner.
 
-The law of this file: a private server serves its founder and all its descendants, which find it by
-``$AIOTIMER_SOCKET``. It ends when its founder is gone and no worker has been connected for ten seconds. It
-writes to its founder's standard error, and lets go of that as soon as the founder is gone.
+The law of this file: a private server serves its owner and all its descendants, which find it by
+``$AIOTIMER_SOCKET``. It ends when its owner is gone and no worker has been connected for ten seconds. It
+writes to its owner's standard error, and lets go of that as soon as the owner is gone.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from ..events import Event
 from . import cleanup, listener
 from .server import TimerServer
 
-LINGER = 10.0
-"""Seconds without a connected worker, after the founder has gone, before the server ends."""
+IDLE_BEFORE_END = 10.0
+"""Seconds without a connected worker, after the owner has gone, before the server ends."""
 
 
-class FoundedServer(TimerServer):
+class OwnedServer(TimerServer):
     """A server that ends when the process it was started for is gone and nobody needs it any more.
 
     Args:
         socket_path: where to listen.
-        founder: ``pid:start-time`` of that process.
+        owner: that process, as ``pid:start-time``.
         on_event: see ``TimerServer``.
         when_written: calls what it is given as soon as all that has been logged is written.
         place: descriptors of the lock and of the listening socket, to take over; None: there is neither yet.
@@ -37,7 +37,7 @@ class FoundedServer(TimerServer):
     def __init__(
         self,
         socket_path: str,
-        founder: str,
+        owner: str,
         on_event: Callable[[Event], object] | None = None,
         when_written: Callable[[Callable[[], object]], object] = lambda action: action(),
         place: tuple[int, int] | None = None,
@@ -46,16 +46,16 @@ class FoundedServer(TimerServer):
         super().__init__(socket_path, on_event=on_event, **policy)
         self._when_written = when_written
         self._place = place
-        self._founder_pidfd = pin_named(founder)
+        self._owner_pidfd = pin_named(owner)
         self._ending: asyncio.TimerHandle | asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Start, and watch the founder."""
+        """Start, and watch the owner."""
         await super().start()
-        if self._founder_pidfd is None:
-            self.founder_gone()
+        if self._owner_pidfd is None:
+            self.owner_gone()
         else:
-            self._loop.add_reader(self._founder_pidfd, self.founder_gone)
+            self._loop.add_reader(self._owner_pidfd, self.owner_gone)
 
     def _take_lock(self) -> listener.SocketLock:
         if self._place is None:
@@ -76,27 +76,27 @@ class FoundedServer(TimerServer):
         """Stop; if nobody is left, leave nothing behind."""
         if isinstance(self._ending, asyncio.TimerHandle):
             self._ending.cancel()
-        last = self._founder_pidfd is None and self.idle_s() >= LINGER
-        self._close_founder()
+        last = self._owner_pidfd is None and self.idle_s() >= IDLE_BEFORE_END
+        self._close_owner()
         await super().stop()
         if last:
             cleanup.clean_up(self.socket_path)
 
-    def founder_gone(self) -> None:
-        """The founder is dead, or does not want this server any more."""
-        self._close_founder()
+    def owner_gone(self) -> None:
+        """The owner is dead, or gives this server up."""
+        self._close_owner()
         self._when_written(let_go_of_stderr)
         self._end_when_idle()
 
     def _end_when_idle(self) -> None:
-        left = LINGER - self.idle_s()
+        left = IDLE_BEFORE_END - self.idle_s()
         if left > 0:
             self._ending = self._loop.call_later(left, self._end_when_idle)
         else:
             self._ending = self._loop.create_task(self.stop())
 
-    def _close_founder(self) -> None:
-        if self._founder_pidfd is not None:
-            self._loop.remove_reader(self._founder_pidfd)
-            os.close(self._founder_pidfd)
-            self._founder_pidfd = None
+    def _close_owner(self) -> None:
+        if self._owner_pidfd is not None:
+            self._loop.remove_reader(self._owner_pidfd)
+            os.close(self._owner_pidfd)
+            self._owner_pidfd = None

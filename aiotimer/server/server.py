@@ -366,8 +366,8 @@ class TimerServer:
         worker = connection.worker
         self.emit(Event("refused", None if worker is None else worker.id, detail=reason))
 
-    def founder_gone(self) -> None:
-        """The process this server was started for disowns it. Overridden where that means something."""
+    def owner_gone(self) -> None:
+        """The owner of a private server is gone, or gives it up. Overridden where that means something."""
 
     # -- signs of life ---------------------------------------------------------------------------
 

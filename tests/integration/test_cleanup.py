@@ -133,7 +133,7 @@ def test_what_a_killed_private_server_left_is_removed() -> None:
 def test_what_may_be_needed_is_not_removed() -> None:
     with short_directory() as elsewhere:
         own = os.getpid()
-        founder_lives = left_by(private(own), expiry=False, table_of=GONE)
+        owner_lives = left_by(private(own), expiry=False, table_of=GONE)
         worker_lives = left_by(private(GONE + 1), expiry=False, table_of=own)
         public = left_by(str(elsewhere / "s"), expiry=False, table_of=GONE)
         newer = left_by(private(GONE + 2), expiry=False)
@@ -148,7 +148,7 @@ def test_what_may_be_needed_is_not_removed() -> None:
         ) as server:
             assert server.stdout is not None
             assert server.stdout.readline() == b"held\n"
-            before = {path: names(path) for path in (founder_lives, worker_lives, public, newer, served)}
+            before = {path: names(path) for path in (owner_lives, worker_lives, public, newer, served)}
             cleanup.remove_orphaned()
             assert {path: names(path) for path in before} == before
             server.kill()
