@@ -99,7 +99,7 @@ async def _serve(server: TimerServer, loop_name: str, ready_fd: int | None, *, q
 @click.option("--ready-fd", type=int, required=True)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def watchdog(socket_path: str, owner: str, ready_fd: int, arguments: tuple[str, ...]) -> int:
-    """Supervise the private watchdog of a process."""
-    from .supervisor import watch_over
+    """Supervise the private server of a process."""
+    from .supervisor import supervise
 
-    return watch_over(socket_path, owner, ready_fd, arguments)
+    return supervise(socket_path, owner, ready_fd, arguments)

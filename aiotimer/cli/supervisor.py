@@ -164,8 +164,8 @@ class SupervisedServer:
                 os.set_inheritable(descriptor, False)
 
 
-def watch_over(socket_path: str, owner: str, ready: int, arguments: tuple[str, ...] = ()) -> int:
-    """Be the watchdog's supervisor: start the server, restart it when it dies.
+def supervise(socket_path: str, owner: str, ready: int, arguments: tuple[str, ...] = ()) -> int:
+    """Supervise a private server: start it, and restart it when it dies.
 
     Returns:
         The exit status: 0 when the server ended because nobody needs it any more.
