@@ -4,11 +4,17 @@ The laws of this file: a page that describes the package is read as data, so it 
 that has to stand in two files is compared.
 """
 
+import ast
 import re
 import tomllib
 from pathlib import Path
 
+import aiotimer
+
+PACKAGE = Path(aiotimer.__file__).parent
 ROOT = Path(__file__).parent.parent.parent
+ARCHITECTURE = ROOT / "docs" / "explanation" / "architecture.md"
+DECISIONS = ROOT / "docs" / "explanation" / "decisions.md"
 GLOSSARY = ROOT / "docs" / "reference" / "glossary.md"
 
 
@@ -19,6 +25,77 @@ def sections(page: Path) -> dict[str, list[str]]:
         heading, *lines = section.splitlines()
         found[heading] = [lines[number - 1] for number, line in enumerate(lines) if line.startswith(": ")]
     return found
+
+
+def described() -> dict[str, str]:
+    """The tree of the architecture page: what it says of each module, as ``room/module``.
+
+    A folder stands for its ``__init__``, and ends in ``/``.
+    """
+    _, _, rest = ARCHITECTURE.read_text().partition("\n```text\naiotimer/\n")
+    tree, _, _ = rest.partition("\n```\n")
+    found: dict[str, str] = {}
+    room = ""
+    for line in tree.splitlines():
+        entry = re.fullmatch(r"(  |    )(\w+)(/?) {2,}(\S.*)", line)
+        assert entry, f"not a line of the tree: {line!r}"
+        indentation, name, is_room, says = entry.groups()
+        if len(indentation) == 2:
+            room = f"{name}/" if is_room else ""
+        else:
+            assert room, f"in no room: {line!r}"
+            assert not is_room, f"a room in a room: {line!r}"
+        name = room if is_room else f"{room}{name}"
+        assert name not in found, f"{name} stands there twice"
+        found[name] = says
+    return found
+
+
+def defined_in(module: str) -> set[str]:
+    """The names that a module defines: functions, classes, and their methods."""
+    path = PACKAGE / f"{module}.py"
+    names: set[str] = set()
+    for node in ast.parse(path.read_text()).body if path.is_file() else ():
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            functions = [n for n in node.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+            names.update(f"{node.name}.{function.name}" for function in functions)
+    return names
+
+
+# --- the architecture
+
+
+def test_the_tree_is_that_of_the_package() -> None:
+    there = set()
+    for path in PACKAGE.rglob("*.py"):
+        name = path.relative_to(PACKAGE).with_suffix("").as_posix()
+        there.add(name.removesuffix("__init__") if name.endswith("/__init__") else name)
+    told = set(described())
+    assert not there - told, f"modules that {ARCHITECTURE.name} does not describe: {sorted(there - told)}"
+    assert not told - there, f"modules that do not exist: {sorted(told - there)}"
+
+
+def test_the_journey_passes_through_functions_that_exist() -> None:
+    journey = ARCHITECTURE.read_text().partition("\n## The journey of one deadline\n")[2]
+    stations = re.findall(r"^\| `(\w+/\w+)` \| ([^|]+) \|", journey, re.MULTILINE)
+    assert len(stations) > 10
+    missing = [
+        f"{module}: {function}"
+        for module, functions in stations
+        for function in re.findall(r"`([\w.]+)`", functions)
+        if function not in defined_in(module)
+    ]
+    assert not missing, f"the journey in {ARCHITECTURE.name} is out of date: {missing}"
+
+
+def test_what_is_said_of_modules_is_said_of_modules_that_exist() -> None:
+    rooms = "|".join(name.removesuffix("/") for name in described() if name.endswith("/"))
+    for page in (ARCHITECTURE, DECISIONS):
+        named = set(re.findall(rf"`((?:{rooms})/\w+)`", page.read_text()))
+        assert named, f"{page.name} names no module"
+        assert named <= set(described()), f"{page.name}: {sorted(named - set(described()))}"
 
 
 # --- the glossary
