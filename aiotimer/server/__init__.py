@@ -1,1 +1,1 @@
-"""The server's process: connections, workers, looks, reaping, and what is told of it."""
+"""The server's process: connections, workers, looks, reaping, and the reports of it."""

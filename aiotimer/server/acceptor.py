@@ -1,4 +1,4 @@
-"""Accepting: new connections in bursts, and an honest answer when there are no descriptors left.
+"""An acceptor: it accepts connections in bursts, and gives an honest answer when no descriptors are left.
 
 The laws of this file:
 

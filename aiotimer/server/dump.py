@@ -1,4 +1,4 @@
-"""What a worker is doing, asked for by a person: the record behind ``aiotimer dump PID``.
+"""A record of what a live worker is doing, asked for by a person with ``aiotimer dump PID``.
 
 The law of this file: nothing is signalled that could harm the worker; what is found has the shape of the
 record of an expiry, with nothing expired.

@@ -1,4 +1,4 @@
-"""What is known of an expiry: the record that is kept of it, and the events that tell of it.
+"""An expiry, from the first action to its end: its record, and the events that report it.
 
 The laws of this file: what a worker stored is untrusted, and what cannot be right is unknown (null); no key
 of a record is ever absent. Wall time is for people; what is compared is ``CLOCK_MONOTONIC``.
@@ -270,7 +270,7 @@ class Expiry:
         return self.event()
 
     def event(self) -> Event:
-        """Return the event that tells what has become of it."""
+        """Return the event that says what has become of it."""
         verdict = "" if self.findings is None else self.findings.verdict
         return Event(
             self.kind, self.worker_id, self.name, self.timer.name, self.late_s, self.detail,

@@ -16,7 +16,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from .._core.ladder import CONT, Done, Dump, LadderRun, Spare, WaitUntil
-from .worker import Worker, leave_behind
+from .worker import Worker, drop_after_exec
 
 if TYPE_CHECKING:
     from .inspector import Inspector
@@ -79,7 +79,7 @@ class LadderRunner:
                 await self._inspector.gather(worker, expiry)
                 self._reporter.record(expiry)
                 if not worker.closed and not expiry.table.closed and worker.has_left(expiry.table):
-                    leave_behind(worker, expiry.table, self._reporter.emit)
+                    drop_after_exec(worker, expiry.table, self._reporter.emit)
             action = self._act(worker, run, gathered=True)
         return action
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .reporter import ExpiryReporter
 
 _FINEST, _SHARE = 0.1, 0.01
-"""Seconds, and share of the time overdue, to which the end of an overdue timer is told."""
+"""Seconds, and share of the time overdue, to which the end of an overdue timer is reported."""
 
 
 class _Overdue:
@@ -34,18 +34,18 @@ class _Overdue:
         self.check: asyncio.TimerHandle | None = None
 
     def look(self, now: float, *, last: bool = False) -> list[Expiry]:
-        """Read the slots; return those whose end can be told, which are forgotten.
+        """Read the slots; return those whose end can be reported, which are forgotten.
 
         Args:
             now: the present.
-            last: whether there is no other time to tell it, after what is still being found out.
+            last: whether there is no later time to report it, after what is still being found out.
         """
         deadlines = self.table.reader.deadlines()
         ended = []
         for slot, expiry in list(self.expiries.items()):
             if slot >= len(deadlines) or deadlines[slot] != expiry.due.deadline:
                 self.ended_at.setdefault(slot, now)
-            if slot in self.ended_at and (last or expiry.outcome != "pending"):  # it is told in order
+            if slot in self.ended_at and (last or expiry.outcome != "pending"):  # it is reported in order
                 ended.append(self.expiries.pop(slot))
         return ended
 
@@ -129,8 +129,8 @@ class OverdueTracker:
             self._reporter.report(expiry, "finished", "finished", f"finished {after:.1f} s after its limit")
 
     def died(self, worker: Worker) -> bool:
-        """A worker is dead; return whether anything of it was overdue, which has been told then."""
-        told = False
+        """A worker is dead; return whether anything of it was overdue, which has been reported then."""
+        reported = False
         for table in worker.tables:
             overdue = self._overdue.pop(table, None)
             if overdue is None:
@@ -143,8 +143,8 @@ class OverdueTracker:
             for expiry in overdue.expiries.values():
                 after = max(0.0, now - expiry.due.effective)
                 self._reporter.report(expiry, "worker_gone", "gone", f"{after:.1f} s after its limit")
-                told = True
-        return told
+                reported = True
+        return reported
 
     async def stop(self) -> None:
         """Give up what is under way. The next server reports again what is still overdue."""

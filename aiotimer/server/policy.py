@@ -1,4 +1,4 @@
-"""What a server does about an expired timer: its options in one place, and the breaker.
+"""A policy: the options that say how a server reaps, in one place; and the breaker.
 
 The laws of this file: a policy does not change while its server lives; whatever cannot be carried out is
 refused when the policy is made, in words that say what to write instead.

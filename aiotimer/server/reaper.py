@@ -1,4 +1,4 @@
-"""From an expired timer to a dead worker, or a spared one.
+"""A reaper: it takes an expired timer to a dead worker, or to a spared one.
 
 The laws of this file: the slot is read again just before the first action, and a release that is found there
 spares the worker; so does an exec; nothing is awaited in between, and nobody is told before it is done; one
@@ -28,15 +28,15 @@ from .policy import Breaker, Policy
 from .process_state import classified
 from .reporter import ExpiryReporter, PathOf, RecordSink
 from .watched_table import WatchedTable
-from .worker import Worker, leave_behind
+from .worker import Worker, drop_after_exec
 
 
 class Reaper:
-    """Carries out what looks decide.
+    """Deals with the timers that looks have found expired.
 
     Args:
         loop: the server's.
-        reap_worker: the owner's way to reap a worker.
+        reap_worker: how the server's owner reaps a worker.
         emit: takes events.
         policy: how to reap.
         record: takes records of expiries.
@@ -76,7 +76,7 @@ class Reaper:
             worker.clear()  # it is dying already
             return
         if worker.has_left(table):
-            leave_behind(worker, table, self._emit)
+            drop_after_exec(worker, table, self._emit)
             return
         observed: list[tuple[Due, Timer]] = []
         found = self._still_armed(worker, table, due, observed)
@@ -107,19 +107,19 @@ class Reaper:
 
     def unkillable(self, worker: Worker) -> None:
         """A worker was sent SIGKILL a while ago, and is still there."""
-        self._start(self._tell_unkillable(worker))
+        self._start(self._report_unkillable(worker))
 
     def died(self, worker: Worker) -> None:
         """A worker is dead: say so, if that concerns anybody."""
         worker.has_died()
-        told = self._overdue_tracker.died(worker)
+        reported = self._overdue_tracker.died(worker)
         expiry = worker.reaping
         if expiry is not None and not worker.died_first and not expiry.untouched:
             detail = worker.shortfall and f"only the process was signalled: {worker.shortfall}"
             self._reporter.report(expiry, "reaped", "reaped", detail)
         elif expiry is not None:
             self._reporter.report(expiry, "worker_gone", "gone", "by itself, with timers armed")
-        elif not told and any(True for _timer in worker.timers()):
+        elif not reported and any(True for _timer in worker.timers()):
             self._emit(Event("worker_gone", worker.id, worker.name, detail="with timers armed"))
 
     async def stop(self) -> None:
@@ -248,7 +248,7 @@ class Reaper:
                 table.watch.reopen(due)
                 table.look()
 
-    async def _tell_unkillable(self, worker: Worker) -> None:
+    async def _report_unkillable(self, worker: Worker) -> None:
         why = await classified(worker.id.pid)
         if worker.closed:
             return

@@ -30,7 +30,7 @@ from ..errors import ForeignProcess, ServerError
 from ..events import Event, log, shown
 from .policy import Policy
 from .watched_table import WatchedTable
-from .worker import Worker, leave_behind
+from .worker import Worker, drop_after_exec
 
 _PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 """Reasons why a table could not be adopted that say nothing about the table."""
@@ -248,7 +248,7 @@ class Registry:
         if cells is not None:
             worker.own_tables[file.kind] = (table, cells)
         if worker.has_left(table):  # while no server ran
-            leave_behind(worker, table, self._emit)
+            drop_after_exec(worker, table, self._emit)
             self.unregister(worker)
             return
         self._emit(Event("adopted", worker.id, worker.name, detail=file.path.name))

@@ -1,8 +1,8 @@
 """A reporter: every event is recorded, then logged, then told to whoever listens.
 
 The laws of this file: nobody here is waited for, and nobody's error reaches the server; what a sink cannot
-take in time is dropped and counted by that sink's queue; a record is kept before its event is told, so that
-whoever hears of it finds it.
+take in time is dropped and counted by that sink's queue; a record is kept before its event is reported, so
+that whoever hears of it finds it.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class ExpiryReporter:
             expiry.evidence = self._path_of(expiry.id)
             stacks, tasks = ("", "") if expiry.findings is None else expiry.findings[-2:]
             self._record(expiry.record(), stacks, tasks)
-        except Exception:  # noqa: BLE001 - logged; what is not recorded is still told
+        except Exception:  # noqa: BLE001 - logged; what is not recorded is still reported
             log.exception("the record of an expiry could not be kept")
 
     def report(self, expiry: Expiry, kind: Kind, outcome: str, detail: str = "") -> None:
@@ -114,7 +114,7 @@ class Reporter:
             self._history.durations(found["scope"], found["durations"], found["count"], found["limit_s"])
 
     async def close(self) -> None:
-        """Tell what waits, and write it."""
+        """Have the sink take what waits, and the history write it."""
         if self._callback is not None:
             self._callback.flush()
         await asyncio.get_running_loop().run_in_executor(None, self._history.close, WRITE_WITHIN)

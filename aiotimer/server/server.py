@@ -36,7 +36,7 @@ from .reaper import Reaper
 from .registry import Registry
 from .reporter import Reporter, scopes_of
 from .status import report
-from .worker import Worker, leave_behind
+from .worker import Worker, drop_after_exec
 
 if TYPE_CHECKING:
     import socket
@@ -354,10 +354,10 @@ class TimerServer:
             return
         worker.connections -= 1
         if table is None or table.closed or table.connection is not connection:
-            return  # nothing was armed through it, or its owner has come back on another one already
+            return  # nothing was armed through it, or its worker has come back on another one already
         table.connection = None
         if worker.has_left(table, maps=True):
-            leave_behind(worker, table, self.emit)
+            drop_after_exec(worker, table, self.emit)
         elif table.file.kind == "shared":
             table.connection_lost()
 

@@ -1,4 +1,4 @@
-"""What a server tells of itself and its workers: the object behind ``aiotimer status --json``."""
+"""A report of a server and its workers: the object that ``aiotimer status --json`` prints."""
 
 from __future__ import annotations
 

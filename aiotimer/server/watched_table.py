@@ -5,7 +5,7 @@ The laws of this file:
 * One handle per table wakes the server at its promise, another reads once more after every look.
 * A loop that wakes early (uvloop rounds to whole milliseconds) re-arms, each time for a little more, so that
   a loop which is always early wakes a few times for a deadline, and never spins.
-* Nothing here knows what a worker is: what is due is handed to the owner.
+* Nothing here knows what a worker is: what is due is handed on.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ class WatchedTable:
         self._rounds = not isinstance(loop, asyncio.BaseEventLoop)  # uvloop: to the nearest millisecond
         self._spare = 0  # milliseconds to add after the next early wake
         self.before_removal: Callable[[WatchedTable], object] = _nothing  # to read it once more
-        self.connection: Closable | None = None  # whose owner's rings or requests come for this table
-        self.program = self.number(layout.PROGRAM)  # see _procfs.program_of
+        self.connection: Closable | None = None  # on which rings or requests come for this table
+        self.program = self.number(layout.PROGRAM)  # see procfs.program_of
         # Go on counting where an earlier server stopped: a worker may remember its last ring by that.
         self._looks = float(self.number(layout.LOOKS))
 
@@ -115,7 +115,7 @@ class WatchedTable:
             self.watch.reopen(due)
 
     def rung(self, deadline: float) -> None:
-        """The owner rang."""
+        """The worker rang."""
         self.watch.ring(deadline)
         self.look()
 
@@ -162,7 +162,7 @@ class WatchedTable:
         return int(number) if 0.0 <= number < 2.0**52 else 0
 
     def connection_lost(self) -> None:
-        """The owner cannot ring any more: promise nothing, so that its next acquire finds out."""
+        """The worker cannot ring any more: promise nothing, so that its next acquire finds out."""
         self.watch.connected = False
         self.look()
 
@@ -197,12 +197,12 @@ class WatchedTable:
         return self.file.descriptor < 0
 
     def _note(self, index: int, number: int) -> None:
-        with contextlib.suppress(OSError):  # its owner has cut it off, and the file system is full
+        with contextlib.suppress(OSError):  # its worker has cut it off, and the file system is full
             os.pwrite(self.file.descriptor, layout.word(number), 8 * index)
 
     def _write(self, promise: float) -> None:
         self._looks += 1.0
-        with contextlib.suppress(OSError):  # its owner has cut it off, and the file system is full
+        with contextlib.suppress(OSError):  # its worker has cut it off, and the file system is full
             os.pwrite(self.file.descriptor, layout.server_line(promise, self._looks), 8 * layout.PROMISE)
 
     def _schedule(self, wake_at: float, spare: int = 0) -> None:

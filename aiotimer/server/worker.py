@@ -1,6 +1,6 @@
 """A worker as the server knows it: a pinned process, the tables it has timers in, and its reaping.
 
-The laws of this file: signals go through the pidfd (``_targets.py`` tells to whom besides); one SIGKILL is
+The laws of this file: signals go through the pidfd (``_linux/signals`` tells to whom besides); one SIGKILL is
 sent, not a stream of them; only a readable pidfd means dead. Signals go out with the server's own rights: the
 process was its user's when it was pinned, and it counts as such as long as it runs the same program.
 """
@@ -64,7 +64,7 @@ class Worker:
         refusal: why the kernel does not let it be killed, "" if that has not been tried or has worked.
         refusal_told: that has been reported.
         retry_at: ``CLOCK_MONOTONIC``; when a reap that has failed is tried again. 0.0: none is pending.
-        reap_under_way: a coroutine of the owner's is reaping it.
+        reap_under_way: a coroutine of the server's owner is reaping it.
         postponed: what has expired and is not dealt with.
         on_hold: what has expired while it could not run, as long as the hold lasts.
     """
@@ -103,7 +103,7 @@ class Worker:
 
         Args:
             number: which; SIGKILL once.
-            target: to whom, see ``_targets.py``.
+            target: to whom, see ``_linux/signals``.
             on_unkillable: called with this worker if it is there ``UNKILLABLE_AFTER`` seconds after SIGKILL.
         """
         try:
@@ -249,7 +249,7 @@ class Worker:
         self.own_tables.clear()
 
 
-def leave_behind(worker: Worker, table: WatchedTable, emit: Callable[[Event], None]) -> None:
+def drop_after_exec(worker: Worker, table: WatchedTable, emit: Callable[[Event], None]) -> None:
     """Drop a table that a process has left by an exec; say so if anything is armed in it."""
     if table.timers():
         # Or it is an interpreter that has unmapped everything at its end.
