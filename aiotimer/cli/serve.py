@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 @policy_options
 @event_options
 @click.option("--owner", metavar="PID:START", hidden=True)
+@click.option("--idle-before-end", type=float, metavar="SECONDS", hidden=True)
 @click.option("--ready-fd", type=int, hidden=True)
 @click.option("--events-fd", type=int, hidden=True)
 @click.option("--lock-fd", type=int, hidden=True)
@@ -39,6 +40,7 @@ def serve(
     socket_path: str | None,
     loop_name: str,
     owner: str | None,
+    idle_before_end: float | None,
     ready_fd: int | None,
     events_fd: int | None,
     lock_fd: int | None,
@@ -53,7 +55,7 @@ def serve(
     Stopping or killing it loses nothing: timers stay armed, the next server on the same socket goes on.
     """
     from ..server.capabilities import drop_capabilities
-    from ..server.owned import OwnedServer
+    from ..server.owned import IDLE_BEFORE_END, OwnedServer
     from ..server.server import TimerServer
 
     drop_capabilities()  # before there are threads, that of the log for one
@@ -65,7 +67,8 @@ def serve(
         server = TimerServer(path, on_event=sinks, **policy)
     else:
         place = None if lock_fd is None or listener_fd is None else (lock_fd, listener_fd)
-        server = OwnedServer(path, owner, sinks, log_sink.then, place, **policy)
+        idle = IDLE_BEFORE_END if idle_before_end is None else idle_before_end
+        server = OwnedServer(path, owner, sinks, log_sink.then, place, idle, **policy)
     factory = asyncio.new_event_loop
     if loop_name == "uvloop":
         import uvloop

@@ -31,6 +31,7 @@ class OwnedServer(TimerServer):
         on_event: see ``TimerServer``.
         when_written: calls what it is given as soon as all that has been logged is written.
         place: descriptors of the lock and of the listening socket, to take over; None: there is neither yet.
+        idle_before_end: seconds without a connected worker, after the owner has gone, before it ends.
         policy: see ``TimerServer``.
     """
 
@@ -41,11 +42,13 @@ class OwnedServer(TimerServer):
         on_event: Callable[[Event], object] | None = None,
         when_written: Callable[[Callable[[], object]], object] = lambda action: action(),
         place: tuple[int, int] | None = None,
+        idle_before_end: float = IDLE_BEFORE_END,
         **policy: Any,
     ) -> None:
         super().__init__(socket_path, on_event=on_event, **policy)
         self._when_written = when_written
         self._place = place
+        self._idle_before_end = idle_before_end
         self._owner_pidfd = pin_named(owner)
         self._ending: asyncio.TimerHandle | asyncio.Task[None] | None = None
 
@@ -76,7 +79,7 @@ class OwnedServer(TimerServer):
         """Stop; if nobody is left, leave nothing behind."""
         if isinstance(self._ending, asyncio.TimerHandle):
             self._ending.cancel()
-        last = self._owner_pidfd is None and self.idle_s() >= IDLE_BEFORE_END
+        last = self._owner_pidfd is None and self.idle_s() >= self._idle_before_end
         self._close_owner()
         await super().stop()
         if last:
@@ -89,7 +92,7 @@ class OwnedServer(TimerServer):
         self._end_when_idle()
 
     def _end_when_idle(self) -> None:
-        left = IDLE_BEFORE_END - self.idle_s()
+        left = self._idle_before_end - self.idle_s()
         if left > 0:
             self._ending = self._loop.call_later(left, self._end_when_idle)
         else:

@@ -6,6 +6,7 @@ real one: started, killed, found by ``status --all``, and gone when nobody needs
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from aiotimer.client.control import ping
+from aiotimer.server.owned import OwnedServer
 from tests.fakes.clock import PATIENCE
 from tests.fakes.places import private_runtime
 from tests.fakes.server import ServerThread
@@ -214,18 +216,30 @@ def test_it_is_restarted_when_it_dies_and_keeps_its_timers() -> None:
 
 
 def test_it_ends_and_leaves_nothing_when_its_owner_is_gone() -> None:
-    program = start("configure()\nprint(os.environ['AIOTIMER_SOCKET'], flush=True)\nsys.stdin.readline()")
+    program = start(
+        "import functools\n"
+        "from aiotimer.client import launch\n"
+        "start = launch.start_private_server\n"
+        "launch.start_private_server = functools.partial(start, ('--idle-before-end', '1'))\n"
+        "configure()\n"
+        "print(os.environ['AIOTIMER_SOCKET'], flush=True)\n"
+        "sys.stdin.readline()"
+    )
     with program:
         assert program.stdout is not None
         assert program.stderr is not None
         pid = ping(program.stdout.readline().strip()).pid
         supervisor = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
         program.kill()
-        # Its owner's standard error is let go of at once, ten seconds before it ends.
+        # Its owner's standard error is let go of at once, before it ends.
         assert program.stderr.read() == ""
     wait_gone(pid)
     wait_gone(supervisor)
     assert list(Path(os.environ["XDG_RUNTIME_DIR"], "aiotimer").iterdir()) == []
+
+
+def test_it_lives_for_ten_seconds_without_a_worker_unless_it_is_told_otherwise() -> None:
+    assert inspect.signature(OwnedServer).parameters["idle_before_end"].default == 10.0
 
 
 def test_configure_none_undoes_the_export() -> None:
