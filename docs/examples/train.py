@@ -38,9 +38,9 @@ BUCKETS = 2**14  # that n-grams are hashed into
 RATE = 2.0  # of learning
 
 WORKERS = 4
-STEPS = 400
+STEPS = 200
 BATCH = 32  # passages
-PROGRESS = 200  # steps between two reports
+PROGRESS = 100  # steps between two reports
 
 ROLLOUT_LIMIT = 2.0  # seconds for a batch to arrive: many times what it takes
 STEP_LIMIT = 1.0  # seconds for one step
