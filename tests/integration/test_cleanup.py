@@ -165,6 +165,19 @@ def test_where_nobody_can_listen_any_more_only_what_tells_of_expiries_stays() ->
     assert not nothing.exists()
 
 
+def test_to_see_that_there_is_evidence_nothing_is_imported() -> None:
+    """Every command that ends a server looks into what others have left."""
+    with short_directory() as elsewhere:
+        told = left_by(str(elsewhere / "a"), expiry=True)
+    code = (
+        "import sys; from aiotimer.server import cleanup; cleanup.remove_orphaned();"
+        "print([name for name in ('asyncio', 'msgspec', 'sqlite3') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+    assert told.exists()
+
+
 def test_a_server_with_a_history_leaves_it_for_the_next() -> None:
     with short_directory() as elsewhere:
         path = str(elsewhere / "s")
