@@ -690,3 +690,14 @@ def test_unit_tests_need_no_loop_no_sleep_and_no_mocks() -> None:
                 if name.split(".")[0] in UNIT_TESTS_MUST_NOT_IMPORT:
                     wrong.append(f"{path.relative_to(TESTS)}: imports {name}")
     assert not wrong, f"see tests/integration for that: {wrong}"
+
+
+def test_unit_tests_hand_in_what_they_replace() -> None:
+    """They set no attribute of a module or class; the environment, which nobody can be handed, they may."""
+    wrong = [
+        f"{path.relative_to(TESTS)}:{node.lineno}"
+        for path in (TESTS / "unit").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr == "setattr"
+    ]
+    assert not wrong, f"hand it in: {wrong}"
