@@ -87,7 +87,7 @@ def configure(
     default.client = new
     former, _ours = _ours, made
     if client is None:
-        _give_up_private_server(former)
+        _give_up_private_server()
     if former is not None:
         former.close()
     return new
@@ -112,7 +112,7 @@ def _start_private_server() -> None:
     _private_socket, _owner_pid = path, os.getpid()
 
 
-def _give_up_private_server(client: TimerClient | None) -> None:
+def _give_up_private_server() -> None:
     """Un-export the private server that this process owns, and tell it that it is not needed any more."""
     global _private_socket
     path, _private_socket = _private_socket, None
