@@ -1,7 +1,7 @@
 """The shape of the package, kept by a test.
 
-What people agree on in a review and forget in the next: which module may import which, how long a
-module may grow, what is public, what `import aiotimer` costs. A failure here names the rule, and
+What people agree on in a review and forget in the next: which room may import from which, how long a
+function may grow, what is public, what `import aiotimer` costs. A failure here names the rule, and
 where to change it if the rule is what should change.
 """
 
