@@ -12,7 +12,7 @@ def count(number: int, noun: str) -> str:
 
 def seconds(value: float) -> str:
     """Return a duration: milliseconds when it is short, minutes and hours when it is long."""
-    if abs(value) < 0.1:
+    if abs(value) < 0.0995:  # from here on two digits of milliseconds would be 1e+02
         return f"{1000 * value:.2g} ms" if value else "0 ms"
     if abs(value) < 10:
         return f"{value:.3f} s"

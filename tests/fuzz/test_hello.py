@@ -35,9 +35,7 @@ VALUES = st.recursive(
     max_leaves=20,
 )
 
-NAMES = st.text(st.characters(), max_size=300) | st.sampled_from(
-    ["", "\0", "a\0b", "s\0999", "\x1b[2J", "x" * 9000]
-)
+NAMES = st.text(max_size=300) | st.sampled_from(["", "\0", "a\0b", "s\0999", "\x1b[2J", "x" * 9000])
 
 HELLOS = st.tuples(
     st.just("hello"),
