@@ -13,6 +13,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from aiotimer.server.history import History
+from tests.fakes.clock import PATIENCE
+
 
 @contextlib.contextmanager
 def short_directory() -> Iterator[Path]:
@@ -53,9 +56,12 @@ def private_runtime() -> Iterator[Path]:
 def open_descriptors() -> int:
     """Return how many descriptors this process has open.
 
-    Those that wait for the collector do not count, nor those of a history, which is written by a thread.
+    Those that wait for the collector do not count, nor those of a history. That is written by a thread, which
+    opens others (its directory, a source of random numbers) while it is at it: it is waited for.
     """
     gc.collect()
+    for history in [one for one in gc.get_objects() if isinstance(one, History)]:
+        assert history.flush(PATIENCE), "a history is not written"
     found = 0
     for descriptor in os.listdir("/proc/self/fd"):
         with contextlib.suppress(FileNotFoundError):  # listdir's own
