@@ -4,8 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from aiotimer.client import waiting
 from aiotimer.client.clients import default
 from aiotimer.client.connections import _every_connection
+from tests.fakes.clock import PATIENCE
 from tests.fakes.places import private_runtime, short_socket
 from tests.fakes.server import ServerThread
 
@@ -14,6 +16,15 @@ from tests.fakes.server import ServerThread
 def _runtime() -> Iterator[None]:
     with private_runtime():
         yield
+
+
+@pytest.fixture(autouse=True)
+def _patient_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A synchronous call on a running loop waits for its acknowledgement as long as one elsewhere.
+
+    Five milliseconds are for programs; a loaded machine needs more for a round trip.
+    """
+    monkeypatch.setattr(waiting, "BUDGET_ON_LOOP", PATIENCE)
 
 
 @pytest.fixture(autouse=True)

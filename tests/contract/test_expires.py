@@ -139,10 +139,7 @@ def test_an_exception_leaves_the_block_and_the_block_leaves_the_exception(
     assert server.armed() == []
 
 
-async def test_nested_async(
-    server: ServerThread, client: TimerClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(waiting, "BUDGET_ON_LOOP", PATIENCE)  # for the plain block, on a slow machine
+async def test_nested_async(server: ServerThread, client: TimerClient) -> None:
     async with expires(60, client=client) as outer:
         async with expires(30, client=client) as inner:
             with expires(20, scope="plain", client=client):
@@ -598,7 +595,7 @@ async def test_grace_lives_with_asyncio_timeout(client: TimerClient) -> None:
 
 async def test_renew_moves_both_limits(client: TimerClient) -> None:
     async with expires(SOON, scope="s", client=client, grace=5) as block:
-        await asyncio.to_thread(block.renew, 60)  # which has patience; on the loop it would have 5 ms
+        block.renew(60)
         assert 59 < block.remaining() <= 60
         assert client.connection.table is not None
         assert timers_of(client.connection.table)[0].deadline == pytest.approx(block.deadline + 5, abs=1e-6)
@@ -749,7 +746,10 @@ async def test_leaving_asynchronously_may_take_as_long_as_entering(budget: float
 
 
 @BUDGETS
-async def test_a_plain_block_on_a_loop_holds_it_up_no_longer_when_it_is_left(budget: float) -> None:
+async def test_a_plain_block_on_a_loop_holds_it_up_no_longer_when_it_is_left(
+    budget: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "BUDGET_ON_LOOP", BUDGET_ON_LOOP)  # as it is for programs
     client, connection = recording_client(budget)
     with expires(60, "s", client):
         pass
