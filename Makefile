@@ -14,7 +14,7 @@ PYTEST_ARGS ?=
 # Tests mostly wait, for processes to start and for deadlines: on two cores, four at a time take two thirds of what
 # two take. Some have a deadline of their own, so no more than that.
 JOBS        ?= 4
-PARALLEL    := -n $(JOBS) --dist worksteal
+PARALLEL     = -n $(JOBS) --dist worksteal
 SOAK_TESTS  ?= $(wildcard tests/contract tests/property tests/model tests/simulator tests/faults tests/fuzz tests/integration)
 WHEEL_TESTS ?= $(wildcard tests/unit tests/contract)
 COVERAGE_TESTS ?= $(wildcard tests/unit tests/property tests/contract tests/integration tests/fuzz tests/faults)
@@ -77,6 +77,8 @@ soak: $(TEST) ## run the slow tests, and the property tests with many more examp
 	$(BIN)/python -m pytest -m 'soak or not soak' --hypothesis-profile=soak --timeout=90000 \
 	    -o faulthandler_timeout=100000 $(SOAK_TESTS) $(PYTEST_ARGS)
 
+# Tracing makes every process slower, and some tests have a deadline of their own.
+coverage: JOBS := 3
 coverage: $(TEST) ## run the tests that reach every line, and see that they do
 	rm -rf build/coverage && mkdir -p build/coverage
 	$(BIN)/python -m coverage run -m pytest -q $(PARALLEL) $(COVERAGE_TESTS) $(PYTEST_ARGS)
