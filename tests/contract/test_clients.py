@@ -707,6 +707,8 @@ async def test_fault_49_cancelled_anywhere_in_an_acquire_nothing_is_armed(
         task = asyncio.create_task(client.acquire("s", soon()))
         for _ in range(turns // 4):
             await asyncio.sleep(0)
+        if turns == 199:  # on a slow machine none may have been done by then
+            await asyncio.wait([task], timeout=PATIENCE)
         task.cancel()
         try:
             await task
@@ -719,7 +721,7 @@ async def test_fault_49_cancelled_anywhere_in_an_acquire_nothing_is_armed(
         await client.acquire("t", soon())  # in order behind whatever is still on its way
         assert await asyncio.to_thread(server.armed) == ["t"]
         await client.aclose()
-    assert finished > 0, "it was never fast enough: the test is blind"
+    assert finished > 0, "it was never done: the test is blind"
 
 
 async def test_connecting_does_not_block_the_loop(nobody: str) -> None:

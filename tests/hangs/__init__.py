@@ -78,6 +78,10 @@ HANGS = (
 )
 
 
+_ENVIRONMENT = dict(os.environ)
+"""As it was at first: pytest changes it while the threads that run these programs read it."""
+
+
 def run(hang: Hang) -> dict[str, Any]:
     """Run a program under ``aiotimer run`` until it is reaped; return the record of its expiry.
 
@@ -90,7 +94,7 @@ def run(hang: Hang) -> dict[str, Any]:
         tempfile.TemporaryDirectory() as kept,
         tempfile.TemporaryFile("w+") as printed,
     ):
-        environment = {**os.environ, "PYTHONPATH": package, "PATH": _path(), "XDG_RUNTIME_DIR": runtime}
+        environment = {**_ENVIRONMENT, "PYTHONPATH": package, "PATH": _path(), "XDG_RUNTIME_DIR": runtime}
         environment.pop("AIOTIMER_SOCKET", None)
         command = [sys.executable, "-m", "aiotimer", "run", "--evidence-dir", kept, "--", sys.executable]
         with subprocess.Popen(

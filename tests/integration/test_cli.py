@@ -299,7 +299,10 @@ def test_run_loads_what_it_needs_and_no_more() -> None:
     program = """
 import sys
 before = {*sys.modules}  # coverage's, if it is at work
+import os, pathlib
+from aiotimer._linux import paths
 from aiotimer.cli import main
+paths.bases = lambda: iter([pathlib.Path(os.environ["XDG_RUNTIME_DIR"], "aiotimer")])  # nobody else's history
 try:
     main(["run", "--", "true"])
 finally:
