@@ -700,14 +700,15 @@ async def test_fault_49_cancelled_anywhere_in_an_acquire_nothing_is_armed(
 ) -> None:
     """Cancel at every point where the acquire may be suspended: after 0, 1, 2, ... turns of the loop."""
     finished = 0
-    for turns in range(200):
+    last = 199
+    for turns in range(last + 1):
         client = AsyncTimerClient(server.path, shared=shared, budget=PATIENCE)
         if turns % 2:
             await client.connect()
         task = asyncio.create_task(client.acquire("s", soon()))
         for _ in range(turns // 4):
             await asyncio.sleep(0)
-        if turns == 199:  # on a slow machine none may have been done by then
+        if turns == last:  # on a slow machine none may have been done by then
             await asyncio.wait([task], timeout=PATIENCE)
         task.cancel()
         try:
