@@ -1,6 +1,10 @@
 """Reading what py-spy writes."""
 
 import json
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -65,3 +69,48 @@ def test_an_interpreter_without_symbols(frames: list[dict[str, Any]], native: li
 def test_what_is_no_dump_of_pyspy(output: bytes) -> None:
     with pytest.raises(HelperFailed, match="no dump"):
         pyspy.parse(output, 7)
+
+
+def looks_of(directory: Path, looks: Sequence[list[dict[str, Any]]]) -> str:
+    """Write a helper that prints one dump after the other, and fails when there are no more."""
+    for number, frames in enumerate(looks):
+        trace = {"os_thread_id": 7, "thread_id": 77, "thread_name": None, "owns_gil": True, "frames": frames}
+        (directory / f"look{number}").write_text(json.dumps([trace]))
+    program = directory / "helper"
+    program.write_text(
+        f"""#!/bin/sh
+        cd {directory}
+        for look in look*; do mv $look seen.$look && exec cat seen.$look; done
+        """
+    )
+    program.chmod(0o755)
+    return str(program)
+
+
+LOOP = [spied("spin", 3), spied("<module>", 9)]
+INSIDE = [spied("__tls_get_addr", 0, "/lib/ld-linux.so"), *LOOP]
+
+
+@pytest.mark.parametrize(
+    ("looks", "native", "left"),
+    [
+        ([LOOP, INSIDE], False, 1),
+        ([INSIDE, LOOP, INSIDE], False, 1),
+        ([INSIDE, INSIDE, INSIDE, LOOP], False, 0),
+        ([INSIDE] * 6, True, 2),
+        ([INSIDE, INSIDE], True, 0),
+    ],
+    ids=["in Python", "in Python at the 2nd look", "at the last", "in C for long", "no more to be had"],
+)
+def test_who_is_in_native_code_for_a_moment_does_not_hold_the_gil_there(
+    tmp_path: Path, looks: list[list[dict[str, Any]]], native: bool, left: int
+) -> None:
+    program = looks_of(tmp_path, looks)
+    own = os.pidfd_open(os.getpid())
+    try:
+        [one] = pyspy.collect(program, os.getpid(), own, 60, threading.Event())
+    finally:
+        os.close(own)
+    assert bool(one["native"]) is native
+    assert len(list(tmp_path.glob("look*"))) == left
+    assert one["frames"] == [["/app/x.py", 9, "<module>"], ["/app/x.py", 3, "spin"]]
