@@ -1,20 +1,15 @@
-"""A ladder, its parser, and its run: in which steps a worker is reaped, and which step comes next.
+"""A ladder and its parser: in which steps a worker is reaped. How it is carried out stands in ``reaping``.
 
 A ladder is written ``dump,ABRT:2,TERM:10,KILL``: find out what the worker is doing; send SIGABRT and give it
 two seconds to die of it; send SIGTERM and give it ten; send SIGKILL.
 
-The laws of this file:
-
-* SIGKILL comes last and is never missing: every run ends. Evidence is gathered first, or not at all.
-* A release that is found before the first signal spares the worker. After the first signal the run goes on:
-  a worker that was told to end is not trusted to have recovered.
-* A stopped process sees no signal but SIGKILL and SIGCONT: after any other one SIGCONT is sent.
+The law of this file: SIGKILL comes last and is never missing; evidence is gathered first, or not at all.
 """
 
 from __future__ import annotations
 
 from math import isfinite
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from .layout import policy
 
@@ -206,82 +201,3 @@ def read_reap_grant(text: str, *, max_grace: float) -> ReapGrant:
     if head == _OBSERVE:
         return reap_grant(rest, observe=True, max_grace=max_grace)
     return reap_grant(text, observe=False, max_grace=max_grace)
-
-
-# -- the run of a ladder -----------------------------------------------------------------------------
-
-
-class Dump(NamedTuple):
-    """Gather evidence, then ask again."""
-
-
-class Signal(NamedTuple):
-    """Send a signal, then ask again.
-
-    Attributes:
-        number: which.
-        with_cont: send SIGCONT after it.
-    """
-
-    number: int
-    with_cont: bool
-
-
-class WaitUntil(NamedTuple):
-    """Ask again at ``when``, or when the worker is dead."""
-
-    when: float
-
-
-class Spare(NamedTuple):
-    """The worker is spared; nothing was sent."""
-
-
-class Done(NamedTuple):
-    """The worker is dead, or SIGKILL has been sent."""
-
-
-Action: TypeAlias = Dump | Signal | WaitUntil | Spare | Done
-
-
-class LadderRun:
-    """One ladder being carried out on one worker: what to do next, given what has happened.
-
-    Attributes:
-        signalled: a signal has been sent; there is no way back.
-    """
-
-    __slots__ = ("_next", "_steps", "_until", "signalled")
-
-    def __init__(self, ladder: Ladder) -> None:
-        self._steps = ladder
-        self._next = 0
-        self._until = 0.0
-        self.signalled = False
-
-    def next(
-        self, now: float, *, dead: bool = False, released: bool = False, gathered: bool = False
-    ) -> Action:
-        """Return what to do now. Whoever is told to do something does it, and asks again.
-
-        Args:
-            now: seconds.
-            dead: the worker is dead.
-            released: what the run began for is not armed any more.
-            gathered: the evidence has been gathered, as far as it can be.
-        """
-        if dead or self._next == len(self._steps):
-            return Done()
-        step = self._steps[self._next]
-        if step == DUMP and not gathered:
-            return Dump()
-        if released and not self.signalled:
-            return Spare()
-        if self.signalled and now < self._until:
-            return WaitUntil(self._until)
-        self._next += 1
-        if step == DUMP:
-            return self.next(now)
-        self.signalled = True
-        self._until = now + step.grace
-        return Signal(step.signal, step.signal not in (KILL, CONT))

@@ -7,7 +7,8 @@ be told :class:`Woken` at :attr:`Reaping.wakes_at`.
 The laws of this file:
 
 * *No signal without a reading.* The slot is read again just before the first signal of a ladder, however long
-  evidence took: a release that is found there spares the worker. After the first signal there is no way back.
+  evidence took: a release that is found there spares the worker. After the first signal there is no way back:
+  a worker that was told to end is not trusted to have recovered.
 * *One reap at a time.* What falls due meanwhile is postponed, and dealt with when the worker is spared, runs
   again, or is tried again.
 * *Every reap ends*: in SIGKILL, in death, in sparing, or in a retry; these come ever more slowly.
@@ -610,11 +611,11 @@ class Reaping:
 
     def _settled(self) -> list[Action]:
         """It has been reaped: what is armed from now on is new."""
+        for_a_timer, self._current = self._current is not None, None
         self.postponed.clear()
-        self._current = None
         self._backoff = FIRST_RETRY
         self._refusal, self._told = "", False
-        return [Clear()]
+        return [Clear()] if for_a_timer else []
 
     def _fail(self, now: float) -> Fail:
         self._failed, self._current, self._acted = self._current, None, False

@@ -57,6 +57,23 @@ class TableFile(NamedTuple):
     inode: int
     kind: Kind
 
+    def read(self, size: int, offset: int) -> bytes:
+        """Read up to ``size`` bytes; fewer if its worker has cut it off."""
+        return os.pread(self.descriptor, size, offset)
+
+    def write(self, data: bytes, offset: int) -> None:
+        """Write bytes.
+
+        Raises:
+            OSError: its worker has cut it off, and the file system is full.
+        """
+        os.pwrite(self.descriptor, data, offset)
+
+    def closed(self) -> TableFile:
+        """Close it, and return what stands for it from then on."""
+        os.close(self.descriptor)
+        return self._replace(descriptor=-1)
+
 
 class Found(NamedTuple):
     """A table file of an earlier server: whose it says it is."""

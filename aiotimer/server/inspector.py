@@ -8,6 +8,7 @@ are under way, so that a storm of expiries does not become a storm of probes.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..events import log
@@ -39,6 +40,17 @@ class Inspector:
         self._loop = loop
         self._turns = asyncio.Semaphore(AT_ONCE)
         self._tasks: set[asyncio.Task[Findings]] = set()
+        self._inspections: set[asyncio.Task[None]] = set()
+
+    def begin(self, worker: Worker, expiry: Expiry, then: Callable[[], None]) -> None:
+        """Begin to find out what a worker is doing; when that is noted, within the budget, call ``then``."""
+        task = self._loop.create_task(self._inspect(worker, expiry, then))
+        self._inspections.add(task)
+        task.add_done_callback(self._inspections.discard)
+
+    async def _inspect(self, worker: Worker, expiry: Expiry, then: Callable[[], None]) -> None:
+        await self.gather(worker, expiry)
+        then()
 
     async def gather(self, worker: Worker, expiry: Expiry) -> None:
         """Find out what a worker is doing, and note it; ends within the budget, and never raises."""
@@ -70,7 +82,7 @@ class Inspector:
 
     def stop(self) -> None:
         """Give up what is under way."""
-        for task in self._tasks:
+        for task in (*self._inspections, *self._tasks):
             task.cancel()
 
     def _done(self, task: asyncio.Task[Findings]) -> None:

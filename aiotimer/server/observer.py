@@ -7,6 +7,8 @@ is said of its end is right to a hundredth, or a tenth of a second; nothing is w
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -62,16 +64,21 @@ class OverdueTracker:
         loop: the server's.
         inspector: has evidence gathered.
         reporter: reports what becomes of it.
+        clock: ``CLOCK_MONOTONIC`` seconds.
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, inspector: Inspector, reporter: ExpiryReporter
+        self,
+        loop: asyncio.AbstractEventLoop,
+        inspector: Inspector,
+        reporter: ExpiryReporter,
+        clock: Callable[[], float] = monotonic,
     ) -> None:
+        self._clock = clock
         self._loop = loop
         self._inspector = inspector
         self._reporter = reporter
         self._overdue: dict[WatchedTable, _Overdue] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
 
     def knows(self, table: WatchedTable, due: Due) -> bool:
         """Whether a timer has been reported."""
@@ -85,30 +92,25 @@ class OverdueTracker:
         for expiry in expiries:
             before = overdue.expiries.pop(expiry.due.slot, None)
             if before is not None:  # it was re-armed, and has expired again, between two looks
-                self._end(before, overdue.ended_at.pop(expiry.due.slot, monotonic()))
+                self._end(before, overdue.ended_at.pop(expiry.due.slot, self._clock()))
             overdue.expiries[expiry.due.slot] = expiry
         if overdue.check is None:
             overdue.check = self._loop.call_later(_FINEST, self._check, overdue)
-        task = self._loop.create_task(self._report(worker, expiries))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
         for expiry in expiries:
-            self._reporter.emit(expiry.event())  # expired
-
-    async def _report(self, worker: Worker, expiries: list[Expiry]) -> None:
-        first = expiries[0]
-        for expiry in expiries:
-            if self._reporter.recording:
-                expiry.look_around(worker.tables)
+            self._reporter.begin(expiry, worker.tables)
         if self._inspector.budget:
-            await self._inspector.gather(worker, first)
+            self._inspector.begin(worker, expiries[0], partial(self._report, expiries))
+        else:
+            self._report(expiries)
+
+    def _report(self, expiries: list[Expiry]) -> None:
         for expiry in expiries:
             if expiry.outcome == "pending":
-                expiry.findings = first.findings
+                expiry.findings = expiries[0].findings
                 self._reporter.report(expiry, "observed", "observed")
 
     def _check(self, overdue: _Overdue) -> None:
-        now = monotonic()
+        now = self._clock()
         overdue.check = None
         for expiry in overdue.look(now):
             self._end(expiry, overdue.ended_at.pop(expiry.due.slot))
@@ -137,7 +139,7 @@ class OverdueTracker:
                 continue
             if overdue.check is not None:
                 overdue.check.cancel()
-            now = monotonic()
+            now = self._clock()
             for expiry in overdue.look(now, last=True):  # it was released just before
                 self._end(expiry, overdue.ended_at[expiry.due.slot])
             for expiry in overdue.expiries.values():
@@ -146,12 +148,9 @@ class OverdueTracker:
                 reported = True
         return reported
 
-    async def stop(self) -> None:
+    def stop(self) -> None:
         """Give up what is under way. The next server reports again what is still overdue."""
         for overdue in self._overdue.values():
             if overdue.check is not None:
                 overdue.check.cancel()
         self._overdue.clear()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)

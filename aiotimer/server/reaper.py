@@ -1,34 +1,80 @@
-"""A reaper: it takes an expired timer to a dead worker, or to a spared one.
+"""A reaper: it carries out what ``_core/reaping`` decides, with signals, evidence, timers and reports.
 
-The laws of this file: the slot is read again just before the first action, and a release that is found there
-spares the worker; so does an exec; nothing is awaited in between, and nobody is told before it is done; one
-reap of a worker is under way at a time; a reap that did not succeed is tried again, ever more slowly, and one
-retry is pending at a time. Whoever is only to be observed is not signalled.
+The laws of this file:
+
+* Nothing is awaited between an expired timer and the first signal, unless the ladder or the server's owner
+  wants it: a ladder that begins with a signal has sent it when :meth:`Reaper.expire` returns.
+* Act first, describe afterwards: what is recorded and told of it waits in a work queue, in its order, until
+  every table that is due has been looked at.
+* Whoever is only to be observed is not signalled.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
+from math import inf
 from time import monotonic
-from typing import Any
+from typing import Any, cast
 
+from .._core import reaping
+from .._core.ladder import CONT
 from .._core.reader import Timer
 from .._core.requests import WorkerId
 from .._core.watch import Due
 from ..events import Event, log
 from ..evidence import Findings
 from .expiry import Expiry
-from .hold import Holds
 from .inspector import Inspector
-from .ladder_run import LadderRunner
 from .observer import OverdueTracker
 from .policy import Breaker, Policy
 from .process_state import classified
-from .reporter import ExpiryReporter, PathOf, RecordSink
+from .reporter import ExpiryReporter
 from .watched_table import WatchedTable
 from .worker import Worker, drop_after_exec
+
+IN_TIME = "released after its deadline, and before a signal"
+
+_EARLY = 0.001
+"""Seconds: uvloop rounds to whole milliseconds, and may be early by half of one."""
+
+
+class _Case:
+    """One worker's reaping.
+
+    Attributes:
+        worker: whose.
+        machine: what is decided about it.
+        found: what has just been read: a timer that is armed, to be reaped for.
+        expiry: what it is being reaped for, from the first action on it on.
+        failed: the expiry of a reap that is to be tried again.
+        shortfall: why only the process itself was signalled, "" if all that was wanted was.
+        inherited: what was found out just before, when it was spared for another timer.
+        answer: what whoever had its ladder carried out waits for.
+        wake: the handle that wakes the machine, at ``wakes_at``.
+    """
+
+    def __init__(self, worker: Worker, machine: reaping.Reaping) -> None:
+        self.worker = worker
+        self.machine = machine
+        self.found: tuple[Due, Timer] | None = None
+        self.expiry: Expiry | None = None
+        self.failed: Expiry | None = None
+        self.shortfall = ""
+        self.inherited: Findings | None = None
+        self.answer: asyncio.Future[bool] | None = None
+        self.wake: asyncio.TimerHandle | None = None
+        self.wakes_at = inf
+
+    def sleep(self) -> None:
+        """Wake it no more."""
+        if self.wake is not None:
+            self.wake.cancel()
+            self.wake = None
+        self.wakes_at = inf
 
 
 class Reaper:
@@ -37,33 +83,33 @@ class Reaper:
     Args:
         loop: the server's.
         reap_worker: how the server's owner reaps a worker.
-        emit: takes events.
+        reporter: takes what becomes of expiries.
         policy: how to reap.
-        record: takes records of expiries.
-        path_of: where they are kept.
+        inspector: has evidence gathered; by default, within the policy's budget.
+        clock: ``CLOCK_MONOTONIC`` seconds.
     """
+
+    machine = reaping.Reaping
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         reap_worker: Callable[[WorkerId], bool | Awaitable[bool]],
-        emit: Callable[[Event], None],
+        reporter: ExpiryReporter,
         policy: Policy = Policy(),  # noqa: B008 - it is immutable
-        record: RecordSink | None = None,
-        path_of: PathOf = lambda _record_id: "",
+        inspector: Inspector | None = None,
+        clock: Callable[[], float] = monotonic,
     ) -> None:
         self._loop = loop
         self._reap_worker = reap_worker
-        self._emit = emit
+        self._reporter = reporter
         self._policy = policy
-        self._reporter = ExpiryReporter(emit, record, path_of)
-        self._inspector = Inspector(loop, policy.evidence_budget)
-        self._overdue_tracker = OverdueTracker(loop, self._inspector, self._reporter)
-        self._holds = Holds(loop, self.expire, emit)
+        self._inspector = inspector or Inspector(loop, policy.evidence_budget)
+        self._clock = clock
+        self._overdue_tracker = OverdueTracker(loop, self._inspector, reporter, clock)
         self._breaker = Breaker(policy.max_reaps)
-        self._ladder_runner = LadderRunner(loop, policy, self._inspector, self._reporter, self.unkillable)
+        self._cases: dict[Worker, _Case] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._inherited: Findings | None = None
 
     @property
     def observing(self) -> str:
@@ -72,193 +118,290 @@ class Reaper:
 
     def expire(self, worker: Worker, table: WatchedTable, due: tuple[Due, ...]) -> None:
         """Timers of a worker have expired: reap it, unless they have been released meanwhile."""
-        if worker.killed:
-            worker.clear()  # it is dying already
-            return
-        if worker.has_left(table):
-            drop_after_exec(worker, table, self._emit)
-            return
-        observed: list[tuple[Due, Timer]] = []
-        found = self._still_armed(worker, table, due, observed)
-        if observed:
-            expiries = [self._expiry(worker, table, *one, "observe") for one in observed]
-            self._overdue_tracker.track(worker, table, expiries)
-        if found is None:
-            return
-        if worker.reap_under_way or worker.retry_at:
-            worker.postponed.append((table, due))
-            return
-        candidate, timer = found
-        if self._policy.stopped == "hold" and self._holds.hold_if_stopped(worker, table, due, timer):
-            return
-        expiry, worker.failed = worker.failed, None
-        if expiry is None or not expiry.is_about(table, candidate):
-            if not self._breaker.allows(monotonic()):
-                self._break(worker, table, due)
-                return
-            ladder = str(worker.reap_grant.ladder or self._policy.ladder)
-            expiry = self._expiry(worker, table, candidate, timer, ladder)
-        worker.postponed.append((table, due))
-        self._reap(worker, table, expiry)
+        case = self._case(worker)
+        case.inherited = None
+        self._tell(case, reaping.Expired(table, due))
 
     def carry_out_ladder(self, worker: Worker) -> bool | Awaitable[bool]:
         """Reap a worker in the steps of its ladder; see ``TimerServer.reap_worker`` for the result."""
-        return self._ladder_runner.carry_out(worker)
-
-    def unkillable(self, worker: Worker) -> None:
-        """A worker was sent SIGKILL a while ago, and is still there."""
-        self._start(self._report_unkillable(worker))
+        case = self._case(worker)
+        answer = case.answer
+        if answer is None or answer.done():
+            answer = case.answer = self._loop.create_future()
+            ladder = worker.reap_grant.ladder or self._policy.ladder
+            # A run that begins again finds the evidence of the first one.
+            known = case.expiry is None or case.expiry.findings is not None
+            self._tell(case, reaping.Begin(ladder, gathered=known or not self._inspector.budget))
+        return answer.result() if answer.done() else answer
 
     def died(self, worker: Worker) -> None:
         """A worker is dead: say so, if that concerns anybody."""
-        worker.has_died()
-        reported = self._overdue_tracker.died(worker)
-        expiry = worker.reaping
-        if expiry is not None and not worker.died_first and not expiry.untouched:
-            detail = worker.shortfall and f"only the process was signalled: {worker.shortfall}"
-            self._reporter.report(expiry, "reaped", "reaped", detail)
-        elif expiry is not None:
-            self._reporter.report(expiry, "worker_gone", "gone", "by itself, with timers armed")
-        elif not reported and any(True for _timer in worker.timers()):
-            self._emit(Event("worker_gone", worker.id, worker.name, detail="with timers armed"))
+        case = self._case(worker)
+        self._tell(case, reaping.Died())
+        case.sleep()
+        del self._cases[worker]
 
     async def stop(self) -> None:
         """Give up what is under way; the tables tell the next server."""
-        await self._overdue_tracker.stop()
+        self._overdue_tracker.stop()
+        for case in self._cases.values():
+            case.sleep()
+            if case.machine.untouched and case.expiry is not None:
+                self._unmark(case.expiry.table)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._inspector.stop()
 
+    # -- the machine -----------------------------------------------------------------------------
+
+    def _case(self, worker: Worker) -> _Case:
+        case = self._cases.get(worker)
+        if case is None:
+            case = self._cases[worker] = _Case(worker, self.machine(self._breaker.allows))
+        return case
+
+    def _tell(self, case: _Case, event: reaping.Event) -> None:
+        """Tell a machine what has happened, and carry out what it wants; questions are answered at once."""
+        for action in case.machine.handle(event, self._clock()):
+            try:
+                answer = getattr(self, _CARRY_OUT[type(action)].__name__)(case, action)
+            except Exception as error:
+                # A question is answered whatever goes wrong, or the machine would wait for ever.
+                if isinstance(action, reaping.ReadAgain):
+                    self._tell(case, reaping.Read(action.table, action.due, None))
+                    raise  # whoever looks will find it due again
+                if not isinstance(action, reaping.Confirm | reaping.Signal):
+                    raise
+                log.exception("worker %d could not be reaped; it will be tried again", case.worker.id.pid)
+                answer = reaping.Refused(f"it failed: {type(error).__name__}")
+            if answer is not None:
+                self._tell(case, answer)
+        if case.machine.wakes_at != case.wakes_at:
+            self._schedule(case)
+
+    def _schedule(self, case: _Case) -> None:
+        case.sleep()
+        case.wakes_at = when = case.machine.wakes_at
+        if when < inf:
+            delay = max(_EARLY, when - self._clock())
+            case.wake = self._loop.call_at(self._loop.time() + delay, self._woken, case)
+
+    def _woken(self, case: _Case) -> None:
+        case.wake, case.wakes_at = None, inf
+        self._tell(case, reaping.Woken())  # if it is too early, it is to be woken once more
+
     # -- what is due -----------------------------------------------------------------------------
+
+    def _read_again(self, case: _Case, action: reaping.ReadAgain) -> reaping.Read:
+        """Read the slots again; report what is not to be reaped for."""
+        worker, table, due = case.worker, cast(WatchedTable, action.table), action.due
+        case.found = None
+        if not table.closed and worker.has_left(table):
+            drop_after_exec(worker, table, self._reporter.emit)
+        if table.closed:
+            return reaping.Read(table, due, None)
+        observed: list[tuple[Due, Timer]] = []
+        case.found = self._still_armed(worker, table, due, observed)
+        if observed:
+            self._overdue_tracker.track(
+                worker, table, [self._expiry(worker, table, *one, "observe") for one in observed]
+            )
+        if case.found is None:
+            return reaping.Read(table, due, None)
+        stopped = worker.process.why_stopped() if self._policy.stopped == "hold" else ""
+        return reaping.Read(table, due, case.found[0], stopped)
 
     def _still_armed(
         self, worker: Worker, table: WatchedTable, due: tuple[Due, ...], observed: list[tuple[Due, Timer]]
     ) -> tuple[Due, Timer] | None:
-        """Read the slots again; return the longest overdue that still holds its deadline.
+        """Return the longest overdue that still holds its deadline.
 
         Those that nobody is to be signalled for, and that have not been reported, go to ``observed``.
         """
         found = None
         deadlines = table.reader.deadlines()
         for candidate in due:
-            armed = candidate.slot < len(deadlines) and deadlines[candidate.slot] == candidate.deadline
-            if armed and (found is not None or self._overdue_tracker.knows(table, candidate)):
+            slot, deadline, effective = candidate
+            armed = slot < len(deadlines) and deadlines[slot] == deadline
+            if armed and (found is not None or self._is_dealt_with(table, candidate)):
                 continue  # one is enough, and there may be thousands
             timer = table.timer(candidate) if armed else None
             if timer is None:
-                late_s = monotonic() - candidate.effective
-                detail = "released after its deadline, and before a signal"
-                self._emit(Event("late", worker.id, worker.name, "", late_s, detail, "late"))
-            elif self._only_observed(worker, timer):
+                late_s = self._clock() - effective
+                self._reporter.emit(Event("late", worker.id, worker.name, "", late_s, IN_TIME, "late"))
+            elif timer.observed or worker.reap_grant.observe or self.observing:
                 observed.append((candidate, timer))
             else:
                 found = (candidate, timer)
         return found
 
-    def _only_observed(self, worker: Worker, timer: Timer) -> bool:
-        return bool(timer.observed or worker.reap_grant.observe or self.observing)
+    def _is_dealt_with(self, table: WatchedTable, due: Due) -> bool:
+        return self._overdue_tracker.knows(table, due) or table.watch.cleared(due.slot, due.deadline)
 
     def _expiry(self, worker: Worker, table: WatchedTable, due: Due, timer: Timer, ladder: str) -> Expiry:
-        expiry = Expiry(worker.id, worker.name, table, due, timer, monotonic(), ladder)
-        expiry.findings = self._inherited
-        return expiry
+        return Expiry(worker.id, worker.name, table, due, timer, self._clock(), ladder)
 
-    def _break(self, worker: Worker, table: WatchedTable, due: tuple[Due, ...]) -> None:
-        """There are too many reaps: observe from now on, beginning with these."""
+    def _break(self, _case: _Case, _action: reaping.Break) -> None:
         detail = f"{self._breaker}; until it is started again this server only observes"
-        self._emit(Event("breaker", detail=detail))
-        armed = tuple(one for one in due if table.reader.deadline(one.slot) == one.deadline)
-        self.expire(worker, table, armed)
+        self._reporter.emit(Event("breaker", detail=detail))
+
+    def _hold(self, case: _Case, action: reaping.Hold) -> None:
+        assert case.found is not None
+        worker, timer = case.worker, case.found[1]
+        self._reporter.emit(Event("held", worker.id, worker.name, timer.name, detail=action.why))
+
+    def _check(self, case: _Case, _action: reaping.Check) -> reaping.Checked:
+        return reaping.Checked(case.worker.process.why_stopped())
+
+    def _look_again(self, _case: _Case, action: reaping.LookAgain) -> None:
+        table = cast(WatchedTable, action.table)
+        if not table.closed:
+            table.watch.reopen(action.due)
+            table.look()
 
     # -- the reap --------------------------------------------------------------------------------
 
-    def _reap(self, worker: Worker, table: WatchedTable, expiry: Expiry) -> None:
-        table.mark_reaped(monotonic())
-        worker.reaping = expiry
-        is_first = expiry.kind == "expired"
+    def _reap(self, case: _Case, action: reaping.Reap) -> reaping.Done | None:
+        worker, table = case.worker, cast(WatchedTable, action.table)
+        table.mark_reaped(self._clock())
+        again, case.failed = case.failed if action.again else None, None
+        if again is None:
+            assert case.found is not None
+            ladder = str(worker.reap_grant.ladder or self._policy.ladder)
+            case.expiry = self._expiry(worker, table, *case.found, ladder)
+            case.expiry.findings = case.inherited
+        else:
+            case.expiry = again
+        expiry = case.expiry
         try:
             done = self._reap_worker(worker.id)
         except Exception:  # noqa: BLE001 - the owner's code; logged, and it counts as reaped
             log.exception("reap_worker(%s) failed; it counts as reaped", worker.id)
             done = True
+        case.found = None
+        if again is None:
+            self._reporter.begin(expiry, worker.tables)
         if inspect.isawaitable(done):
-            worker.reap_under_way = True
-            self._start(self._await_reap(worker, table, done))
-        if is_first:
-            if self._reporter.recording:
-                expiry.look_around(worker.tables)
-            self._emit(expiry.event())
-        if not inspect.isawaitable(done):
-            self._settle(worker, table, bool(done))
+            self._start(self._await_reap(case, done))
+            return None
+        return reaping.Done(bool(done))
 
-    async def _await_reap(self, worker: Worker, table: WatchedTable, done: Awaitable[bool]) -> None:
+    async def _await_reap(self, case: _Case, awaited: Awaitable[bool]) -> None:
         try:
-            result = await done
-        except asyncio.CancelledError:  # this server stops
-            if worker.reaping is not None and worker.reaping.untouched and not table.closed:
-                table.mark_reaped(0.0)
-            raise
+            done = bool(await awaited)
         except Exception:  # noqa: BLE001 - as in _reap()
-            log.exception("reap_worker(%s) failed; it counts as reaped", worker.id)
-            result = True
-        worker.reap_under_way = False
-        if not worker.closed:
-            self._settle(worker, table, bool(result))
+            log.exception("reap_worker(%s) failed; it counts as reaped", case.worker.id)
+            done = True
+        self._tell(case, reaping.Done(done))
 
-    def _settle(self, worker: Worker, table: WatchedTable, done: bool) -> None:
-        expiry = worker.reaping
-        if done and not worker.spared:
-            worker.settle()
-            return
-        worker.reaping = None
+    def _gather(self, case: _Case, _action: reaping.Gather) -> None:
+        assert case.expiry is not None
+        self._inspector.begin(case.worker, case.expiry, partial(self._gathered, case, case.expiry))
+
+    def _gathered(self, case: _Case, expiry: Expiry) -> None:
+        self._reporter.record(expiry)
+        self._tell(case, reaping.Gathered())
+
+    def _confirm(self, case: _Case, _action: reaping.Confirm) -> reaping.Armed | reaping.Released:
+        worker, expiry = case.worker, case.expiry
+        assert expiry is not None
+        # Whether another program runs there has just been looked at, unless evidence or the owner took time.
+        if case.found is None and not expiry.table.closed and worker.has_left(expiry.table):
+            drop_after_exec(worker, expiry.table, self._reporter.emit)
+        return reaping.Armed() if expiry.is_armed() else reaping.Released()
+
+    def _signal(self, case: _Case, action: reaping.Signal) -> reaping.Sent | reaping.Gone | reaping.Refused:
+        process, target = case.worker.process, self._policy.target
+        try:
+            case.shortfall = process.signal(target, action.number)
+        except ProcessLookupError:
+            return reaping.Gone()
+        except OSError as error:
+            again = f"it will be tried again, soon only every {reaping.LAST_RETRY:g} s"
+            return reaping.Refused(f"{error.strerror}; {again}")
+        if case.expiry is not None:
+            case.expiry.signalled(action.number, self._clock())
+        if action.with_cont:
+            with contextlib.suppress(OSError):
+                process.signal(target, CONT)
+        return reaping.Sent()
+
+    def _answer(self, case: _Case, action: reaping.Answer) -> None:
+        if case.answer is not None and not case.answer.done():
+            case.answer.set_result(action.done)
+
+    def _clear(self, case: _Case, _action: reaping.Clear) -> None:
+        case.worker.clear()
+
+    def _spare(self, case: _Case, _action: reaping.Spare) -> None:
+        expiry, case.expiry = case.expiry, None
+        if expiry is not None:
+            self._unmark(expiry.table)
+            case.inherited = expiry.findings
+            self._reporter.report(expiry, "late", "late", IN_TIME)
+
+    def _fail(self, case: _Case, action: reaping.Fail) -> None:
+        case.failed, case.expiry = case.expiry, None
+        if case.failed is not None:
+            self._unmark(case.failed.table)
+            if action.report:
+                detail = action.why or "it will be tried again"
+                self._reporter.report(case.failed, "reap_failed", "failed", detail)
+
+    def _unmark(self, table: WatchedTable) -> None:
         if not table.closed:
             table.mark_reaped(0.0)
-        if worker.spared and expiry is not None:
-            worker.spared = False
-            detail = "released after its deadline, and before a signal"
-            self._reporter.report(expiry, "late", "late", detail)
-            self._loop.call_soon(self._go_on_without, worker, expiry)
-            return
-        worker.failed = expiry
-        if not worker.refusal_told:
-            detail = worker.refusal or "it will be tried again"
-            if expiry is not None:
-                self._reporter.report(expiry, "reap_failed", "failed", detail)
-            worker.refusal_told = bool(worker.refusal)
-        self._loop.call_at(self._loop.time() + worker.back_off(), self._try_again, worker)
 
-    def _go_on_without(self, worker: Worker, spared: Expiry) -> None:
-        """A worker was spared for one timer; deal with what expired meanwhile, evidence being at hand."""
-        postponed, worker.postponed = worker.postponed, []
-        for table, due in postponed:
-            rest = tuple(one for one in due if not spared.is_about(table, one))
-            if rest and not table.closed:
-                self._inherited = spared.findings
-                try:
-                    self.expire(worker, table, rest)
-                finally:
-                    self._inherited = None
+    # -- the end ---------------------------------------------------------------------------------
 
-    def _try_again(self, worker: Worker) -> None:
-        worker.retry_at = 0.0
-        postponed, worker.postponed = worker.postponed, []
-        for table, due in postponed:
-            if not table.closed:
-                table.watch.reopen(due)
-                table.look()
+    def _despair(self, case: _Case, _action: reaping.Despair) -> None:
+        self._start(self._report_unkillable(case))
 
-    async def _report_unkillable(self, worker: Worker) -> None:
+    async def _report_unkillable(self, case: _Case) -> None:
+        worker = case.worker
         why = await classified(worker.id.pid)
         if worker.closed:
             return
         detail = f"SIGKILL was sent, and it is still there: {why}"
-        if worker.reaping is None:
-            self._emit(Event("unkillable", worker.id, worker.name, detail=detail, outcome="unkillable"))
+        if case.expiry is None:
+            event = Event("unkillable", worker.id, worker.name, detail=detail, outcome="unkillable")
+            self._reporter.emit(event)
         else:
-            self._reporter.report(worker.reaping, "unkillable", "unkillable", detail)
+            self._reporter.report(case.expiry, "unkillable", "unkillable", detail)
+
+    def _end(self, case: _Case, action: reaping.End) -> None:
+        worker, expiry = case.worker, case.expiry
+        was_overdue = self._overdue_tracker.died(worker)
+        if expiry is not None and action.reaped:
+            detail = case.shortfall and f"only the process was signalled: {case.shortfall}"
+            self._reporter.report(expiry, "reaped", "reaped", detail)
+        elif expiry is not None:
+            self._reporter.report(expiry, "worker_gone", "gone", "by itself, with timers armed")
+        elif not was_overdue and any(True for _timer in worker.timers()):
+            self._reporter.emit(Event("worker_gone", worker.id, worker.name, detail="with timers armed"))
 
     def _start(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+_CARRY_OUT: dict[type[Any], Callable[[Reaper, _Case, Any], reaping.Event | None]] = {
+    reaping.ReadAgain: Reaper._read_again,
+    reaping.Break: Reaper._break,
+    reaping.Reap: Reaper._reap,
+    reaping.Gather: Reaper._gather,
+    reaping.Confirm: Reaper._confirm,
+    reaping.Signal: Reaper._signal,
+    reaping.Answer: Reaper._answer,
+    reaping.Clear: Reaper._clear,
+    reaping.Hold: Reaper._hold,
+    reaping.Check: Reaper._check,
+    reaping.Spare: Reaper._spare,
+    reaping.Fail: Reaper._fail,
+    reaping.LookAgain: Reaper._look_again,
+    reaping.Despair: Reaper._despair,
+    reaping.End: Reaper._end,
+}
+"""By action, the method that carries it out; it may be overridden."""

@@ -28,7 +28,9 @@ from .._linux.process import is_dead, pin
 from .._linux.procfs import foreign_uid, program_of
 from ..errors import ForeignProcess, ServerError
 from ..events import Event, log, shown
+from .pinned_process import PinnedProcess
 from .policy import Policy
+from .slices import WorkQueue
 from .watched_table import WatchedTable
 from .worker import Worker, drop_after_exec
 
@@ -53,6 +55,7 @@ class Registry:
         on_dead: called with a worker that is dead, before its tables go.
         emit: takes events.
         before_removal: called with a table that is about to be deleted.
+        queue: where a death waits until everything is described that was noted before it.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class Registry:
         on_dead: Callable[[Worker], None],
         emit: Callable[[Event], None],
         before_removal: Callable[[WatchedTable], object],
+        queue: WorkQueue,
     ) -> None:
         self.workers: dict[WorkerId, Worker] = {}
         self._by_pid: dict[int, Worker] = {}  # the newest with each pid: older ones are dead
@@ -77,6 +81,7 @@ class Registry:
         self._on_dead = on_dead
         self._emit = emit
         self._before_removal = before_removal
+        self._queue = queue
         self._adoption: asyncio.TimerHandle | None = None
 
     def register(self, worker_id: WorkerId, pidfd: int) -> Worker:
@@ -85,7 +90,7 @@ class Registry:
         if worker is not None:
             os.close(pidfd)
             return worker
-        worker = self.workers[worker_id] = Worker(worker_id, pidfd, self._loop)
+        worker = self.workers[worker_id] = Worker(PinnedProcess(worker_id, pidfd))
         self._by_pid[worker_id.pid] = worker
         self._loop.add_reader(pidfd, self._dead, worker)
         return worker
@@ -93,7 +98,7 @@ class Registry:
     def unregister(self, worker: Worker) -> None:
         """Take out a worker that turned out to be none: it has neither tables nor connections."""
         if not worker.tables and not worker.connections and not worker.closed:
-            self._loop.remove_reader(worker.pidfd)
+            self._loop.remove_reader(worker.process.pidfd)
             worker.close()
             self._remove(worker)
 
@@ -146,7 +151,7 @@ class Registry:
         Raises:
             OSError: there is no memory or descriptor for it.
         """
-        file = table_files.create_table(self.directory, worker.id, worker.pidfd_inode, kind)
+        file = table_files.create_table(self.directory, worker.id, worker.process.inode, kind)
         return self.watch(worker, file, connected=True)
 
     def own_table(self, worker: Worker, kind: table_files.Kind) -> tuple[WatchedTable, TimerTable]:
@@ -260,7 +265,7 @@ class Registry:
             self._adoption = None
         self.unregister_the_dead()
         for worker in self.workers.values():
-            self._loop.remove_reader(worker.pidfd)
+            self._loop.remove_reader(worker.process.pidfd)
             for table in worker.tables:
                 table.suspend()
             worker.close()
@@ -270,11 +275,12 @@ class Registry:
     def unregister_the_dead(self) -> None:
         """Notice who has died since the loop last looked: the server's owner may be waiting to hear of it."""
         poll = select.poll()
-        pidfds = {worker.pidfd: worker for worker in self.workers.values()}
+        pidfds = {worker.process.pidfd: worker for worker in self.workers.values()}
         for pidfd in pidfds:
             poll.register(pidfd, select.POLLIN)
         for pidfd, _event in poll.poll(0):
             self._dead(pidfds[pidfd])
+        self._queue.flush()
 
     def abandon(self) -> None:
         """In a forked child of the server's process: close its descriptors, touch nothing else."""
@@ -282,12 +288,18 @@ class Registry:
             for table in worker.tables:
                 os.close(table.file.descriptor)
             worker.unmap()
-            os.close(worker.pidfd)
+            os.close(worker.process.pidfd)
         self.workers.clear()
         self._by_pid.clear()
 
     def _dead(self, worker: Worker) -> None:
-        self._loop.remove_reader(worker.pidfd)
+        self._loop.remove_reader(worker.process.pidfd)
+        worker.has_died()
+        self._queue.put(self._bury, worker)
+
+    def _bury(self, worker: Worker) -> None:
+        if worker.closed:  # it was noticed twice
+            return
         self._on_dead(worker)
         for table in list(worker.tables):
             worker.drop(table)
@@ -310,7 +322,7 @@ def _program_of_ours(worker: Worker) -> int:
     # In this order: had it executed a set-uid program before it is looked at, it would be foreign by now.
     program = program_of(worker.id.pid)
     uid = foreign_uid(worker.id.pid)
-    if is_dead(worker.pidfd):  # then the pid may be another's by now
+    if is_dead(worker.process.pidfd):  # then the pid may be another's by now
         raise ProcessLookupError(f"process {worker.id.pid} is gone")
     if uid is not None:
         raise ForeignProcess(worker.id.pid, uid, os.geteuid())

@@ -8,7 +8,7 @@ that whoever hears of it finds it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -17,6 +17,7 @@ from ..evidence.store import Store
 from .expiry import MAX_SLOTS
 from .history import History
 from .sinks import CallbackSink
+from .slices import WorkQueue
 from .watched_table import WatchedTable
 
 if TYPE_CHECKING:
@@ -31,40 +32,55 @@ PathOf: TypeAlias = Callable[[str], str]
 
 
 class ExpiryReporter:
-    """Reports expiries: each change is recorded, then told.
+    """Reports expiries, after whatever the loop is about to do: each change is recorded, then told.
 
     Args:
         emit: takes events.
         record: takes records; None: nobody does.
         path_of: see :data:`PathOf`.
-
-    Attributes:
-        emit: takes events.
-        recording: somebody takes records.
+        queue: where all of it waits, in order.
     """
 
-    def __init__(self, emit: Callable[[Event], None], record: RecordSink | None, path_of: PathOf) -> None:
-        self.emit = emit
-        self.recording = record is not None
+    def __init__(
+        self, emit: Callable[[Event], None], record: RecordSink | None, path_of: PathOf, queue: WorkQueue
+    ) -> None:
+        self._emit = emit
         self._record = record
         self._path_of = path_of
+        self._queue = queue
+
+    def emit(self, event: Event) -> None:
+        """Something has happened that is no expiry's."""
+        self._queue.put(self._emit, event)
+
+    def begin(self, expiry: Expiry, tables: Iterable[WatchedTable]) -> None:
+        """The first action on an expired timer has been taken; ``tables`` are its worker's."""
+        self._queue.put(self._describe, expiry, tuple(tables), expiry.event())
 
     def record(self, expiry: Expiry) -> None:
         """Record what is known of an expiry by now."""
-        if self._record is None:
-            return
-        try:
+        if self._record is not None:
             expiry.evidence = self._path_of(expiry.id)
-            stacks, tasks = ("", "") if expiry.findings is None else expiry.findings[-2:]
-            self._record(expiry.record(), stacks, tasks)
-        except Exception:  # noqa: BLE001 - logged; what is not recorded is still reported
-            log.exception("the record of an expiry could not be kept")
+            self._queue.put(self._keep, expiry)
 
     def report(self, expiry: Expiry, kind: Kind, outcome: str, detail: str = "") -> None:
         """Something has become of an expiry."""
         expiry.becomes(kind, outcome, detail)
         self.record(expiry)
         self.emit(expiry.event())
+
+    def _describe(self, expiry: Expiry, tables: Sequence[WatchedTable], event: Event) -> None:
+        if self._record is not None:
+            expiry.look_around([table for table in tables if not table.closed])
+        self._emit(event)
+
+    def _keep(self, expiry: Expiry) -> None:
+        assert self._record is not None
+        stacks, tasks = ("", "") if expiry.findings is None else expiry.findings[-2:]
+        try:
+            self._record(expiry.record(), stacks, tasks)
+        except Exception:  # noqa: BLE001 - logged; what is not recorded is still reported
+            log.exception("the record of an expiry could not be kept")
 
 
 WRITE_WITHIN = 2.0

@@ -34,7 +34,8 @@ from .handlers import apply, handle
 from .policy import BUDGET, LADDER, MAX_GRACE, MAX_REAPS, policy
 from .reaper import Reaper
 from .registry import Registry
-from .reporter import Reporter, scopes_of
+from .reporter import ExpiryReporter, Reporter, scopes_of
+from .slices import WorkQueue
 from .status import report
 from .worker import Worker, drop_after_exec
 
@@ -117,6 +118,7 @@ class TimerServer:
         self._started_registry: Registry | None = None
         self._reporter: Reporter
         self._reaper: Reaper
+        self._queue: WorkQueue
         self._acceptor: Acceptor
 
     # -- life ------------------------------------------------------------------------------------
@@ -142,12 +144,12 @@ class TimerServer:
             directory = paths.state_directory(self.socket_path)
             reporter = Reporter(self._loop, directory, self.policy.evidence_dir, self._on_event)
             self._reporter = reporter
-            self._reaper = Reaper(
-                self._loop, self.reap_worker, self.emit, self.policy, self.keep, self.evidence_path
-            )
+            queue = self._queue = WorkQueue(self._loop)
+            expiries = ExpiryReporter(self.emit, self.keep, self.evidence_path, queue)
+            self._reaper = Reaper(self._loop, self.reap_worker, expiries, self.policy)
             self._started_registry = Registry(
                 directory, self._loop, self._bound, self.policy, self._reaper.expire, self._worker_died,
-                self.emit, reporter.note_durations,
+                self.emit, reporter.note_durations, queue,
             )  # fmt: skip
             self._registry.adopt()
         except BaseException:
@@ -179,6 +181,7 @@ class TimerServer:
             self._beat.cancel()
         self._registry.unregister_the_dead()  # while the reaper still knows what is to be said of them
         await self._reaper.stop()
+        self._queue.flush()
         try:
             for connection in list(self._connections):
                 connection.close()

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
-import os
 from collections.abc import Callable
 from math import ceil, inf
 from time import monotonic
@@ -42,9 +40,11 @@ class WatchedTable:
         watch: what is known of it.
         loop: where to schedule.
         on_due: called with this table and the timers that have expired.
+        clock: ``CLOCK_MONOTONIC`` seconds.
     """
 
     __slots__ = (
+        "_clock",
         "_later",
         "_looks",
         "_loop",
@@ -67,12 +67,14 @@ class WatchedTable:
         watch: Watch,
         loop: asyncio.AbstractEventLoop,
         on_due: Callable[[WatchedTable, tuple[Due, ...]], None],
+        clock: Callable[[], float] = monotonic,
     ) -> None:
         self.file = file
         self.watch = watch
-        self.reader = TableReader(functools.partial(os.pread, file.descriptor))
+        self.reader = TableReader(file.read)
         self._loop = loop
         self._on_due = on_due
+        self._clock = clock
         self._wake: asyncio.TimerHandle | None = None
         self._later: asyncio.TimerHandle | None = None
         self._wake_at = inf
@@ -90,7 +92,7 @@ class WatchedTable:
         self._spare = 0
         for _ in range(RESTARTS):
             snapshot = self.reader.snapshot()
-            decision = watch.look(layout.deadlines(snapshot), monotonic())
+            decision = watch.look(layout.deadlines(snapshot), self._clock())
             if decision.due:
                 self._report(decision.due)
                 if self.closed:
@@ -135,7 +137,7 @@ class WatchedTable:
     def mark_reaped(self, now: float) -> None:
         """Write into the header that the worker is about to be signalled, for the next server to know."""
         with contextlib.suppress(OSError):
-            os.pwrite(self.file.descriptor, layout.word(now), 8 * layout.REAPED_AT)
+            self.file.write(layout.word(now), 8 * layout.REAPED_AT)
 
     def note_program(self, mark: int) -> None:
         """Remember which program arms its timers here, and let the next server know."""
@@ -149,15 +151,15 @@ class WatchedTable:
             ValueError: that does not fit.
         """
         with contextlib.suppress(OSError):
-            os.pwrite(self.file.descriptor, layout.policy(text), layout.POLICY_OFFSET)
+            self.file.write(layout.policy(text), layout.POLICY_OFFSET)
 
     def reap_grant(self) -> str:
         """Return the text of the reap grant, as an earlier server noted it."""
-        return layout.decode_policy(os.pread(self.file.descriptor, layout.POLICY_SIZE, layout.POLICY_OFFSET))
+        return layout.decode_policy(self.file.read(layout.POLICY_SIZE, layout.POLICY_OFFSET))
 
     def number(self, index: int) -> int:
         """Return a whole number from the header, 0 if there is anything else."""
-        stored = os.pread(self.file.descriptor, 8, 8 * index)
+        stored = self.file.read(8, 8 * index)
         number = layout.read_word(stored) if len(stored) == 8 else 0.0
         return int(number) if 0.0 <= number < 2.0**52 else 0
 
@@ -187,8 +189,7 @@ class WatchedTable:
             if handle is not None:
                 handle.cancel()
         self._wake = self._later = None
-        os.close(self.file.descriptor)
-        self.file = self.file._replace(descriptor=-1)
+        self.file = self.file.closed()
         self.reader = TableReader(lambda _size, _offset: b"")  # that number may soon be another file
 
     @property
@@ -198,12 +199,12 @@ class WatchedTable:
 
     def _note(self, index: int, number: int) -> None:
         with contextlib.suppress(OSError):  # its worker has cut it off, and the file system is full
-            os.pwrite(self.file.descriptor, layout.word(number), 8 * index)
+            self.file.write(layout.word(number), 8 * index)
 
     def _write(self, promise: float) -> None:
         self._looks += 1.0
         with contextlib.suppress(OSError):  # its worker has cut it off, and the file system is full
-            os.pwrite(self.file.descriptor, layout.server_line(promise, self._looks), 8 * layout.PROMISE)
+            self.file.write(layout.server_line(promise, self._looks), 8 * layout.PROMISE)
 
     def _schedule(self, wake_at: float, spare: int = 0) -> None:
         self._wake_at = wake_at
@@ -211,14 +212,14 @@ class WatchedTable:
             self._wake.cancel()
             self._wake = None
         if wake_at < inf:
-            delay = max(0.0, wake_at - monotonic())
+            delay = max(0.0, wake_at - self._clock())
             if self._rounds:
                 delay = ceil(delay * 1000) / 1000
             self._wake = self._loop.call_at(self._loop.time() + delay + spare / 1000, self._woken)
 
     def _woken(self) -> None:
         self._wake = None
-        if self._wake_at > monotonic():  # early
+        if self._wake_at > self._clock():  # early
             spare, self._spare = self._spare, 2 * self._spare or 1
             self._schedule(self._wake_at, spare)
         else:

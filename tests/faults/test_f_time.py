@@ -349,8 +349,8 @@ async def test_fault_39_a_worker_on_hold(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It is not reaped while it cannot run; then it has some time to leave its block."""
-    monkeypatch.setattr("aiotimer.server.hold.LOOKED_AT_EVERY", 0.02)
-    monkeypatch.setattr("aiotimer.server.hold.TO_LEAVE", 0.2)
+    monkeypatch.setattr("aiotimer._core.reaping.CHECKED_EVERY", 0.02)
+    monkeypatch.setattr("aiotimer._core.reaping.TO_LEAVE", 0.2)
     looks: list[str] = []
 
     def look(pid: int) -> str:
@@ -381,7 +381,7 @@ async def test_fault_39_a_worker_on_hold(
 
 
 async def test_fault_39_a_worker_on_hold_that_dies(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aiotimer.server.hold.LOOKED_AT_EVERY", 0.02)
+    monkeypatch.setattr("aiotimer._core.reaping.CHECKED_EVERY", 0.02)
     async with serving(stopped="hold") as server:
         with bystander() as pid:
             stop(pid)
@@ -395,8 +395,8 @@ async def test_fault_39_a_worker_on_hold_that_dies(monkeypatch: pytest.MonkeyPat
 
 async def test_fault_39_what_was_released_while_it_was_held_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
     """By its launcher, say; and when it is stopped anew, it is held anew."""
-    monkeypatch.setattr("aiotimer.server.hold.LOOKED_AT_EVERY", 0.02)
-    monkeypatch.setattr("aiotimer.server.hold.TO_LEAVE", 0.02)
+    monkeypatch.setattr("aiotimer._core.reaping.CHECKED_EVERY", 0.02)
+    monkeypatch.setattr("aiotimer._core.reaping.TO_LEAVE", 0.02)
     async with serving(stopped="hold") as server:
         with bystander() as pid:
             stop(pid)

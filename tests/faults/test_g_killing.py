@@ -173,7 +173,7 @@ async def test_fault_42_what_cannot_die_is_reported_and_not_signalled_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     root_only()
-    monkeypatch.setattr("aiotimer.server.worker.UNKILLABLE_AFTER", 0.5)
+    monkeypatch.setattr("aiotimer._core.reaping.UNKILLABLE_AFTER", 0.5)
     async with serving() as server:
         with contextlib.ExitStack() as stack:
             worker = stack.enter_context(spawn_worker(PRELUDE + STUCK, server.socket_path))

@@ -558,7 +558,7 @@ async def test_an_unkillable_worker_of_which_nothing_is_shown(
     monkeypatch.setattr("aiotimer.server.process_state.classify", classify)
     monkeypatch.setattr("aiotimer.server.process_state._PATIENCE", 0.05)
     monkeypatch.setattr("aiotimer._linux.signals.send_signal", lambda *_: None)
-    monkeypatch.setattr("aiotimer.server.worker.UNKILLABLE_AFTER", 0.01)
+    monkeypatch.setattr("aiotimer._core.reaping.UNKILLABLE_AFTER", 0.01)
     try:
         async with serving() as server:
             with bystander() as pid:

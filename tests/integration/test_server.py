@@ -24,7 +24,6 @@ from aiotimer._core.watch import Due
 from aiotimer._linux.procfs import start_time
 from aiotimer.errors import AlreadyServing, UnsafePath
 from aiotimer.server.watched_table import WatchedTable
-from aiotimer.server.worker import Worker
 from tests.fakes.clock import PATIENCE
 from tests.fakes.places import open_descriptors, short_socket
 from tests.fakes.server import WatchfulServer, answer, raw_client, serving, serving_as
@@ -310,25 +309,6 @@ async def test_what_fell_due_during_a_reap_that_fails_is_not_forgotten() -> None
                 "o",
                 "b",
             ]  # on a busy machine b is due with a
-
-
-async def test_pauses_begin_anew_after_a_reap_that_succeeded(monkeypatch: pytest.MonkeyPatch) -> None:
-    pauses: list[float] = []
-    back_off = Worker.back_off
-
-    def recorded(worker: Worker) -> float:
-        pauses.append(back_off(worker))
-        return pauses[-1]
-
-    monkeypatch.setattr(Worker, "back_off", recorded)
-    async with serving_as(SparingServer) as server:
-        with bystander() as pid:
-            server.verdicts = [False, False, True, False]
-            server.register_timers([acquire(pid, "a", 0.0)])
-            await server.calls_made(3)
-            server.register_timers([acquire(pid, "b", 0.0)])
-            await server.calls_made(5)
-    assert pauses == [0.1, 0.2, 0.1]
 
 
 async def test_a_worker_that_dies_while_it_is_being_reaped_is_not_tried_again() -> None:

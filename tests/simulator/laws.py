@@ -1,15 +1,16 @@
 """The laws, and how each of them is checked: after every step; those about signals, at the signal itself.
 
-I1 *An armed timer ends*: by its release, by its worker's death or exec, or by a SIGKILL at most ``TIGHT``
-   seconds of virtual time after its effective deadline; ``LOOSE`` seconds if server and worker have not
-   been connected all the while. The time counts from when the entering of the block was over, and from when
-   a server has run freely: it has started, has not been stopped since, and may signal the worker. A thread
-   that is still in the middle of entering may not have rung yet: its timer has until the server looks by
-   itself. And at the end of every look: of what was visible when the promise was written, and whose
-   entering was over, nothing waits for the later read.
+I1 *An armed timer ends*: by its release, by its worker's death or exec, or by a first signal, in ``TIGHT``
+   seconds of virtual time of its effective deadline, which the others of its ladder follow in time. If nobody
+   is to be signalled for it, a report comes as soon. On hold it has until it runs again, and had the time to
+   leave. It is ``LOOSE`` seconds if server and worker have not been connected all the while. The time counts
+   from when the entering of the block was over, and from when a server has run freely: it has started, was
+   not stopped since, and may signal the worker. A thread that is still in the middle of entering may not
+   have rung yet: its timer has until the server looks by itself. And at the end of every look: of what was
+   visible when the promise was written, and whose entering was over, nothing waits for the later read.
 I2 *No signal goes to any but the pinned process.* Its target is the process that stored the timer which is
-   the reason, and runs the program that stored it. (Forgiven is an exec of which the server has not heard:
-   the end of the connection is on its way.)
+   the reason, and runs the program that stored it; and that timer is not one that is only observed. (Forgiven
+   is an exec of which the server has not heard: the end of the connection is on its way.)
 I3 *None before the deadline.* A signal is not sent before the effective deadline of the timer which is the
    reason, computed here from all signs of life that this server has ever shown.
 I4 *A release stored before the first signal is never reaped for.* The timer which is the reason had not
@@ -18,10 +19,12 @@ I5 *A table affects only itself.* Nobody but its owner changes a slot: every slo
    its owner has stored. Garbage in one table is the end of no look and of no server: an exception fails the
    history. I1 to I4 hold for all others meanwhile.
 I6 *Bounded state.* What a watch remembers of a table is no more than it has slots; one handle wakes for it,
-   and one reads later. Of a worker one retry is pending, and what is postponed is bounded. Stalls are
+   and one reads later. Of a worker one wake-up is pending, what is postponed is bounded, and SIGKILL is sent
+   once. Stalls are
    forgotten when nothing that they moved is still to come.
 I7 *The client never waits.* An operation takes at most ``worker.MOST_STEPS`` steps, and waits for the
    server only while it connects, for its budget at most. ``worker.Thread`` checks this itself.
+I8 *Evidence delays no kill* beyond its budget.
 """
 
 from __future__ import annotations
@@ -31,12 +34,16 @@ from math import inf, isnan
 from typing import NamedTuple
 
 from aiotimer._core import layout
+from aiotimer._core.ladder import KILL
+from aiotimer._core.reaping import CHECKED_EVERY, LAST_RETRY, TO_LEAVE
 from aiotimer._core.watch import ADOPTED_EVERY, Due
 
-from .server import BEAT, EVIDENCE, LAST_RETRY, Server, Table
+from .server import BEAT, EVIDENCE, Server, Table
 from .world import Armed, Broken, Process, TableFile, World
 
-TIGHT = 0.1 + EVIDENCE
+SLACK = 0.1
+
+TIGHT = SLACK + EVIDENCE
 """A ring under way (``DELAY``), the later read, early wakes, evidence, and the steps of other callbacks."""
 
 LOOSE = ADOPTED_EVERY + TIGHT
@@ -69,6 +76,7 @@ class Laws:
         self._gaps: list[Gap] = []
         self._last_sign = -inf
         self._epoch = 0
+        self._observed: set[tuple[int, int, float]] = set()
         self._checked_until: dict[int, tuple[int, float]] = {}
         self._next_file = 0
 
@@ -77,6 +85,10 @@ class Laws:
     def born(self) -> None:
         """A server comes into being: what an earlier one suffered is of no concern."""
         self._gaps.clear()
+        self._observed.clear()
+        for process in self.world.processes.values():
+            if not process.killed:  # the next server begins anew, if its timers are armed still
+                process.signalled, process.last_signal_at = False, inf
         self._last_sign = inf
         self._epoch += 1
         self.free_since = inf
@@ -105,9 +117,8 @@ class Laws:
         return deadline
 
     def about_to_signal(self, target: Process, table: Table, due: Due, since: int) -> None:
-        """The server is about to send SIGKILL."""
-        self.signals += 1
-        file, now = table.file, self.world.now
+        """The server is about to send the first signal for a timer."""
+        file, now = table.truth, self.world.now
         if target is not file.owner:
             raise Broken("I2", f"{target} is signalled for a timer in {file}")
         if table.line is None and 0 <= file.unmapped_at < since:
@@ -120,6 +131,9 @@ class Laws:
             raise Broken("I3", f"{target} is signalled {self.effective(due.deadline) - now:.6f} s early")
         armed = file.visible.get(due.slot)
         if armed is not None and armed.deadline == due.deadline:
+            assert self.server is not None
+            if armed.observed or self.server.policy.observe:  # what the breaker finds under way goes on
+                raise Broken("I2", f"{target} is signalled for a timer that is only to be observed")
             return
         gone = file.gone.get((due.slot, due.deadline), -1)
         if file.mapped and gone < since:
@@ -127,9 +141,34 @@ class Laws:
                 "I4", f"{target} is signalled for slot {due.slot} of {file}: released in step {gone}"
             )
 
+    def signalled(self, target: Process, number: int) -> None:
+        """A signal is sent."""
+        self.signals += 1
+        if target.killed == self._epoch:
+            raise Broken("I6", f"{target} is signalled again after SIGKILL")
+        target.signalled = True
+        if number == KILL:
+            target.killed = self._epoch
+        target.last_signal_at = self.world.now
+
+    def observed(self, table: Table, due: Due) -> None:
+        """An expired timer is reported, and nobody is to be signalled for it."""
+        self._observed.add((table.truth.number, due.slot, due.deadline))
+
+    def gathered(self, asked_at: float) -> None:
+        """Evidence is known."""
+        if self.world.now - max(asked_at, self.free_since) > EVIDENCE + SLACK:
+            raise Broken(
+                "I8", f"evidence has taken {self.world.now - asked_at:.6f} s, its budget is {EVIDENCE}"
+            )
+
+    @property
+    def _observing(self) -> bool:
+        return self.server is not None and bool(self.server.reaper.observing)
+
     def looked(self, table: Table, wake_at: float, visible: dict[int, object]) -> None:
         """A look is over."""
-        file = table.file
+        file = table.truth
         rung = table.line is not None and any(message.kind == "ring" for message in table.line.to_server)
         if rung or not file.tame or not file.mapped or file.left_at >= 0 or file.owner.signalled:
             return
@@ -141,7 +180,7 @@ class Laws:
 
     def connection_changed(self, table: Table) -> None:
         """A table has gained or lost its connection."""
-        table.file.stable_since = inf if table.line is None else self.world.now
+        table.truth.stable_since = inf if table.line is None else self.world.now
 
     # -- after every step --------------------------------------------------------------------------
 
@@ -156,22 +195,43 @@ class Laws:
             self._check_bounds(self.server)
         if self.free_since < inf:
             now = self.world.now
+            self._check_ladders(now)
             for file in files:
                 if file.armed and file.tame and file.mapped and not file.owner.signalled:
                     for armed in file.armed.values():
                         if armed.deadline < now:
                             self._check_time(file, armed, now)
 
+    def _check_ladders(self, now: float) -> None:
+        assert self.server is not None
+        longest = max(step.grace for step in self.server.policy.ladder) + SLACK
+        for process in self.world.processes.values():
+            until = max(process.last_signal_at, self.free_since) + longest
+            waits = process.signalled and not process.killed and process.protected_until == -inf
+            if waits and process.alive and now > until:
+                raise Broken(
+                    "I1", f"{process} was signalled at {process.last_signal_at:.6f}, and that is all"
+                )
+
     def _check_time(self, file: TableFile, armed: Armed, now: float) -> None:
         epoch, until = self._checked_until.get(armed.number, (0, 0.0))
         if epoch == self._epoch and now <= until:
             return
         assert self.server is not None
+        if (armed.observed or self._observing) and (
+            file.number,
+            armed.slot,
+            armed.deadline,
+        ) in self._observed:
+            self._checked_until[armed.number] = (self._epoch, inf)
+            return
         over = file.returned.get(armed.number, armed.stored_at + self.server.bound + LOOSE)
         protected = file.owner.protected_until
         since = max(self.effective(armed.deadline), over, self.free_since)
         if protected > -inf:
             since = max(since, protected + LAST_RETRY)
+        if self.server.policy.stopped == "hold":
+            since = max(since, file.owner.frozen_until + CHECKED_EVERY + TO_LEAVE)
         stable = file.stable_since <= since
         until = since + (TIGHT if stable else LOOSE)
         self._checked_until[armed.number] = (self._epoch, until)
@@ -198,13 +258,13 @@ class Laws:
             for remembered in (table.watch._reported, table.watch._cleared):
                 if len(remembered) > max(slots, layout.FIRST_SLOTS):
                     raise Broken("I6", f"{len(remembered)} timers of {table} are remembered, of {slots}")
-        pending = Counter(handle.what for handle in server.handles if handle.callback is not None)
+        pending = Counter(handle.what for handle in server.loop.handles if handle.callback is not None)
         for what, count in pending.items():
             if count > 1:
                 raise Broken("I6", f"{count} handles are pending to do this: {what}")
-        for known in server.workers.values():
-            if len(known.postponed) > MOST_POSTPONED:
-                raise Broken("I6", f"{len(known.postponed)} reaps of {known.process} are postponed")
+        for case in server.reaper._cases.values():
+            if len(case.machine.postponed) > MOST_POSTPONED:
+                raise Broken("I6", f"{len(case.machine.postponed)} reaps of {case.worker.id} are postponed")
         stalls = server.lifeline.stalls
         if stalls and server.idle and self._forgotten_by(stalls[0]) < self._last_sign - TOLERATED:
             raise Broken("I6", f"{len(stalls)} stalls are remembered, the first for no reason")

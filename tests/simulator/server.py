@@ -1,53 +1,59 @@
-"""A server, step by step: what ``watched_table``, ``reaper``, ``registry`` and ``handlers`` do.
+"""A server: the real reaper, state machine, tables and looks, on a kernel and a loop that are simulated.
 
 The laws of this file:
 
-* Every decision is made by the real ``Watch``, ``Lifeline`` and ``TableReader``. What is written out here is
-  the order of the reads, the writes and the signal, with a pause after each of them; ``test_faithful.py``
-  compares it with the real order.
-* One callback runs at a time, to its end: it is a loop. A crash drops it wherever it is.
-* A loop may wake early, by more than a millisecond, and then it goes on sleeping.
+* ``Reaper``, ``Reaping``, ``WatchedTable``, ``Watch``, ``OverdueTracker``, ``WorkQueue`` are the package's.
+  They are handed a file, a process, an inspector, a clock and a loop; nothing of them is replaced.
+* Real code runs in a thread of its own, which stops at each read, write and signal: then others take steps.
+  One of the threads runs at any time, so that everything still follows from the seed.
+* One callback runs at a time, to its end: it is a loop. A crash ends it wherever it stands.
+* A loop may wake early, by more than a millisecond.
 
-Not here: tables that the server keeps for others (``register_timers``, peers without shared memory), the
-coroutine kind of ``reap_worker``, and what is in a frame. They have tests of their own.
+What is written out here is what stands between the kernel and these: the registry's adoption, what handlers
+do about HELLO, a ring and BYE. Not here: tables that the server keeps for others (``register_timers``, peers
+without shared memory), owners that reap in their own way, what is in a frame. They have tests of their own.
 """
 
 from __future__ import annotations
 
 import asyncio
 import heapq
-from array import array
-from collections.abc import Generator
+import threading
+from collections.abc import Callable, Coroutine, Generator, Iterable
 from functools import partial
 from math import inf
-from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Protocol, Self, cast
 
 from aiotimer._core import layout
-from aiotimer._core.ladder import ReapGrant
-from aiotimer._core.reader import TableReader, Timer
+from aiotimer._core.ladder import KILL
+from aiotimer._core.reaping import Reaping
 from aiotimer._core.requests import WorkerId
-from aiotimer._core.watch import LATER_READ, RESTARTS, Due, Lifeline, Look, Watch
+from aiotimer._core.watch import Due, Lifeline, Watch
+from aiotimer.events import Event
+from aiotimer.server import worker as real
+from aiotimer.server.policy import policy
 from aiotimer.server.reaper import Reaper
+from aiotimer.server.reporter import ExpiryReporter
+from aiotimer.server.slices import WorkQueue
+from aiotimer.server.watched_table import WatchedTable
 
 from .world import Line, Message, Process, TableFile, World
 
 if TYPE_CHECKING:
-    from aiotimer.server.watched_table import WatchedTable
-    from aiotimer.server.worker import Worker as RealWorker
+    from aiotimer._core import reaping
+    from aiotimer.server.expiry import Expiry
+    from aiotimer.server.reaper import _Case
 
 BEAT = 0.5
 """``server.BEAT``: seconds between signs of life."""
 
-FIRST_RETRY, LAST_RETRY = 0.1, 5.0
-"""As in ``server/worker``: seconds before a reap that failed is tried again."""
-
 EVIDENCE = 0.05
-"""Seconds that evidence takes at most. It is not gathered for every reap: there are ladders without."""
+"""Seconds that evidence takes at most: the budget."""
 
 EARLY = 0.0012
 """Seconds by which a loop wakes too early at most."""
 
-Steps: TypeAlias = Generator[str, None, None]
+LADDERS = ("KILL", "KILL", "dump,KILL", "dump,KILL", "TERM:0.5,KILL", "dump,ABRT:0.2,TERM:1,KILL")
 
 
 class Judge(Protocol):
@@ -57,7 +63,16 @@ class Judge(Protocol):
         """The server shows a sign of life."""
 
     def about_to_signal(self, target: Process, table: Table, due: Due, since: int) -> None:
-        """The server sends SIGKILL for a timer that it has looked up again after step ``since``."""
+        """The server sends the first signal for a timer that it has looked up again after step ``since``."""
+
+    def signalled(self, target: Process, number: int) -> None:
+        """A signal is sent."""
+
+    def observed(self, table: Table, due: Due) -> None:
+        """An expired timer is reported, and nobody is to be signalled for it."""
+
+    def gathered(self, asked_at: float) -> None:
+        """Evidence is known that was asked for at a time."""
 
     def looked(self, table: Table, wake_at: float, visible: dict[int, object]) -> None:
         """A look is over. What was ``visible`` when it promised, its second read has found."""
@@ -66,19 +81,102 @@ class Judge(Protocol):
         """A table has gained or lost its connection."""
 
 
+# -- real code, step by step ---------------------------------------------------------------------------
+
+
+class Crashed(BaseException):
+    """Raised in real code where it stands when its server is killed."""
+
+
+class Turns:
+    """A thread that runs real code, and stops wherever that calls :meth:`pause`."""
+
+    def __init__(self) -> None:
+        self._resume, self._paused = threading.Lock(), threading.Lock()
+        self._resume.acquire()
+        self._paused.acquire()
+        self._job: Callable[[], object] | None = None
+        self._said = ""
+        self._error: BaseException | None = None
+        self._crashed = False
+        self._thread: threading.Thread | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether it is in the middle of a job."""
+        return self._job is not None
+
+    def begin(self, job: Callable[[], object]) -> None:
+        """Begin a job: the next steps are its."""
+        self._job = job
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="simulated server", daemon=True)
+            self._thread.start()
+
+    def step(self) -> str:
+        """Let the job run to its next pause, or to its end; say what it did."""
+        self._said = "is done with that"
+        self._resume.release()
+        self._paused.acquire()
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+        return self._said
+
+    def check(self) -> None:
+        """Go no further after a crash."""
+        if self._crashed:
+            raise Crashed
+
+    def pause(self, text: str) -> None:
+        """Something has been done: others take steps."""
+        self.check()
+        if threading.current_thread() is self._thread:
+            self._said = text
+            self._paused.release()
+            self._resume.acquire()
+            self.check()
+
+    def crash(self) -> None:
+        """End the thread wherever it stands."""
+        self._crashed = True
+        if self._thread is not None:
+            self._resume.release()
+            self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            self._resume.acquire()
+            if self._crashed:
+                return
+            assert self._job is not None
+            try:
+                self._job()
+            except Crashed:
+                return
+            except BaseException as error:  # noqa: BLE001 - it is raised again where the step was taken
+                self._error = error
+            self._job = None
+            self._paused.release()
+
+
+# -- the loop ------------------------------------------------------------------------------------------
+
+
 class Handle:
     """A callback at a time."""
 
-    def __init__(self, at: float, number: int, callback: partial[Steps]) -> None:
+    def __init__(self, at: float, number: int, callback: partial[object]) -> None:
         self.at = at
         self.number = number
-        self.callback: partial[Steps] | None = callback
+        self.callback: partial[object] | None = callback
 
     @property
-    def what(self) -> str:
+    def what(self) -> tuple[object, ...]:
         """What it will do, to whom."""
         assert self.callback is not None
-        return " ".join([self.callback.func.__name__, *map(str, self.callback.args)])
+        bound = getattr(self.callback.func, "__self__", self.callback.func)
+        return (getattr(self.callback.func, "__qualname__", ""), id(bound), *map(id, self.callback.args))
 
     def __lt__(self, other: Handle) -> bool:
         return (self.at, self.number) < (other.at, other.number)
@@ -88,415 +186,492 @@ class Handle:
         self.callback = None
 
 
-class Table:
-    """``WatchedTable``: a table that is looked at.
+class Future:
+    """``asyncio.Future``, as far as a reaper uses it."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._result: list[Any] = []
+        self._waiting: list[Callable[[], object]] = []
+
+    def done(self) -> bool:
+        """Whether it has a result."""
+        return bool(self._result)
+
+    def result(self) -> Any:
+        """Return it."""
+        return self._result[0]
+
+    def set_result(self, result: Any) -> None:
+        """Whoever waits goes on, soon."""
+        self._result.append(result)
+        for waiting in self._waiting:
+            self._loop.call_soon(waiting)
+
+    def then(self, callback: Callable[[], object]) -> None:
+        """Call when there is a result."""
+        self._waiting.append(callback)
+
+    def __await__(self) -> Generator[Self, None, Any]:
+        if not self._result:
+            yield self
+        return self._result[0]
+
+
+class Task:
+    """``asyncio.Task``, as far as a reaper uses it."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        self._coroutine = coroutine
+        self._go_on()
+
+    def _go_on(self) -> None:
+        try:
+            awaited = self._coroutine.send(None)
+        except StopIteration:
+            return
+        awaited.then(self._go_on)
+
+    def add_done_callback(self, _callback: object) -> None:
+        """Nobody counts them."""
+
+
+class Loop:
+    """An event loop in virtual time."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.handles: list[Handle] = []
+
+    def time(self) -> float:
+        """Return the present."""
+        return self._world.now
+
+    def call_at(self, when: float, callback: Callable[..., object], *arguments: object) -> Handle:
+        """Schedule a callback; it may come early."""
+        rng = self._world.rng
+        early = rng.uniform(0, EARLY) if rng.random() < 0.2 else 0.0
+        return self._add(max(self._world.now, when - early), callback, *arguments)
+
+    def call_later(self, delay: float, callback: Callable[..., object], *arguments: object) -> Handle:
+        """Schedule a callback in some seconds."""
+        return self.call_at(self._world.now + delay, callback, *arguments)
+
+    def call_soon(self, callback: Callable[..., object], *arguments: object) -> Handle:
+        """Schedule a callback now."""
+        return self._add(self._world.now, callback, *arguments)
+
+    def create_future(self) -> Future:
+        """Return a new future."""
+        return Future(self)
+
+    def create_task(self, coroutine: Coroutine[Any, Any, None]) -> Task:
+        """Begin a coroutine at once."""
+        return Task(coroutine)
+
+    def _add(self, when: float, callback: Callable[..., object], *arguments: object) -> Handle:
+        handle = Handle(when, self._world.number(), partial(callback, *arguments))
+        heapq.heappush(self.handles, handle)
+        return handle
+
+
+# -- what real code is handed --------------------------------------------------------------------------
+
+
+class OpenFile:
+    """``TableFile`` of ``_linux``: a table as the server has it open."""
+
+    kind = "shared"
+    path = None
+
+    def __init__(self, truth: TableFile, server: Server, descriptor: int = 1) -> None:
+        self.truth = truth
+        self.descriptor = descriptor
+        self.inode = truth.number
+        self._server = server
+
+    def read(self, size: int, offset: int) -> bytes:
+        """``pread``."""
+        data = self.truth.read(size, offset)
+        self._server.turns.pause(f"reads {self.truth}")
+        return data
+
+    def write(self, data: bytes, offset: int) -> None:
+        """``pwrite``."""
+        self._server.turns.check()
+        self.truth.pwrite(data, offset)
+        what = {layout.PROMISE: "promises in", layout.REAPED_AT: "marks"}.get(offset // 8, "notes in")
+        self._server.turns.pause(f"{what} {self.truth}")
+
+    def closed(self) -> OpenFile:
+        """Close it; return what stands for it then."""
+        return OpenFile(self.truth, self._server, -1)
+
+
+class Table(WatchedTable):
+    """The real table.
 
     Attributes:
         told: the timers that looks have reported or reaps have dealt with, by slot.
     """
 
-    def __init__(self, file: TableFile, watch: Watch, owner: Known) -> None:
-        self.file = file
-        self.watch = watch
-        self.owner = owner
-        self.reader = TableReader(file.read)
-        self.wake: Handle | None = None
-        self.later: Handle | None = None
-        self.wake_at = inf
-        self.spare = 0
-        self.line: Line | None = None
-        self.closed = False
+    __slots__ = ("judge", "told", "visible")
+
+    def __init__(self, file: OpenFile, watch: Watch, server: Server, known: Known) -> None:
         self.told: dict[int, float] = {}
-        stored = file.read(8, 8 * layout.LOOKS)
-        count = layout.read_word(stored) if len(stored) == 8 else 0.0
-        self.looks = count if 0.0 <= count < 2.0**52 else 0.0
+        self.visible: dict[int, object] = {}
+        self.judge = server.judge
+
+        def on_due(table: WatchedTable, due: tuple[Due, ...]) -> None:
+            self.told.update((one.slot, one.deadline) for one in due)
+            server.reaper.expire(known, table, due)
+
+        super().__init__(
+            cast(Any, file), watch, cast(asyncio.AbstractEventLoop, server.loop), on_due, server.world.clock
+        )
+        self._rounds = False
+        self.before_removal = lambda _table: server.world.unlink(file.truth)
 
     def __str__(self) -> str:
-        return str(self.file)
+        return str(self.truth)
 
-    def timer(self, due: Due) -> Timer | None:
-        """``WatchedTable.timer``."""
-        return self.reader.timer(due.slot, due.deadline)
+    @property
+    def truth(self) -> TableFile:
+        """The table as its owner knows it."""
+        return cast(OpenFile, self.file).truth
+
+    @property
+    def line(self) -> Line | None:
+        """Its connection."""
+        return cast("Line | None", self.connection)
+
+    def look(self) -> None:
+        """Look, and be judged."""
+        super().look()
+        if not self.closed and self._wake_at > 0.0:
+            self.judge.looked(self, self._wake_at, self.visible)
+
+    def _report(self, due: tuple[Due, ...]) -> None:
+        self._on_due(self, due)  # an error is the end of a history, and not of a look
+
+    def _write(self, promise: float) -> None:
+        self.visible = dict(self.truth.visible)
+        super()._write(promise)
 
 
-class Known:
-    """``Worker``: a process that is pinned, its tables, its reaping."""
+class PinnedProcess:
+    """``PinnedProcess`` of the server: a process that is pinned."""
 
-    def __init__(self, process: Process) -> None:
+    pidfd = 1
+    name = "worker"
+
+    def __init__(self, process: Process, server: Server) -> None:
         self.process = process
         self.id = process.id
-        self.name = "worker"
-        self.reap_grant = ReapGrant()
-        self.tables: list[Table] = []
-        self.killed = False
-        self.ladder_run: Handle | None = None
-        self.has_evidence = False
-        self.retry_at = 0.0
-        self.postponed: list[tuple[Table, tuple[Due, ...]]] = []
-        self.backoff = FIRST_RETRY
+        self.inode = process.inode
+        self.reason: tuple[Table, Due, int] | None = None
+        self._server = server
 
-    def __str__(self) -> str:
-        return str(self.process)
+    def target(self) -> Process:
+        """Return the process that a signal goes to: the one that is pinned."""
+        return self.process
+
+    def is_dead(self) -> bool:
+        """A readable pidfd."""
+        return not self.process.alive
+
+    def signal(self, _target: str, number: int) -> str:
+        """Send a signal."""
+        server, target = self._server, self.target()
+        now, rng = server.world.now, server.world.rng
+        if not target.alive:
+            raise ProcessLookupError
+        if now < target.protected_until:
+            raise PermissionError(1, "may not")
+        if self.reason is not None:
+            server.judge.about_to_signal(target, *self.reason)
+            self.reason = None
+        server.judge.signalled(target, number)
+        if number == KILL:
+            target.dies_at = now + (rng.uniform(0, 3) if rng.random() < 0.1 else 1e-4)
+        elif rng.random() < 0.5:
+            target.dies_at = min(target.dies_at, now + rng.uniform(0, 2))
+        server.turns.pause(f"signals {target}: {number}")
+        return ""
+
+    def runs_another_program(self, program: int) -> bool:
+        """Whether it has called ``exec`` since it was marked so."""
+        return self.process.alive and self.process.program + 1 != program
+
+    def has_unmapped(self, inode: int) -> bool:
+        """Whether it does not map a table: /proc/PID/maps."""
+        file = next(file for file in self._server.world.files if file.number == inode)
+        return self.process.alive and not (file.owner is self.process and file.mapped)
+
+    def is_foreign(self) -> bool:
+        """Nobody is."""
+        return False
+
+    def why_stopped(self) -> str:
+        """Why it cannot run."""
+        return "it is stopped" if self._server.world.now < self.process.frozen_until else ""
+
+    def close(self) -> None:
+        """Let go of it."""
+        self.pidfd = -1
 
 
-_REAPER = Reaper(cast(asyncio.AbstractEventLoop, None), lambda _worker_id: False, lambda _event: None)
+class Known(real.Worker):
+    """The real worker."""
+
+    process: PinnedProcess  # type: ignore[assignment]  # the simulated one
+
+    def clear(self) -> None:
+        """Deal with everything that is armed now."""
+        for table in self.tables:
+            cast(Table, table).told.update(enumerate(table.reader.deadlines()))
+        super().clear()
+
+
+class Inspector:
+    """An inspector that finds nothing, within its budget.
+
+    Attributes:
+        budget: seconds.
+        takes: how long it takes at most.
+    """
+
+    budget = EVIDENCE
+    takes = EVIDENCE
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    def begin(self, _worker: real.Worker, expiry: Expiry, then: Callable[[], None]) -> None:
+        """Call ``then`` within the budget."""
+        world, asked_at = self._server.world, self._server.world.now
+
+        def found() -> None:
+            self._server.judge.gathered(asked_at)
+            from aiotimer.evidence import NO_FINDINGS
+
+            expiry.findings = NO_FINDINGS
+            then()
+
+        self._server.loop.call_later(world.rng.uniform(0.0, self.takes), found)
+
+
+class JudgedReporter(ExpiryReporter):
+    """The real reporter; of what is only observed it is noted that it was."""
+
+    judge: Judge
+
+    def begin(self, expiry: Expiry, tables: Iterable[WatchedTable]) -> None:
+        """The first action on an expired timer has been taken."""
+        if expiry.record()["ladder"] == "observe":
+            self.judge.observed(cast(Table, expiry.table), expiry.due)
+        super().begin(expiry, tables)
+
+
+class JudgedReaper(Reaper):
+    """The real reaper: for each signal it is noted what for, and since when that is known."""
+
+    machine: type[Reaping] = Reaping
+
+    def _confirm(self, case: _Case, action: reaping.Confirm) -> reaping.Armed | reaping.Released:
+        process, expiry = cast(Known, case.worker).process, case.expiry
+        assert expiry is not None
+        process.reason = (cast(Table, expiry.table), expiry.due, process._server.world.steps)
+        return super()._confirm(case, action)
+
+    def _look_again(self, case: _Case, action: reaping.LookAgain) -> None:
+        told = cast(Table, action.table).told
+        for timer in action.due:
+            if told.get(timer.slot) == timer.deadline:
+                del told[timer.slot]
+        super()._look_again(case, action)
+
+    async def _report_unkillable(self, _case: _Case) -> None:
+        """Nobody asks /proc."""
 
 
 class Server:
     """One server, from its start to its crash.
 
     Attributes:
-        evidence: the longest that it gathers evidence before a signal; 0.0: it gathers none.
+        options: of its policy.
         started: it has adopted what was there, and serves.
         frozen_until: SIGSTOP until then.
+        events: how often it has told what.
     """
 
     watch: type[Watch] = Watch
     lifeline_kind: type[Lifeline] = Lifeline
-    evidence = EVIDENCE
+    table: type[Table] = Table
+    reaper_kind: type[JudgedReaper] = JudgedReaper
+    inspector: type[Inspector] = Inspector
+    pinned: type[PinnedProcess] = PinnedProcess
+    known: type[Known] = Known
 
-    def __init__(self, world: World, judge: Judge, bound: float) -> None:
+    def __init__(self, world: World, judge: Judge, bound: float, options: dict[str, Any]) -> None:
         self.world = world
         self.judge = judge
         self.bound = bound
+        self.turns = Turns()
+        self.loop = Loop(world)
         self.started = False
-        self.stopping = False
         self.frozen_until = -inf
         self.workers: dict[WorkerId, Known] = {}
         self.lines: list[Line] = []
-        self.tables_of: dict[Line, Table] = {}
-        self.lifeline = self.lifeline_kind(world.now, beat=BEAT)
+        self.events: list[Event] = []
+        self.policy = policy(**options)
+        self.lifeline = self._new_lifeline()
         judge.alive(world.now)
-        self.handles: list[Handle] = []
-        self._running: Steps | None = self.start()
+        loop = cast(asyncio.AbstractEventLoop, self.loop)
+        self.queue = WorkQueue(loop, world.clock)
+        reporter = JudgedReporter(self.events.append, None, str, self.queue)
+        reporter.judge = judge
+        self.reaper = self.reaper_kind(
+            loop, self.reap_worker, reporter, self.policy, cast(Any, self.inspector(self)), world.clock
+        )
+        self._tables: dict[Line, Table] = {}
+        self._buried: set[WorkerId] = set()
+        self.turns.begin(self.start)
+
+    def _new_lifeline(self) -> Lifeline:
+        judge, kind = self.judge, self.lifeline_kind
+
+        class Judged(kind):  # type: ignore[misc, valid-type]
+            def tick(self, now: float) -> None:
+                judge.alive(now)
+                super().tick(now)
+
+        return Judged(self.world.now, beat=BEAT)
+
+    def reap_worker(self, worker_id: WorkerId) -> Any:
+        """``TimerServer.reap_worker``."""
+        return self.reaper.carry_out_ladder(self.workers[worker_id])
 
     # -- the loop ----------------------------------------------------------------------------------
 
     def next_at(self) -> float:
         """Return when there is something to do (-inf: at once)."""
-        if self._running is not None:
+        if self.turns.busy:
             return -inf
-        handles = self.handles
+        handles = self.loop.handles
         while handles and handles[0].callback is None:
             heapq.heappop(handles)
         at = handles[0].at if handles else inf
         for line in self.lines:
             at = min(at, line.next_at())
         for known in self.workers.values():
-            if not known.process.alive:
+            if not known.process.process.alive and known.id not in self._buried:
                 return -inf
         return at
 
     def step(self) -> str:
         """Take a step; say what it was."""
-        if self._running is None:
-            self._running = self._choose()
-        try:
-            return next(self._running)
-        except StopIteration:
-            self._running = None
-            return "is done with that"
+        if not self.turns.busy:
+            self.turns.begin(self._choose())
+        return self.turns.step()
 
-    def _choose(self) -> Steps:
-        now = self.world.now
-        ready = [partial(self.unregister, k) for k in self.workers.values() if not k.process.alive]
+    def _choose(self) -> Callable[[], object]:
+        now, rng = self.world.now, self.world.rng
+        ready: list[Callable[[], object]] = [
+            partial(self.unregister, known)
+            for known in self.workers.values()
+            if not known.process.process.alive and known.id not in self._buried
+        ]
         ready += [
             partial(self.hear, li) for li in self.lines if li.to_server and li.to_server[0].arrives_at <= now
         ]
-        timers = self.handles
-        if timers and timers[0].at <= now and (not ready or self.world.rng.random() < 0.5):
-            callback = heapq.heappop(timers).callback
+        handles = self.loop.handles
+        if handles and handles[0].at <= now and (not ready or rng.random() < 0.5):
+            callback = heapq.heappop(handles).callback
             if callback is not None:
-                return callback()
-        return self.world.rng.choice(ready)() if ready else self._nothing()
+                return callback
+        return rng.choice(ready) if ready else bool
 
-    def _nothing(self) -> Steps:
-        yield "finds nothing to do"
-
-    def call_at(self, when: float, callback: partial[Steps]) -> Handle:
-        """Schedule a callback; it may come early."""
-        rng = self.world.rng
-        early = rng.uniform(0, EARLY) if rng.random() < 0.2 else 0.0
-        handle = Handle(max(self.world.now, when - early), self.world.number(), callback)
-        heapq.heappush(self.handles, handle)
-        return handle
-
-    # -- the look ----------------------------------------------------------------------------------
-
-    def look(self, table: Table) -> Steps:
-        """``WatchedTable.look``."""
-        table.spare = 0
-        wake_at = 0.0
-        for _ in range(RESTARTS):
-            snapshot = table.reader.snapshot()
-            yield f"reads {table}"
-            decision = self.decide(table, layout.deadlines(snapshot))
-            yield f"decides: {len(decision.due)} due, wake at {decision.wake_at:.6f}"
-            if decision.due:
-                table.told.update((due.slot, due.deadline) for due in decision.due)
-                yield from self.expire(table, decision.due)
-                if table.closed:
-                    return
-            self.write(table, decision.promise)
-            visible: dict[int, object] = dict(table.file.visible)
-            yield f"promises {decision.promise:.6f}"
-            wake_at = decision.wake_at
-            overlooked = yield from self.second_read(table, wake_at)
-            if not overlooked:
-                self.judge.looked(table, wake_at, visible)
-                break
-        else:
-            wake_at = 0.0
-        self.schedule(table, wake_at)
-        self.schedule_later_read(table)
-
-    def decide(self, table: Table, deadlines: array[float]) -> Look:
-        """Let the watch decide."""
-        self.judge.alive(self.world.now)
-        return table.watch.look(deadlines, self.world.now)
-
-    def second_read(self, table: Table, wake_at: float) -> Generator[str, None, bool]:
-        """Read again; return whether there is something that the promise is too late for."""
-        deadlines = table.reader.deadlines()
-        yield f"reads {table} again"
-        return table.watch.overlooked(deadlines, wake_at)
-
-    def write(self, table: Table, promise: float) -> None:
-        """Write the promise and count the look."""
-        table.looks += 1.0
-        table.file.pwrite(layout.server_line(promise, table.looks), 8 * layout.PROMISE)
-
-    def schedule(self, table: Table, wake_at: float, spare: int = 0) -> None:
-        """Wake at the promise."""
-        table.wake_at = wake_at
-        if table.wake is not None:
-            table.wake.cancel()
-            table.wake = None
-        if wake_at < inf:
-            when = max(self.world.now, wake_at) + spare / 1000
-            table.wake = self.call_at(when, partial(self.woken, table))
-
-    def schedule_later_read(self, table: Table) -> None:
-        """Read once more, after every look."""
-        if table.later is not None:
-            table.later.cancel()
-        table.later = self.call_at(self.world.now + LATER_READ, partial(self.later_read, table))
-
-    def woken(self, table: Table) -> Steps:
-        """``WatchedTable._woken``."""
-        table.wake = None
-        if table.wake_at > self.world.now:
-            spare, table.spare = table.spare, 2 * table.spare or 1
-            self.schedule(table, table.wake_at, spare)
-            yield f"wakes early for {table}"
-        else:
-            yield from self.look(table)
-
-    def later_read(self, table: Table) -> Steps:
-        """``WatchedTable._read_later``."""
-        table.later = None
-        deadlines = table.reader.deadlines()
-        yield f"reads {table} later"
-        if table.watch.overlooked(deadlines, table.wake_at):
-            yield from self.look(table)
-
-    def beat(self) -> Steps:
-        """``TimerServer._show_life``."""
-        self.judge.alive(self.world.now)
-        self.lifeline.tick(self.world.now)
-        self.lifeline.news()
-        self.call_at(self.world.now + BEAT, partial(self.beat))
-        yield "shows life"
-
-    # -- the reaper --------------------------------------------------------------------------------
-
-    def expire(self, table: Table, due: tuple[Due, ...]) -> Steps:
-        """``Reaper.expire``."""
-        known, since = table.owner, self.world.steps
-        if known.killed:
-            yield from self.clear(known)
-            return
-        found = self.confirm(table, due)
-        if found is None:
-            yield "finds that it was released in time"
-            return
-        yield "finds it still armed"
-        if table.line is None and not self.is_mapped(table.file, known.process):
-            self.drop(table)
-            yield f"drops {table}: another program runs there"
-            return
-        known.postponed.append((table, due))
-        if known.retry_at > 0.0 or known.ladder_run is not None:
-            return
-        table.file.pwrite(layout.word(self.world.now), 8 * layout.REAPED_AT)
-        yield "notes that it reaps"
-        rng = self.world.rng
-        if self.evidence and not known.has_evidence and rng.random() < 0.3:
-            gathered = partial(self.evidence_gathered, table, found[0])
-            known.ladder_run = self.call_at(self.world.now + rng.uniform(0.0, self.evidence), gathered)
-            yield f"gathers evidence of {known.process}"
-            return
-        yield from self.first_signal(table, found[0], since)
-
-    def evidence_gathered(self, table: Table, due: Due) -> Steps:
-        """``LadderRunner._go_on``: before the first signal the slot is read once more."""
-        known, since = table.owner, self.world.steps
-        known.ladder_run = None
-        armed = self.confirm_again(table, due)
-        yield "has gathered evidence"
-        if armed and table.line is None and not self.is_mapped(table.file, known.process):
-            self.drop(table)
-            armed = False
-            yield f"drops {table}: another program runs there"
-        if armed:
-            yield from self.first_signal(table, due, since)
-            return
-        if not table.closed:
-            table.file.pwrite(layout.word(0.0), 8 * layout.REAPED_AT)
-        yield "finds that it was released meanwhile"
-        postponed, known.postponed = known.postponed, []
-        known.has_evidence = True
-        for other, more in postponed:
-            rest = tuple(one for one in more if (other, *one[:2]) != (table, *due[:2]))
-            if rest and not other.closed:
-                yield from self.expire(other, rest)
-        known.has_evidence = False
-
-    def confirm_again(self, table: Table, due: Due) -> bool:
-        """``Expiry.is_armed``."""
-        return not table.closed and table.reader.deadline(due.slot) == due.deadline
-
-    def first_signal(self, table: Table, due: Due, since: int) -> Steps:
-        """``Worker.send`` and ``Reaper._settle``."""
-        known = table.owner
-        if self.signal(table, due, since):
-            yield f"has signalled {known.process}"
-            known.postponed.clear()
-            known.backoff = FIRST_RETRY
-            yield from self.clear(known)
-            return
-        table.file.pwrite(layout.word(0.0), 8 * layout.REAPED_AT)
-        pause, known.backoff = known.backoff, min(2 * known.backoff, LAST_RETRY)
-        known.retry_at = self.world.now + pause
-        self.call_at(known.retry_at, partial(self.try_again, known))
-        yield f"may not signal {known.process}"
-
-    def confirm(self, table: Table, due: tuple[Due, ...]) -> tuple[Due, Timer] | None:
-        """``Reaper._still_armed``, the real one: read the slots again."""
-        worker, watched = cast("RealWorker", table.owner), cast("WatchedTable", table)
-        return _REAPER._still_armed(worker, watched, due, [])
-
-    def signal(self, table: Table, due: Due, since: int) -> bool:
-        """``Worker.send``, of SIGKILL: False if it is not permitted."""
-        known = table.owner
-        target = self.target(known)
-        if not target.alive:
-            return True
-        if self.world.now < target.protected_until:
-            return False
-        self.judge.about_to_signal(target, table, due, since)
-        known.killed = target.signalled = True
-        rng = self.world.rng
-        target.dies_at = self.world.now + (rng.uniform(0, 3) if rng.random() < 0.1 else 1e-4)
-        return True
-
-    def target(self, known: Known) -> Process:
-        """Return the process that a signal goes to: the one that is pinned."""
-        return known.process
-
-    def clear(self, known: Known) -> Steps:
-        """``Worker.clear``: deal with everything that is armed now."""
-        for table in known.tables:
-            deadlines = table.reader.deadlines()
-            table.watch.clear(deadlines)
-            table.told.update(enumerate(deadlines))
-            yield f"clears {table}"
-
-    def try_again(self, known: Known) -> Steps:
-        """``Reaper._try_again``."""
-        known.retry_at = 0.0
-        postponed, known.postponed = known.postponed, []
-        for table, due in postponed:
-            if not table.closed:
-                table.watch.reopen(due)
-                for timer in due:
-                    if table.told.get(timer.slot) == timer.deadline:
-                        del table.told[timer.slot]
-                yield f"tries again to reap for {table}"
-                yield from self.look(table)
+    @property
+    def idle(self) -> bool:
+        """Whether it is between two callbacks."""
+        return not self.turns.busy
 
     # -- the registry ------------------------------------------------------------------------------
 
-    def start(self) -> Steps:
+    def start(self) -> None:
         """``TimerServer.start``: adopt, then listen."""
-        yield "starts"
+        self.turns.pause("starts")
         for file in self.world.linked():
-            yield from self.adopt(file)
+            self.adopt(file)
         for known in list(self.workers.values()):
             for table in list(known.tables):
-                yield from self.look(table)
+                table.look()
         self.started = True
-        self.call_at(self.world.now + BEAT, partial(self.beat))
-        yield "serves"
+        self.loop.call_later(BEAT, self.beat)
+        self.turns.pause("serves")
 
-    def adopt(self, file: TableFile) -> Steps:
+    def beat(self) -> None:
+        """``TimerServer._show_life``."""
+        self.lifeline.tick(self.world.now)
+        self.lifeline.news()
+        self.loop.call_later(BEAT, self.beat)
+        self.turns.pause("shows life")
+
+    def adopt(self, file: TableFile) -> None:
         """``Registry._adopt_one``."""
         head = file.read(16, 0)
         if file.size != layout.TABLE_SIZE or layout.layout_version(head) != layout.LAYOUT_VERSION:
             self.world.unlink(file)
-            yield f"removes {file}: it is no table"
+            self.turns.pause(f"removes {file}: it is no table")
             return
         try:
             process = self.world.pin(file.name[0].pid)
         except ProcessLookupError:
             process = None
-        yield f"pins {file.name[0]}"
+        self.turns.pause(f"pins {file.name[0]}")
         if process is None or not self.is_same(file, process):
             self.world.unlink(file)
-            yield f"removes {file}: its process is gone"
+            self.turns.pause(f"removes {file}: its process is gone")
             return
-        self.watch_table(self.register(process), file, connected=False)
-        yield f"adopts {file}"
+        known = self.register(process)
+        table = self.watch_table(known, file, connected=False)
+        if known.has_left(table):
+            known.drop(table)
+        self.turns.pause(f"adopts {file}")
 
     def is_same(self, file: TableFile, process: Process) -> bool:
         """Whether a table's name says that it belongs to a process."""
         return file.name == (process.id, process.inode)
 
-    def is_mapped(self, file: TableFile, process: Process) -> bool:
-        """Whether a process maps a table (``/proc/PID/maps``)."""
-        return file.owner is process and file.mapped
-
     def register(self, process: Process) -> Known:
-        """Return the worker of a process."""
+        """``Registry.register``."""
         known = self.workers.get(process.id)
         if known is None:
-            known = self.workers[process.id] = Known(process)
+            known = self.workers[process.id] = self.known(cast(Any, self.pinned(process, self)))
         return known
 
     def watch_table(self, known: Known, file: TableFile, *, connected: bool) -> Table:
-        """Begin to watch a table."""
+        """``Registry.watch``."""
         watch = self.watch(self.lifeline, connected=connected, bound=self.bound)
-        table = Table(file, watch, known)
+        table = self.table(OpenFile(file, self), watch, self, known)
         known.tables.append(table)
         return table
 
-    def drop(self, table: Table) -> None:
-        """Forget a table and delete its file."""
-        for handle in (table.wake, table.later):
-            if handle is not None:
-                handle.cancel()
-        table.closed = True
-        table.owner.tables.remove(table)
-        self.world.unlink(table.file)
+    def unregister(self, known: Known) -> None:
+        """``Registry._dead``."""
+        self._buried.add(known.id)
+        self.queue.put(self._bury, known)
+        self.turns.pause(f"hears of the death of {known.process.process}")
 
-    def unregister(self, known: Known) -> Steps:
-        """A pidfd is readable."""
+    def _bury(self, known: Known) -> None:
+        self.reaper.died(known)
         for table in list(known.tables):
-            self.drop(table)
-        if known.ladder_run is not None:
-            known.ladder_run.cancel()
-        self.workers.pop(known.process.id, None)
-        yield f"unregisters {known.process}"
+            known.drop(table)
+        known.close()
+        self.workers.pop(known.id, None)
+        self._buried.discard(known.id)
+        self.turns.pause(f"unregisters {known.process.process}")
 
     # -- connections -------------------------------------------------------------------------------
 
@@ -506,90 +681,91 @@ class Server:
         self.lines.append(line)
         return line
 
-    def hear(self, line: Line) -> Steps:
+    def hear(self, line: Line) -> None:
         """Read what has arrived on a connection; of several rings the earliest counts."""
         rung = None
         while line.to_server and line.to_server[0].arrives_at <= self.world.now:
             message = line.to_server.popleft()
+            self.turns.pause(f"hears {message.kind.upper()} of {line.process}")
             if message.kind == "ring":
                 rung = message.deadline if rung is None else min(rung, message.deadline)
-                yield f"hears a ring for {message.deadline:.6f}"
-                continue
-            yield f"hears {message.kind.upper()} of {line.process}"
-            if message.kind == "hello":
-                yield from self.greet(line, message)
+            elif message.kind == "hello":
+                self.greet(line, message)
             else:
-                if message.kind == "bye" and line in self.tables_of:
-                    self.forget(self.tables_of[line])
-                yield from self.hang_up(line)
+                if message.kind == "bye" and line in self._tables:
+                    self.forget(self._tables[line])
+                self.hang_up(line)
             if not line.server_open:
                 return
-        table = self.tables_of.get(line)
+        table = self._tables.get(line)
         if rung is not None and table is not None and not table.closed:
-            table.watch.ring(rung)
-            yield from self.look(table)
+            table.rung(rung)
 
-    def greet(self, line: Line, message: Message) -> Steps:
+    def greet(self, line: Line, message: Message) -> None:
         """``handlers._handle_hello``: WELCOME comes last."""
-        if line.process.id in self.workers and self.workers[line.process.id].process is not line.process:
-            raise AssertionError("two processes of one identity")
         known = self.register(line.process)
+        assert known.process.process is line.process, "two processes of one identity"
         offered = message.offered
         if offered is None:
             for other in list(known.tables):
-                if not other.watch.connected and not self.is_mapped(other.file, line.process):
-                    self.drop(other)
-            file = self.world.create_table(line.process)
-            table = self.watch_table(known, file, connected=True)
+                if not other.watch.connected and known.process.has_unmapped(other.file.inode):
+                    known.drop(other)
+            table = self.watch_table(known, self.world.create_table(line.process), connected=True)
         else:
-            found = next((t for t in known.tables if t.file is offered), None)
+            found = next((t for t in known.tables if cast(Table, t).truth is offered), None)
             if found is None and offered.size != layout.TABLE_SIZE:
-                yield "refuses a table that is cut off"
-                yield from self.hang_up(line)
+                self.turns.pause("refuses a table that is cut off")
+                self.hang_up(line)
                 return
-            table = found or self.watch_table(known, offered, connected=True)
-        self.tables_of[line] = table
-        table.line = line
+            table = cast("Table | None", found) or self.watch_table(known, offered, connected=True)
+        self._tables[line] = table
+        table.connection = cast(Any, line)
+        table.note_program(line.process.program + 1)
         table.watch.connected = True
-        yield f"greets {line.process} with {table}"
-        yield from self.look(table)
+        self.turns.pause(f"greets {line.process} with {table}")
+        table.look()
         if table.closed or not line.server_open:
             return
-        line.welcome = table.file
+        line.welcome = table.truth
         self.judge.connection_changed(table)
-        yield f"welcomes {line.process}"
+        self.turns.pause(f"welcomes {line.process}")
 
     def forget(self, table: Table) -> None:
         """``handlers.forget``."""
-        if table in table.owner.tables:
-            self.drop(table)
+        known = self.owner(table)
+        if known is not None:
+            known.drop(table)
 
-    def hang_up(self, line: Line) -> Steps:
-        """``ServerConnection.close`` and ``TimerServer.connection_closed``."""
+    def owner(self, table: Table) -> Known | None:
+        """Return whose table it is."""
+        return next((known for known in self.workers.values() if table in known.tables), None)
+
+    def hang_up(self, line: Line) -> None:
+        """``ServerConnection.close`` and what a session does then."""
         line.server_open = False
         line.to_server.clear()
         self.lines.remove(line)
-        table = self.tables_of.pop(line, None)
+        table = self._tables.pop(line, None)
         if table is None or table.closed or table.line is not line:
             return
-        table.line = None
+        table.connection = None
         self.judge.connection_changed(table)
-        yield from self.ended(line, table)
+        known = self.owner(table)
+        if known is not None:
+            self.ended(known, table)
 
-    def ended(self, line: Line, table: Table) -> Steps:
+    def ended(self, known: Known, table: Table) -> None:
         """A connection has ended without BYE: that releases nothing, but an ``exec`` does."""
-        if line.process.alive and not self.is_mapped(table.file, line.process):
-            self.drop(table)
-            yield f"drops {table}: another program runs there"
-            return
-        table.watch.connected = False
-        yield from self.look(table)
+        if known.has_left(table, maps=True):
+            known.drop(table)
+        else:
+            table.connection_lost()
 
     # -- the end -----------------------------------------------------------------------------------
 
     def crash(self) -> None:
         """SIGKILL: what was under way is gone, and so is what it knew."""
-        self._running = None
+        self.turns.crash()
         for line in self.lines:
             line.server_open = False
             line.to_server.clear()
@@ -599,10 +775,5 @@ class Server:
         """SIGTERM, in between two callbacks: promise nothing, keep the files."""
         for known in self.workers.values():
             for table in known.tables:
-                self.write(table, inf)
+                table.suspend()
         self.crash()
-
-    @property
-    def idle(self) -> bool:
-        """Whether it is between two callbacks."""
-        return self._running is None

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from math import inf
 
 from .laws import Laws
-from .server import Server
+from .server import LADDERS, Server
 from .worker import Thread, Worker
 from .world import Broken, Line, Process, World
 
@@ -60,7 +60,7 @@ class Failure(AssertionError):
         steps: how many steps it took.
     """
 
-    def __init__(self, simulation: Simulation, error: Exception) -> None:
+    def __init__(self, simulation: Simulation, error: BaseException) -> None:
         self.law = error.law if isinstance(error, Broken) else ""
         self.steps = simulation.world.steps
         lines = [f"{type(error).__name__}: {error}" if not self.law else str(error)]
@@ -78,7 +78,8 @@ class Simulation:
         seed, length: what it follows from: the number, and how many steps at most.
         variant: what takes part.
         trace: its last steps.
-        happened: how often what has happened: misfortunes by name, the server's steps by their first word.
+        happened: how often what has happened: misfortunes by name, the server's steps by their first word,
+            its events.
     """
 
     def __init__(self, seed: int, length: int, variant: Variant | None = None) -> None:
@@ -93,6 +94,12 @@ class Simulation:
         self._bound = rng.choice((5.0, 5.0, 5.0, inf))
         self._misfortune = rng.choice((0.01, 0.03) if self.variant.only else (0.0, 0.002, 0.01, 0.03))
         self._eager = rng.choice((0.3, 0.6, 0.9))
+        self._options = {
+            "reap": rng.choice(LADDERS),
+            "stopped": rng.choice(("reap", "hold")),
+            "observe": rng.random() < 0.1,
+            "max_reaps": rng.choice(((256, 60.0), (256, 60.0), (256, 60.0), (2, 5.0))),
+        }
         self._server: Server | None = None
         self._restart_at = -inf
         self._hungry = 0
@@ -107,8 +114,12 @@ class Simulation:
         try:
             while self.world.steps < self.length:
                 self._step()
-        except Exception as error:
+        except (Exception, Broken) as error:
             raise Failure(self, error) from error
+        finally:
+            if self._server is not None:
+                self._note_events(self._server)
+                self._server.crash()
         return self.laws
 
     # -- one step ----------------------------------------------------------------------------------
@@ -192,7 +203,9 @@ class Simulation:
 
     def _start_server(self) -> str:
         self.laws.born()
-        self._server = self.laws.server = self.variant.server(self.world, self.laws, self._bound)
+        self._server = self.laws.server = self.variant.server(
+            self.world, self.laws, self._bound, self._options
+        )
         return "a server starts"
 
     def _start_worker(self) -> str:
@@ -227,11 +240,15 @@ class Simulation:
     def _lines(self, process: Process) -> list[Line]:
         return [] if self._server is None else [li for li in self._server.lines if li.process is process]
 
+    def _note_events(self, server: Server) -> None:
+        self.happened.update(event.event for event in server.events)
+
     # -- misfortunes -------------------------------------------------------------------------------
 
     def _crash(self) -> str:
         if self._server is None:
             return ""
+        self._note_events(self._server)
         self._server.crash()
         self._server = self.laws.server = None
         self.laws.unfree()

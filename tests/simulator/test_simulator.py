@@ -49,11 +49,9 @@ def test_everything_happens() -> None:
         simulation = Simulation(seed, LENGTH)
         simulation.run()
         happened += simulation.happened
-    steps = (
-        "adopts clears decides: drops finds gathers greets hears may notes promises reads removes tries "
-        "unregisters wakes"
-    )
-    assert set(MISFORTUNES) | set(steps.split()) <= happened.keys()
+    steps = "adopts greets hears marks notes promises reads removes signals unregisters welcomes"
+    events = "expired held late reap_failed reaped observed finished breaker worker_gone exec"
+    assert set(MISFORTUNES) | set(steps.split()) | set(events.split()) <= happened.keys()
 
 
 def test_a_history_follows_from_its_seed() -> None:

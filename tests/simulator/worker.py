@@ -182,7 +182,10 @@ class Worker:
             return "renews", self.renew(rng.choice(thread.entries))
         if dice < 0.8 and len(thread.entries) < 4:
             after = rng.choice(self._afters) * rng.uniform(0.5, 1)
-            return f"enters for {after:.3g} s", self.enter(thread, rng.choice(SCOPES), after)
+            observed = rng.random() < 0.15
+            return f"enters for {after:.3g} s", self.enter(
+                thread, rng.choice(SCOPES), after, observed=observed
+            )
         scope = rng.choice(SCOPES)
         if dice < 0.9:
             return f"releases {scope}", self.put(scope, RELEASE)
@@ -195,10 +198,10 @@ class Worker:
 
     # -- entries -----------------------------------------------------------------------------------
 
-    def enter(self, thread: Thread, scope: str, after: float) -> Steps:
+    def enter(self, thread: Thread, scope: str, after: float, *, observed: bool = False) -> Steps:
         """``Block.__enter__``."""
         table, file = self._mine()
-        pool = table.pool(scope)
+        pool = table.pool(scope, observed=observed)
         try:
             word = pool.pop()
         except IndexError:
@@ -207,7 +210,7 @@ class Worker:
         yield f"takes slot {word - FIRST_DEADLINE}"
         now = self.world.now
         deadline = now + after
-        number = self._store(table, word, deadline)
+        number = self._store(table, word, deadline, observed=observed)
         yield f"stores {deadline:.6f}"
         pool.cells[word + COUNT_OF] += 1.0
         if not now - LATE <= pool.cells[PROMISE] <= deadline:
@@ -231,7 +234,7 @@ class Worker:
         table, file = self._mine()
         now = self.world.now
         deadline = now + entry.after
-        number = self._store(entry.pool.table, entry.word, deadline)
+        number = self._store(entry.pool.table, entry.word, deadline, observed=entry.pool.observed)
         yield f"stores {deadline:.6f} into slot {entry.word - FIRST_DEADLINE}"
         if not now - LATE <= entry.pool.cells[PROMISE] <= deadline:
             yield from self._send(table, deadline, now)
@@ -443,13 +446,14 @@ class Worker:
         assert self.file is not None
         return self.table, self.file
 
-    def _store(self, table: TimerTable, word: int, value: float) -> int:
+    def _store(self, table: TimerTable, word: int, value: float, *, observed: bool = False) -> int:
         """Store; return the number of the timer, -1 for a release."""
         file = self.file
         if file is None or table is not self.table:
             table.cells[word] = value  # its client has been closed meanwhile
             return -1
         slot = word - FIRST_DEADLINE
-        file.store(slot, value, hold=self.world.rng.random() < self.world.holding)
+        hold = self.world.rng.random() < self.world.holding
+        file.store(slot, value, hold=hold, observed=observed)
         armed = file.armed.get(slot)
         return -1 if armed is None else armed.number

@@ -33,12 +33,12 @@ UNREAD = 2
 
 PIDS = range(100, 105)
 
-Law: TypeAlias = Literal["I1", "I2", "I3", "I4", "I5", "I6", "I7"]
+Law: TypeAlias = Literal["I1", "I2", "I3", "I4", "I5", "I6", "I7", "I8"]
 Kind: TypeAlias = Literal["hello", "ring", "bye", "end"]
 
 
-class Broken(AssertionError):
-    """A law does not hold.
+class Broken(BaseException):
+    """A law does not hold. No ``except Exception`` of real code hides that.
 
     Attributes:
         law: which.
@@ -63,6 +63,8 @@ class Process:
         self.dies_at = inf
         self.protected_until = -inf  # signals to it are not permitted
         self.signalled = False
+        self.last_signal_at = inf
+        self.killed = 0  # by which server, counted from 1
 
     def __str__(self) -> str:
         return f"{self.pid}.{self.id.started}"
@@ -75,6 +77,7 @@ class Armed(NamedTuple):
     slot: int
     deadline: float
     stored_at: float
+    observed: bool
 
 
 class Held(NamedTuple):
@@ -154,12 +157,12 @@ class TableFile:
 
     # -- as its owner stores -----------------------------------------------------------------------
 
-    def store(self, slot: int, value: float, *, hold: bool) -> None:
+    def store(self, slot: int, value: float, *, hold: bool, observed: bool = False) -> None:
         """Store a deadline, or ``inf``; the store may be held back."""
         word = layout.FIRST_DEADLINE + slot
         armed = None
         if layout.is_armed(value):
-            armed = Armed(self.world.number(), slot, value, self.world.now)
+            armed = Armed(self.world.number(), slot, value, self.world.now, observed)
             self.armed[slot] = armed
         else:
             self.armed.pop(slot, None)

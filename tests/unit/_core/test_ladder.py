@@ -10,16 +10,10 @@ from aiotimer._core.ladder import (
     DUMP,
     NO_REQUEST,
     SIGNALS,
-    Done,
-    Dump,
     Ladder,
-    LadderRun,
     ReapGrant,
     ReapRequest,
-    Signal,
-    Spare,
     Step,
-    WaitUntil,
     name_of,
     read_reap_grant,
     reap_grant,
@@ -147,76 +141,6 @@ def test_a_ladder_that_takes_too_long_is_not_allowed(text: str) -> None:
 def test_nonsense_is_no_grant(text: str) -> None:
     with pytest.raises(ValueError, match="is no step"):
         read_reap_grant(text, max_grace=60.0)
-
-
-# -- the run of a ladder -------------------------------------------------------------------------------
-
-
-def test_a_run_to_the_last_step() -> None:
-    run = LadderRun(LONG)
-    assert run.next(100.0) == Dump()
-    assert run.next(100.2) == Dump(), "until it has been done"
-    assert not run.signalled
-    assert run.next(100.5, gathered=True) == Signal(6, True)
-    assert run.signalled
-    assert run.next(100.5) == WaitUntil(102.5)
-    assert run.next(102.4) == WaitUntil(102.5)
-    assert run.next(102.5) == Signal(15, True)
-    assert run.next(102.6) == WaitUntil(112.5)
-    assert run.next(113.0) == Signal(9, False)
-    assert run.next(113.0) == Done()
-    assert run.next(999.0, released=True) == Done()
-
-
-def test_kill_at_once() -> None:
-    run = LadderRun(Ladder.parse("KILL"))
-    assert run.next(-5.0) == Signal(9, False)
-    assert run.next(-5.0) == Done()
-
-
-def test_continuing_needs_no_continuing() -> None:
-    assert LadderRun(Ladder.parse("CONT:1,KILL")).next(0.0) == Signal(18, False)
-    assert LadderRun(Ladder.parse("HUP:1,KILL")).next(0.0) == Signal(1, True)
-
-
-def test_a_release_before_the_first_signal_spares() -> None:
-    run = LadderRun(LONG)
-    assert run.next(100.0, released=True) == Dump(), "the evidence tells why it was late"
-    assert run.next(100.5, released=True, gathered=True) == Spare()
-    assert not run.signalled
-    assert LadderRun(Ladder.parse("TERM,KILL")).next(0.0, released=True) == Spare()
-
-
-def test_after_the_first_signal_there_is_no_way_back() -> None:
-    run = LadderRun(LONG)
-    run.next(100.0, gathered=True)
-    assert run.next(101.0, released=True) == WaitUntil(102.0)
-    assert run.next(102.0, released=True) == Signal(15, True)
-    assert run.next(112.0, released=True) == Signal(9, False)
-
-
-@pytest.mark.parametrize("gathered", [False, True])
-def test_the_dead_need_nothing(gathered: bool) -> None:
-    run = LadderRun(LONG)
-    assert run.next(100.0, dead=True, released=True, gathered=gathered) == Done()
-    run.next(100.0, gathered=True)
-    assert run.next(100.0, dead=True) == Done()
-
-
-@given(ladders, st.floats(-1e6, 1e6))
-def test_every_run_ends_with_one_kill(ladder: Ladder, now: float) -> None:
-    run, sent = LadderRun(ladder), []
-    for _ in range(20):
-        action = run.next(now, gathered=True)
-        if isinstance(action, Done):
-            break
-        if isinstance(action, WaitUntil):
-            assert action.when > now
-            now = action.when
-        else:
-            assert isinstance(action, Signal)
-            sent.append(action.number)
-    assert sent == [step.signal for step in ladder if step != DUMP]
 
 
 # --- what a worker asks for
