@@ -1,7 +1,15 @@
-"""A reader of ``/proc/PID``: what the kernel says of a process, by its pid.
+"""A reader of ``/proc/PID``, the only one: what the kernel says of a process, by its pid.
 
-The law of this file: a pid may by now be another process's. Whoever acts on what is read here holds the pidfd
-of the process meanwhile (see ``process.py``), so that what was read belongs to the process that is pinned.
+The laws of this file:
+
+* A pid may by now be another process's. Whoever acts on what is read here holds the pidfd of the process
+  meanwhile (see ``process.py``), so that what was read belongs to the process that is pinned.
+* What is not there, or not shown to this user, raises ``OSError``; or it is empty, where a function says so.
+* Whoever made a process chose its names and its words: no more than 64 KiB of a file are read (its maps are
+  read whole), only ``\\n`` ends a line (the kernel escapes no other end in a name), and bytes that are no
+  UTF-8 are escaped.
+* Most files are shown at once. ``syscall``, ``stack``, ``cmdline`` and ``maps`` may wait for a lock of the
+  process, for ever if it hangs with it.
 """
 
 from __future__ import annotations
@@ -12,6 +20,9 @@ from ..errors import ServerError
 
 _FACTOR, _LARGEST_MARK = 1_000_003, 2**48 - 59
 """Two primes. A server of another version compares the marks too: they may change with the table's layout."""
+
+_MOST = 65_536
+"""Bytes of a file that are read."""
 
 
 def start_time(pid: int) -> int:
@@ -78,12 +89,8 @@ def uids_of(pid: int) -> tuple[int, int, int]:
     Raises:
         ProcessLookupError: there is no such process.
     """
-    try:
-        with open(f"/proc/{pid}/status", "rb") as file:
-            fields = next(line for line in file if line.startswith(b"Uid:")).split()
-    except (FileNotFoundError, ProcessLookupError):
-        raise ProcessLookupError(f"no process {pid}") from None
-    return int(fields[1]), int(fields[2]), int(fields[3])
+    real, effective, saved, _of_files = map(int, status(pid)["Uid"].split())
+    return real, effective, saved
 
 
 def foreign_uid(pid: int) -> int | None:
@@ -98,27 +105,111 @@ def foreign_uid(pid: int) -> int | None:
     return next((uid for uid in uids_of(pid) if uid != os.geteuid()), None)
 
 
-def _stat(pid: int) -> list[bytes]:
-    """Return the fields of proc_pid_stat(5), each at its number there; 0 to 2 are not given.
+def status(pid: int, tid: int | None = None) -> dict[str, str]:
+    """Return the fields of proc_pid_status(5), of a process or of one of its threads.
 
-    The second field, the name, may contain spaces and parentheses; what follows the *last* ``)`` is
-    unambiguous.
+    Raises:
+        ProcessLookupError: there is no such process, or thread.
     """
+    lines = _there(pid, "status", tid).decode(errors="backslashreplace").split("\n")
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def state_of(pid: int) -> str:
+    """Return the state of a process, ``S (sleeping)``; "" if it is gone."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            stat = file.read()
-    except (FileNotFoundError, ProcessLookupError):
-        raise ProcessLookupError(f"no process {pid}") from None
-    return [b"", b"", b"", *stat[stat.rindex(b")") + 2 :].split()]
+        return status(pid)["State"]
+    except OSError:
+        return ""
 
 
 def name_of(pid: int) -> str:
     """Return the command name of a process (15 characters at most), "?" if it is gone."""
     try:
-        with open(f"/proc/{pid}/comm", "rb") as file:
-            return file.read().decode(errors="backslashreplace").rstrip("\n")
+        return _text(pid, "comm").rstrip("\n")
     except OSError:
         return "?"
+
+
+def tids_of(pid: int) -> list[int]:
+    """Return the numbers of a process's threads, in order."""
+    return sorted(map(int, os.listdir(f"/proc/{pid}/task")))
+
+
+def children_of(pid: int, tid: int) -> list[int]:
+    """Return the pids of the processes that a thread has started and nobody has waited for."""
+    return list(map(int, _text(pid, "children", tid).split()))
+
+
+def wchan(pid: int, tid: int | None = None) -> str:
+    """Return the function of the kernel that a process or thread waits in; "": in none, or not shown."""
+    try:
+        where = _text(pid, "wchan", tid)
+    except OSError:
+        return ""
+    return "" if where == "0" else where
+
+
+def syscall(pid: int, tid: int) -> str:
+    """Return what proc_pid_syscall(5) says of a thread: a call's number and arguments, or ``running``."""
+    return _text(pid, "syscall", tid)
+
+
+def kernel_stack(pid: int) -> list[str]:
+    """Return the functions of the kernel that a process is in, innermost first; it is shown to root."""
+    return [line.partition("] ")[2] or line for line in _text(pid, "stack").splitlines()]
+
+
+def command_of(pid: int, most: int) -> list[str]:
+    """Return the words of a process's command line, of so many bytes of it."""
+    words = _read(pid, "cmdline")[:most].rstrip(b"\0").split(b"\0")
+    return [word.decode(errors="backslashreplace") for word in words]
+
+
+def cgroups_of(pid: int | str) -> list[tuple[str, str, str]]:
+    """Return the hierarchy, the controllers and the path of each cgroup of a process (cgroups(7)).
+
+    A system may have none. The path can be opened; whoever shows it calls :func:`escaped`.
+    """
+    lines = os.fsdecode(_read(pid, "cgroup")).split("\n")
+    return [(number, which, path) for number, which, path in (line.split(":", 2) for line in lines if line)]
+
+
+def cgroup_of(pid: int | str) -> str | None:
+    """Return the path of a process's cgroup of version 2, the line ``0::/path``; None if it has none."""
+    return next((path for number, which, path in cgroups_of(pid) if (number, which) == ("0", "")), None)
+
+
+def escaped(path: str) -> str:
+    """Return a path as a text: bytes of it that are no UTF-8 are escaped."""
+    return os.fsencode(path).decode(errors="backslashreplace")
+
+
+def descriptors_of(pid: int) -> list[int]:
+    """Return the numbers of a process's descriptors, in order."""
+    return sorted(map(int, os.listdir(f"/proc/{pid}/fd")))
+
+
+def link_of(pid: int, descriptor: int) -> str:
+    """Return the name of what a descriptor of a process stands for: a path, ``socket:[7]``, and so on."""
+    return escaped(os.readlink(f"/proc/{pid}/fd/{descriptor}"))
+
+
+def inode_of(pid: int, descriptor: int) -> tuple[int, int]:
+    """Return the device and the inode of the file that a descriptor of a process stands for."""
+    file = os.stat(f"/proc/{pid}/fd/{descriptor}")
+    return file.st_dev, file.st_ino
+
+
+def pinned_by(pidfd: int) -> int:
+    """Return the pid of the process that a descriptor pins; 0: it is no pidfd, -1: of one waited for."""
+    lines = _text("self", f"fdinfo/{pidfd}").splitlines()
+    return next((int(line[4:]) for line in lines if line.startswith("Pid:")), 0)
+
+
+def is_taken(pid: int | str) -> bool:
+    """Whether a pid is some process's."""
+    return os.path.exists(f"/proc/{pid}")
 
 
 def time_namespace() -> int:
@@ -135,10 +226,36 @@ def maps_file(pid: int, inode: int) -> bool | None:
     Raises:
         OSError: its maps cannot be read.
     """
-    with open(f"/proc/{pid}/maps", "rb") as file:
-        maps = file.read()
+    maps = _read(pid, "maps", most=-1)
     if not maps:
         return None
     # address perms offset dev inode path: the inode is the fifth field (proc_pid_maps(5)).
     wanted = b"%d" % inode
-    return any(line.split(None, 5)[4] == wanted for line in maps.splitlines() if line)
+    return any(line.split(None, 5)[4] == wanted for line in maps.split(b"\n") if line)
+
+
+def _stat(pid: int) -> list[bytes]:
+    """Return the fields of proc_pid_stat(5), each at its number there; 0 to 2 are not given.
+
+    The second field, the name, may contain spaces and parentheses; what follows the *last* ``)`` is
+    unambiguous.
+    """
+    stat = _there(pid, "stat")
+    return [b"", b"", b"", *stat[stat.rindex(b")") + 2 :].split()]
+
+
+def _there(pid: int, name: str, tid: int | None = None) -> bytes:
+    """Return what is in a file that every process has, and every thread."""
+    try:
+        return _read(pid, name, tid)
+    except (FileNotFoundError, ProcessLookupError):
+        raise ProcessLookupError(f"no process {pid}") from None
+
+
+def _text(pid: int | str, name: str, tid: int | None = None) -> str:
+    return _read(pid, name, tid).decode(errors="backslashreplace")
+
+
+def _read(pid: int | str, name: str, tid: int | None = None, most: int = _MOST) -> bytes:
+    with open(f"/proc/{pid}/{name}" if tid is None else f"/proc/{pid}/task/{tid}/{name}", "rb") as file:
+        return file.read(most)

@@ -15,6 +15,7 @@ import os
 
 from .._core.ladder import KILL
 from .process import is_dead, send_signal
+from .procfs import cgroup_of
 
 PIDFD_SIGNAL_PROCESS_GROUP = 4
 """Linux >= 6.9 (include/uapi/linux/pidfd.h)."""
@@ -61,7 +62,7 @@ def open_cgroup(pid: int, pidfd: int) -> int | str:
         A descriptor that the caller closes, or why there is none.
     """
     try:
-        path, own = _cgroup_of(str(pid)), _cgroup_of("self")
+        path, own = cgroup_of(pid), cgroup_of("self")
     except OSError as error:
         return f"its cgroup is not shown: {error.strerror}"
     if path is None or path == "/":
@@ -115,12 +116,3 @@ def signal_target(target: str, pid: int, pidfd: int, number: int) -> str:
                 os.close(cgroup)
     send_signal(pidfd, number)
     return ""
-
-
-def _cgroup_of(pid: str) -> str | None:
-    """Return the path of a process's cgroup of version 2: the line ``0::/path`` (cgroups(7))."""
-    with open(f"/proc/{pid}/cgroup") as file:
-        for line in file:
-            if line.startswith("0::"):
-                return line[3:].rstrip("\n")
-    return None

@@ -21,6 +21,7 @@ from functools import partial
 from time import monotonic
 from typing import Any, TypeVar
 
+from .._linux import procfs
 from .._linux.process import is_dead
 from ..events import log
 from . import proc, pyspy, stacks
@@ -89,7 +90,8 @@ class _Probing:
             self._pidfd = os.dup(self._subject.pidfd)
             if self._subject.table >= 0:
                 self._table = os.dup(self._subject.table)
-            pinned = _is_pidfd_of(self._pidfd, self._subject.id.pid)
+            # It may have been closed, and be something else by now.
+            pinned = procfs.pinned_by(self._pidfd) == self._subject.id.pid
         except OSError as error:
             self._probes["proc"] = _words(error)
             return
@@ -148,8 +150,8 @@ class _Probing:
     async def _look_into_proc(self) -> None:
         collect = partial(proc.collect, self._subject.id, self._process)
         await self._in_thread(lambda _given_up: collect(), PROC_WITHIN)
-        if self._process["state"][:1] == "D" and not proc.state_of(self._subject.id.pid).startswith("D"):
-            self._process["state"] = proc.state_of(self._subject.id.pid)  # it was but a moment's wait
+        if self._process["state"][:1] == "D":  # it may have been but a moment's wait
+            self._process["state"] = procfs.state_of(self._subject.id.pid)
 
     async def _ask(self) -> None:
         ask = self._subject.ask
@@ -269,12 +271,6 @@ class _Probing:
 
 class _Not(Exception):
     """There is nothing from a probe; in words, why."""
-
-
-def _is_pidfd_of(descriptor: int, pid: int) -> bool:
-    """Whether a descriptor pins a process; it may have been closed, and be something else by now."""
-    with open(f"/proc/self/fdinfo/{descriptor}") as file:
-        return f"\nPid:\t{pid}\n" in file.read()
 
 
 def _words(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""A probe that reads ``/proc``: what the kernel says about a process.
+"""A probe of ``/proc``: which of what the kernel says about a process is collected, and how much of it.
 
 The laws of this file:
 
@@ -11,18 +11,16 @@ The laws of this file:
 from __future__ import annotations
 
 import contextlib
-import os
 import platform
 from collections.abc import Callable
 from typing import Any
 
 from .._core.requests import WorkerId
-from .._linux.procfs import start_time
+from .._linux import procfs
 
 MAX_THREADS = 256
 MAX_DESCRIPTORS = 256
 MAX_CHILDREN = 64
-_MAX_TEXT = 65_536
 _MAX_COMMAND = 4096
 
 _TABLE = """
@@ -76,14 +74,6 @@ def syscall_name(text: str, machine: str | None = None) -> str:
     return known.get(int(first), f"system call {int(first)}")
 
 
-def state_of(pid: int) -> str:
-    """Return the state of a process as ``status`` has it, ``S (sleeping)``; "" if it is gone."""
-    try:
-        return _fields(f"/proc/{pid}/status").get("State", "")
-    except OSError:
-        return ""
-
-
 def collect(worker: WorkerId, found: dict[str, Any]) -> None:
     """Read what /proc has about a process into ``found``, from what cannot block to what might.
 
@@ -91,7 +81,7 @@ def collect(worker: WorkerId, found: dict[str, Any]) -> None:
         ProcessLookupError: it is gone; what was found is void.
     """
     pid = worker.pid
-    if start_time(pid) != worker.started:
+    if procfs.start_time(pid) != worker.started:
         raise ProcessLookupError(f"process {pid} is another one by now")
     steps: tuple[Callable[[int, dict[str, Any]], None], ...] = (
         _status, _waits_for, _threads, _children, _cgroup, _descriptors, _syscall, _kernel_stack, _command,
@@ -101,131 +91,79 @@ def collect(worker: WorkerId, found: dict[str, Any]) -> None:
             step(pid, found)
         except (OSError, ValueError):  # not shown to us, or not by this kernel
             continue
-    if start_time(pid) != worker.started:
+    if procfs.start_time(pid) != worker.started:
         found.update(nothing())
         raise ProcessLookupError(f"process {pid} is another one by now")
 
 
 def _status(pid: int, found: dict[str, Any]) -> None:
-    fields = _fields(f"/proc/{pid}/status")
+    fields = procfs.status(pid)
     found["state"] = fields.get("State", "")
     found["tracer"] = int(fields.get("TracerPid", "0"))
     found["rss_bytes"] = int(fields.get("VmRSS", "0 kB").split()[0]) * 1024
     if found["tracer"]:
-        found["tracer_name"] = _text(f"/proc/{found['tracer']}/comm").strip()
+        found["tracer_name"] = procfs.name_of(found["tracer"])
 
 
 def _waits_for(pid: int, found: dict[str, Any]) -> None:
-    found["wchan"] = _wchan(f"/proc/{pid}")
+    found["wchan"] = procfs.wchan(pid)
 
 
 def _threads(pid: int, found: dict[str, Any]) -> None:
-    tids = sorted(int(name) for name in os.listdir(f"/proc/{pid}/task"))
+    tids = procfs.tids_of(pid)
     found["thread_count"] = len(tids)
     threads = []
     for tid in tids[:MAX_THREADS]:
-        place = f"/proc/{pid}/task/{tid}"
-        try:
-            fields = _fields(f"{place}/status")
-            threads.append(
-                {
-                    "tid": tid,
-                    "name": fields.get("Name", ""),
-                    "state": fields.get("State", ""),
-                    "wchan": _wchan(place),
-                    "syscall": "",
-                }
-            )
-        except OSError:
-            continue  # it has ended
+        with contextlib.suppress(OSError):  # it has ended
+            known = {"tid": tid, **_name_and_state(pid, tid), "wchan": procfs.wchan(pid, tid), "syscall": ""}
+            threads.append(known)
     found["threads"] = threads
 
 
 def _children(pid: int, found: dict[str, Any]) -> None:
     pids: list[int] = []
     for thread in found["threads"]:
-        try:
-            pids += map(int, _text(f"/proc/{pid}/task/{thread['tid']}/children").split())
-        except OSError:
-            continue
+        with contextlib.suppress(OSError):
+            pids += procfs.children_of(pid, thread["tid"])
     children = []
     for child in pids[:MAX_CHILDREN]:
-        try:
-            fields = _fields(f"/proc/{child}/status")
-        except OSError:
-            continue
-        children.append({"pid": child, "name": fields.get("Name", ""), "state": fields.get("State", "")})
+        with contextlib.suppress(OSError):
+            children.append({"pid": child, **_name_and_state(child)})
     found["children"] = children
 
 
 def _cgroup(pid: int, found: dict[str, Any]) -> None:
-    lines = _text(f"/proc/{pid}/cgroup").splitlines()
-    unified = [line.removeprefix("0::") for line in lines if line.startswith("0::")]
-    found["cgroup"] = unified[0] if unified else " ".join(lines)[:_MAX_COMMAND]
+    unified = procfs.cgroup_of(pid)
+    several = " ".join(map(":".join, procfs.cgroups_of(pid)))[:_MAX_COMMAND]
+    found["cgroup"] = procfs.escaped(several if unified is None else unified)
 
 
 def _descriptors(pid: int, found: dict[str, Any]) -> None:
-    numbers = sorted(int(name) for name in os.listdir(f"/proc/{pid}/fd"))
+    numbers = procfs.descriptors_of(pid)
     found["descriptor_count"] = len(numbers)
     links = []
     for number in numbers[:MAX_DESCRIPTORS]:
         with contextlib.suppress(OSError):
-            link = os.readlink(os.fsencode(f"/proc/{pid}/fd/{number}"))
-            links.append([str(number), link.decode(errors="backslashreplace")])
+            links.append([str(number), procfs.link_of(pid, number)])
     found["descriptors"] = links
 
 
 def _syscall(pid: int, found: dict[str, Any]) -> None:
     for thread in found["threads"]:
-        try:
-            thread["syscall"] = syscall_name(_text(f"/proc/{pid}/task/{thread['tid']}/syscall"))
-        except ProcessLookupError:
-            continue  # it has ended
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            thread["syscall"] = syscall_name(procfs.syscall(pid, thread["tid"]))
         if thread["tid"] == pid:
             found["syscall"] = thread["syscall"]
 
 
 def _kernel_stack(pid: int, found: dict[str, Any]) -> None:
-    lines = _text(f"/proc/{pid}/stack").splitlines()
-    found["kernel_stack"] = [line.partition("] ")[2] or line for line in lines]
+    found["kernel_stack"] = procfs.kernel_stack(pid)
 
 
 def _command(pid: int, found: dict[str, Any]) -> None:
-    words = _bytes(f"/proc/{pid}/cmdline")[:_MAX_COMMAND].rstrip(b"\0").split(b"\0")
-    found["command"] = [word.decode(errors="backslashreplace") for word in words]
+    found["command"] = procfs.command_of(pid, _MAX_COMMAND)
 
 
-def _wchan(place: str) -> str:
-    try:
-        wchan = _text(f"{place}/wchan")
-    except OSError:
-        return ""
-    return "" if wchan == "0" else wchan
-
-
-def _fields(path: str) -> dict[str, str]:
-    """Return the fields of a ``status`` file, without what it repeats."""
-    fields: dict[str, str] = {}
-    for line in _text(path).splitlines():
-        name, separator, value = line.partition(":\t")
-        if separator:
-            fields.setdefault(name, value.strip())
-    return fields
-
-
-def status_fields(pid: int, tid: int | None = None) -> dict[str, str]:
-    """Return the fields of the ``status`` file of a process, or of one of its threads.
-
-    Raises:
-        OSError: there is none.
-    """
-    return _fields(f"/proc/{pid}/status" if tid is None else f"/proc/{pid}/task/{tid}/status")
-
-
-def _text(path: str) -> str:
-    return _bytes(path).decode(errors="backslashreplace")
-
-
-def _bytes(path: str) -> bytes:
-    with open(path, "rb") as file:
-        return file.read(_MAX_TEXT)
+def _name_and_state(pid: int, tid: int | None = None) -> dict[str, str]:
+    fields = procfs.status(pid, tid)
+    return {"name": fields.get("Name", ""), "state": fields.get("State", "")}

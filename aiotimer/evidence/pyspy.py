@@ -30,8 +30,8 @@ from time import monotonic
 from typing import Any
 
 from .._linux.process import send_signal
+from .._linux.procfs import state_of
 from .findings import Frame, stack
-from .proc import state_of
 from .stacks import MAX_FRAMES, MAX_NAME, MAX_STACKS
 
 MAX_OUTPUT = 4 * 1024 * 1024

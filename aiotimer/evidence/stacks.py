@@ -27,9 +27,9 @@ from time import monotonic
 from typing import Any
 
 from .._core import layout
+from .._linux import procfs
 from .._linux.process import is_dead, send_signal
 from .findings import Frame, stack
-from .proc import status_fields
 
 MAX_SIZE = 1024 * 1024
 """Bytes of stacks that are read: a hundred threads of a hundred frames, which is all that is written."""
@@ -137,7 +137,7 @@ def check_safe(pid: int, pidfd: int, table: int, table_inode: int, signum: int, 
     if not signal.SIGRTMIN <= signum <= signal.SIGRTMAX:
         raise NotSafe("the worker has no dump signal")
     try:
-        fields = status_fields(pid)
+        fields = procfs.status(pid)
         state = fields.get("State", "")
         if fields.get("TracerPid", "0") != "0":
             raise NotSafe("not sent to a process that is traced")
@@ -147,11 +147,9 @@ def check_safe(pid: int, pidfd: int, table: int, table_inode: int, signum: int, 
             raise NotSafe("not sent to a process in uninterruptible sleep")
         if not _has(fields, "SigCgt", signum):
             raise NotSafe("the worker does not catch its dump signal any more")
-        tids = _tids(pid)
-        if len(_threads_blocking(pid, signum)) == len(tids):
+        if len(_threads_blocking(pid, signum)) == len(procfs.tids_of(pid)):
             raise NotSafe("every thread blocks the dump signal")
-        file = os.stat(f"/proc/{pid}/fd/{descriptor}")
-        if (file.st_dev, file.st_ino) != (os.fstat(table).st_dev, table_inode):
+        if procfs.inode_of(pid, descriptor) != (os.fstat(table).st_dev, table_inode):
             raise NotSafe("the descriptor for its stacks is another file by now")
     except (OSError, ValueError) as error:
         raise NotSafe(f"it cannot be told whether it is safe: {error}") from None
@@ -173,17 +171,13 @@ def _has(fields: dict[str, str], name: str, signum: int) -> bool:
     return bool(int(fields.get(name, "0"), 16) >> (signum - 1) & 1)
 
 
-def _tids(pid: int) -> list[int]:
-    return [int(name) for name in os.listdir(f"/proc/{pid}/task")]
-
-
 def _threads_blocking(pid: int, signum: int) -> set[int]:
     """Return the threads of a process that block a signal."""
     blocking = set()
     with contextlib.suppress(OSError):
-        for tid in _tids(pid):
+        for tid in procfs.tids_of(pid):
             with contextlib.suppress(OSError, ValueError):
-                if _has(status_fields(pid, tid), "SigBlk", signum):
+                if _has(procfs.status(pid, tid), "SigBlk", signum):
                     blocking.add(tid)
     return blocking
 

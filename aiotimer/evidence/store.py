@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .._linux.procfs import is_taken
 from ..events import log, shown
 
 KEEP = 100
@@ -144,7 +145,7 @@ class Store:
         """Remove what processes that are gone did not finish."""
         for path in list(self.directory.iterdir()):
             match = _UNFINISHED.fullmatch(path.name)
-            if match and not os.path.exists(f"/proc/{match[1]}"):
+            if match and not is_taken(match[1]):
                 shutil.rmtree(path, ignore_errors=True)
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from .._linux import paths, table_files
 from .._linux.process import pin
+from .._linux.procfs import is_taken
 from ..errors import HistoryUnreadable, ServerError
 from . import listener
 
@@ -88,7 +89,7 @@ def _remove_if_orphaned(directory: Path) -> None:
             paths.remove_directory(directory)
         return
     private = _PRIVATE.match(name)
-    if private is None or directory.parent != Path(parent) or os.path.exists(f"/proc/{private[1]}"):
+    if private is None or directory.parent != Path(parent) or is_taken(private[1]):
         return  # one that dies is started again, and must not find its lock taken by us at that moment
     try:
         lock = listener.SocketLock(path)

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from aiotimer._linux import procfs
 from aiotimer._linux.process import pin
 from aiotimer.evidence import Answers, Findings, Subject, proc, pyspy, threads
 from aiotimer.evidence import gather as gathering
@@ -153,7 +154,7 @@ async def test_fault_45_a_helper_that_leaves_the_worker_stopped(
     found = await gather(subject, PATIENCE)
     assert TOO_LONG.fullmatch(found.probes["py-spy"])
     await asyncio.to_thread(threads_ended)
-    assert not proc.state_of(subject.id.pid).startswith("T")
+    assert not procfs.state_of(subject.id.pid).startswith("T")
 
 
 def threads_ended() -> None:
@@ -354,7 +355,7 @@ async def test_a_moment_in_uninterruptible_sleep_is_no_verdict(
     monkeypatch.setattr(proc, "collect", collect)
     found = await gather(subject, PATIENCE)
     assert found.process["state"] in ("S (sleeping)", "R (running)")
-    monkeypatch.setattr(proc, "state_of", lambda _pid: "D (disk sleep)")
+    monkeypatch.setattr(procfs, "state_of", lambda _pid: "D (disk sleep)")
     found = await gather(subject, PATIENCE)
     assert found.verdict == "in uninterruptible sleep"
 

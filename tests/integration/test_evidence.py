@@ -23,6 +23,7 @@ import pytest
 
 from aiotimer import WorkerId
 from aiotimer._core import layout, wire
+from aiotimer._linux import procfs
 from aiotimer._linux.process import pin
 from aiotimer.evidence import Answers, Findings, Subject, proc, pyspy, stacks
 from aiotimer.evidence.gather import gather
@@ -121,7 +122,7 @@ def hanging(directory: Path, body: str, *, run: str = "run(step)", kind: str = "
 
 def signals_waiting(pid: int) -> int:
     """Return which signals are on their way to a process, as a mask."""
-    fields = proc.status_fields(pid)
+    fields = procfs.status(pid)
     return int(fields["ShdPnd"], 16) | int(fields["SigPnd"], 16)
 
 
@@ -307,15 +308,16 @@ async def test_without_a_descriptor_to_spare_there_is_less(
 
 
 def test_what_ends_while_it_is_read_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    def gone(path: str) -> bytes:
-        raise ProcessLookupError(path)
+    def gone(pid: int, *_: object) -> bytes:
+        raise ProcessLookupError(pid)
 
-    monkeypatch.setattr(proc, "_bytes", gone)
-    found = proc.nothing()
-    proc.collect(pin_self(), found)
+    worker, found = pin_self(), proc.nothing()
+    monkeypatch.setattr(procfs, "start_time", lambda _pid: worker.started)
+    monkeypatch.setattr(procfs, "_read", gone)
+    proc.collect(worker, found)
     assert found["threads"] == found["children"] == found["command"] == []
     assert found["descriptors"]  # these are links
-    assert proc.state_of(os.getpid()) == ""
+    assert procfs.state_of(os.getpid()) == ""
     found["threads"] = [{"tid": 1}]
     proc._children(os.getpid(), found)
     proc._syscall(os.getpid(), found)
@@ -323,24 +325,16 @@ def test_what_ends_while_it_is_read_is_left_out(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_children_that_end_while_they_are_read_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proc, "_text", lambda path: f"{os.getpid()} 4194305")
+    monkeypatch.setattr(procfs, "children_of", lambda *_: [os.getpid(), 4194305])
     found = {**proc.nothing(), "threads": [{"tid": 1}]}
-    monkeypatch.setattr(proc, "_fields", fields_of_ours)
-    proc._children(1, found)
+    proc._children(1, found)  # the largest pid there can be is 4194304
     assert [child["pid"] for child in found["children"]] == [os.getpid()]
-
-
-def fields_of_ours(path: str) -> dict[str, str]:
-    """Return the fields of this process, and of no other."""
-    if str(os.getpid()) not in path:
-        raise ProcessLookupError(path)
-    return {"Name": "us", "State": "R (running)"}
 
 
 def test_a_process_that_becomes_another_while_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     worker = pin_self()
     starts = iter([worker.started, 1])
-    monkeypatch.setattr(proc, "start_time", lambda _pid: next(starts))
+    monkeypatch.setattr(procfs, "start_time", lambda _pid: next(starts))
     found = proc.nothing()
     with pytest.raises(ProcessLookupError):
         proc.collect(worker, found)
@@ -397,7 +391,7 @@ async def test_a_stopped_worker_is_told_and_left_alone(tmp_path: Path) -> None:
         assert found.verdict == "stopped"
         assert "stopped" in found.probes["stacks"]
         assert signals_waiting(it.pid) == 0
-        assert proc.state_of(it.pid) == "T (stopped)"
+        assert procfs.state_of(it.pid) == "T (stopped)"
 
 
 TRACER = """
@@ -421,9 +415,9 @@ async def test_a_worker_in_a_debugger(tmp_path: Path) -> None:
 async def test_a_worker_in_uninterruptible_sleep_is_sent_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fields = proc.status_fields
+    fields = procfs.status
     monkeypatch.setattr(
-        stacks, "status_fields", lambda pid, tid=None: {**fields(pid, tid), "State": "D (disk sleep)"}
+        procfs, "status", lambda pid, tid=None: {**fields(pid, tid), "State": "D (disk sleep)"}
     )
     with hanging(tmp_path, BODIES["sleep"]) as it:
         found = await gather(it.subject(), PATIENCE)
@@ -514,14 +508,13 @@ async def test_pyspy_sees_what_a_stopped_worker_did(tmp_path: Path, monkeypatch:
         found = await gather(it.subject(), PATIENCE)
         succeeded(found)
         assert found.verdict == f"stopped at app.py:{LINE} in step"
-        assert proc.state_of(it.pid) == "T (stopped)"
+        assert procfs.state_of(it.pid) == "T (stopped)"
 
 
 def wait_for_syscall(pid: int, name: str) -> None:
     """Wait until a process is in a system call."""
     for _ in range(int(PATIENCE / 0.01)):
-        with open(f"/proc/{pid}/syscall") as file:
-            if proc.syscall_name(file.read()) == name:
-                return
+        if proc.syscall_name(procfs.syscall(pid, pid)) == name:
+            return
         signal.sigtimedwait([], 0.01)
     raise AssertionError(f"process {pid} is not in {name}")

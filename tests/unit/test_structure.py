@@ -227,6 +227,11 @@ def test_client_and_server_do_not_know_each_other(name: str) -> None:
     assert not strangers, f"what both need lies below both: {strangers}"
 
 
+def test_one_module_reads_what_the_kernel_says_of_a_process() -> None:
+    readers = {name for name, path in MODULES.items() if 'f"/proc/{' in path.read_text()}
+    assert readers == {"_linux.procfs"}, "what is to be known of a process is a function there"
+
+
 def test_no_imports_go_in_a_circle() -> None:
     """Types included: who needs a type of whoever imports it needs a protocol of its own, or another room."""
     graph = {name: {target for _line, target in own_imports(name)} - {name} for name in MODULES}
