@@ -81,7 +81,7 @@ class _Probing:
         self._stacks: list[dict[str, Any]] = []
         self._raw = ""
         self._pstree = ""
-        self._asked = self._answered = 0
+        self._asked = self._answered = self._left_out = 0
         self._gone = False
 
     async def run(self) -> None:
@@ -134,15 +134,18 @@ class _Probing:
             asked=self._asked,
             answered=self._answered,
         )
+        probes = dict(self._probes)
+        if self._left_out:
+            probes["tasks"] += f"; {self._left_out} tasks did not fit"
         return Findings(
             said.text,
             said.where,
             self._tasks,
             self._stacks,
             process,
-            self._probes,
+            probes,
             stacks_text(self._stacks, self._raw),
-            tasks_text(self._tasks, self._pstree),
+            tasks_text(self._tasks, self._pstree, self._left_out),
         )
 
     # -- the probes ------------------------------------------------------------------------------
@@ -166,6 +169,7 @@ class _Probing:
         self._answered = len(answers)
         self._asked = max(getattr(answers, "asked", 0), self._answered)
         for answer in answers:
+            self._left_out += max(0, answer.left_out)
             self._tasks += [
                 {
                     "loop": answer.loop,

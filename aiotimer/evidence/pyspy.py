@@ -104,10 +104,24 @@ def run(command: Sequence[str], limit: float, given_up: threading.Event) -> byte
                 send_signal(pidfd, signal.SIGKILL)
             os.close(pidfd)
     if status != 0:
-        words = errors.decode(errors="backslashreplace").strip().splitlines()
-        reason = next((w for w in reversed(words) if "ermission" in w or "ptrace" in w), words[-1:])
-        raise HelperFailed(f"failed: {reason if isinstance(reason, str) else ''.join(reason)}"[:200])
+        raise HelperFailed(f"failed: {_reason(errors) or _reason(output) or _end(status)}"[:200])
     return output
+
+
+def _reason(said: bytes) -> str:
+    """Return the line that says why a helper failed: about its rights if there is one, else the last one.
+
+    ``asyncio pstree`` says it on its standard output, with the address of a page about rights behind it.
+    """
+    lines = said[-_MAX_ERRORS:].decode(errors="backslashreplace").splitlines()
+    words = [line for line in map(str.strip, lines) if line and "://" not in line]
+    rights = [line for line in words if "ermission" in line or "ptrace" in line]
+    return (rights or words or [""])[-1]
+
+
+def _end(status: int) -> str:
+    """Return how a helper ended, for want of its own words."""
+    return f"exit status {status}" if status > 0 else f"killed by signal {-status}"
 
 
 def _read(helper: subprocess.Popen[bytes], until: float, given_up: threading.Event) -> tuple[bytes, bytes]:

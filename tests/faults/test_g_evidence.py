@@ -48,10 +48,10 @@ WORDS = {
     "complains without end": "took too long",
     "hangs with its output closed": "took too long",
     "refused by ptrace": "failed: Error: Permission denied (os error 13)",
-    "fails silently": "failed: ",
+    "fails silently": "failed: exit status 3",
     "prints nonsense": "wrote what is no dump: JSONDecodeError",
     "prints nothing": "wrote what is no dump: JSONDecodeError",
-    "dies": "failed: ",
+    "dies": "failed: killed by signal 9",
 }
 
 
@@ -368,6 +368,27 @@ async def test_the_tasks_from_outside(subject: Subject, monkeypatch: pytest.Monk
     found = await gather(subject, PATIENCE)
     assert found.tasks_text == f"tasks of {subject.id.pid}\n"
     assert found.probes["pstree"].endswith(" s")
+
+
+PSTREE = {
+    "echo 'Error retrieving tasks: Failed to read it'": "Error retrieving tasks: Failed to read it",
+    "printf 'Error: insufficient permissions.\\nSee:\\nhttps://x/#permission-requirements\\n\\n'": (
+        "Error: insufficient permissions."
+    ),
+    "echo 'a tree'; printf 'ERROR: cycles\\n\\ncycle: one, two\\n' >&2": "cycle: one, two",
+    "echo; echo ' ' >&2": "exit status 1",
+}
+"""What ``asyncio pstree`` prints when it fails, mostly to its standard output; and what is made of it."""
+
+
+@pytest.mark.parametrize("script", PSTREE)
+async def test_the_tasks_that_are_not_shown_from_outside(
+    script: str, subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pyspy, "pstree_command", lambda _pid: ["sh", "-c", f"{script}; exit 1"])
+    found = await gather(subject, PATIENCE)
+    assert found.probes["pstree"] == f"failed: {PSTREE[script]}"
+    assert found.tasks_text == ""
 
 
 def test_the_command_for_it(monkeypatch: pytest.MonkeyPatch) -> None:

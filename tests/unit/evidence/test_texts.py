@@ -33,4 +33,7 @@ def test_tasks_for_people() -> None:
         "\n"
         "more"
     )
+    assert tasks_text([two], "", 7).endswith(
+        "\n  runs, or is about to\n\nand 7 tasks more, which did not fit\n"
+    )
     assert tasks_text([], "") == ""
