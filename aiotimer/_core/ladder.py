@@ -11,7 +11,7 @@ from __future__ import annotations
 from math import isfinite
 from typing import NamedTuple
 
-from .layout import policy
+from .layout import encode_grant
 
 KILL, CONT = 9, 18
 
@@ -140,7 +140,7 @@ class ReapRequest(NamedTuple):
         """
         if not isinstance(reap, str):
             raise TypeError(f"reap must be a str, not {type(reap).__name__}")
-        policy(reap)  # it must fit into a table
+        encode_grant(reap)  # it must fit into a table
         new = ReapRequest(reap, bool(observe))
         if NO_REQUEST in (self, new) or self == new:
             return self if new == NO_REQUEST else new

@@ -14,7 +14,7 @@ offset                written by  what
 80  ``REAPED_AT``     server     float64: when the server began to reap the worker, or 0.0
 88  ``PROGRAM``       server     float64: a mark of the program that the worker runs, or 0.0
 96                    (nobody)   reserved: an earlier server may have stored a uid here; never read
-112 ``POLICY``        server     80 bytes of ASCII, padded with NUL: its reap grant, how it is to be reaped
+112 ``GRANT``         server     80 bytes of ASCII, padded with NUL: its reap grant, how it is to be reaped
 192 ``HIGH_WATER``    worker     float64: slots below this are allocated and initialised
 200 ``RETIRED``       worker     float64: acquisitions counted in slots that were relabelled since
 208 ``DUMP_SIGNAL``   worker     float64: the signal that makes it write its stacks, or 0.0
@@ -57,7 +57,7 @@ COUNT_OF = FIRST_COUNT - FIRST_DEADLINE
 
 LABELS_OFFSET = 1_052_672
 LABEL_SIZE = 256
-POLICY_OFFSET, POLICY_SIZE = 112, 80
+GRANT_OFFSET, GRANT_SIZE = 112, 80
 
 ROWS_OFFSET = LABELS_OFFSET + SLOTS * LABEL_SIZE
 ROW_WORDS = 64
@@ -224,20 +224,20 @@ def label_key(cell: bytes) -> str:
     return timer_key(scope, -ordinal if label_flags(cell) & OBSERVED else ordinal)
 
 
-def policy(text: str) -> bytes:
-    """Return how a worker wants to be reaped, as it stands in a table.
+def encode_grant(text: str) -> bytes:
+    """Return a reap grant, as it stands in a table.
 
     Raises:
         ValueError: it is not ASCII, or too long.
     """
     data = text.encode("ascii")
-    if len(data) > POLICY_SIZE:
-        raise ValueError(f"a policy of {len(data)} bytes; at most {POLICY_SIZE} fit")
-    return data.ljust(POLICY_SIZE, b"\0")
+    if len(data) > GRANT_SIZE:
+        raise ValueError(f"a ladder of {len(data)} bytes; at most {GRANT_SIZE} fit")
+    return data.ljust(GRANT_SIZE, b"\0")
 
 
-def decode_policy(data: bytes) -> str:
-    """Return what :func:`policy` stored; a worker may have written anything else there."""
+def decode_grant(data: bytes) -> str:
+    """Return what :func:`encode_grant` stored; a worker may have written anything else there."""
     return data.partition(b"\0")[0].decode("ascii", errors="replace")
 
 

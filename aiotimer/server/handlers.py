@@ -220,7 +220,7 @@ def _connect(
     same_clock = hello.time_namespace == time_namespace()
     offset = 0.0 if same_clock else monotonic() - hello.clock
     grant = registry.policy.reap_grant(hello.reap, observe=hello.observe)
-    layout.policy(str(grant))  # it must fit
+    layout.encode_grant(str(grant))  # it must fit
     if hello.shared:
         offered = connection.take_descriptor()
         if hello.offers_table and offered < 0:

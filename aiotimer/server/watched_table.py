@@ -151,11 +151,11 @@ class WatchedTable:
             ValueError: that does not fit.
         """
         with contextlib.suppress(OSError):
-            self.file.write(layout.policy(text), layout.POLICY_OFFSET)
+            self.file.write(layout.encode_grant(text), layout.GRANT_OFFSET)
 
     def reap_grant(self) -> str:
         """Return the text of the reap grant, as an earlier server noted it."""
-        return layout.decode_policy(self.file.read(layout.POLICY_SIZE, layout.POLICY_OFFSET))
+        return layout.decode_grant(self.file.read(layout.GRANT_SIZE, layout.GRANT_OFFSET))
 
     def number(self, index: int) -> int:
         """Return a whole number from the header, 0 if there is anything else."""

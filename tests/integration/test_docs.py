@@ -472,7 +472,7 @@ def test_the_table_is_as_documented() -> None:
         **{f"`{name}`": 8 * getattr(layout, name) for name in words},
         "deadlines": layout.deadline_offset(0),
         "counts": layout.count_offset(0),
-        "policy": layout.POLICY_OFFSET,
+        "grant": layout.GRANT_OFFSET,
         "labels": layout.label_offset(0),
         "rows": layout.row_offset(0),
     }

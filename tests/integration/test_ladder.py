@@ -304,7 +304,7 @@ async def test_a_workers_own_ladder_is_remembered_by_the_next_server() -> None:
     [
         ("TERM:61,KILL", r"takes 61 s to reach KILL, and this server allows 60 s"),
         ("TERM", r"a ladder ends with KILL"),
-        (",".join(["TERM:0.001"] * 20) + ",KILL", rf"at most {layout.POLICY_SIZE} fit"),
+        (",".join(["TERM:0.001"] * 20) + ",KILL", rf"at most {layout.GRANT_SIZE} fit"),
     ],
 )
 async def test_a_ladder_that_is_not_allowed_is_refused(reap: str, reason: str) -> None:
