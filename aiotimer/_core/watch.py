@@ -11,6 +11,9 @@ The laws of this file:
 
 * Nothing is ever written into a slot. What has been reported, and what has been cleared, is remembered as
   (slot, deadline); another value in that slot is a new timer.
+* Slots are judged in blocks. One that holds the same bytes as at the last look, or nothing that is past, is
+  passed over at the speed of C; slot by slot goes only what is left, so that one expired timer among
+  thousands costs one block.
 * A timer is expired when its *effective* deadline is not after ``now``; never before, whatever woke us.
 * The answer depends on the snapshot, on ``now`` and on what this object was told. All bit patterns are
   legal in a snapshot.
@@ -21,8 +24,8 @@ The laws of this file:
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Sequence
-from math import inf, isfinite
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from math import inf, isfinite, nan
 from typing import NamedTuple
 
 BOUND = 5.0
@@ -38,6 +41,10 @@ since it reads the header afterwards. Three milliseconds are ample, and cost one
 
 RESTARTS = 4
 """How often one look starts over for a worker that keeps lowering its deadline, before others get a turn."""
+
+BLOCK = 128
+"""Slots that are judged together. Half as many would double the cost of passing over a large table, twice as
+many that of one expired timer."""
 
 
 class Due(NamedTuple):
@@ -124,6 +131,79 @@ class Lifeline:
         return last
 
 
+class _Block:
+    """Neighbouring slots: what the last look found in them, and what has been dealt with.
+
+    Attributes:
+        stored: what they held, as bytes: those are compared in a moment, and NaN equals itself.
+        soonest: when the first of their open timers falls due, those that have been neither reported nor
+            cleared. It may be too early, and NaN: then nobody knows.
+    """
+
+    __slots__ = ("cleared", "first", "reported", "soonest", "stored")
+
+    def __init__(self, first: int) -> None:
+        self.first = first
+        self.reported: dict[int, float] = {}
+        self.cleared: dict[int, float] = {}
+        self.stored = b""
+        self.soonest = inf
+
+    def look(self, deadlines: array[float], now: float, effective: Callable[[float], float]) -> list[Due]:
+        """Return what has expired and has not been reported; now it has been."""
+        stored = deadlines.tobytes()
+        if stored != self.stored:
+            if self.reported or self.cleared:
+                self.reported = self._unchanged(self.reported, deadlines)
+                self.cleared = self._unchanged(self.cleared, deadlines)
+            self.soonest = self.soonest_of(deadlines)
+            self.stored = stored
+        if self.soonest > now:
+            return []
+        past = self.timers(deadlines, now, effective, self.reported)  # stalls move only what has passed
+        due = [timer for timer in past if timer.effective <= now]
+        self.reported.update((timer.slot, timer.deadline) for timer in due)
+        cleared = self.cleared.get
+        left = (d for slot, d in enumerate(deadlines, self.first) if d != cleared(slot))
+        to_come = [d for d in (left if self.cleared else deadlines) if d > now]
+        to_come += [timer.effective for timer in past if timer.effective > now]
+        self.soonest = min(to_come, default=inf)
+        return due
+
+    def clear(self, deadlines: array[float]) -> None:
+        """Deal with everything that is armed in a reading. What it does not hold is forgotten."""
+        self.reported = {}
+        self.cleared = {slot: d for slot, d in enumerate(deadlines, self.first) if 0.0 < d < inf}
+        self.stored, self.soonest = deadlines.tobytes(), inf
+
+    def soonest_of(self, deadlines: array[float]) -> float:
+        """Return ``soonest`` for a reading that may be another one."""
+        if deadlines.tobytes() == self.stored:
+            return self.soonest
+        return nan if self.reported or self.cleared else min(deadlines, default=inf)
+
+    def timers(
+        self,
+        deadlines: array[float],
+        until: float,
+        effective: Callable[[float], float],
+        reported: Mapping[int, float],
+    ) -> list[Due]:
+        """Return the armed timers with stored deadlines up to ``until``, but none reported or cleared."""
+        known, cleared = reported.get, self.cleared.get
+        return [
+            Due(slot, deadline, effective(deadline))
+            for slot, deadline in enumerate(deadlines, self.first)
+            if deadline <= until and 0.0 < deadline < inf
+            if deadline != known(slot) and deadline != cleared(slot)
+        ]
+
+    def _unchanged(self, dealt_with: dict[int, float], deadlines: array[float]) -> dict[int, float]:
+        """Return those that a reading still holds."""
+        end = self.first + len(deadlines)
+        return {s: d for s, d in dealt_with.items() if s < end and deadlines[s - self.first] == d}
+
+
 class Watch:
     """What the server knows of one table between looks.
 
@@ -133,13 +213,12 @@ class Watch:
         bound: see :data:`BOUND`; ``inf`` lifts it.
     """
 
-    __slots__ = ("_bound", "_cleared", "_lifeline", "_reported", "_rung", "connected", "promise")
+    __slots__ = ("_blocks", "_bound", "_lifeline", "_rung", "connected", "promise")
 
     def __init__(self, lifeline: Lifeline, *, connected: bool, bound: float = BOUND) -> None:
         self._lifeline = lifeline
         self._bound = bound
-        self._reported: dict[int, float] = {}
-        self._cleared: dict[int, float] = {}
+        self._blocks: list[_Block] = []
         self._rung = inf
         self.connected = connected
         self.promise = inf
@@ -155,71 +234,60 @@ class Watch:
     def look(self, deadlines: array[float], now: float) -> Look:
         """Decide what is due, what to promise, and when to look next."""
         self._lifeline.tick(now)  # before anything is judged: what passed while we stood still is moved
-        due: tuple[Due, ...] = ()
-        earliest = min(deadlines, default=inf)
-        _forget_changed(self._reported, deadlines)
-        _forget_changed(self._cleared, deadlines)
-        if not earliest > now or self._cleared:  # NaN comes here too
-            past = self._open(deadlines, now)  # stalls move only what has passed
-            due = tuple(sorted((d for d in past if d.effective <= now), key=_overdue_first))
-            moved = min((d.effective for d in past if d.effective > now), default=inf)
-            cleared = self._cleared.get
-            to_come = (d for slot, d in enumerate(deadlines) if d > now and d != cleared(slot))
-            earliest = min(moved, min(to_come, default=inf))
-            self._reported.update((d.slot, d.deadline) for d in due)
+        effective = self._lifeline.effective
+        due = [d for block, part in self._parts(deadlines) for d in block.look(part, now, effective)]
+        earliest = min([block.soonest for block in self._blocks], default=inf)
         if self._rung <= now:
             self._rung = inf
         wake_at = min(earliest, self._rung, now + (self._bound if self.connected else ADOPTED_EVERY))
         self.promise = wake_at if self.connected else inf
-        return Look(due, self.promise, wake_at)
+        return Look(tuple(sorted(due, key=_overdue_first)), self.promise, wake_at)
 
     def overlooked(self, deadlines: array[float], wake_at: float) -> bool:
         """Whether a later reading holds a timer that falls due before the next look."""
-        if min(deadlines, default=inf) >= wake_at:
-            return False
-        return any(timer.effective < wake_at for timer in self._open(deadlines, wake_at))
+        effective = self._lifeline.effective
+        return any(
+            timer.effective < wake_at
+            for block, part in self._parts(deadlines)
+            if not block.soonest_of(part) >= wake_at
+            for timer in block.timers(part, wake_at, effective, block.reported)
+        )
 
-    def expired(self, deadlines: Sequence[float], now: float) -> list[Due]:
+    def expired(self, deadlines: array[float], now: float) -> list[Due]:
         """Return what has expired at ``now`` and is not cleared, reported before or not; act on nothing."""
-        timers = self._timers(deadlines, now)
-        expired = (t for t in timers if t.effective <= now and not self.cleared(t.slot, t.deadline))
-        return sorted(expired, key=_overdue_first)
+        effective = self._lifeline.effective
+        timers = (
+            timer
+            for block, part in self._parts(deadlines)
+            if block.reported or not block.soonest_of(part) > now
+            for timer in block.timers(part, now, effective, {})
+        )
+        return sorted((timer for timer in timers if timer.effective <= now), key=_overdue_first)
 
-    def clear(self, deadlines: Sequence[float]) -> None:
+    def clear(self, deadlines: array[float]) -> None:
         """Deal with every timer armed in ``deadlines``: they are cleared, without touching a slot."""
-        self._cleared.update((t.slot, t.deadline) for t in self._timers(deadlines, inf))
+        for block, part in self._parts(deadlines):
+            block.clear(part)
 
     def cleared(self, slot: int, deadline: float) -> bool:
         """Whether the timer of this value in this slot has been cleared."""
-        return self._cleared.get(slot) == deadline
+        number = slot // BLOCK
+        return number < len(self._blocks) and self._blocks[number].cleared.get(slot) == deadline
 
     def reopen(self, due: Iterable[Due]) -> None:
         """Report these again at the next look: reaping their worker did not succeed."""
         for timer in due:
-            if self._reported.get(timer.slot) == timer.deadline:
-                del self._reported[timer.slot]
+            block = self._blocks[timer.slot // BLOCK]
+            if block.reported.get(timer.slot) == timer.deadline:
+                del block.reported[timer.slot]
+                block.soonest = nan
 
-    def _timers(self, deadlines: Sequence[float], until: float) -> list[Due]:
-        """Return the armed timers with stored deadlines up to ``until``."""
-        effective = self._lifeline.effective
-        return [
-            Due(slot, deadline, effective(deadline))
-            for slot, deadline in enumerate(deadlines)
-            if 0.0 < deadline <= until and deadline < inf
-        ]
-
-    def _open(self, deadlines: Sequence[float], until: float) -> list[Due]:
-        """Return those of them that have been neither reported nor cleared."""
-        reported, cleared = self._reported.get, self._cleared.get
-        timers = self._timers(deadlines, until)
-        return [t for t in timers if t.deadline != reported(t.slot) and t.deadline != cleared(t.slot)]
-
-
-def _forget_changed(dealt_with: dict[int, float], deadlines: Sequence[float]) -> None:
-    there = len(deadlines)
-    for slot, deadline in list(dealt_with.items()):
-        if slot >= there or deadlines[slot] != deadline:
-            del dealt_with[slot]
+    def _parts(self, deadlines: array[float]) -> Iterator[tuple[_Block, array[float]]]:
+        """Go through a reading by blocks: also through those beyond its end, which hold nothing in it."""
+        for first in range(len(self._blocks) * BLOCK, len(deadlines), BLOCK):
+            self._blocks.append(_Block(first))
+        for block in self._blocks:
+            yield block, deadlines[block.first : block.first + BLOCK]
 
 
 def _overdue_first(timer: Due) -> float:

@@ -3,18 +3,32 @@
 The dict says which timers are armed; the table, the reader and the watch, put together as a server puts them
 together, must come to the same: exactly what is due is reported, nothing early, nothing twice, and at
 every moment a look is scheduled by the earliest deadline.
+
+A hostile worker stores anything anywhere. There a watch that goes through all slots at every look, and keeps
+nothing in mind but what it has dealt with, says what is right.
 """
 
-from math import inf
+import struct
+from array import array
+from collections.abc import Iterable
+from math import inf, nan
 from typing import TypeAlias
 
 import hypothesis.strategies as st
 from hypothesis import given, settings
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
 
 from aiotimer._core import layout
 from aiotimer._core.reader import TableReader, Timer
-from aiotimer._core.watch import ADOPTED_EVERY, BOUND, Due, Lifeline, Watch
+from aiotimer._core.watch import ADOPTED_EVERY, BLOCK, BOUND, Due, Lifeline, Look, Watch
 from tests.fakes.clock import Clock
 from tests.fakes.memory import memory_table, reading
 
@@ -195,6 +209,182 @@ class WatchedWorker(RuleBasedStateMachine):
 
 WatchedWorker.TestCase.settings = settings(max_examples=150, stateful_step_count=40)
 TestWatchAgainstDict = WatchedWorker.TestCase
+
+
+class PlainWatch:
+    """What a :class:`Watch` has to decide, slot by slot."""
+
+    def __init__(self, lifeline: Lifeline, bound: float) -> None:
+        self.lifeline = lifeline
+        self.bound = bound
+        self.connected = True
+        self.reported: dict[int, float] = {}
+        self.cleared: dict[int, float] = {}
+        self.rung = inf
+
+    def look(self, deadlines: "array[float]", now: float) -> Look:
+        self.lifeline.tick(now)
+        self.forget_changed(deadlines)
+        open_ = self.open(deadlines)
+        due = self.sorted(timer for timer in open_ if timer.effective <= now)
+        self.reported.update((timer.slot, timer.deadline) for timer in due)
+        to_come = [timer.effective for timer in open_ if timer.effective > now]
+        if self.rung <= now:
+            self.rung = inf
+        wake_at = min([*to_come, self.rung, now + (self.bound if self.connected else ADOPTED_EVERY)])
+        return Look(due, wake_at if self.connected else inf, wake_at)
+
+    def overlooked(self, deadlines: "array[float]", wake_at: float) -> bool:
+        return any(timer.effective < wake_at for timer in self.open(deadlines))
+
+    def expired(self, deadlines: "array[float]", now: float) -> list[Due]:
+        timers = [t for t in self.armed(deadlines) if self.cleared.get(t.slot) != t.deadline]
+        return list(self.sorted(timer for timer in timers if timer.effective <= now))
+
+    def clear(self, deadlines: "array[float]") -> None:
+        self.forget_changed(deadlines)  # it reads the table, as a look does
+        self.cleared.update((timer.slot, timer.deadline) for timer in self.armed(deadlines))
+
+    def reopen(self, due: Iterable[Due]) -> None:
+        for timer in due:
+            if self.reported.get(timer.slot) == timer.deadline:
+                del self.reported[timer.slot]
+
+    def forget_changed(self, deadlines: "array[float]") -> None:
+        there = dict(enumerate(deadlines))
+        for dealt_with in (self.reported, self.cleared):
+            for slot in [slot for slot, deadline in dealt_with.items() if there.get(slot) != deadline]:
+                del dealt_with[slot]
+
+    def open(self, deadlines: "array[float]") -> list[Due]:
+        done = {*self.reported.items(), *self.cleared.items()}
+        return [timer for timer in self.armed(deadlines) if (timer.slot, timer.deadline) not in done]
+
+    def armed(self, deadlines: "array[float]") -> list[Due]:
+        return [
+            Due(slot, deadline, self.lifeline.effective(deadline))
+            for slot, deadline in enumerate(deadlines)
+            if layout.is_armed(deadline)
+        ]
+
+    @staticmethod
+    def sorted(timers: Iterable[Due]) -> tuple[Due, ...]:
+        return tuple(sorted(timers, key=lambda timer: timer.effective))
+
+
+OTHER_NAN = struct.unpack("=d", b"\xff" * 8)[0]
+NONSENSE = st.sampled_from([nan, OTHER_NAN, inf, -inf, 0.0, -0.0, -1.0, -5e-324, 5e-324, 1.7e308, 3e13])
+CORNERS = [0, 1, 2, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK - 1, 2 * BLOCK, 2 * BLOCK + 50]
+ANY_SLOT = st.sampled_from(CORNERS)
+ANY_SIZE = st.sampled_from([0, 1, 2, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK, 2 * BLOCK + 51])
+AWAY = st.one_of(st.floats(-8.0, 8.0), st.sampled_from([0.0, 1.0, 2.0, 2.0, 60.0]))
+"""How far a deadline is from now."""
+
+
+class HostileTable(RuleBasedStateMachine):
+    """Slots that hold anything, and a server that may stand still: a watch and a plain one must agree."""
+
+    @initialize(bound=st.sampled_from([BOUND, inf]), size=ANY_SIZE)
+    def start(self, bound: float, size: int) -> None:
+        self.clock = Clock()
+        self.lifelines = Lifeline(self.clock.now), Lifeline(self.clock.now)
+        self.watch = Watch(self.lifelines[0], connected=True, bound=bound)
+        self.plain = PlainWatch(self.lifelines[1], bound)
+        self.words = array("d", [inf] * (2 * BLOCK + 51))
+        self.size = size
+        self.stored = [inf]
+        self.due: tuple[Due, ...] = ()
+        self.wake_at = -inf
+
+    def deadlines(self) -> "array[float]":
+        return self.words[: self.size]
+
+    # -- the worker --------------------------------------------------------------------------------
+
+    @rule(slots=st.lists(ANY_SLOT, min_size=1, max_size=3), away=AWAY)
+    def arms(self, slots: list[int], away: float) -> None:
+        self.store(slots, self.clock.now + away)
+
+    @rule(slots=st.lists(ANY_SLOT, min_size=1, max_size=3), word=NONSENSE)
+    def stores_nonsense(self, slots: list[int], word: float) -> None:
+        self.store(slots, word)
+
+    @rule(slots=st.lists(ANY_SLOT, min_size=1, max_size=3), which=st.integers(1, 4))
+    def stores_what_it_has_stored_before(self, slots: list[int], which: int) -> None:
+        self.store(slots, self.stored[-min(which, len(self.stored))])
+
+    @rule(block=st.integers(0, 2), away=AWAY, apart=st.sampled_from([0.0, 1e-3, -1e-3, 1.0]))
+    def arms_many(self, block: int, away: float, apart: float) -> None:
+        for slot in range(block * BLOCK, min((block + 1) * BLOCK, len(self.words))):
+            self.words[slot] = self.clock.now + away + slot * apart
+
+    @rule(size=ANY_SIZE)
+    def stores_another_size(self, size: int) -> None:
+        self.size = size
+
+    @rule(deadline=st.one_of(AWAY.map(lambda away: 1000.0 + away), NONSENSE))
+    def rings(self, deadline: float) -> None:
+        self.watch.ring(deadline)
+        if -inf < deadline < inf:
+            self.plain.rung = min(self.plain.rung, deadline)
+
+    def store(self, slots: list[int], word: float) -> None:
+        self.stored.append(word)
+        for slot in slots:
+            self.words[slot] = word
+
+    # -- the server --------------------------------------------------------------------------------
+
+    @rule(passed=st.sampled_from([0.0, 0.0, 0.5, 1.0, 1.5, 2.0, 7.0]))
+    def looks(self, passed: float) -> None:
+        self.clock.now += passed
+        look = self.watch.look(self.deadlines(), self.clock.now)
+        assert look == self.plain.look(self.deadlines(), self.clock.now)
+        self.due, self.wake_at = look.due or self.due, look.wake_at
+
+    @rule(passed=st.sampled_from([0.5, 1.5, 4.0]))
+    def shows_a_sign_of_life(self, passed: float) -> None:
+        self.clock.now += passed
+        for lifeline in self.lifelines:
+            lifeline.tick(self.clock.now)
+
+    @precondition(lambda self: self.clock.now <= self.wake_at)  # else it is about to look
+    @rule()
+    def reads_again(self) -> None:
+        overlooked = self.watch.overlooked(self.deadlines(), self.wake_at)
+        assert overlooked == self.plain.overlooked(self.deadlines(), self.wake_at)
+
+    @rule(away=st.one_of(AWAY, st.just(inf)))
+    def asks_what_has_expired(self, away: float) -> None:
+        until = self.clock.now + away
+        assert self.watch.expired(self.deadlines(), until) == self.plain.expired(self.deadlines(), until)
+
+    @rule()
+    def clears(self) -> None:
+        for watch in (self.watch, self.plain):
+            watch.clear(self.deadlines())
+
+    @rule()
+    def fails_to_reap(self) -> None:
+        for watch in (self.watch, self.plain):
+            watch.reopen(self.due)
+
+    @rule(connected=st.booleans())
+    def is_connected(self, connected: bool) -> None:
+        for watch in (self.watch, self.plain):
+            watch.connected = connected
+
+    # -- always ------------------------------------------------------------------------------------
+
+    @invariant()
+    def they_agree_on_what_is_cleared(self) -> None:
+        for slot in CORNERS:
+            for word in self.stored[-4:]:
+                assert self.watch.cleared(slot, word) == (self.plain.cleared.get(slot) == word)
+
+
+HostileTable.TestCase.settings = settings(max_examples=150, stateful_step_count=40)
+TestWatchAgainstPlainWatch = HostileTable.TestCase
 
 
 @settings(max_examples=300)

@@ -255,9 +255,9 @@ class Laws:
         tables = [table for known in server.workers.values() for table in known.tables]
         for table in tables:
             slots = len(layout.deadlines(table.reader.snapshot()))
-            for remembered in (table.watch._reported, table.watch._cleared):
-                if len(remembered) > max(slots, layout.FIRST_SLOTS):
-                    raise Broken("I6", f"{len(remembered)} timers of {table} are remembered, of {slots}")
+            remembered = sum(len(block.reported) + len(block.cleared) for block in table.watch._blocks)
+            if remembered > max(slots, layout.FIRST_SLOTS):
+                raise Broken("I6", f"{remembered} timers of {table} are remembered, of {slots}")
         pending = Counter(handle.what for handle in server.loop.handles if handle.callback is not None)
         for what, count in pending.items():
             if count > 1:

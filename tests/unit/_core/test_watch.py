@@ -10,7 +10,7 @@ from math import inf, nan
 import pytest
 
 from aiotimer._core.layout import SLOTS
-from aiotimer._core.watch import ADOPTED_EVERY, BOUND, Due, Lifeline, Watch
+from aiotimer._core.watch import ADOPTED_EVERY, BLOCK, BOUND, Due, Lifeline, Watch
 
 NOW = 1000.0
 
@@ -95,6 +95,78 @@ def test_a_table_that_shrinks_and_comes_back() -> None:
     assert numbers(one.look(slots(NOW, NOW), NOW).due) == [0, 1]
     assert not one.look(slots(), NOW + 1).due
     assert numbers(one.look(slots(NOW, NOW), NOW + 2).due) == [0, 1], "it was gone: this is a new timer"
+
+
+# --- many slots: they are judged in blocks
+
+FULL = array("d", [NOW + 600 + n for n in range(2 * BLOCK + 10)])
+EDGES = [0, BLOCK - 1, BLOCK, 2 * BLOCK - 1, 2 * BLOCK, 2 * BLOCK + 9]
+
+
+def with_deadlines(deadlines: dict[int, float]) -> "array[float]":
+    """Return a table of two full blocks and a bit, in which some slots hold something else."""
+    table = FULL[:]
+    for slot, deadline in deadlines.items():
+        table[slot] = deadline
+    return table
+
+
+@pytest.mark.parametrize("slot", EDGES)
+def test_a_timer_is_judged_by_itself_wherever_it_is(slot: int) -> None:
+    one = watch(bound=inf)
+    one.look(FULL, NOW)
+    table = with_deadlines({slot: NOW + 1})
+    assert one.overlooked(table, NOW + 2)
+    assert not one.overlooked(table, NOW + 1)
+    assert one.look(table, NOW) == ((), NOW + 1, NOW + 1)
+    due = one.look(table, NOW + 1).due
+    assert due == (Due(slot, NOW + 1, NOW + 1),)
+    assert one.expired(table, NOW + 1) == [*due]
+    rest = min(deadline for other, deadline in enumerate(FULL) if other != slot)
+    assert one.look(table, NOW + 2) == ((), rest, rest)
+    assert not one.overlooked(table, rest)
+    one.reopen(due)
+    assert one.look(table, NOW + 3).due == due
+    one.clear(table)
+    assert one.cleared(slot, NOW + 1)
+    assert one.look(table, NOW + 4) == ((), inf, inf)
+    assert not one.expired(table, inf)
+
+
+def test_the_longest_overdue_of_all_blocks_comes_first() -> None:
+    table = with_deadlines({slot: NOW - number for number, slot in enumerate(EDGES)})
+    one = watch()
+    assert numbers(one.look(table, NOW).due) == EDGES[::-1]
+    assert numbers(one.expired(table, NOW)) == EDGES[::-1]
+
+
+def test_what_has_been_dealt_with_in_a_block_hides_nothing_new_there() -> None:
+    one = watch(bound=inf)
+    table = with_deadlines({BLOCK: NOW})
+    assert numbers(one.look(table, NOW).due) == [BLOCK]
+    one.clear(table)
+    table[BLOCK + 1] = NOW + 1
+    assert one.overlooked(table, NOW + 2)
+    assert one.look(table, NOW).wake_at == NOW + 1
+    table[0] = NOW + 0.5
+    assert one.look(table, NOW).wake_at == NOW + 0.5
+    assert numbers(one.expired(table, NOW + 1)) == [0, BLOCK + 1]
+    assert numbers(one.look(table, NOW + 1).due) == [0, BLOCK + 1]
+    assert one.look(table, NOW + 1).wake_at == inf
+
+
+def test_what_lies_behind_the_end_of_a_table_is_forgotten() -> None:
+    one = watch(bound=inf)
+    table = with_deadlines({BLOCK: NOW, 2 * BLOCK: NOW})
+    one.look(table, NOW)
+    assert one.look(table[:BLOCK], NOW).wake_at == NOW + 600
+    assert numbers(one.look(table, NOW).due) == [BLOCK, 2 * BLOCK]
+    one.clear(table)
+    one.clear(table[: BLOCK + 1])
+    assert one.cleared(BLOCK, NOW)
+    assert not one.cleared(2 * BLOCK, NOW)
+    assert not one.cleared(SLOTS, NOW), "there never was such a slot"
+    assert numbers(one.look(table, NOW).due) == [2 * BLOCK]
 
 
 # --- the promise
@@ -202,6 +274,14 @@ def test_what_was_cleared_and_then_released_may_come_again() -> None:
     one.clear(slots(NOW))
     one.look(slots(inf), NOW)
     assert numbers(one.look(slots(NOW), NOW + 1).due) == [0]
+
+
+def test_clearing_reads_the_table_as_a_look_does() -> None:
+    one = watch()
+    one.clear(slots(NOW))
+    one.clear(slots(inf))
+    assert not one.cleared(0, NOW)
+    assert numbers(one.look(slots(NOW), NOW).due) == [0], "armed again, with the very same deadline"
 
 
 def test_asking_for_what_has_expired_acts_on_nothing() -> None:
