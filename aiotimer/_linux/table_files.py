@@ -42,37 +42,40 @@ Kind: TypeAlias = Literal["shared", "socket", "owner"]
 server for its owner (``register_timers``)."""
 
 
-class TableFile(NamedTuple):
+class TableFile:
     """A table on tmpfs.
 
     Attributes:
-        descriptor: open for reading and writing.
+        descriptor: open for reading and writing; -1 when it has been closed.
         path: its file, None if it was offered by its worker and has no name here.
         inode: of the file.
         kind: who stores into it.
     """
 
-    descriptor: int
-    path: Path | None
-    inode: int
-    kind: Kind
+    __slots__ = ("descriptor", "inode", "kind", "path")
+
+    def __init__(self, descriptor: int, path: Path | None, inode: int, kind: Kind) -> None:
+        self.descriptor = descriptor
+        self.path = path
+        self.inode = inode
+        self.kind = kind
 
     def read(self, size: int, offset: int) -> bytes:
-        """Read up to ``size`` bytes; fewer if its worker has cut it off."""
-        return os.pread(self.descriptor, size, offset)
+        """Return ``size`` bytes, fewer at its end, none of a closed one: its number may be another file's."""
+        return b"" if self.descriptor < 0 else os.pread(self.descriptor, size, offset)
 
     def write(self, data: bytes, offset: int) -> None:
-        """Write bytes.
+        """Write into it.
 
         Raises:
-            OSError: its worker has cut it off, and the file system is full.
+            OSError: its worker has cut it off, and the file system is full; or it is closed.
         """
         os.pwrite(self.descriptor, data, offset)
 
-    def closed(self) -> TableFile:
-        """Close it, and return what stands for it from then on."""
-        os.close(self.descriptor)
-        return self._replace(descriptor=-1)
+    def close(self) -> None:
+        """Close the descriptor; the file stays."""
+        descriptor, self.descriptor = self.descriptor, -1
+        os.close(descriptor)
 
 
 class Found(NamedTuple):
@@ -169,7 +172,8 @@ def open_table(found: Found) -> TableFile:
     except BaseException:
         os.close(descriptor)
         raise
-    return table._replace(path=found.path, kind=found.kind)
+    table.path, table.kind = found.path, found.kind
+    return table
 
 
 def find_tables(directory: Path) -> tuple[list[Found], list[tuple[Path, str]]]:

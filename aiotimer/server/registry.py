@@ -239,7 +239,7 @@ class Registry:
         assert file.path is not None
         known = worker.table_of(file.inode)
         if known is not None:  # its worker was faster, and has brought it along
-            known.file = known.file._replace(path=file.path)
+            known.file.path = file.path
             os.close(file.descriptor)
             return
         try:

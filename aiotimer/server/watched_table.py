@@ -1,4 +1,4 @@
-"""A table under watch: the look of ``_core.watch``, carried out with ``pread``, ``pwrite`` and ``call_at``.
+"""A table under watch: the look of ``_core.watch``, carried out on a file, by a clock, with ``call_at``.
 
 The laws of this file:
 
@@ -40,7 +40,7 @@ class WatchedTable:
         watch: what is known of it.
         loop: where to schedule.
         on_due: called with this table and the timers that have expired.
-        clock: ``CLOCK_MONOTONIC`` seconds.
+        clock: what time it is.
     """
 
     __slots__ = (
@@ -72,9 +72,9 @@ class WatchedTable:
         self.file = file
         self.watch = watch
         self.reader = TableReader(file.read)
+        self._clock = clock
         self._loop = loop
         self._on_due = on_due
-        self._clock = clock
         self._wake: asyncio.TimerHandle | None = None
         self._later: asyncio.TimerHandle | None = None
         self._wake_at = inf
@@ -136,13 +136,12 @@ class WatchedTable:
 
     def mark_reaped(self, now: float) -> None:
         """Write into the header that the worker is about to be signalled, for the next server to know."""
-        with contextlib.suppress(OSError):
-            self.file.write(layout.word(now), 8 * layout.REAPED_AT)
+        self._store(layout.word(now), 8 * layout.REAPED_AT)
 
     def note_program(self, mark: int) -> None:
         """Remember which program arms its timers here, and let the next server know."""
         self.program = mark
-        self._note(layout.PROGRAM, mark)
+        self._store(layout.word(mark), 8 * layout.PROGRAM)
 
     def note_reap_grant(self, text: str) -> None:
         """Let the next server know what the worker was granted of its reap request.
@@ -150,8 +149,7 @@ class WatchedTable:
         Raises:
             ValueError: that does not fit.
         """
-        with contextlib.suppress(OSError):
-            self.file.write(layout.encode_grant(text), layout.GRANT_OFFSET)
+        self._store(layout.encode_grant(text), layout.GRANT_OFFSET)
 
     def reap_grant(self) -> str:
         """Return the text of the reap grant, as an earlier server noted it."""
@@ -189,22 +187,20 @@ class WatchedTable:
             if handle is not None:
                 handle.cancel()
         self._wake = self._later = None
-        self.file = self.file.closed()
-        self.reader = TableReader(lambda _size, _offset: b"")  # that number may soon be another file
+        self.file.close()
 
     @property
     def closed(self) -> bool:
         """Whether the table is not watched any more."""
         return self.file.descriptor < 0
 
-    def _note(self, index: int, number: int) -> None:
+    def _store(self, data: bytes, offset: int) -> None:
         with contextlib.suppress(OSError):  # its worker has cut it off, and the file system is full
-            self.file.write(layout.word(number), 8 * index)
+            self.file.write(data, offset)
 
     def _write(self, promise: float) -> None:
         self._looks += 1.0
-        with contextlib.suppress(OSError):  # its worker has cut it off, and the file system is full
-            self.file.write(layout.server_line(promise, self._looks), 8 * layout.PROMISE)
+        self._store(layout.server_line(promise, self._looks), 8 * layout.PROMISE)
 
     def _schedule(self, wake_at: float, spare: int = 0) -> None:
         self._wake_at = wake_at

@@ -16,6 +16,7 @@ import aiotimer
 from aiotimer._core import layout
 from aiotimer._core.reader import Read, TableReader, Timer
 from aiotimer._core.table import TimerTable
+from aiotimer._linux.table_files import TableFile
 from aiotimer.client.connection import ClientConnection
 from tests.fakes.clock import PATIENCE
 
@@ -42,6 +43,34 @@ def reading(table: TimerTable) -> Read:
     """Return how to read a table from outside: ``read(size, offset)``, cut off at its end like ``pread``."""
     raw = table.raw
     return lambda size, offset: bytes(raw[offset : offset + size])
+
+
+class MemoryFile(TableFile):
+    """The file of a table in memory, for a server's side of it.
+
+    Args:
+        table: the worker's side.
+    """
+
+    __slots__ = ("raw",)
+
+    def __init__(self, table: TimerTable) -> None:
+        super().__init__(0, None, 1, "shared")
+        self.raw = table.raw
+
+    def read(self, size: int, offset: int) -> bytes:
+        """Return what is there, unless it is closed."""
+        return b"" if self.descriptor < 0 else bytes(self.raw[offset : offset + size])
+
+    def write(self, data: bytes, offset: int) -> None:
+        """Store it."""
+        if self.descriptor < 0:
+            raise OSError("closed")
+        self.raw[offset : offset + len(data)] = data
+
+    def close(self) -> None:
+        """Read as empty from now on."""
+        self.descriptor = -1
 
 
 def acquisitions_of(table: TimerTable) -> int:

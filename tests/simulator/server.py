@@ -284,28 +284,32 @@ class OpenFile:
     kind = "shared"
     path = None
 
-    def __init__(self, truth: TableFile, server: Server, descriptor: int = 1) -> None:
+    def __init__(self, truth: TableFile, server: Server) -> None:
         self.truth = truth
-        self.descriptor = descriptor
+        self.descriptor = 1
         self.inode = truth.number
         self._server = server
 
     def read(self, size: int, offset: int) -> bytes:
-        """``pread``."""
+        """``pread``; nothing of a file that is closed."""
+        if self.descriptor < 0:
+            return b""
         data = self.truth.read(size, offset)
         self._server.turns.pause(f"reads {self.truth}")
         return data
 
     def write(self, data: bytes, offset: int) -> None:
         """``pwrite``."""
+        if self.descriptor < 0:
+            raise OSError(9, "closed")
         self._server.turns.check()
         self.truth.pwrite(data, offset)
         what = {layout.PROMISE: "promises in", layout.REAPED_AT: "marks"}.get(offset // 8, "notes in")
         self._server.turns.pause(f"{what} {self.truth}")
 
-    def closed(self) -> OpenFile:
-        """Close it; return what stands for it then."""
-        return OpenFile(self.truth, self._server, -1)
+    def close(self) -> None:
+        """Close it."""
+        self.descriptor = -1
 
 
 class Table(WatchedTable):
