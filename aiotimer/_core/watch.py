@@ -156,8 +156,7 @@ class _Block:
             if self.reported or self.cleared:
                 self.reported = self._unchanged(self.reported, deadlines)
                 self.cleared = self._unchanged(self.cleared, deadlines)
-            self.soonest = self.soonest_of(deadlines)
-            self.stored = stored
+            self.stored, self.soonest = stored, self._at_first_sight(deadlines)
         if self.soonest > now:
             return []
         past = self.timers(deadlines, now, effective, self.reported)  # stalls move only what has passed
@@ -178,9 +177,7 @@ class _Block:
 
     def soonest_of(self, deadlines: array[float]) -> float:
         """Return ``soonest`` for a reading that may be another one."""
-        if deadlines.tobytes() == self.stored:
-            return self.soonest
-        return nan if self.reported or self.cleared else min(deadlines, default=inf)
+        return self.soonest if deadlines.tobytes() == self.stored else self._at_first_sight(deadlines)
 
     def timers(
         self,
@@ -197,6 +194,10 @@ class _Block:
             if deadline <= until and 0.0 < deadline < inf
             if deadline != known(slot) and deadline != cleared(slot)
         ]
+
+    def _at_first_sight(self, deadlines: array[float]) -> float:
+        """Return ``soonest`` for a new reading, as far as C can tell."""
+        return nan if self.reported or self.cleared else min(deadlines, default=inf)
 
     def _unchanged(self, dealt_with: dict[int, float], deadlines: array[float]) -> dict[int, float]:
         """Return those that a reading still holds."""
