@@ -155,6 +155,38 @@ def test_what_has_been_dealt_with_in_a_block_hides_nothing_new_there() -> None:
     assert one.look(table, NOW + 1).wake_at == inf
 
 
+class Counting(Lifeline):
+    """A lifeline that counts the timers it is asked about; it stood still for a minute."""
+
+    def __init__(self) -> None:
+        super().__init__(NOW)
+        self.tick(NOW + 60)
+        self.asked = 0
+
+    def effective(self, deadline: float) -> float:
+        self.asked += 1
+        return super().effective(deadline)
+
+
+def test_slots_that_have_not_changed_are_not_judged_again() -> None:
+    lifeline = Counting()
+    one = watch(lifeline=lifeline)
+    table = with_deadlines({0: NOW + 3, BLOCK: NOW + 4})
+    assert one.look(table, NOW + 60).wake_at == NOW + 63
+    assert lifeline.asked == 2
+    table[BLOCK + 1] = NOW + 5
+    assert one.look(table, NOW + 61).wake_at == NOW + 63
+    assert lifeline.asked == 4, "those of the second block"
+    assert not one.overlooked(table, NOW + 63)
+    assert not one.expired(table, NOW + 62)
+    assert lifeline.asked == 4
+    assert one.look(table, NOW + 62).wake_at == NOW + 63
+    one.clear(table)
+    assert one.look(table, NOW + 62).wake_at == NOW + 62 + BOUND
+    assert not one.expired(table, inf)
+    assert lifeline.asked == 4, "nothing is left of what has been cleared"
+
+
 def test_what_lies_behind_the_end_of_a_table_is_forgotten() -> None:
     one = watch(bound=inf)
     table = with_deadlines({BLOCK: NOW, 2 * BLOCK: NOW})
