@@ -308,6 +308,12 @@ def test_what_was_cleared_and_then_released_may_come_again() -> None:
     assert numbers(one.look(slots(NOW), NOW + 1).due) == [0]
 
 
+def test_even_the_smallest_deadline_is_cleared() -> None:
+    one = watch()
+    one.clear(slots(5e-324))
+    assert not one.look(slots(5e-324), NOW).due
+
+
 def test_clearing_reads_the_table_as_a_look_does() -> None:
     one = watch()
     one.clear(slots(NOW))
