@@ -1,6 +1,6 @@
 """The command ``aiotimer serve``, and the hidden one that supervises a private server.
 
-The law of this file: whatever could hold up the server's loop is behind a sink of ``cli/sinks.py``.
+The law of this file: whatever could hold up the server's loop is behind a sink of ``server/sinks.py``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import click
 from .common import resolve_socket
 from .group import cli, socket_option
 from .options import policy_options
-from .sinks import EventSinks, LogSink, event_options
+from .sinks import LEAVE_WITHIN, EventSinks, event_options
 
 if TYPE_CHECKING:
     from ..server.server import TimerServer
@@ -57,6 +57,7 @@ def serve(
     from ..server.capabilities import drop_capabilities
     from ..server.owned import IDLE_BEFORE_END, OwnedServer
     from ..server.server import TimerServer
+    from ..server.sinks import LogSink
 
     drop_capabilities()  # before there are threads, that of the log for one
     log_sink = LogSink()
@@ -79,7 +80,7 @@ def serve(
             runner.run(_serve(server, loop_name, ready_fd, quiet=owner is not None))
     finally:
         sinks.close()
-        log_sink.leave()
+        log_sink.leave(LEAVE_WITHIN)
 
 
 async def _serve(server: TimerServer, loop_name: str, ready_fd: int | None, *, quiet: bool) -> None:

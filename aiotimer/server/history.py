@@ -75,7 +75,7 @@ class History:
         self.store = Store(directory / "evidence") if store is None else store
         self._writer = _Writer(directory / DATABASE)
         self._backlog: Backlog[Callable[[], object]] = Backlog(
-            "history", lambda write: write(), self._writer.close, capacity
+            "history", lambda write: write(), finish=self._writer.close, capacity=capacity
         )
 
     @property
@@ -91,11 +91,12 @@ class History:
             stacks_text, tasks_text: for the evidence; "" when they have been given before.
         """
         texts = cut(stacks_text), cut(tasks_text)  # what waits in the queue is bounded
-        self._backlog.put(partial(self._record, dict(record), *texts))
+        self._backlog.put(partial(self._record, dict(record), *texts), record["pid"])
 
     def event(self, event: Mapping[str, Any]) -> None:
         """Write an event, as :meth:`Event.as_json` returns it."""
-        self._backlog.put(partial(self._writer.attempt, partial(self._writer.event, dict(event))))
+        action = partial(self._writer.event, dict(event))
+        self._backlog.put(partial(self._writer.attempt, action), event.get("pid"))
 
     def durations(self, scope: str, durations: Any, count: int, limit: float | None) -> None:
         """Add what a worker has done in a scope to what is known: once per worker, when it is gone.

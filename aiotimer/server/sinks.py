@@ -1,10 +1,13 @@
-"""Sinks: who is told of events besides the log, each behind a bounded queue.
+"""Sinks: who is told what happens: a callback, a command, a pipe, the log; each behind a bounded queue.
 
 The laws of this file:
 
-* The server's loop never waits for a sink, and no sink's error reaches it: events wait in a bounded queue.
-* What does not fit is dropped and counted, and the count is logged as soon as events are taken again.
+* The server's loop never waits for a sink, and no sink's error reaches it: what is told waits in a bounded
+  queue. There is one kind of queue; a thread takes from it, or the loop itself, one item in a turn.
+* What does not fit is dropped and counted, and the count is told once, as soon as items are taken again.
+* What is told about one worker never crowds out another's: in a full queue each has its share.
 * At least once within the process: a sink that fails is tried again, a bounded number of times.
+* At the end of the server, what is queued still gets out, within a bound.
 """
 
 from __future__ import annotations
@@ -12,20 +15,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
+import select
 import shlex
 import signal
 import subprocess
 import threading
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Mapping
 from time import monotonic
 from typing import Any, Generic, TypeVar
 
 from ..events import Event, log
 
 CAPACITY = 1000
-"""Events that wait for one sink: a storm of reaps, in full."""
+"""Items that wait for one sink: a storm of reaps, in full."""
 
 COMMAND_TIMEOUT = 10.0
 """Seconds that one run of a command may take."""
@@ -44,9 +49,10 @@ class Backlog(Generic[T]):
 
     Args:
         what: waits in it, in the plural, for the log and the thread's name.
-        take: what the thread does with each item. What it raises is logged.
+        take: what is done with each item. What it raises is logged.
         finish: what the thread does last.
         capacity: how many items may wait.
+        tell: is given the words about what was dropped.
 
     Attributes:
         dropped: how many items were dropped, in all.
@@ -56,8 +62,10 @@ class Backlog(Generic[T]):
         self,
         what: str,
         take: Callable[[T], object],
+        *,
         finish: Callable[[], object] = lambda: None,
         capacity: int = CAPACITY,
+        tell: Callable[[str], object] = log.warning,
     ) -> None:
         self.dropped = 0
         self._untold = 0
@@ -65,20 +73,28 @@ class Backlog(Generic[T]):
         self._take = take
         self._finish = finish
         self._capacity = capacity
-        self._items: deque[T] = deque()
+        self._tell = tell
+        self._items: deque[tuple[Hashable, T]] = deque()
+        self._waiting: Counter[Hashable] = Counter()
         self._changed = threading.Condition()
         self._busy = False
         self._ended = False
         self._thread: threading.Thread | None = None
 
-    def put(self, item: T) -> bool:
-        """Queue an item, if there is room. Never waits, never raises; returns whether it was queued."""
+    def put(self, item: T, about: Hashable = None, *, always: bool = False) -> bool:
+        """Queue an item, if there is room. Never waits, never raises; returns whether it was queued.
+
+        Args:
+            item: what is to be taken.
+            about: the worker that it is about, None if it is about none.
+            always: even if there is no room.
+        """
         with self._changed:
-            if self._ended or len(self._items) >= self._capacity or not self._has_thread():
-                self.dropped += 1
-                self._untold += 1
+            if self._ended or not (always or self._has_room(about)) or not self._has_taker():
+                self._count_dropped(1)
                 return False
-            self._items.append(item)
+            self._items.append((about, item))
+            self._waiting[about] += 1
             self._changed.notify_all()
             return True
 
@@ -103,8 +119,7 @@ class Backlog(Generic[T]):
         with self._changed:
             left = len(self._items)
             self._items.clear()
-            self.dropped += left
-            self._untold += left
+            self._count_dropped(left)
             thread, done = self._thread, not self._busy
             self._changed.notify_all()
         if thread is not None and done:
@@ -120,7 +135,23 @@ class Backlog(Generic[T]):
         self._busy = False
         self._ended = True
 
-    def _has_thread(self) -> bool:
+    def _has_room(self, about: Hashable) -> bool:
+        """Return whether an item fits: the worker with the most items makes room for one with fewer."""
+        if len(self._items) < self._capacity:
+            return True
+        mine = self._waiting[about]
+        if not self._waiting or mine >= self._capacity // len(self._waiting):  # usually: it is that worker's
+            return False
+        greatest = max(self._waiting, key=self._waiting.__getitem__)
+        if self._waiting[greatest] <= mine + 1:
+            return False
+        newest = next(n for n in reversed(range(len(self._items))) if self._items[n][0] == greatest)
+        del self._items[newest]
+        self._waiting[greatest] -= 1
+        self._count_dropped(1)
+        return True
+
+    def _has_taker(self) -> bool:
         if self._thread is None:
             thread = threading.Thread(target=self._run, name=f"aiotimer-{self._what}", daemon=True)
             try:
@@ -130,11 +161,15 @@ class Backlog(Generic[T]):
             self._thread = thread
         return True
 
+    def _count_dropped(self, count: int) -> None:
+        self.dropped += count
+        self._untold += count
+
     def _tell_dropped(self) -> None:
         with self._changed:
             count, self._untold = self._untold, 0
         if count:
-            log.warning("%d %s dropped: they came faster than they were taken", count, self._what)
+            self._tell(f"{count} {self._what} dropped: they came faster than they were taken")
 
     def _run(self) -> None:
         while True:
@@ -143,18 +178,64 @@ class Backlog(Generic[T]):
                     self._changed.wait()
                 if not self._items:
                     break
-                item = self._items.popleft()
-                self._busy = True
-            try:
-                self._tell_dropped()
-                self._take(item)
-            except Exception:  # noqa: BLE001 - logged; the next item may fare better
-                log.exception("lost one of the %s", self._what)
-            del item
+            self._take_next()
+        self._finish()
+
+    def _take_next(self) -> None:
+        with self._changed:
+            if not self._items:  # dropped meanwhile, by whoever closes it
+                return
+            about, item = self._items.popleft()
+            self._waiting[about] -= 1
+            if not self._waiting[about]:
+                del self._waiting[about]
+            self._busy = True
+        try:
+            self._tell_dropped()
+            self._take(item)
+        except Exception:  # noqa: BLE001 - logged; the next item may fare better
+            log.exception("lost one of the %s", self._what)
+        finally:
             with self._changed:
                 self._busy = False
                 self._changed.notify_all()
-        self._finish()
+
+
+class LoopBacklog(Backlog[T]):
+    """A bounded queue from which the event loop takes, after whatever it is doing, one item in a turn.
+
+    Args:
+        loop: only its own thread puts and flushes.
+        what, take, capacity: see :class:`Backlog`.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        what: str,
+        take: Callable[[T], object],
+        capacity: int = CAPACITY,
+    ) -> None:
+        super().__init__(what, take, capacity=capacity)
+        self._loop = loop
+        self._turn: asyncio.Handle | None = None
+
+    def flush(self, within: float = 0.0) -> bool:
+        """Take everything that waits, now; what comes in meanwhile waits again."""
+        for _ in range(len(self._items)):
+            self._take_next()
+        return not self._items
+
+    def _has_taker(self) -> bool:
+        if self._turn is None:
+            self._turn = self._loop.call_soon(self._take_one)
+        return True
+
+    def _take_one(self) -> None:
+        self._turn = None
+        self._take_next()
+        if self._items:
+            self._has_taker()
 
 
 class CommandSink:
@@ -190,7 +271,7 @@ class CommandSink:
         self._retry_after = retry_after
         self._closing = threading.Event()
         self._backlog: Backlog[Mapping[str, Any]] = Backlog(
-            "events for a command", self._tell, capacity=capacity
+            "events for a command", self._run_for, capacity=capacity
         )
 
     @property
@@ -200,14 +281,14 @@ class CommandSink:
 
     def __call__(self, event: Mapping[str, Any]) -> None:
         """Queue an event, as :meth:`Event.as_json` returns it. Never waits, never raises."""
-        self._backlog.put(event)
+        self._backlog.put(event, event.get("pid"))
 
     def close(self, within: float) -> bool:
         """Run the command for what waits, for so many seconds at most; return whether all was told."""
         self._closing.set()  # no pause before another try any more
         return self._backlog.close(within)
 
-    def _tell(self, event: Mapping[str, Any]) -> None:
+    def _run_for(self, event: Mapping[str, Any]) -> None:
         data = json.dumps(event).encode() + b"\n"
         for number in range(TRIES):
             if number:
@@ -257,9 +338,6 @@ class CallbackSink:
         loop: calls it.
         callback: what is called.
         capacity: how many events may wait.
-
-    Attributes:
-        dropped: how many events were dropped, in all.
     """
 
     def __init__(
@@ -268,41 +346,23 @@ class CallbackSink:
         callback: Callable[[Event], object],
         capacity: int = CAPACITY,
     ) -> None:
-        self.dropped = 0
-        self._untold = 0
-        self._loop = loop
         self._callback = callback
-        self._capacity = capacity
-        self._events: deque[Event] = deque()
-        self._handle: asyncio.Handle | None = None
+        self._backlog = LoopBacklog(loop, "events for on_event", self._call, capacity)
+
+    @property
+    def dropped(self) -> int:
+        """How many events were dropped, in all."""
+        return self._backlog.dropped
 
     def __call__(self, event: Event) -> None:
         """Queue an event; only in the loop's own thread."""
-        if len(self._events) >= self._capacity:
-            self.dropped += 1
-            self._untold += 1
-            return
-        self._events.append(event)
-        if self._handle is None:
-            self._handle = self._loop.call_soon(self._deliver)
+        self._backlog.put(event, event.worker_id)
 
     def flush(self) -> None:
         """Call for everything that waits, now; what these calls bring about waits again."""
-        for _ in range(len(self._events)):
-            self._call(self._events.popleft())
-
-    def _deliver(self) -> None:
-        """Call for one event: other callbacks of the loop come between two of them."""
-        self._handle = None
-        if self._events:
-            self._call(self._events.popleft())
-        if self._events and self._handle is None:
-            self._handle = self._loop.call_soon(self._deliver)
+        self._backlog.flush()
 
     def _call(self, event: Event) -> None:
-        if self._untold:
-            count, self._untold = self._untold, 0
-            log.warning("%d events dropped: on_event took them too slowly", count)
         for _ in range(2):
             try:
                 self._callback(event)
@@ -310,3 +370,88 @@ class CallbackSink:
                 log.exception("on_event failed for %s", event.event)
             else:
                 return
+
+
+class PipeSink:
+    """Writes events as JSON lines into a pipe.
+
+    Args:
+        descriptor: of the pipe.
+        capacity: how many events may wait, besides those that the pipe holds.
+    """
+
+    def __init__(self, descriptor: int, capacity: int = CAPACITY) -> None:
+        self._descriptor = descriptor
+        self._backlog = Backlog("events for a pipe", self._write, capacity=capacity)
+
+    def __call__(self, event: Event) -> None:
+        """Queue an event. Never waits, never raises."""
+        self._backlog.put(event, event.worker_id)
+
+    def close(self, within: float) -> bool:
+        """Write what waits, for so many seconds at most; return whether all was written."""
+        return self._backlog.close(within)
+
+    def _write(self, event: Event) -> None:
+        line = _as_line(event)
+        if len(line) > select.PIPE_BUF:  # a longer one might be written in part, by a server that is killed
+            line = _as_line(event._replace(detail="", verdict=""))
+        _write_all(self._descriptor, line)
+
+
+class LogSink(logging.Handler):
+    """A log handler whose lines a thread writes to a descriptor, which may block for ever.
+
+    Args:
+        descriptor: where to.
+        capacity: how many lines may wait.
+    """
+
+    def __init__(self, descriptor: int = 2, capacity: int = CAPACITY) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+        self._backlog: Backlog[str | Callable[[], object]] = Backlog(
+            "log lines", self._take, capacity=capacity, tell=lambda told: self._take(f"aiotimer: {told}")
+        )
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Queue a line. Never waits for whoever reads it."""
+        try:
+            line = self.format(record)
+        except Exception:  # noqa: BLE001 - as every handler: logging decides what is said of it
+            self.handleError(record)
+        else:
+            self._backlog.put(line)
+
+    def then(self, action: Callable[[], object]) -> None:
+        """Do something as soon as every line so far is written: at once, or in the thread that writes."""
+        if self._backlog.flush(0.0):
+            action()
+        else:
+            self._backlog.put(action, always=True)
+
+    def leave(self, within: float) -> bool:
+        """Wait until everything is written, for so many seconds at most; return whether it is."""
+        return self._backlog.flush(within)
+
+    def _take(self, line: str | Callable[[], object]) -> None:
+        if isinstance(line, str):
+            _write_all(self._descriptor, line.encode(errors="backslashreplace") + b"\n")
+        else:
+            line()
+
+
+def _as_line(event: Event) -> bytes:
+    return json.dumps(event.as_json()).encode() + b"\n"
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    """Write to what somebody else may have made non-blocking, or may not read any more."""
+    with contextlib.suppress(OSError):  # the reader is gone: a server is not stopped by that
+        while data:
+            try:
+                data = data[os.write(descriptor, data) :]
+            except BlockingIOError:
+                poll = select.poll()
+                poll.register(descriptor, select.POLLOUT)
+                poll.poll()

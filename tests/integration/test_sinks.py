@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -15,9 +17,9 @@ import click
 import pytest
 
 from aiotimer._core.requests import WorkerId
-from aiotimer.cli.sinks import EventSinks, PipeSink, event_options
+from aiotimer.cli.sinks import EventSinks, event_options
 from aiotimer.events import KINDS, Event
-from aiotimer.server.sinks import Backlog, CallbackSink, CommandSink
+from aiotimer.server.sinks import Backlog, CallbackSink, CommandSink, LogSink, PipeSink
 from tests.fakes.clock import PATIENCE
 from tests.fakes.worker import FORKS
 
@@ -55,6 +57,23 @@ def test_what_does_not_fit_is_dropped_counted_and_told(caplog: pytest.LogCapture
     assert sink.taken == [0, 1, 2]
     assert caplog.messages == ["2 things dropped: they came faster than they were taken"]
     assert not backlog.put(5), "it is closed"
+
+
+def test_what_is_about_one_worker_crowds_out_nothing_about_another(caplog: pytest.LogCaptureFixture) -> None:
+    sink = Sink()
+    backlog = Backlog("things", sink, capacity=4)
+    backlog.put(0)
+    assert sink.began.acquire(timeout=PATIENCE)
+    assert [backlog.put(n, "noisy") for n in (1, 2, 3, 4, 5)] == [True] * 4 + [False]
+    assert [backlog.put(n, "quiet") for n in (10, 11, 12)] == [True, True, False]
+    assert backlog.put(20)
+    assert backlog.put(30, "late")
+    assert not backlog.put(40, "later"), "nobody has more than one"
+    for _ in range(5):
+        sink.may.release()
+    assert backlog.close(PATIENCE)
+    assert sink.taken == [0, 1, 10, 20, 30]
+    assert caplog.messages == ["7 things dropped: they came faster than they were taken"]
 
 
 def test_closing_waits_no_longer_than_it_may(caplog: pytest.LogCaptureFixture) -> None:
@@ -272,7 +291,7 @@ async def test_callbacks_beyond_the_capacity_are_dropped_and_told(caplog: pytest
     sink.flush()
     assert len(called) == 2
     with caplog.at_level(logging.WARNING):
-        assert caplog.messages == ["3 events dropped: on_event took them too slowly"]
+        assert caplog.messages == ["3 events for on_event dropped: they came faster than they were taken"]
     assert json.dumps([event.as_json() for event in called])
 
 
@@ -368,8 +387,53 @@ def test_the_server_does_not_start_with_options_that_are_wrong(given: tuple[str,
 
 def test_a_line_in_the_pipe_is_never_longer_than_is_written_at_once() -> None:
     reader, writer = os.pipe()
-    PipeSink(writer)(Event("reaped", WorkerId(7, 8), detail="x" * 5000, verdict="y" * 5000, scope="s" * 250))
+    sink = PipeSink(writer)
+    sink(Event("reaped", WorkerId(7, 8), detail="x" * 5000, verdict="y" * 5000, scope="s" * 250))
+    assert sink.close(PATIENCE)
     os.close(writer)
     with open(reader) as lines:
         (line,) = lines
     assert json.loads(line)["scope"] == "s" * 250
+
+
+def test_a_pipe_that_nobody_reads_any_more_costs_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    sink = PipeSink(writer)
+    sink(Event("reaped"))
+    assert sink.close(PATIENCE)
+    assert caplog.messages == []
+    os.close(writer)
+
+
+# -- the log ------------------------------------------------------------------------------------------------
+
+
+def test_a_log_that_was_blocked_says_how_much_is_missing() -> None:
+    reader, writer = os.pipe()
+    size = fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    os.write(writer, b"x" * size)
+    os.set_blocking(writer, False)  # whoever shares it may
+    sink = LogSink(writer, capacity=2)
+    done = threading.Event()
+
+    def say(what: str) -> None:
+        sink.handle(logging.makeLogRecord({"msg": what}))
+
+    sink.then(done.set)
+    assert done.is_set(), "nothing is to be written before"
+    done.clear()
+    for number in range(9):
+        say(f"line {number}")
+    sink.then(done.set)
+    assert not sink.leave(0.0)
+    assert not done.is_set()
+    assert len(os.read(reader, size)) == size
+    assert sink.leave(PATIENCE)
+    assert done.is_set()
+    os.close(writer)
+    with open(reader) as lines:
+        told = lines.read()
+    dropped = re.findall(r"^aiotimer: (\d) log lines dropped", told, re.MULTILINE)
+    assert sum(map(int, dropped)) + told.count("line ") == 9
+    assert dropped
