@@ -10,6 +10,7 @@ from .._linux.environment import SOCKET_VARIABLE
 from .._linux.paths import known_sockets
 from ..client import control
 from ..errors import Refused, ServerUnavailable
+from ..evidence.record import Record
 from .common import resolve_socket
 from .group import cli, socket_option
 from .record import show
@@ -25,7 +26,7 @@ def dump(pid: int, socket_path: str | None, as_json: bool) -> None:
     Asks the server that watches it: any of this user's, unless --socket or $AIOTIMER_SOCKET names one.
     """
     if socket_path is not None or SOCKET_VARIABLE in os.environ:
-        show(control.dump(resolve_socket(socket_path), pid), as_json=as_json)
+        show(Record.from_json(control.dump(resolve_socket(socket_path), pid)), as_json=as_json)
         return
     refusal: Refused | None = None
     for path in known_sockets():
@@ -36,6 +37,6 @@ def dump(pid: int, socket_path: str | None, as_json: bool) -> None:
         except Refused as error:
             refusal = error
             continue
-        show(found, as_json=as_json)
+        show(Record.from_json(found), as_json=as_json)
         return
     raise refusal or click.ClickException("no timer server of this user is running")

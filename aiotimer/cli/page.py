@@ -23,9 +23,10 @@ from rich.text import Text
 
 from ..events import printable
 from ..evidence.libraries import is_users
+from ..evidence.record import Record
 from .format import count, mebibytes, moment, seconds
 
-Record: TypeAlias = Mapping[str, Any]
+Facts: TypeAlias = Mapping[str, Any]
 Frame: TypeAlias = Sequence[Any]
 
 _OUTCOMES = {
@@ -83,34 +84,34 @@ def _lines(record: Record) -> Iterator[Text | Table]:
     yield from _own_task(record)
     yield from _other_tasks(record)
     yield from _threads(record)
-    for label, text in _process(record.get("process") or {}):
+    for label, text in _process(record.process):
         yield _labelled(label, text)
-    failed = {name: said for name, said in (record.get("probes") or {}).items() if not _FINE.fullmatch(said)}
+    failed = {name: said for name, said in record.probes.items() if not _FINE.fullmatch(said)}
     if failed:
         yield _labelled(
             "unknown", "; ".join(f"{_safe(name)}: {_safe(said)}" for name, said in failed.items())
         )
-    if record.get("outcome") != "dump" or record.get("evidence"):
-        yield _labelled("evidence", _safe(record.get("evidence") or "none was kept"))
+    if record.outcome != "dump" or record.evidence:
+        yield _labelled("evidence", _safe(record.evidence or "none was kept"))
 
 
 def _headline(record: Record) -> str:
-    name = f" ({_safe(record['name'])})" if record.get("name") else ""
-    outcome = _OUTCOMES.get(record.get("outcome", ""), _safe(record.get("outcome", "")))
-    when = f", {moment(record['time'])}" if record.get("time") is not None else ""
-    scope = f", in {_safe(record['scope'])}" if record.get("scope") else ""
-    return f"worker {_safe(record.get('pid'))}{name} {outcome}{scope}{when}"
+    name = f" ({_safe(record.name)})" if record.name else ""
+    outcome = _OUTCOMES.get(record.outcome, _safe(record.outcome))
+    when = f", {moment(record.time)}" if record.time is not None else ""
+    scope = f", in {_safe(record.scope)}" if record.scope else ""
+    return f"worker {record.pid}{name} {outcome}{scope}{when}"
 
 
 def _facts(record: Record) -> Iterator[tuple[str, Text | str]]:
-    if record.get("detail"):
-        yield "", _safe(record["detail"])
-    yield "why", Text(_safe(record.get("verdict") or "not known"), "bold red")
-    if record.get("where"):
-        yield "where", _safe(record["where"])
+    if record.detail:
+        yield "", _safe(record.detail)
+    yield "why", Text(_safe(record.verdict or "not known"), "bold red")
+    if record.where:
+        yield "where", _safe(record.where)
         for line in _source(record):
             yield "", line
-    timers = list(record.get("timers") or ())
+    timers = record.timers
     timer = _timer(record)
     if timer:
         yield "timer", timer
@@ -118,27 +119,27 @@ def _facts(record: Record) -> Iterator[tuple[str, Text | str]]:
         yield "before", _ran(timers[0]["ran"])
     for number, other in enumerate(timers[1:]):
         yield "" if number else "also", _other_timer(other)
-    if record.get("ladder"):
-        sent = ", ".join(f"{_safe(s.get('signal'))} after {seconds(s['after_s'])}" for s in record["signals"])
-        yield "ladder", _safe(record["ladder"]) + (f": {sent}" if sent else "")
+    if record.ladder:
+        sent = ", ".join(f"{_safe(s.get('signal'))} after {seconds(s['after_s'])}" for s in record.signals)
+        yield "ladder", _safe(record.ladder) + (f": {sent}" if sent else "")
 
 
 def _timer(record: Record) -> str:
     parts = []
-    if record.get("limit_s") is not None:
-        parts.append(f"limit {seconds(record['limit_s'])}")
-    if record.get("entered") is not None:
-        parts.append(f"entered {moment(record['entered'])}")
-    if record.get("ran_s") is not None:
-        parts.append(f"ran for {seconds(record['ran_s'])}")
-    if parts and not record.get("exact"):
+    if record.limit_s is not None:
+        parts.append(f"limit {seconds(record.limit_s)}")
+    if record.entered is not None:
+        parts.append(f"entered {moment(record.entered)}")
+    if record.ran_s is not None:
+        parts.append(f"ran for {seconds(record.ran_s)}")
+    if parts and not record.exact:
         parts.append("those are of the last entry that was sampled")
-    if record.get("late_s") is not None:
-        parts.append(f"first action {seconds(record['late_s'])} after the deadline")
+    if record.late_s is not None:
+        parts.append(f"first action {seconds(record.late_s)} after the deadline")
     return "; ".join(parts)
 
 
-def _other_timer(timer: Record) -> str:
+def _other_timer(timer: Facts) -> str:
     left = timer.get("remaining_s")
     limit = timer.get("limit_s")
     parts = [
@@ -149,7 +150,7 @@ def _other_timer(timer: Record) -> str:
     return f"{_safe(timer.get('scope'))}: " + (", ".join(filter(None, parts)) or "armed")
 
 
-def _ran(ran: Record) -> str:
+def _ran(ran: Facts) -> str:
     parts = [f"entered {count(ran['count'], 'time')}"]
     if ran.get("sampled"):
         parts[0] += f" ({ran['sampled']} sampled)"
@@ -162,7 +163,7 @@ def _ran(ran: Record) -> str:
 
 
 def _own_task(record: Record) -> Iterator[Table]:
-    for task in record.get("tasks") or ():
+    for task in record.tasks:
         if task.get("own"):
             yield _labelled("task", Text(_task(task), "bold"))
             yield from _frames(task.get("frames") or ())
@@ -171,7 +172,7 @@ def _own_task(record: Record) -> Iterator[Table]:
 
 
 def _other_tasks(record: Record) -> Iterator[Table]:
-    others = [task for task in record.get("tasks") or () if not task.get("own")]
+    others = [task for task in record.tasks if not task.get("own")]
     for number, task in enumerate(others[:_MOST_TASKS]):
         frames = task.get("frames") or ()
         at = next(
@@ -184,14 +185,14 @@ def _other_tasks(record: Record) -> Iterator[Table]:
         yield _labelled("", f"and {len(others) - _MOST_TASKS} more, in tasks.txt")
 
 
-def _task(task: Record) -> str:
+def _task(task: Facts) -> str:
     several = f"{task['count']} × " if task.get("count", 1) > 1 else ""
     thread = f" in {_safe(task['thread'])}" if task.get("thread") else ""
     return f"{several}{_safe(task.get('name'))}{thread}"
 
 
 def _threads(record: Record) -> Iterator[Table]:
-    stacks = list(record.get("stacks") or ())
+    stacks = record.stacks
     for stack in stacks[:_MOST_THREADS]:
         facts = [
             "current" if stack.get("current") else "",
@@ -224,7 +225,7 @@ def _place(frame: Frame) -> str:
 # -- the process ------------------------------------------------------------------------------------------
 
 
-def _process(process: Record) -> Iterator[tuple[str, str]]:
+def _process(process: Facts) -> Iterator[tuple[str, str]]:
     children = process.get("children") or ()
     parts = [
         _safe(process.get("state") or ""),
@@ -261,17 +262,17 @@ def _source(record: Record) -> Iterator[Text | str]:
         mark = ">" if number == wanted else " "
         text = f"{mark} {number:>5} | {_safe(lines[number - 1].expandtabs(4).rstrip())}"
         yield Text(text, "bold" if number == wanted else "dim")
-    if record.get("time") is not None and changed_at > record["time"]:
+    if record.time is not None and changed_at > record.time:
         yield "  this file has changed since"
 
 
 def _file_of(record: Record) -> tuple[str, int] | None:
     """The path and line of ``where``, which may name the file as the frames do, or only by its last part."""
-    file, _, line = str(record["where"]).rpartition(":")
+    file, _, line = record.where.rpartition(":")
     if not line.isdecimal():
         return None
     wanted = int(line)
-    chains = [*(record.get("tasks") or ()), *(record.get("stacks") or ())]
+    chains = [*record.tasks, *record.stacks]
     for chain in chains:
         for path, number, *_ in reversed(chain.get("frames") or ()):
             path = str(path)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
+from ..evidence.record import Record
 from .common import say
 
 
-def show(record: dict[str, Any], *, as_json: bool) -> None:
+def show(record: Record, *, as_json: bool) -> None:
     """Print a record, for programs or for people."""
     if as_json:
-        say(json.dumps(record))
+        say(json.dumps(record.as_json()))
         return
     from .page import print_page
 

@@ -115,7 +115,7 @@ def _say_why(path: str, since: float) -> None:
     from .why import newest
 
     records = newest(directories, since=since, limit=EXPIRIES)
-    ended = [record for record in records if record.get("outcome") in ("reaped", "unkillable")][::-1]
+    ended = [record for record in records if record.outcome in ("reaped", "unkillable")][::-1]
     if not ended:
         return
     from .page import print_page

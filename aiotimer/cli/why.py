@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -12,6 +11,7 @@ from .._linux.environment import check_socket_path
 from .._linux.paths import state_directories
 from ..errors import HistoryUnreadable
 from ..evidence import store
+from ..evidence.record import Record
 from ..server import history
 from .group import cli, socket_option
 from .record import show
@@ -38,8 +38,8 @@ def why(pid: int | None, socket_path: str | None, as_json: bool) -> None:
 
 def newest(
     directories: Iterable[Path], pid: int | None = None, since: float = 0.0, limit: int = 1
-) -> Iterator[dict[str, Any]]:
-    """Yield records, the newest first, each with all its evidence.
+) -> Iterator[Record]:
+    """Yield records, the newest first.
 
     Args:
         directories: of servers' states.
@@ -47,7 +47,7 @@ def newest(
         since: wall time; only those that are not older.
         limit: how many of each directory.
     """
-    found: list[dict[str, Any]] = []
+    found: list[Record] = []
     for directory in directories:
         try:
             rows = history.expiries(directory, pid, limit)
@@ -55,12 +55,16 @@ def newest(
             click.echo(f"aiotimer: {error}", err=True)
             rows = []
         found += rows or list(_kept(directory / "evidence", pid, limit))
-    found = [record for record in found if (record.get("time") or 0.0) >= since]
-    for record in sorted(found, key=lambda record: record.get("time") or 0.0, reverse=True):
-        yield _whole(record)
+    for record in sorted(found, key=_began, reverse=True):
+        if _began(record) >= since:
+            yield _whole(record)
 
 
-def _kept(directory: Path, pid: int | None, limit: int) -> Iterator[dict[str, Any]]:
+def _began(record: Record) -> float:
+    return record.time or 0.0
+
+
+def _kept(directory: Path, pid: int | None, limit: int) -> Iterator[Record]:
     """Yield what lies in a store whose history is lost, the newest first."""
     for path in reversed(store.entries(directory)):
         if limit and (pid is None or f"-{pid}-" in path.name):
@@ -71,11 +75,10 @@ def _kept(directory: Path, pid: int | None, limit: int) -> Iterator[dict[str, An
             limit -= 1
 
 
-def _whole(record: dict[str, Any]) -> dict[str, Any]:
-    """Return a record with what was too long for the history, if it is kept."""
+def _whole(summary: Record) -> Record:
+    """Return the record that a summary is of; the summary if that is not kept any more."""
     try:
-        kept = store.load(Path(record["evidence"])) if record.get("evidence") else {}
+        record = store.load(Path(summary.evidence))
     except (OSError, ValueError):
-        kept = {}
-    same = kept.get("id") == record.get("id")
-    return {**kept, "evidence": record["evidence"]} if same and kept else record
+        return summary
+    return record if record.id == summary.id else summary

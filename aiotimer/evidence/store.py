@@ -25,6 +25,7 @@ from typing import Any
 
 from .._linux.procfs import is_taken
 from ..events import log, shown
+from .record import Record
 
 KEEP = 100
 """Expiries that are kept."""
@@ -42,8 +43,6 @@ _NAME = re.compile(r"(\d{8}T\d{6}\w*)-\d+-(\d{1,18})", re.ASCII)
 _UNFINISHED = re.compile(r"\.new-(\d{1,9})-.*", re.ASCII)
 _ITEMS = 1000
 """Items of any list that are kept. Turning one into JSON holds the GIL, which the server's loop needs."""
-
-_LISTS = ("tasks", "stacks", "timers", "signals")
 
 
 class Store:
@@ -73,29 +72,23 @@ class Store:
             raise ValueError(f"not the id of an expiry: {record_id!r}")
         return self.directory / record_id
 
-    def save(self, record: Mapping[str, Any], stacks_text: str, tasks_text: str) -> bool:
-        """Save what is known of an expiry; the texts are cut if they are long.
+    def save(self, record: Record, stacks_text: str = "", tasks_text: str = "") -> bool:
+        """Save what is known of an expiry, or replace what was.
+
+        Args:
+            record: shortened if it is long.
+            stacks_text, tasks_text: cut if they are long; "" when they have been given before.
 
         Returns:
-            Whether it could be; why not is logged once, until it can be again.
+            Whether it could be saved; why not is logged once, until it can be again.
         """
-        files = {
-            RECORD: as_json(record, JSON_BYTES).encode(),
-            STACKS: cut(stacks_text).encode(errors="backslashreplace"),
-            TASKS: cut(tasks_text).encode(errors="backslashreplace"),
+        path = self.path_of(record.id)
+        texts = {STACKS: stacks_text, TASKS: tasks_text}
+        files = {RECORD: as_json(record.as_json(), JSON_BYTES).encode()} | {
+            name: cut(text).encode(errors="backslashreplace") for name, text in texts.items()
         }
-        return self._try(self._write, self.path_of(record["id"]), files)
-
-    def update(self, record: Mapping[str, Any]) -> bool:
-        """Replace the record of an expiry that has been saved; one that was removed since stays away."""
-        path = self.path_of(record["id"])
-        if not path.is_dir():
-            return False
-        return self._try(_replace, path / RECORD, as_json(record, JSON_BYTES).encode())
-
-    def _try(self, action: Any, *arguments: Any) -> bool:
         try:
-            action(*arguments)
+            self._write(path, files)
         except OSError as error:
             if not self._told:
                 reason = error.strerror or str(error)
@@ -111,11 +104,12 @@ class Store:
             self._remove_unfinished()
             self._sizes = {kept: _size_of(kept) for kept in entries(self.directory)}
         self._saves += 1
-        size = sum(map(len, files.values()))
+        size = max(sum(map(len, files.values())), self._sizes.get(path, 0))
         self._make_room(path, size)
         if path.is_dir():
             for name, data in files.items():
-                _replace(path / name, data)
+                if data:
+                    _replace(path / name, data)
         else:
             self._create_whole(path, files)
         self._sizes[path] = size
@@ -161,7 +155,7 @@ def entries(directory: Path) -> list[Path]:
     return [path for *_, path in sorted(found)]
 
 
-def load(directory: Path) -> dict[str, Any]:
+def load(directory: Path) -> Record:
     """Return the record in an expiry's directory.
 
     Raises:
@@ -173,7 +167,7 @@ def load(directory: Path) -> dict[str, Any]:
         record = json.loads(file.read(2 * JSON_BYTES))
     if not isinstance(record, dict):
         raise ValueError(f"{directory / RECORD} holds no object")
-    return record
+    return Record.from_json(record)
 
 
 def cut(text: str, limit: int = TEXT_BYTES) -> str:
@@ -185,14 +179,15 @@ def cut(text: str, limit: int = TEXT_BYTES) -> str:
     return data[: limit - len(last)].decode(errors="ignore") + last
 
 
-def as_json(record: Mapping[str, Any], limit: int) -> str:
+def as_json(value: Mapping[str, Any], limit: int) -> str:
     """Return an object as JSON of at most about so many bytes: its longest lists are shortened.
 
     What JSON has no word for becomes null (a number that is not finite) or a string.
     """
-    reduced = {key: _plain(value) for key, value in record.items()}
+    reduced = {key: _plain(inner) for key, inner in value.items()}
     while len(text := json.dumps(reduced)) > limit:
-        sizes = {key: len(json.dumps(reduced[key])) for key in _LISTS if reduced.get(key)}
+        lists = (key for key, inner in reduced.items() if isinstance(inner, list))
+        sizes = {key: len(json.dumps(reduced[key])) for key in lists}
         longest = max(sizes, key=sizes.__getitem__, default="")
         if longest and sizes[longest] > limit // 16:
             reduced[longest] = reduced[longest][: len(reduced[longest]) // 2]

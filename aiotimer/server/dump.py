@@ -13,7 +13,8 @@ from typing import Any
 
 from .._core.reader import Timer
 from ..evidence.gather import gather
-from .expiry import MAX_TIMERS, record, record_id, runs_of, timer_as_json
+from ..evidence.record import Record
+from .expiry import MAX_TIMERS, record_id, runs_of, timer_as_json
 from .worker import Worker
 
 BUDGET = 3.0
@@ -21,7 +22,7 @@ BUDGET = 3.0
 
 
 async def dump(worker: Worker, budget: float) -> dict[str, Any]:
-    """Return a record of what a live worker is doing.
+    """Return, as JSON, a record of what a live worker is doing.
 
     Args:
         worker: whom; it is not harmed.
@@ -35,15 +36,18 @@ async def dump(worker: Worker, budget: float) -> dict[str, Any]:
     found = await gather(subject, budget)
     # Nothing says for how long it has been awaiting.
     found = found._replace(verdict=found.verdict.replace("awaiting forever", "awaiting", 1))
-    return record(
-        record_id=record_id(wall, worker.id.pid),
-        event="dump",
-        outcome="dump",
-        wall=wall,
-        pid=worker.id.pid,
-        name=worker.name,
-        timers=_timers(worker, now),
-        findings=found,
+    return (
+        Record(
+            id=record_id(wall, worker.id.pid),
+            event="dump",
+            outcome="dump",
+            time=wall,
+            pid=worker.id.pid,
+            name=worker.name,
+            timers=_timers(worker, now),
+        )
+        .with_findings(found)
+        .as_json()
     )
 
 

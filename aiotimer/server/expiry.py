@@ -1,7 +1,7 @@
 """An expiry, from the first action to its end: its record, and the events that report it.
 
-The laws of this file: what a worker stored is untrusted, and what cannot be right is unknown (null); no key
-of a record is ever absent. Wall time is for people; what is compared is ``CLOCK_MONOTONIC``.
+The laws of this file: what a worker stored is untrusted, and what cannot be right is unknown. Wall time is
+for people; what is compared is ``CLOCK_MONOTONIC``.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from .._core.requests import WorkerId
 from .._core.watch import Due
 from ..events import Event, Kind
 from ..evidence import NO_FINDINGS, Findings
+from ..evidence.record import Record
 from .watched_table import WatchedTable
 
 MAX_TIMERS = 100
@@ -28,11 +29,6 @@ MAX_TIMERS = 100
 
 MAX_SLOTS = 1024
 """Slots whose durations are read, on the server's loop: a millisecond or two."""
-
-_NO_PROCESS: dict[str, Any] = {
-    "state": "", "wchan": "", "syscall": "", "kernel_stack": [], "threads": [], "rss_bytes": 0,
-    "descriptors": [], "children": [], "cgroup": "", "command": [], "tracer": 0,
-}  # fmt: skip
 
 _serial = itertools.count(1)
 
@@ -112,73 +108,6 @@ def record_id(wall: float, pid: int) -> str:
     """Return the name of a new record: UTC, the worker's pid, and a number that no other one here has."""
     utc = time.strftime("%Y%m%dT%H%M%S", time.gmtime(wall))
     return f"{utc}-{pid}-{next(_serial)}"
-
-
-def record(
-    *,
-    record_id: str,
-    event: str,
-    outcome: str,
-    wall: float,
-    pid: int,
-    name: str,
-    timers: list[dict[str, Any]],
-    findings: Findings | None,
-    scope: str = "",
-    entry: Entry = NO_ENTRY,
-    ran_s: float | None = None,
-    late_s: float | None = None,
-    evidence: str = "",
-    ladder: str = "",
-    signals: Iterable[dict[str, Any]] = (),
-    detail: str = "",
-) -> dict[str, Any]:
-    """Return what is kept of an expiry, or of a look at a live worker: one JSON object.
-
-    Args:
-        record_id: see :func:`record_id`.
-        event: what has happened.
-        outcome: what has become of the worker.
-        wall: when that began, Unix time.
-        pid: whose.
-        name: its command name.
-        timers: what was armed on it, see :func:`timer_as_json`.
-        findings: what was found out, None if that is nothing.
-        scope: the timer that expired.
-        entry: its entry into the block.
-        ran_s: seconds from there to ``wall``.
-        late_s: seconds from the deadline to the first action.
-        evidence: the directory with what was found out.
-        ladder: what was to happen, as text.
-        signals: what was sent, and when.
-        detail: the rest, in words.
-    """
-    found = findings or NO_FINDINGS
-    return {
-        "id": record_id,
-        "event": event,
-        "outcome": outcome,
-        "time": wall,
-        "pid": pid,
-        "name": name,
-        "scope": scope,
-        "limit_s": entry.limit_s,
-        "exact": entry.exact,
-        "entered": None if ran_s is None else wall - ran_s,
-        "ran_s": ran_s,
-        "late_s": late_s,
-        "verdict": found.verdict,
-        "where": found.where,
-        "evidence": evidence,
-        "ladder": ladder,
-        "signals": list(signals),
-        "detail": detail,
-        "timers": timers,
-        "tasks": found.tasks,
-        "stacks": found.stacks,
-        "process": {**_NO_PROCESS, **found.process},
-        "probes": found.probes,
-    }
 
 
 class Expiry:
@@ -277,24 +206,26 @@ class Expiry:
             self.outcome, verdict, self.evidence,
         )  # fmt: skip
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> Record:
         """Return what is kept of it."""
         entered = self._entry.entered
-        return record(
-            record_id=self.id,
+        ran_s = None if entered is None else self._began - entered
+        return Record(
+            id=self.id,
             event=self.kind,
             outcome=self.outcome,
-            wall=self._wall,
+            time=self._wall,
             pid=self.worker_id.pid,
             name=self.name,
-            timers=self._timers,
-            findings=self.findings,
             scope=self.timer.name,
-            entry=self._entry,
-            ran_s=None if entered is None else self._began - entered,
+            limit_s=self._entry.limit_s,
+            exact=self._entry.exact,
+            entered=None if ran_s is None else self._wall - ran_s,
+            ran_s=ran_s,
             late_s=self.late_s,
             evidence=self.evidence,
             ladder=self._ladder,
-            signals=self._signals,
+            signals=list(self._signals),
             detail=self.detail,
-        )
+            timers=self._timers,
+        ).with_findings(self.findings or NO_FINDINGS)

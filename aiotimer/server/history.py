@@ -9,6 +9,8 @@ The laws of this file:
 * A process killed at any moment leaves a database that opens: SQLite's journal sees to that, and tmpfs
   outlives the process. One that is corrupt all the same is moved aside, with a line in the log.
 * It is capped, in events, expiries and scopes: the oldest go.
+* A record is the store's, whole, in a directory of its own. A row has only a summary of it, which names the
+  directory and outlives it; and the record itself if no directory could be made.
 * ``sqlite3`` is imported by the thread that writes and by readers, never by a worker.
 """
 
@@ -24,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from .._core.durations import Durations
 from ..errors import HistoryUnreadable
 from ..events import log, shown
+from ..evidence.record import Record
 from ..evidence.store import Store, as_json, cut
 from .sinks import CAPACITY, Backlog
 
@@ -36,7 +39,7 @@ EVENTS, EXPIRIES, SCOPES = 10_000, 1_000, 1_000
 """Rows that are kept of each table."""
 
 RECORD_BYTES = 32 * 1024
-"""What the record of one expiry takes in the database, at most; its evidence has it in full."""
+"""What one expiry takes in the database, at most."""
 
 EVENT_BYTES = 4 * 1024
 
@@ -66,13 +69,12 @@ class History:
 
     Args:
         directory: of the server's state; ``history.db`` is in it.
-        store: where the evidence of expiries goes; by default ``evidence/`` beside the database.
+        evidence_dir: where records and their texts go; by default ``evidence/`` beside the database.
         capacity: how many things to write may wait.
     """
 
-    def __init__(self, directory: Path, store: Store | None = None, capacity: int = CAPACITY) -> None:
-        self.directory = directory
-        self.store = Store(directory / "evidence") if store is None else store
+    def __init__(self, directory: Path, evidence_dir: str | None = None, capacity: int = CAPACITY) -> None:
+        self.store = Store(directory / "evidence" if evidence_dir is None else Path(evidence_dir))
         self._writer = _Writer(directory / DATABASE)
         self._backlog: Backlog[Callable[[], object]] = Backlog(
             "history", lambda write: write(), finish=self._writer.close, capacity=capacity
@@ -83,15 +85,19 @@ class History:
         """How many things were not written because too many waited."""
         return self._backlog.dropped
 
-    def record(self, record: Mapping[str, Any], stacks_text: str = "", tasks_text: str = "") -> None:
+    def path_of(self, record_id: str) -> str:
+        """Return the directory where a record is going to be kept."""
+        return str(self.store.path_of(record_id))
+
+    def record(self, record: Record, stacks_text: str = "", tasks_text: str = "") -> None:
         """Write what is known of an expiry; again, with the same id, when more is.
 
         Args:
-            record: see ``docs/reference``; what it holds must not be changed afterwards, it may be replaced.
-            stacks_text, tasks_text: for the evidence; "" when they have been given before.
+            record: what it holds must not be changed afterwards.
+            stacks_text, tasks_text: see :meth:`Store.save`.
         """
         texts = cut(stacks_text), cut(tasks_text)  # what waits in the queue is bounded
-        self._backlog.put(partial(self._record, dict(record), *texts), record["pid"])
+        self._backlog.put(partial(self._record, record, *texts), record.pid)
 
     def event(self, event: Mapping[str, Any]) -> None:
         """Write an event, as :meth:`Event.as_json` returns it."""
@@ -123,13 +129,11 @@ class History:
         self._backlog.abandon()
         _abandoned.append(self._writer)  # SQLite must not close in a child what its parent opened
 
-    def _record(self, record: dict[str, Any], stacks_text: str, tasks_text: str) -> None:
-        if stacks_text or tasks_text or not self.store.path_of(record["id"]).is_dir():
-            kept = self.store.save(record, stacks_text, tasks_text)
-        else:
-            kept = self.store.update(record)
-        known = record if kept else {**record, "evidence": ""}
-        self._writer.attempt(partial(self._writer.expiry, known))
+    def _record(self, record: Record, stacks_text: str, tasks_text: str) -> None:
+        record = record._replace(evidence=self.path_of(record.id))
+        kept = self.store.save(record, stacks_text, tasks_text)
+        row = record.summary() if kept else record._replace(evidence="")
+        self._writer.attempt(partial(self._writer.expiry, row))
 
 
 _abandoned: list[_Writer] = []
@@ -187,20 +191,20 @@ class _Writer:
             )
             connection.execute("DELETE FROM events WHERE number <= ?", (_number(found) - EVENTS,))
 
-    def expiry(self, record: Mapping[str, Any]) -> None:
+    def expiry(self, record: Record) -> None:
         """Add an expiry, or replace what was known of it."""
-        text = as_json(record, RECORD_BYTES)
-        words = [_text(record[key]) for key in ("scope", "outcome", "evidence")]
+        text = as_json(record.as_json(), RECORD_BYTES)
+        words = [_text(word) for word in (record.scope, record.outcome, record.evidence)]
         with self._transaction() as connection:
             updated = connection.execute(
                 "UPDATE expiries SET scope = ?, outcome = ?, evidence = ?, record = ? WHERE id = ?",
-                (*words, text, record["id"]),
+                (*words, text, record.id),
             )
             if not updated.rowcount:
                 found = connection.execute(
                     "INSERT INTO expiries (scope, outcome, evidence, record, id, time, pid)"
                     " VALUES (?, ?, ?, ?, ?, ?, ?)",
-                    (*words, text, record["id"], record["time"], record["pid"]),
+                    (*words, text, record.id, record.time, record.pid),
                 )
                 connection.execute("DELETE FROM expiries WHERE number <= ?", (_number(found) - EXPIRIES,))
 
@@ -277,8 +281,8 @@ class _Writer:
                 self._path.with_name(DATABASE + suffix).unlink()
 
 
-def expiries(directory: Path, pid: int | None = None, limit: int = 100) -> list[dict[str, Any]]:
-    """Return the records of expiries in a state directory, the newest first.
+def expiries(directory: Path, pid: int | None = None, limit: int = 100) -> list[Record]:
+    """Return the summaries of expiries in a state directory, the newest first.
 
     Args:
         directory: of a server that may live or not; there need be no history in it.
@@ -291,7 +295,7 @@ def expiries(directory: Path, pid: int | None = None, limit: int = 100) -> list[
     of_pid = "" if pid is None else " WHERE pid = ?"
     arguments = (limit,) if pid is None else (pid, limit)
     query = f"SELECT record FROM expiries{of_pid} ORDER BY number DESC LIMIT ?"  # noqa: S608 - constants
-    return [_object(text) for (text,) in _rows(directory, query, arguments)]
+    return [Record.from_json(_object(text)) for (text,) in _rows(directory, query, arguments)]
 
 
 def events(directory: Path, after: int = 0, limit: int = EVENTS) -> list[tuple[int, dict[str, Any]]]:

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from .._core import wire
+    from ..evidence.record import Record
 
 BEAT = 0.5
 """Seconds between the server's own signs of life."""
@@ -142,7 +143,8 @@ class TimerServer:
             raise_descriptor_limit()
             self._listener = self._listen(self._lock)
             directory = paths.state_directory(self.socket_path)
-            reporter = Reporter(self._loop, directory, self.policy.evidence_dir, self._on_event)
+            evidence_dir = self.policy.evidence_dir
+            reporter = Reporter.of_server(self._loop, directory, evidence_dir, self._on_event)
             self._reporter = reporter
             queue = self._queue = WorkQueue(self._loop)
             expiries = ExpiryReporter(self.emit, self.keep, self.evidence_path, queue)
@@ -317,11 +319,12 @@ class TimerServer:
 
     def emit(self, event: Event) -> None:
         """Log an event and pass it on."""
-        self._reporter.report(event)
+        self._reporter.emit(event)
 
-    def keep(self, record: dict[str, Any], stacks_text: str, tasks_text: str) -> None:
+    def keep(self, record: Record, stacks_text: str, tasks_text: str) -> None:
         """Keep the record of an expiry; called again whenever something becomes of it."""
-        self._reporter.record(record, stacks_text, tasks_text)
+        if self._reporter.keep is not None:
+            self._reporter.keep(record, stacks_text, tasks_text)
 
     def evidence_path(self, record_id: str) -> str:
         """Return the directory where the evidence of an expiry is kept."""

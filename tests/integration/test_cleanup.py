@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,6 +13,7 @@ from aiotimer._core.requests import WorkerId
 from aiotimer._linux import paths, table_files
 from aiotimer._linux.process import pin
 from aiotimer.client import control
+from aiotimer.evidence.record import Record
 from aiotimer.server import cleanup, history
 from aiotimer.server.history import History
 from tests.fakes.clock import PATIENCE
@@ -38,8 +38,7 @@ def left_by(path: str, *, expiry: bool, table_of: int | None = None) -> Path:
     made.event({"event": "worker_gone", "time": 1.0})
     if expiry:
         number = 1 + len(list(directory.parent.iterdir()))
-        known: dict[str, Any] = {"id": f"20261123T031205-{number}-1", "time": 1.0, "pid": number}
-        made.record(known | {"scope": "s", "outcome": "reaped", "evidence": "x"}, "stacks", "tasks")
+        made.record(Record(f"20261123T031205-{number}-1", pid=number), "stacks", "tasks")
     assert made.close(PATIENCE)
     if table_of is not None:
         try:

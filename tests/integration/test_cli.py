@@ -359,13 +359,13 @@ sys.exit(9)
 RECORDING = """
 import os, sys
 from aiotimer._linux.paths import state_directory
+from aiotimer.evidence.record import Record
 from aiotimer.server.history import History
 
 directory = state_directory(os.environ["AIOTIMER_SOCKET"])
 history = History(directory)
 name = "20261123T031205-4242-1"
-known = {"id": name, "time": 4e9, "pid": 4242, "name": "python", "scope": "the-hang", "outcome": "reaped",
-         "verdict": "stopped", "evidence": str(directory / "evidence" / name)}
+known = Record(name, "reaped", "reaped", 4e9, 4242, "python", "the-hang", verdict="stopped")
 history.record(known, "stacks", "tasks")
 history.event({"event": "reaped", "time": 1.0, "pid": 4242})
 sys.exit(not history.close(30) or 5)

@@ -15,6 +15,7 @@ import pytest
 
 from aiotimer._core.durations import Durations
 from aiotimer.errors import HistoryUnreadable
+from aiotimer.evidence.record import Record
 from aiotimer.evidence.store import load
 from aiotimer.server import history as module
 from aiotimer.server.history import DATABASE, History, events, expiries, scopes
@@ -22,11 +23,11 @@ from tests.fakes.clock import PATIENCE
 from tests.fakes.worker import FORKS, spawn_worker
 
 
-def record(number: int = 1, **more: Any) -> dict[str, Any]:
-    """The part of a record that the history looks at."""
+def record(number: int = 1, **more: Any) -> Record:
+    """A record of which the history keeps all."""
     path = f"20261123T03{number:04}-{4000 + number}-{number}"
-    known = {"id": path, "time": 100.0 + number, "pid": 4000 + number, "scope": "train.py:42"}
-    return known | {"outcome": "pending", "evidence": "/somewhere", "verdict": "", "tasks": []} | more
+    known = Record(path, outcome="pending", time=100.0 + number, pid=4000 + number, scope="train.py:42")
+    return known._replace(**more)
 
 
 def event(number: int = 1, **more: Any) -> dict[str, Any]:
@@ -40,11 +41,11 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path / "state"
 
 
-def write(directory: Path, *records: dict[str, Any], **texts: str) -> None:
+def write(directory: Path, *records: Record) -> None:
     """Write records and close."""
     history = History(directory)
     for one in records:
-        history.record(one, **texts)
+        history.record(one)
     assert history.close(PATIENCE)
 
 
@@ -59,35 +60,28 @@ def test_an_expiry_is_one_row_that_changes_and_one_directory(directory: Path) ->
     history = History(directory)
     history.record(record(), "stacks", "tasks")
     history.record(record(2))
-    history.record(record(outcome="reaped", verdict="stopped"))
+    history.record(record(outcome="reaped", verdict="stopped", tasks=[{"name": "t"}]))
     assert history.close(PATIENCE)
     newest, first = expiries(directory)
-    assert (newest["pid"], newest["outcome"]) == (4002, "pending")
-    assert (first["pid"], first["outcome"], first["verdict"]) == (4001, "reaped", "stopped")
+    assert (newest.pid, newest.outcome) == (4002, "pending")
+    assert (first.pid, first.outcome, first.verdict) == (4001, "reaped", "stopped")
     assert expiries(directory, pid=4001) == [first]
     assert expiries(directory, limit=1) == [newest]
     assert expiries(directory, pid=1) == []
-    kept = directory / "evidence" / first["id"]
-    assert load(kept) == first
+    kept = directory / "evidence" / first.id
+    assert load(kept) == first._replace(tasks=[{"name": "t"}]), "of which the row is a summary"
+    assert first.evidence == str(kept)
     assert (kept / "stacks.txt").read_text() == "stacks"
     assert (kept / "tasks.txt").read_text() == "tasks"
     assert (directory / DATABASE).stat().st_mode & 0o777 == 0o600
 
 
-def test_a_record_is_as_it_was_when_it_was_given(directory: Path) -> None:
-    """The caller goes on with its own."""
-    history, mine = History(directory), record()
-    history.record(mine)
-    mine["outcome"] = "changed"
-    assert history.close(PATIENCE)
-    assert expiries(directory)[0]["outcome"] == "pending"
-
-
 def test_evidence_that_could_not_be_kept_is_not_pointed_at(directory: Path) -> None:
     directory.mkdir()
     (directory / "evidence").write_text("in the way")
-    write(directory, record())
-    assert expiries(directory)[0]["evidence"] == ""
+    whole = record(evidence="/x", tasks=[{"name": "t"}])
+    write(directory, whole)
+    assert expiries(directory) == [whole._replace(evidence="")], "the row has what the directory cannot have"
 
 
 def test_events_are_read_in_their_order_and_from_where_one_was(directory: Path) -> None:
@@ -148,7 +142,7 @@ def test_every_table_is_capped(directory: Path, monkeypatch: pytest.MonkeyPatch)
         history.durations(f"s{number}", durations(30), 1, None)
         history.durations("s0", durations(30), 1, None)
     assert history.close(PATIENCE)
-    assert [one["pid"] for one in expiries(directory)] == [4009, 4008, 4007, 4006]
+    assert [one.pid for one in expiries(directory)] == [4009, 4008, 4007, 4006]
     assert [one["pid"] for _, one in events(directory)] == [7, 8, 9]
     assert [one["scope"] for one in scopes(directory)] == ["s9", "s0"], "what is in use stays"
 
@@ -156,7 +150,7 @@ def test_every_table_is_capped(directory: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_later_history_goes_on(directory: Path) -> None:
     write(directory, record(1))
     write(directory, record(2))
-    assert [one["pid"] for one in expiries(directory)] == [4002, 4001]
+    assert [one.pid for one in expiries(directory)] == [4002, 4001]
 
 
 def test_readers_and_the_writer_do_not_hold_each_other_up(directory: Path) -> None:
@@ -187,7 +181,7 @@ def test_what_is_not_a_database_is_moved_aside(directory: Path, caplog: pytest.L
     with pytest.raises(HistoryUnreadable, match=DATABASE):
         expiries(directory)
     write(directory, record(1))
-    assert [one["pid"] for one in expiries(directory)] == [4001]
+    assert [one.pid for one in expiries(directory)] == [4001]
     assert (directory / (DATABASE + ".corrupt")).read_bytes() == b"garbage" * 1000
     (line,) = caplog.messages
     assert "is corrupt" in line
@@ -205,7 +199,7 @@ def test_a_database_that_goes_bad_in_the_middle_is_moved_aside(
     history.event(event())
     history.durations("s", durations(30), 1, None)
     assert history.close(PATIENCE)
-    assert [one["pid"] for one in expiries(directory)] == [4200]
+    assert [one.pid for one in expiries(directory)] == [4200]
     assert "is corrupt" in caplog.text
 
 
@@ -220,7 +214,7 @@ def test_a_newer_history_is_left_alone(directory: Path, caplog: pytest.LogCaptur
     history.record(record(2))
     assert history.close(PATIENCE)
     assert (directory / DATABASE).read_bytes() == before
-    assert load(directory / "evidence" / record(2)["id"]) == record(2), "which is not in it"
+    assert load(directory / "evidence" / record(2).id).pid == record(2).pid, "which is not in it"
     (line,) = caplog.messages
     assert "newer aiotimer" in line
 
@@ -232,7 +226,7 @@ def test_a_directory_that_is_cleaned_up_is_made_again(directory: Path) -> None:
     shutil.rmtree(directory)
     history.record(record(2))
     assert history.close(PATIENCE)
-    assert [one["pid"] for one in expiries(directory)] == [4002]
+    assert [one.pid for one in expiries(directory)] == [4002]
 
 
 def test_what_cannot_be_written_costs_one_line_and_comes_back(
@@ -294,12 +288,13 @@ def test_a_forked_child_writes_nothing(directory: Path) -> None:
     assert os.waitpid(pid, 0)[1] == 0
     history.record(record(3))
     assert history.close(PATIENCE)
-    assert [one["pid"] for one in expiries(directory)] == [4003, 4001]
+    assert [one.pid for one in expiries(directory)] == [4003, 4001]
 
 
 WRITERS = """
 import os, sys
 from pathlib import Path
+from aiotimer.evidence.record import Record
 from aiotimer.server.history import History
 
 def write():
@@ -309,8 +304,7 @@ def write():
     while True:
         number += 1
         name = f"20261123T030000-{pid}-{number}"
-        known = {"id": name, "time": 1.0, "pid": pid, "scope": "s", "outcome": "x", "evidence": "y"}
-        history.record(known | {"tasks": ["t" * 500]}, "stacks", "tasks")
+        history.record(Record(name, pid=pid, tasks=[{"name": "t" * 500}]), "stacks", "tasks")
         history.event({"event": "expired", "time": 1.0, "pid": pid})
         if number % 50 == 0:
             history.flush(30)
@@ -340,7 +334,7 @@ def test_a_writer_killed_at_any_moment_leaves_a_history_that_opens(directory: Pa
             assert found[-1][0] > written
             written = found[-1][0]
             newest = expiries(directory, limit=1)[0]
-            assert load(directory / "evidence" / newest["id"]) == newest
+            assert load(Path(newest.evidence)).summary() == newest
             with sqlite3.connect(directory / DATABASE) as connection:
                 assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
             connection.close()

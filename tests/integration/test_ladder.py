@@ -25,6 +25,7 @@ from aiotimer._core import layout, wire
 from aiotimer._core.ladder import Ladder, ReapGrant
 from aiotimer._linux.process import send_signal
 from aiotimer.evidence import Findings, Subject
+from aiotimer.evidence.record import Record
 from tests.fakes.places import short_socket
 from tests.fakes.server import WatchfulServer, answer, raw_client, serving, serving_as
 from tests.fakes.worker import bystander, is_alive, wait_dead
@@ -45,8 +46,8 @@ class KeepingServer(WatchfulServer):
         super().__init__(*args, **options)
         self.kept: list[tuple[dict[str, Any], str, str]] = []
 
-    def keep(self, record: dict[str, Any], stacks_text: str, tasks_text: str) -> None:
-        self.kept.append((record, stacks_text, tasks_text))
+    def keep(self, record: Record, stacks_text: str, tasks_text: str) -> None:
+        self.kept.append((record.as_json(), stacks_text, tasks_text))
 
     def evidence_path(self, record_id: str) -> str:
         return f"/evidence/{record_id}"
@@ -475,7 +476,7 @@ async def test_a_cgroup_that_was_not_delegated_is_not_reaped(monkeypatch: pytest
 
 async def test_a_record_that_cannot_be_kept_keeps_nobody_alive(caplog: pytest.LogCaptureFixture) -> None:
     class Forgetful(KeepingServer):
-        def keep(self, record: dict[str, Any], stacks_text: str, tasks_text: str) -> None:
+        def keep(self, record: Record, stacks_text: str, tasks_text: str) -> None:
             raise OSError("no space left")
 
     async with serving_as(Forgetful, reap="dump,KILL") as server:

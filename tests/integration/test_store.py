@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from aiotimer.evidence import store as module
+from aiotimer.evidence.record import Record
 from aiotimer.evidence.store import Store, as_json, cut, entries, load
 
 
-def record(number: int = 1, **more: Any) -> dict[str, Any]:
+def record(number: int = 1, **more: Any) -> Record:
     """A record with an id of its own."""
-    return {"id": f"20261123T03{number:04}-4242-{number}", "scope": "s", "tasks": [], "process": {}} | more
+    return Record(f"20261123T03{number:04}-4242-{number}", scope="s")._replace(**more)
 
 
 def names(directory: Path) -> list[str]:
@@ -28,7 +29,7 @@ def names(directory: Path) -> list[str]:
 def test_an_expiry_is_a_private_directory_of_three_files(tmp_path: Path) -> None:
     store = Store(tmp_path / "a" / "evidence")
     assert store.save(record(), "stacks\udcff", "tasks")
-    path = store.path_of(record()["id"])
+    path = store.path_of(record().id)
     assert names(path) == ["expiry.json", "stacks.txt", "tasks.txt"]
     assert load(path) == record()
     assert (path / "stacks.txt").read_text() == "stacks\\udcff"
@@ -38,18 +39,17 @@ def test_an_expiry_is_a_private_directory_of_three_files(tmp_path: Path) -> None
     assert [path] == entries(store.directory)
 
 
-def test_an_update_replaces_the_record_only(tmp_path: Path) -> None:
+def test_what_is_saved_again_keeps_the_texts_that_are_not_given_again(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.save(record(), "stacks", "tasks")
-    assert store.update(record(outcome="reaped"))
-    path = store.path_of(record()["id"])
-    assert load(path)["outcome"] == "reaped"
+    assert store.save(record(outcome="reaped"))
+    path = store.path_of(record().id)
+    assert load(path).outcome == "reaped"
     assert (path / "stacks.txt").read_text() == "stacks"
     assert names(path) == ["expiry.json", "stacks.txt", "tasks.txt"]
     assert store.save(record(outcome="again"), "more", "")
     assert (path / "stacks.txt").read_text() == "more"
-    assert not store.update(record(2)), "one that was removed stays away"
-    assert not store.path_of(record(2)["id"]).exists()
+    assert (path / "tasks.txt").read_text() == "tasks"
 
 
 def test_the_oldest_go_first_by_number(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_the_oldest_go_first_by_number(tmp_path: Path) -> None:
     store = Store(tmp_path, keep=3)
     for number in range(5):
         store.save(record(number), "", "")
-    kept = [record(number)["id"] for number in (2, 3, 4)]
+    kept = [record(number).id for number in (2, 3, 4)]
     assert names(tmp_path) == sorted([*kept, "20261123T030000-of-somebody", "notes"])
 
 
@@ -75,7 +75,7 @@ def test_the_oldest_go_first_by_size(tmp_path: Path) -> None:
     store = Store(tmp_path, size=25_000)
     for number in range(5):
         store.save(record(number), "x" * 10_000, "")
-    assert names(tmp_path) == [record(number)["id"] for number in (3, 4)]
+    assert names(tmp_path) == [record(number).id for number in (3, 4)]
 
 
 def test_texts_that_come_later_count_too(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_texts_that_come_later_count_too(tmp_path: Path) -> None:
         store.save(record(number), "", "")
     for number in range(3):
         store.save(record(number), "x" * 10_000, "")
-    assert names(tmp_path) == [record(number)["id"] for number in (1, 2)]
+    assert names(tmp_path) == [record(number).id for number in (1, 2)]
 
 
 def test_stores_that_share_a_directory_keep_it_bounded(tmp_path: Path) -> None:
@@ -92,19 +92,19 @@ def test_stores_that_share_a_directory_keep_it_bounded(tmp_path: Path) -> None:
     for number in range(20):
         (first, second)[number % 2].save(record(number), "", "")
     assert len(names(tmp_path)) <= 6
-    assert names(tmp_path)[-1] == record(19)["id"]
+    assert names(tmp_path)[-1] == record(19).id
 
 
 def test_what_a_killed_process_did_not_finish_is_no_entry_and_goes(tmp_path: Path) -> None:
     gone = 2**22 + 1  # above the greatest pid_max
-    unfinished = tmp_path / f".new-{gone}-{record()['id']}"
+    unfinished = tmp_path / f".new-{gone}-{record().id}"
     unfinished.mkdir()
     (unfinished / "expiry.json").write_text("{")
-    of_another = tmp_path / f".new-1-{record()['id']}"
+    of_another = tmp_path / f".new-1-{record().id}"
     of_another.mkdir()
     assert entries(tmp_path) == []
     Store(tmp_path).save(record(), "", "")
-    assert names(tmp_path) == [of_another.name, record()["id"]]
+    assert names(tmp_path) == [of_another.name, record().id]
 
 
 @pytest.mark.parametrize("bad", ["", "..", "../../etc", "20261123T031205-1-1/..", "20261123T031205"])
@@ -125,10 +125,10 @@ def test_a_file_system_that_takes_nothing_costs_one_line(
         patch.setattr(module, "_create", full)
         assert not store.save(record(2), "", "")
         assert not store.save(record(3), "", "")
-        assert not store.update(record())
+        assert not store.save(record())
     (line,) = caplog.messages
     assert "No space left" in line
-    assert names(tmp_path) == [record()["id"]], "nothing half made is left"
+    assert names(tmp_path) == [record().id], "nothing half made is left"
     assert store.save(record(2), "", "")
 
 
@@ -156,11 +156,11 @@ def test_one_expiry_takes_less_than_a_mebibyte(tmp_path: Path) -> None:
     )
     store = Store(tmp_path)
     assert store.save(huge, "x" * 5_000_000, "\n" * 5_000_000)
-    path = store.path_of(huge["id"])
+    path = store.path_of(huge.id)
     assert sum(p.stat().st_size for p in path.iterdir()) < 1024 * 1024
     kept = load(path)
-    assert kept["tasks"][0] == huge["tasks"][0]
-    assert kept["stacks"]
+    assert kept.tasks[0] == huge.tasks[0]
+    assert kept.stacks
 
 
 def test_json_is_strict_and_small_whatever_it_is_made_of() -> None:

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import re
+import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ from aiotimer.cli.page import print_page
 from aiotimer.cli.suggest import proposal
 from aiotimer.errors import HistoryUnreadable, Refused
 from aiotimer.evidence.libraries import is_users
+from aiotimer.evidence.record import Record
 from aiotimer.server.history import DATABASE, History
 from tests.fakes.clock import PATIENCE
 from tests.fakes.places import short_socket
@@ -144,8 +146,13 @@ NOTHING: dict[str, Any] = {
 def page(record: dict[str, Any], width: int | None = None) -> str:
     """Return the page about a record, without a terminal."""
     file = io.StringIO()
-    print_page(record, file, width)
+    print_page(Record.from_json(record), file, width)
     return file.getvalue()
+
+
+def kept(**more: Any) -> Record:
+    """A record as a server keeps it."""
+    return Record.from_json(record(**more))
 
 
 def call(*arguments: str) -> Result:
@@ -330,31 +337,43 @@ def test_a_page_is_of_bounded_length() -> None:
 
 def test_why_is_about_the_newest_of_all_servers() -> None:
     with recorded("/nowhere/a") as a, recorded("/nowhere/b") as b:
-        b.record(record(pid=2, time=200.0, id="20261123T031202-2-1"))
-        a.record(record(pid=1, time=100.0, id="20261123T031201-1-1"))
-        a.record(record(pid=3, time=150.0, id="20261123T031203-3-1"))
+        b.record(kept(pid=2, time=200.0, id="20261123T031202-2-1"))
+        a.record(kept(pid=1, time=100.0, id="20261123T031201-1-1"))
+        a.record(kept(pid=3, time=150.0, id="20261123T031203-3-1"))
     assert call("why").stdout.startswith("worker 2 ")
     assert call("why", "1").stdout.startswith("worker 1 ")
     assert call("why", "--socket", "/nowhere/a").stdout.startswith("worker 3 ")
     found = json.loads(call("why", "--json").stdout)
-    assert found == record(pid=2, time=200.0, id="20261123T031202-2-1")
+    expected = record(pid=2, time=200.0, id="20261123T031202-2-1")
+    assert found == expected | {"evidence": str(state("/nowhere/b") / "evidence" / expected["id"])}
 
 
-def test_why_knows_what_was_too_long_for_the_history() -> None:
+def test_why_knows_the_rest_if_the_record_itself_is_gone() -> None:
     tasks = [record()["tasks"][0] | {"name": str(n)} for n in range(600)]
     with recorded() as made:
-        evidence = str(made.store.path_of(record()["id"]))
-        made.record(record(tasks=tasks, evidence=evidence), "stacks", "tasks")
+        made.record(kept(tasks=tasks), "stacks", "tasks")
     found = json.loads(call("why", "--json").stdout)
     assert len(found["tasks"]) == 600
-    (Path(evidence) / "expiry.json").write_text("{")
-    assert 0 < len(json.loads(call("why", "--json").stdout)["tasks"]) < 600, "as much as the history holds"
+    Path(found["evidence"], "expiry.json").write_text("{")
+    assert json.loads(call("why", "--json").stdout) == kept(evidence=found["evidence"]).summary().as_json()
+
+
+def test_why_tells_all_that_an_earlier_version_wrote_into_its_history() -> None:
+    """It had whole records there, besides those in directories."""
+    old = record(evidence="/gone")
+    del old["probes"]
+    with recorded() as made:
+        made.record(kept())
+    with sqlite3.connect(state() / DATABASE) as connection:
+        connection.execute("UPDATE expiries SET record = ?", (json.dumps(old),))
+    connection.close()
+    assert json.loads(call("why", "--json").stdout) == old | {"probes": {}}
 
 
 def test_why_needs_no_history_if_there_is_evidence() -> None:
     with recorded() as made:
-        made.record(record(), "stacks", "tasks")
-        made.record(record(id="20261123T031206-7-2", pid=7), "stacks", "tasks")
+        made.record(kept(), "stacks", "tasks")
+        made.record(kept(id="20261123T031206-7-2", pid=7), "stacks", "tasks")
     (state() / DATABASE).write_bytes(b"garbage" * 1000)
     lost = call("why", "4242")
     assert lost.stdout.startswith("worker 4242 ")
@@ -380,7 +399,7 @@ def test_why_says_that_nothing_is_recorded(arguments: tuple[str, ...], message: 
 
 def test_why_does_not_look_where_others_can_write(runtime_directory: Path) -> None:
     with recorded() as made:
-        made.record(record())
+        made.record(kept())
     (runtime_directory / "aiotimer").chmod(0o777)
     assert call("why").exit_code == 1
 
@@ -567,10 +586,10 @@ def test_dump_passes_on_why_there_is_none() -> None:
 
 def test_run_says_why_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
     with recorded() as made:
-        made.record(record(time=50.0, pid=1, id="20261123T031200-1-1"))
-        made.record(record(time=100.0, pid=2, id="20261123T031200-2-1", outcome="late"))
+        made.record(kept(time=50.0, pid=1, id="20261123T031200-1-1"))
+        made.record(kept(time=100.0, pid=2, id="20261123T031200-2-1", outcome="late"))
         for number in range(3, 8):
-            made.record(record(time=100.0 + number, pid=number, id=f"20261123T031200-{number}-1"))
+            made.record(kept(time=100.0 + number, pid=number, id=f"20261123T031200-{number}-1"))
     run_command._say_why("/nowhere/s", since=100.0)
     printed = capsys.readouterr()
     assert printed.out == ""
@@ -580,7 +599,7 @@ def test_run_says_why_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_run_has_nothing_to_say_about_what_was_not_reaped(capsys: pytest.CaptureFixture[str]) -> None:
     with recorded() as made:
-        made.record(record(outcome="observed"))
+        made.record(kept(outcome="observed"))
     run_command._say_why("/nowhere/s", since=0.0)
     assert capsys.readouterr().err == ""
 
