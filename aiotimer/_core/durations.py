@@ -92,7 +92,8 @@ class Durations:
         """Add a row of a table; what is no number of entries is ignored, and so is what is cut off."""
         if len(row) > MAXIMUM:
             self.maximum = max(self.maximum, _seconds(row[MAXIMUM]))
-        for number, count in enumerate(row[FIRST_BUCKET:ROW_WORDS]):
+        counts = row[FIRST_BUCKET:ROW_WORDS]
+        for number, count in enumerate(counts) if any(counts) else ():  # most have not been sampled
             if 1 <= count <= _MOST:
                 self.counts[number] += int(count)
 

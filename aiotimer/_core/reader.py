@@ -8,7 +8,8 @@ held the same deadline before and after it was read; what is read is untrusted.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from heapq import nsmallest
 from math import inf
 from typing import NamedTuple
 
@@ -116,24 +117,29 @@ class TableReader:
         data = self._read(layout.ROW_SIZE, layout.row_offset(slot))
         return array("d", data[: len(data) // 8 * 8])
 
-    def durations(self, most: int = layout.SLOTS) -> dict[str, Ran]:
+    def durations(self, most: int = layout.SLOTS, scopes: Collection[str] | None = None) -> dict[str, Ran]:
         """Return how long the blocks of every scope took, read many slots at a time.
 
         Args:
             most: slots that are read, the first ones.
+            scopes: only of these.
         """
         found: dict[str, Ran] = {}
         counts = self.counts(min(layout.high_water(self.snapshot()), most))
         for first in range(0, len(counts), _ROWS):
             slots = min(_ROWS, len(counts) - first)
             labels = self._read(layout.LABEL_SIZE * slots, layout.label_offset(first))
-            rows = durations.rows_of(self._read(layout.ROW_SIZE * slots, layout.row_offset(first)))
-            for number, row in enumerate(rows):
+            rows = self._read(layout.ROW_SIZE * slots, layout.row_offset(first))
+            for number in range(len(rows) // layout.ROW_SIZE):
                 count = counts[first + number]
                 if not 1 <= count < inf:
                     continue  # it has never been armed under this label
                 start = number * layout.LABEL_SIZE
                 scope = layout.decode_label(labels[start : start + layout.LABEL_SIZE])[0]
+                if scopes is not None and scope not in scopes:
+                    continue
+                start = number * layout.ROW_SIZE
+                (row,) = durations.rows_of(rows[start : start + layout.ROW_SIZE])
                 known = found.get(scope) or Ran(0, durations.Durations())
                 known.durations.add_row(row)
                 noted = row[durations.LIMIT]
@@ -150,10 +156,12 @@ class TableReader:
             return None
         return _timer(slot, cell, deadline)
 
-    def timers(self) -> list[Timer]:
-        """Return every armed timer, soonest first."""
+    def timers(self, most: int = layout.SLOTS) -> list[Timer]:
+        """Return the armed timers, soonest first: so many of them at most."""
         before = self.deadlines()
         slots = [slot for slot, deadline in enumerate(before) if layout.is_armed(deadline)]
+        if len(slots) > most:
+            slots = sorted(nsmallest(most, slots, key=before.__getitem__))
         cells = self._labels(slots)
         after = self.deadlines() if slots else before
         there = len(after)

@@ -9,11 +9,9 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterable, Sequence
-from heapq import nsmallest
 from math import inf
 from typing import Any, NamedTuple
 
-from .._core import layout
 from .._core.durations import DEADLINE, Durations
 from .._core.ladder import name_of
 from .._core.reader import Ran, Timer
@@ -70,9 +68,28 @@ def entry(row: Sequence[float], deadline: float) -> Entry:
     return Entry(limit, deadline - limit)
 
 
-def runs_of(table: WatchedTable) -> dict[str, dict[str, Any]]:
-    """Return, by scope, how often blocks ran in a table's process, and how long they took."""
-    return {scope: _as_json(ran) for scope, ran in table.reader.durations(MAX_SLOTS).items()}
+def timers_as_json(armed: Sequence[tuple[WatchedTable, Timer]], now: float) -> list[dict[str, Any]]:
+    """Return what a record says of armed timers: the first of them."""
+    listed = armed[:MAX_TIMERS]
+    scopes: dict[WatchedTable, set[str]] = {}
+    for table, timer in listed:
+        scopes.setdefault(table, set()).add(timer.scope)
+    runs = {
+        (table, scope): _as_json(ran)
+        for table, wanted in scopes.items()
+        for scope, ran in table.reader.durations(MAX_SLOTS, wanted).items()
+    }
+    return [
+        {
+            "scope": timer.name,
+            "remaining_s": timer.deadline - now,
+            "limit_s": entry_of(table, timer).limit_s,
+            "expired": timer.deadline <= now,
+            "observed": timer.observed,
+            "ran": runs.get((table, timer.scope), _NEVER_RAN),
+        }
+        for table, timer in listed
+    ]
 
 
 def _as_json(ran: Ran) -> dict[str, Any]:
@@ -87,21 +104,7 @@ def _as_json(ran: Ran) -> dict[str, Any]:
     }
 
 
-NEVER_RAN = _as_json(Ran(0, Durations()))
-
-
-def timer_as_json(
-    table: WatchedTable, timer: Timer, now: float, runs: dict[str, dict[str, Any]]
-) -> dict[str, Any]:
-    """Return what a record says of an armed timer; ``runs`` is what :func:`runs_of` said of its table."""
-    return {
-        "scope": timer.name,
-        "remaining_s": timer.deadline - now,
-        "limit_s": entry_of(table, timer).limit_s,
-        "expired": timer.deadline <= now,
-        "observed": timer.observed,
-        "ran": runs.get(timer.scope, NEVER_RAN),
-    }
+_NEVER_RAN = _as_json(Ran(0, Durations()))
 
 
 def record_id(wall: float, pid: int) -> str:
@@ -179,19 +182,13 @@ class Expiry:
         self._entry = entry_of(self.table, self.timer)
         if self._entry.entered is not None and self._entry.entered > self._began:
             self._entry = Entry(self._entry.limit_s)
-        found = [(self.table, self.timer)]
-        for table in tables:
-            armed = [(d, slot) for slot, d in enumerate(table.reader.deadlines()) if layout.is_armed(d)]
-            for deadline, slot in nsmallest(MAX_TIMERS, armed):
-                mine = table is self.table and slot == self.timer.slot
-                timer = None if mine else table.reader.timer(slot, deadline)
-                if timer is not None and not table.watch.cleared(slot, deadline):
-                    found.append((table, timer))
-        runs = {table: runs_of(table) for table in tables}
-        self._timers = [
-            timer_as_json(table, timer, self._began, runs.get(table, {}))
-            for table, timer in found[:MAX_TIMERS]
+        others = [
+            (table, timer)
+            for table in tables
+            for timer in table.timers(MAX_TIMERS)
+            if table is not self.table or timer.slot != self.timer.slot
         ]
+        self._timers = timers_as_json([(self.table, self.timer), *others], self._began)
 
     def becomes(self, kind: Kind, outcome: str, detail: str = "") -> Event:
         """Something has become of it; return the event that says so."""

@@ -130,9 +130,9 @@ class WatchedTable:
         """Return the timer that is due, None if it has been released or re-armed since."""
         return self.reader.timer(due.slot, due.deadline)
 
-    def timers(self) -> list[Timer]:
-        """Return the timers armed and not dealt with, soonest first."""
-        return [t for t in self.reader.timers() if not self.watch.cleared(t.slot, t.deadline)]
+    def timers(self, most: int = layout.SLOTS) -> list[Timer]:
+        """Return the timers armed and not dealt with, soonest first: of so many at most."""
+        return [t for t in self.reader.timers(most) if not self.watch.cleared(t.slot, t.deadline)]
 
     def mark_reaped(self, now: float) -> None:
         """Write into the header that the worker is about to be signalled, for the next server to know."""

@@ -111,6 +111,16 @@ def test_a_table_truncated_anywhere_gives_what_is_left() -> None:
         assert {timer.deadline for timer in reader.timers()} <= {10.0, 11.0, 12.0, 13.0}
 
 
+def test_the_soonest_of_many_are_read_alone() -> None:
+    table = TimerTable(bytearray(layout.TABLE_SIZE), now=lambda: 7.0)
+    for number in range(5):
+        table.set((f"t{number}", 0), 100.0 - number // 2, 5.0)
+    reader = TableReader(lambda size, offset: bytes(table.raw[offset : offset + size]))
+    every = reader.timers()
+    assert [timer.name for timer in every] == ["t4", "t2", "t3", "t0", "t1"]
+    assert [reader.timers(most) for most in (0, 3, 5, 9)] == [[], every[:3], every, every]
+
+
 def test_any_bytes_are_a_table() -> None:
     chance = random.Random(7)
     for _ in range(20):
@@ -147,6 +157,8 @@ def test_rows_of_a_scope_are_read_together() -> None:
         "keyed": (1, 1),
     }
     assert found["keyed"].durations.maximum == 2.0
+    assert reader.durations(scopes={"keyed"}).keys() == {"keyed"}
+    assert reader.durations(most=2).keys() == {"s"}
     assert list(reader.row(2)[:3]) == [5.0, 4.0, 9.0]
 
 
