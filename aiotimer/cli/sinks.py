@@ -42,10 +42,11 @@ class EventSinks:
 
     def __call__(self, event: Event) -> None:
         """Tell an event to each of them. Never waits for anybody."""
+        told = event.as_json()
         if self._pipe is not None:
-            self._pipe(event)
+            self._pipe(told)
         if self._on_event is not None and event.event in self._events:
-            self._on_event(event.as_json())
+            self._on_event(told)
 
     def close(self, within: float = EVENTS_WITHIN) -> None:
         """Let them take what waits, for so many seconds at most, all of them at the same time."""

@@ -62,8 +62,8 @@ COMMIT;
 """
 
 
-class History:
-    """Writes the history of one server.
+class History(Backlog[Callable[[], object]]):
+    """Writes the history of one server: a queue of what is to be written.
 
     Nothing is made before there is something to write.
 
@@ -76,14 +76,7 @@ class History:
     def __init__(self, directory: Path, evidence_dir: str | None = None, capacity: int = CAPACITY) -> None:
         self.store = Store(directory / "evidence" if evidence_dir is None else Path(evidence_dir))
         self._writer = _Writer(directory / DATABASE)
-        self._backlog: Backlog[Callable[[], object]] = Backlog(
-            "history", lambda write: write(), finish=self._writer.close, capacity=capacity
-        )
-
-    @property
-    def dropped(self) -> int:
-        """How many things were not written because too many waited."""
-        return self._backlog.dropped
+        super().__init__("history", lambda write: write(), finish=self._writer.close, capacity=capacity)
 
     def path_of(self, record_id: str) -> str:
         """Return the directory where a record is going to be kept."""
@@ -97,12 +90,12 @@ class History:
             stacks_text, tasks_text: see :meth:`Store.save`.
         """
         texts = cut(stacks_text), cut(tasks_text)  # what waits in the queue is bounded
-        self._backlog.put(partial(self._record, record, *texts), record.pid)
+        self.put(partial(self._record, record, *texts), record.pid)
 
     def event(self, event: Mapping[str, Any]) -> None:
         """Write an event, as :meth:`Event.as_json` returns it."""
         action = partial(self._writer.event, dict(event))
-        self._backlog.put(partial(self._writer.attempt, action), event.get("pid"))
+        self.put(partial(self._writer.attempt, action), event.get("pid"))
 
     def durations(self, scope: str, durations: Any, count: int, limit: float | None) -> None:
         """Add what a worker has done in a scope to what is known: once per worker, when it is gone.
@@ -114,19 +107,11 @@ class History:
             limit: seconds; the last one known.
         """
         action = partial(self._writer.durations, scope, durations, count, limit)
-        self._backlog.put(partial(self._writer.attempt, action))
-
-    def flush(self, within: float) -> bool:
-        """Wait until everything is written, for so many seconds at most; return whether it is."""
-        return self._backlog.flush(within)
-
-    def close(self, within: float) -> bool:
-        """Write what waits, for so many seconds at most, and end; return whether all was written."""
-        return self._backlog.close(within)
+        self.put(partial(self._writer.attempt, action))
 
     def abandon(self) -> None:
         """In a forked child: the thread and the database are the parent's."""
-        self._backlog.abandon()
+        super().abandon()
         _abandoned.append(self._writer)  # SQLite must not close in a child what its parent opened
 
     def _record(self, record: Record, stacks_text: str, tasks_text: str) -> None:

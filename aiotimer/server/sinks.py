@@ -55,7 +55,7 @@ class Backlog(Generic[T]):
         tell: is given the words about what was dropped.
 
     Attributes:
-        dropped: how many items were dropped, in all.
+        dropped: how many items were dropped and have not been told of.
     """
 
     def __init__(
@@ -68,7 +68,6 @@ class Backlog(Generic[T]):
         tell: Callable[[str], object] = log.warning,
     ) -> None:
         self.dropped = 0
-        self._untold = 0
         self._what = what
         self._take = take
         self._finish = finish
@@ -91,7 +90,7 @@ class Backlog(Generic[T]):
         """
         with self._changed:
             if self._ended or not (always or self._has_room(about)) or not self._has_taker():
-                self._count_dropped(1)
+                self.dropped += 1
                 return False
             self._items.append((about, item))
             self._waiting[about] += 1
@@ -119,7 +118,7 @@ class Backlog(Generic[T]):
         with self._changed:
             left = len(self._items)
             self._items.clear()
-            self._count_dropped(left)
+            self.dropped += left
             thread, done = self._thread, not self._busy
             self._changed.notify_all()
         if thread is not None and done:
@@ -148,7 +147,7 @@ class Backlog(Generic[T]):
         newest = next(n for n in reversed(range(len(self._items))) if self._items[n][0] == greatest)
         del self._items[newest]
         self._waiting[greatest] -= 1
-        self._count_dropped(1)
+        self.dropped += 1
         return True
 
     def _has_taker(self) -> bool:
@@ -161,13 +160,9 @@ class Backlog(Generic[T]):
             self._thread = thread
         return True
 
-    def _count_dropped(self, count: int) -> None:
-        self.dropped += count
-        self._untold += count
-
     def _tell_dropped(self) -> None:
         with self._changed:
-            count, self._untold = self._untold, 0
+            count, self.dropped = self.dropped, 0
         if count:
             self._tell(f"{count} {self._what} dropped: they came faster than they were taken")
 
@@ -201,44 +196,15 @@ class Backlog(Generic[T]):
                 self._changed.notify_all()
 
 
-class LoopBacklog(Backlog[T]):
-    """A bounded queue from which the event loop takes, after whatever it is doing, one item in a turn.
+class JsonSink(Backlog[Mapping[str, Any]]):
+    """A queue of events, as the objects that :meth:`Event.as_json` returns."""
 
-    Args:
-        loop: only its own thread puts and flushes.
-        what, take, capacity: see :class:`Backlog`.
-    """
-
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        what: str,
-        take: Callable[[T], object],
-        capacity: int = CAPACITY,
-    ) -> None:
-        super().__init__(what, take, capacity=capacity)
-        self._loop = loop
-        self._turn: asyncio.Handle | None = None
-
-    def flush(self, within: float = 0.0) -> bool:
-        """Take everything that waits, now; what comes in meanwhile waits again."""
-        for _ in range(len(self._items)):
-            self._take_next()
-        return not self._items
-
-    def _has_taker(self) -> bool:
-        if self._turn is None:
-            self._turn = self._loop.call_soon(self._take_one)
-        return True
-
-    def _take_one(self) -> None:
-        self._turn = None
-        self._take_next()
-        if self._items:
-            self._has_taker()
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        """Queue an event. Never waits, never raises."""
+        self.put(event, event.get("pid"))
 
 
-class CommandSink:
+class CommandSink(JsonSink):
     """Runs a command for every event, one after the other, with the event's JSON on its standard input.
 
     A run that fails (a status other than 0, or too slow) is repeated, up to :data:`TRIES` runs in all.
@@ -270,26 +236,15 @@ class CommandSink:
         self._timeout = timeout
         self._retry_after = retry_after
         self._closing = threading.Event()
-        self._backlog: Backlog[Mapping[str, Any]] = Backlog(
-            "events for a command", self._run_for, capacity=capacity
-        )
-
-    @property
-    def dropped(self) -> int:
-        """How many events were dropped, in all."""
-        return self._backlog.dropped
-
-    def __call__(self, event: Mapping[str, Any]) -> None:
-        """Queue an event, as :meth:`Event.as_json` returns it. Never waits, never raises."""
-        self._backlog.put(event, event.get("pid"))
+        super().__init__("events for a command", self._run_for, capacity=capacity)
 
     def close(self, within: float) -> bool:
         """Run the command for what waits, for so many seconds at most; return whether all was told."""
         self._closing.set()  # no pause before another try any more
-        return self._backlog.close(within)
+        return super().close(within)
 
     def _run_for(self, event: Mapping[str, Any]) -> None:
-        data = json.dumps(event).encode() + b"\n"
+        data = _as_line(event)
         for number in range(TRIES):
             if number:
                 self._closing.wait(self._retry_after)
@@ -329,13 +284,13 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
         process.wait(1.0)
 
 
-class CallbackSink:
-    """Calls a function with every event, from the event loop, after whatever it is doing now.
+class CallbackSink(Backlog[Event]):
+    """Calls a function with every event, from the event loop, after whatever it is doing now, one in a turn.
 
     A call that raises is logged, and made once more.
 
     Args:
-        loop: calls it.
+        loop: calls it. Only its own thread may call this sink.
         callback: what is called.
         capacity: how many events may wait.
     """
@@ -346,21 +301,31 @@ class CallbackSink:
         callback: Callable[[Event], object],
         capacity: int = CAPACITY,
     ) -> None:
+        super().__init__("events for on_event", self._call, capacity=capacity)
+        self._loop = loop
         self._callback = callback
-        self._backlog = LoopBacklog(loop, "events for on_event", self._call, capacity)
-
-    @property
-    def dropped(self) -> int:
-        """How many events were dropped, in all."""
-        return self._backlog.dropped
+        self._turn: asyncio.Handle | None = None
 
     def __call__(self, event: Event) -> None:
-        """Queue an event; only in the loop's own thread."""
-        self._backlog.put(event, event.worker_id)
+        """Queue an event."""
+        self.put(event, event.worker_id)
 
-    def flush(self) -> None:
+    def flush(self, within: float = 0.0) -> bool:
         """Call for everything that waits, now; what these calls bring about waits again."""
-        self._backlog.flush()
+        for _ in range(len(self._items)):
+            self._take_next()
+        return not self._items
+
+    def _has_taker(self) -> bool:
+        if self._turn is None:
+            self._turn = self._loop.call_soon(self._take_one)
+        return True
+
+    def _take_one(self) -> None:
+        self._turn = None
+        self._take_next()
+        if self._items:
+            self._has_taker()
 
     def _call(self, event: Event) -> None:
         for _ in range(2):
@@ -372,7 +337,7 @@ class CallbackSink:
                 return
 
 
-class PipeSink:
+class PipeSink(JsonSink):
     """Writes events as JSON lines into a pipe.
 
     Args:
@@ -381,21 +346,13 @@ class PipeSink:
     """
 
     def __init__(self, descriptor: int, capacity: int = CAPACITY) -> None:
+        super().__init__("events for a pipe", self._write, capacity=capacity)
         self._descriptor = descriptor
-        self._backlog = Backlog("events for a pipe", self._write, capacity=capacity)
 
-    def __call__(self, event: Event) -> None:
-        """Queue an event. Never waits, never raises."""
-        self._backlog.put(event, event.worker_id)
-
-    def close(self, within: float) -> bool:
-        """Write what waits, for so many seconds at most; return whether all was written."""
-        return self._backlog.close(within)
-
-    def _write(self, event: Event) -> None:
+    def _write(self, event: Mapping[str, Any]) -> None:
         line = _as_line(event)
         if len(line) > select.PIPE_BUF:  # a longer one might be written in part, by a server that is killed
-            line = _as_line(event._replace(detail="", verdict=""))
+            line = _as_line({**event, "detail": "", "verdict": ""})
         _write_all(self._descriptor, line)
 
 
@@ -441,8 +398,8 @@ class LogSink(logging.Handler):
             line()
 
 
-def _as_line(event: Event) -> bytes:
-    return json.dumps(event.as_json()).encode() + b"\n"
+def _as_line(event: Mapping[str, Any]) -> bytes:
+    return json.dumps(event).encode() + b"\n"
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

@@ -84,7 +84,6 @@ def test_closing_waits_no_longer_than_it_may(caplog: pytest.LogCaptureFixture) -
     assert sink.began.acquire(timeout=PATIENCE)
     assert not backlog.flush(0.0)
     assert not backlog.close(0.0)
-    assert backlog.dropped == 1
     assert "1 things dropped" in caplog.text
     sink.may.release()
     assert backlog.flush(PATIENCE)
@@ -388,7 +387,8 @@ def test_the_server_does_not_start_with_options_that_are_wrong(given: tuple[str,
 def test_a_line_in_the_pipe_is_never_longer_than_is_written_at_once() -> None:
     reader, writer = os.pipe()
     sink = PipeSink(writer)
-    sink(Event("reaped", WorkerId(7, 8), detail="x" * 5000, verdict="y" * 5000, scope="s" * 250))
+    long = Event("reaped", WorkerId(7, 8), detail="x" * 5000, verdict="y" * 5000, scope="s" * 250)
+    sink(long.as_json())
     assert sink.close(PATIENCE)
     os.close(writer)
     with open(reader) as lines:
@@ -400,7 +400,7 @@ def test_a_pipe_that_nobody_reads_any_more_costs_nothing(caplog: pytest.LogCaptu
     reader, writer = os.pipe()
     os.close(reader)
     sink = PipeSink(writer)
-    sink(Event("reaped"))
+    sink(Event("reaped").as_json())
     assert sink.close(PATIENCE)
     assert caplog.messages == []
     os.close(writer)
