@@ -161,7 +161,7 @@ def test_a_command_is_run_for_every_event_in_their_order(tmp_path: Path) -> None
     sink(Event("reaped", WorkerId(7, 8)).as_json())
     assert sink.close(PATIENCE)
     assert told(tmp_path) == ["expired 7", "reaped 7"]
-    assert (sink.failed, sink.dropped) == (0, 0)
+    assert sink.failed == 0
 
 
 def test_a_run_that_fails_is_repeated(tmp_path: Path) -> None:
@@ -211,22 +211,6 @@ def test_a_command_that_is_not_there_is_logged(caplog: pytest.LogCaptureFixture)
 def test_a_command_must_be_one(bad: str) -> None:
     with pytest.raises(ValueError, match=r"empty|quotation"):
         CommandSink(bad)
-
-
-def test_events_beyond_the_capacity_are_dropped(tmp_path: Path) -> None:
-    for kind in ("expired", "reaped"):
-        os.mkfifo(tmp_path / kind)
-    body = f"open({str(tmp_path)!r} + '/' + event['event']).read(); print(event['event'], file=file)"
-    sink = CommandSink(command(tmp_path, body), capacity=1)
-    sink(Event("expired").as_json())
-    with open(tmp_path / "expired", "w"):  # opens when the first run does, so that one does not wait any more
-        for _ in range(3):
-            sink(Event("reaped").as_json())
-        assert sink.dropped == 2
-    with open(tmp_path / "reaped", "w"):
-        pass
-    assert sink.close(PATIENCE)
-    assert told(tmp_path) == ["expired", "reaped"]
 
 
 # -- callbacks ------------------------------------------------------------------------------------------
@@ -279,19 +263,6 @@ async def test_a_callback_that_emits_does_not_hold_the_loop(caplog: pytest.LogCa
     assert len(called) == 3
     sink.flush()
     assert len(called) == 4
-
-
-async def test_callbacks_beyond_the_capacity_are_dropped_and_told(caplog: pytest.LogCaptureFixture) -> None:
-    called: list[Event] = []
-    sink = CallbackSink(asyncio.get_running_loop(), called.append, capacity=2)
-    for _ in range(5):
-        sink(Event("reaped"))
-    assert sink.dropped == 3
-    sink.flush()
-    assert len(called) == 2
-    with caplog.at_level(logging.WARNING):
-        assert caplog.messages == ["3 events for on_event dropped: they came faster than they were taken"]
-    assert json.dumps([event.as_json() for event in called])
 
 
 # -- the server's command line ------------------------------------------------------------------------------
