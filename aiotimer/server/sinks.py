@@ -213,7 +213,6 @@ class CommandSink(JsonSink):
         command: split as a shell would, and run without one.
         timeout: seconds that a run may take before it is killed.
         retry_after: seconds between two runs for the same event.
-        capacity: how many events may wait.
 
     Attributes:
         failed: for how many events every run failed.
@@ -223,11 +222,7 @@ class CommandSink(JsonSink):
     """
 
     def __init__(
-        self,
-        command: str,
-        timeout: float = COMMAND_TIMEOUT,
-        retry_after: float = RETRY_AFTER,
-        capacity: int = CAPACITY,
+        self, command: str, timeout: float = COMMAND_TIMEOUT, retry_after: float = RETRY_AFTER
     ) -> None:
         self.failed = 0
         self._command = shlex.split(command)
@@ -236,7 +231,7 @@ class CommandSink(JsonSink):
         self._timeout = timeout
         self._retry_after = retry_after
         self._closing = threading.Event()
-        super().__init__("events for a command", self._run_for, capacity=capacity)
+        super().__init__("events for a command", self._run_for)
 
     def close(self, within: float) -> bool:
         """Run the command for what waits, for so many seconds at most; return whether all was told."""
@@ -292,16 +287,10 @@ class CallbackSink(Backlog[Event]):
     Args:
         loop: calls it. Only its own thread may call this sink.
         callback: what is called.
-        capacity: how many events may wait.
     """
 
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        callback: Callable[[Event], object],
-        capacity: int = CAPACITY,
-    ) -> None:
-        super().__init__("events for on_event", self._call, capacity=capacity)
+    def __init__(self, loop: asyncio.AbstractEventLoop, callback: Callable[[Event], object]) -> None:
+        super().__init__("events for on_event", self._call)
         self._loop = loop
         self._callback = callback
         self._turn: asyncio.Handle | None = None
@@ -341,12 +330,11 @@ class PipeSink(JsonSink):
     """Writes events as JSON lines into a pipe.
 
     Args:
-        descriptor: of the pipe.
-        capacity: how many events may wait, besides those that the pipe holds.
+        descriptor: of the pipe, which holds some events besides those that wait.
     """
 
-    def __init__(self, descriptor: int, capacity: int = CAPACITY) -> None:
-        super().__init__("events for a pipe", self._write, capacity=capacity)
+    def __init__(self, descriptor: int) -> None:
+        super().__init__("events for a pipe", self._write)
         self._descriptor = descriptor
 
     def _write(self, event: Mapping[str, Any]) -> None:
