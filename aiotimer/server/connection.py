@@ -1,10 +1,10 @@
-"""A connection at the server's end: bytes come in, messages are dispatched, answers go out.
+"""A connection at the server's end: bytes and descriptors come in, frames go out.
 
 The laws of this file:
 
+* Nothing here knows what a message is for, or a worker: whoever receives the messages does.
 * Sockets are raw and non-blocking on both loops, because descriptors travel on them (``SCM_RIGHTS``), which
   no asyncio transport carries.
-* A connection's state is the connection's. Its end says nothing about the worker: EOF releases nothing.
 * What a peer can make us hold is bounded: one frame in, a reply and ``MAX_UNREAD`` more out, two seconds
   of silence.
 """
@@ -14,16 +14,10 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from .._core import wire
 from ..errors import AiotimerError, ProtocolError
-from ..queue import SocketQueue
-from .watched_table import WatchedTable
-from .worker import Worker
-
-if TYPE_CHECKING:
-    from .inspection_channel import InspectionChannel
 
 SILENCE = 2.0
 """Seconds that a peer may take over its first message, or over the rest of one it has begun."""
@@ -34,45 +28,45 @@ MAX_UNREAD = 65_536
 _CHUNK = 65_536
 
 
-class Dispatcher(Protocol):
-    """Who accepted a connection: it is given the messages, and told of the end."""
+class Receiver(Protocol):
+    """Whom the messages of a connection are for."""
 
-    def handle(self, connection: ServerConnection, message: wire.ToServer) -> None:
-        """It received a message that is not a ring."""
+    def received(self, message: wire.ToServer) -> None:
+        """A message came in.
 
-    def apply(self, connection: ServerConnection) -> str:
-        """Apply the requests in its inbox; return why not, if not all could be."""
+        Raises:
+            AiotimerError: it breaks the rules: the connection is to be closed.
+        """
 
-    def refused(self, connection: ServerConnection, reason: str) -> None:
-        """It broke the rules."""
+    def all_received(self) -> None:
+        """There is no other one for now: what is done once for all of them is due."""
 
-    def connection_closed(self, connection: ServerConnection) -> None:
-        """It is gone."""
+    def refused(self, reason: str) -> None:
+        """The peer broke the rules; the connection is closed next."""
+
+    def closed(self) -> None:
+        """The connection is closed."""
 
 
 class ServerConnection:
     """One accepted connection.
 
     Args:
-        dispatcher: who accepted it.
+        receiver: whom its messages are for.
         sock: accepted, non-blocking; owned from here on.
         loop: where to wait.
     """
 
-    def __init__(self, dispatcher: Dispatcher, sock: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
-        self._dispatcher = dispatcher
+    def __init__(self, receiver: Receiver, sock: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
+        self._receiver = receiver
         self._loop = loop
         self.socket = sock
         self._decoder = wire.server_decoder()
         self._unsent = memoryview(b"")
         self._descriptors: list[int] = []
-        self._silence: asyncio.TimerHandle | None = loop.call_later(SILENCE, self._too_silent)
-        self.worker: Worker | None = None
-        self.table: WatchedTable | None = None
-        self.inbox: SocketQueue | None = None  # of a peer without a shared table
-        self.offset = 0.0  # what to add to that peer's clock
-        self.inspection_channel: InspectionChannel | None = None  # if it is one
-        self.report: asyncio.Task[None] | None = None  # under way for a peer that asked for it
+        self._stranger = True
+        self._silence: asyncio.TimerHandle | None = None
+        self._watch_for_silence()
         loop.add_reader(sock, self._readable)
 
     @property
@@ -83,9 +77,7 @@ class ServerConnection:
     def send(self, message: wire.ToClient, descriptor: int = -1) -> None:
         """Send a message, with a descriptor if one is given; what does not fit waits for the peer."""
         if len(self._unsent) > MAX_UNREAD:
-            self._dispatcher.refused(
-                self, f"it does not read: {len(self._unsent)} bytes of answers wait for it"
-            )
+            self._receiver.refused(f"it does not read: {len(self._unsent)} bytes of answers wait for it")
             self.close()
             return
         data = bytes(self._unsent) + wire.encode(message)
@@ -111,33 +103,20 @@ class ServerConnection:
         self.close()
 
     def close(self) -> None:
-        """Close this end and tell the server."""
+        """Close this end and tell the receiver."""
         if self.closed:
             return
-        if self._silence is not None:
-            self._silence.cancel()
-            self._silence = None
         self._loop.remove_reader(self.socket)
         self._loop.remove_writer(self.socket)
         self.socket.close()
+        self._watch_for_silence()
         self._drop_descriptors()
-        if self.inspection_channel is not None:
-            self.inspection_channel.close()
-        if self.report is not None:
-            self.report.cancel()
-        self._dispatcher.connection_closed(self)
+        self._receiver.closed()
 
-    def reports(self, report: asyncio.Task[None]) -> None:
-        """It will be sent something that takes a while to make; until then its silence is no fault.
-
-        Raises:
-            ProtocolError: that is so already.
-        """
-        if self.report is not None:
-            report.cancel()
-            raise ProtocolError("a second question before the answer to the first")
-        self.report = report
-        report.add_done_callback(self._reported)
+    def treat_as_stranger(self, stranger: bool) -> None:
+        """Say whether it is unknown what it is for: so long it may bring a descriptor, but not be silent."""
+        self._stranger = stranger
+        self._watch_for_silence()
 
     def take_descriptor(self) -> int:
         """Return the descriptor that came with the last message, -1 if there was none."""
@@ -158,48 +137,29 @@ class ServerConnection:
             if not data:
                 self.close()
                 return
-            if len(self._descriptors) > (self.worker is None):
+            if len(self._descriptors) > self._stranger:
                 raise ProtocolError("descriptors that nobody asked for")
-            self._handle(data)
+            self._receive(data)
         except AiotimerError as error:
-            self._dispatcher.refused(self, str(error))
+            self._receiver.refused(str(error))
             self.close()
 
-    def _handle(self, data: bytes) -> None:
-        rung = None
+    def _receive(self, data: bytes) -> None:
         for message in self._decoder.feed(data):
-            if isinstance(message, wire.Ring):
-                rung = message.deadline if rung is None else min(rung, message.deadline)
-            elif isinstance(message, wire.Acquire) and self.inbox is not None:
-                self.inbox.deliver(message)
-            else:
-                self._dispatcher.handle(self, message)
+            self._receiver.received(message)
             if self.closed:
                 return
         self._drop_descriptors()
-        if rung is not None:
-            if self.table is None:
-                raise ProtocolError("a ring before HELLO")
-            self.table.rung(rung)
-        if self.inbox is not None and self.inbox.size():
-            self.send(self.inbox.acknowledgement(self._dispatcher.apply(self)))
+        self._receiver.all_received()
         self._watch_for_silence()
 
     def _watch_for_silence(self) -> None:
-        busy = self.worker is not None or self.inspection_channel is not None or self.report is not None
-        waiting = self._decoder.pending or not busy
+        waiting = (self._stranger or self._decoder.pending) and not self.closed
         if waiting and self._silence is None:
             self._silence = self._loop.call_later(SILENCE, self._too_silent)
         elif not waiting and self._silence is not None:
             self._silence.cancel()
             self._silence = None
-
-    def _reported(self, report: asyncio.Task[None]) -> None:
-        self.report = None
-        if not report.cancelled() and report.exception() is not None:
-            self.close()
-        if not self.closed:
-            self._watch_for_silence()
 
     def _too_silent(self) -> None:
         self._silence = None

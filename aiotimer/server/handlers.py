@@ -1,17 +1,26 @@
-"""Protocol handlers: what a server answers to HELLO and all that follows, and to requests without a table.
+"""Protocol handlers: one for each kind of message, found in a table; and the session of a connection.
 
-The laws of this file: WELCOME is sent last, when the worker is pinned, its table watched and looked at; what
-a client says of itself decides nothing but how to talk to it.
+The laws of this file:
+
+* What a message may find a connection to be stands in the table, :data:`HANDLERS`. One that is out of place
+  closes the connection.
+* A session's state is the session's. Its end says nothing about the worker: EOF releases nothing.
+* WELCOME is sent last, when the worker is pinned, its table watched and looked at; what a client says of
+  itself decides nothing but how to talk to it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import enum
 import errno
 import os
-from math import isfinite
+import socket
+from collections.abc import Callable, Set
+from dataclasses import dataclass, field
+from math import inf, isfinite
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, TypeAlias
 
 from .._core import layout, wire
 from .._linux import table_files
@@ -19,131 +28,252 @@ from .._linux.process import hung_up, peer_uid, pin_peer
 from .._linux.procfs import maps_file, program_of, time_namespace
 from .._version import __version__
 from ..errors import AiotimerError, ProtocolError, ServerError, TableFull
-from ..events import log
+from ..events import Event, log
 from ..queue import SocketQueue
 from .acceptor import EXHAUSTED, OUT_OF_DESCRIPTORS
+from .connection import ServerConnection
 from .dump import BUDGET, dump
 from .inspection_channel import InspectionChannel
-
-if TYPE_CHECKING:
-    from .connection import ServerConnection
-    from .policy import Policy
-    from .registry import Registry
-    from .watched_table import WatchedTable
-    from .worker import Worker
+from .registry import Registry
+from .watched_table import WatchedTable
+from .worker import Worker, drop_after_exec
 
 
-class HandlerContext(Protocol):
-    """What the handlers ask of the server.
+@dataclass
+class HandlerContext:
+    """What the handlers know of their server.
 
     Attributes:
-        policy: how it reaps.
+        registry: its workers.
+        loop: its event loop.
+        emit: takes events.
+        status: says what it is doing; with how long blocks took, if ``scopes`` is true.
+        lag_s: says how late its own heartbeat has been, seconds.
+        owner_gone: called when the owner of a private server gives it up.
+        sessions: of all its connections.
+        worker_left_at: when a worker's connection was last closed; ``CLOCK_MONOTONIC`` seconds.
     """
 
-    policy: Policy
-
-    @property
-    def lag_s(self) -> float:
-        """How late its own heartbeat has been, seconds."""
-
-    def status(self, *, scopes: bool = False) -> dict[str, Any]:
-        """What it is doing."""
-
-    def owner_gone(self) -> None:
-        """The owner of a private server gives it up."""
-
-    def refused(self, connection: ServerConnection, reason: str) -> None:
-        """A client is not served."""
+    registry: Registry
+    loop: asyncio.AbstractEventLoop
+    emit: Callable[[Event], None]
+    status: Callable[..., dict[str, Any]]
+    lag_s: Callable[[], float]
+    owner_gone: Callable[[], object]
+    sessions: set[Session] = field(default_factory=set)
+    worker_left_at: float = field(default_factory=monotonic)
 
 
-def handle(
-    server: HandlerContext, registry: Registry, connection: ServerConnection, message: wire.ToServer
-) -> None:
-    """Answer one message.
+class State(enum.Enum):
+    """What a connection has become. The value is how a message is described that has no place there."""
 
-    Raises:
-        ProtocolError: it has no place here.
+    STRANGER = "before HELLO or ATTEND"
+    SHARING = "from a worker that shares its table"
+    SOCKET_ONLY = "from a worker without a table"
+    CHANNEL = "on an inspection channel"
+    REPORT = "before the answer to a question"
+
+
+class Session:
+    """What a connection has become, and what that takes.
+
+    Args:
+        context: of the handlers.
+        sock: accepted, non-blocking; owned from here on.
+
+    Attributes:
+        context: of the handlers.
+        connection: carries the messages.
+        state: what it has become.
+        worker: who is at the other end, since HELLO.
+        table: where that worker's timers are, since HELLO.
+        inbox: the requests of a worker without a table of its own, not yet applied to the server's.
+        offset: what to add to that worker's clock, seconds.
+        rung: the earliest deadline it has rung for and that has not been looked for; ``inf``: none.
+        channel: the inspection channel, if it is one.
+        report: under way for a peer that has asked for it.
     """
-    if connection.worker is None and not isinstance(message, wire.Hello):
-        uid = peer_uid(connection.socket)
-        if uid not in (os.geteuid(), 0):  # the socket's mode keeps others out, unless somebody changed it
-            raise ProtocolError(f"{type(message).__name__} of uid {uid}, which is not this server's")
-    if connection.inspection_channel is not None or isinstance(
-        message, wire.Attend | wire.Tasks | wire.DumpRequest
-    ):
-        _handle_inspection(server, registry, connection, message)
-    elif isinstance(message, wire.Ping):
-        connection.send(wire.Pong(os.getpid(), server.lag_s))
-    elif isinstance(message, wire.StatusRequest):
-        connection.send(wire.Status(server.status(scopes=message.scopes)))
-    elif isinstance(message, wire.Disown):
-        server.owner_gone()
-        connection.send(wire.Pong(os.getpid(), server.lag_s))
-    elif isinstance(message, wire.Hello):
-        if connection.worker is not None:
-            raise ProtocolError("a second HELLO")
-        try:
-            _handle_hello(registry, connection, message)
-        except (AiotimerError, OSError, ValueError) as error:
-            reason = _why(error)
-            server.refused(connection, reason)
-            connection.refuse(reason)
-    elif isinstance(message, wire.Bye) and connection.worker is not None:
-        if connection.table is not None:
-            forget(connection.worker, connection.table)
-        connection.close()
-    else:
-        raise ProtocolError(f"{type(message).__name__} before HELLO")
+
+    def __init__(self, context: HandlerContext, sock: socket.socket) -> None:
+        self.context = context
+        self.state = State.STRANGER
+        self.worker: Worker | None = None
+        self.table: WatchedTable | None = None
+        self.inbox: SocketQueue | None = None
+        self.offset = 0.0
+        self.rung = inf
+        self.channel: InspectionChannel | None = None
+        self.report: asyncio.Task[None] | None = None
+        self.connection = ServerConnection(self, sock, context.loop)
+        context.sessions.add(self)
+
+    def become(self, state: State) -> None:
+        """It is something else from now on."""
+        self.state = state
+        self.connection.treat_as_stranger(state is State.STRANGER)
+
+    def received(self, message: wire.ToServer) -> None:
+        """Have a message handled, if it may come now.
+
+        Raises:
+            AiotimerError: it may not, or breaks another rule.
+        """
+        kind = type(message)
+        handler, states = HANDLERS[kind]
+        if self.state is State.STRANGER and kind is not wire.Hello:
+            uid = peer_uid(self.connection.socket)
+            if uid not in (os.geteuid(), 0):  # the socket's mode keeps others out, unless somebody changed it
+                raise ProtocolError(f"{kind.__name__} of uid {uid}, which is not this server's")
+        if self.state not in states:
+            raise ProtocolError(f"{kind.__name__} {self.state.value}")
+        handler(self, message)
+
+    def all_received(self) -> None:
+        """Look for what was rung for, once; apply the requests that have come, and acknowledge them."""
+        if self.rung < inf and self.table is not None:
+            rung, self.rung = self.rung, inf
+            self.table.rung(rung)
+        if self.inbox is not None and self.inbox.size():
+            self.connection.send(self.inbox.acknowledgement(_apply(self, self.inbox)))
+
+    def refused(self, reason: str) -> None:
+        """Report that it broke the rules, or is not served."""
+        worker_id = None if self.worker is None else self.worker.id
+        self.context.emit(Event("refused", worker_id, detail=reason))
+
+    def reported(self, report: asyncio.Task[None]) -> None:
+        """What it has asked for was sent, or cannot be."""
+        self.report = None
+        if not report.cancelled() and report.exception() is not None:
+            self.connection.close()
+        self.become(State.STRANGER)
+
+    def closed(self) -> None:
+        """Let go of what it has become. Its worker may live on: its table is looked at every second."""
+        self.context.sessions.discard(self)
+        if self.channel is not None:
+            self.channel.close()
+        if self.report is not None:
+            self.report.cancel()
+        if self.worker is None or self.table is None:
+            return
+        self.context.worker_left_at = monotonic()
+        if self.worker.id in self.context.registry.workers:
+            self._left(self.worker, self.table)
+
+    def _left(self, worker: Worker, table: WatchedTable) -> None:
+        worker.connections -= 1
+        if table.closed or table.connection is not self.connection:
+            return  # nothing was armed through it, or its worker has come back on another one already
+        table.connection = None
+        if worker.has_left(table, maps=True):
+            drop_after_exec(worker, table, self.context.emit)
+        elif table.file.kind == "shared":
+            table.connection_lost()
 
 
-def _handle_inspection(
-    server: HandlerContext, registry: Registry, connection: ServerConnection, message: wire.ToServer
-) -> None:
-    """Answer a message about what a worker is doing, or one on a connection that is for this alone."""
-    channel = connection.inspection_channel
-    if channel is not None and isinstance(message, wire.Tasks):
-        channel.answered(message)
-    elif channel is not None or connection.worker is not None:
-        raise ProtocolError(f"{type(message).__name__} on a connection that is for something else")
-    elif isinstance(message, wire.Attend):
-        _handle_attend(registry, connection, message)
-    elif isinstance(message, wire.DumpRequest):
-        report = _send_dump(server, registry, connection, message.pid)
-        connection.reports(asyncio.get_running_loop().create_task(report))
-    else:
-        raise ProtocolError(f"{type(message).__name__} before ATTEND")
+# -- questions -----------------------------------------------------------------------------------------------
 
 
-def _handle_attend(registry: Registry, connection: ServerConnection, attend: wire.Attend) -> None:
+def _ping(session: Session, _message: wire.Ping) -> None:
+    session.connection.send(wire.Pong(os.getpid(), session.context.lag_s()))
+
+
+def _status(session: Session, request: wire.StatusRequest) -> None:
+    session.connection.send(wire.Status(session.context.status(scopes=request.scopes)))
+
+
+def _disown(session: Session, _message: wire.Disown) -> None:
+    session.context.owner_gone()
+    session.connection.send(wire.Pong(os.getpid(), session.context.lag_s()))
+
+
+def _dump(session: Session, request: wire.DumpRequest) -> None:
+    session.become(State.REPORT)  # which takes a while to make: until then its silence is no fault
+    session.report = session.context.loop.create_task(_send_dump(session, request.pid))
+    session.report.add_done_callback(session.reported)
+
+
+async def _send_dump(session: Session, pid: int) -> None:
+    registry, send = session.context.registry, session.connection.send
+    worker = registry.find(pid)
+    if worker is None or worker.closed:
+        send(wire.Dump({}, f"no worker with pid {pid} is known here"))
+        return
+    try:
+        found = await dump(worker, registry.policy.evidence_budget or BUDGET)
+    except Exception as error:  # noqa: BLE001 - logged, and told to whoever asks
+        log.exception("no dump of process %d", pid)
+        send(wire.Dump({}, f"it failed: {error}"))
+        return
+    send(wire.Dump(found))
+
+
+# -- inspection channels -------------------------------------------------------------------------------------
+
+
+def _attend(session: Session, attend: wire.Attend) -> None:
     """Make a connection an inspection channel; one of whoever is no worker is closed."""
     worker = None
     try:
-        worker_id, pidfd, uid = pin_peer(connection.socket)
+        worker_id, pidfd, uid = pin_peer(session.connection.socket)
         os.close(pidfd)
         if attend.version == wire.PROTOCOL_VERSION and uid == os.geteuid():
-            worker = registry.find(worker_id)
+            worker = session.context.registry.find(worker_id)
     except OSError as error:
         log.debug("an inspection channel is closed: %s", error)
     if worker is None or worker.closed:
-        connection.close()
-    else:
-        connection.inspection_channel = InspectionChannel(worker.inspection_channels, connection.send)
+        session.connection.close()
+        return
+    session.channel = InspectionChannel(worker.inspection_channels, session.connection.send)
+    session.become(State.CHANNEL)
 
 
-async def _send_dump(
-    server: HandlerContext, registry: Registry, connection: ServerConnection, pid: int
-) -> None:
-    worker = registry.find(pid)
-    if worker is None or worker.closed:
-        connection.send(wire.Dump({}, f"no worker with pid {pid} is known here"))
-        return
-    try:
-        found = await dump(worker, server.policy.evidence_budget or BUDGET)
-    except Exception as error:  # noqa: BLE001 - logged, and told to whoever asks
-        log.exception("no dump of process %d", pid)
-        connection.send(wire.Dump({}, f"it failed: {error}"))
-        return
-    connection.send(wire.Dump(found))
+def _tasks(session: Session, tasks: wire.Tasks) -> None:
+    assert session.channel is not None
+    session.channel.answered(tasks)
+
+
+# -- a worker's timers ---------------------------------------------------------------------------------------
+
+
+def _ring(session: Session, ring: wire.Ring) -> None:
+    """Several rings that arrive together count as one."""
+    session.rung = min(session.rung, ring.deadline)
+
+
+def _acquire(session: Session, request: wire.Acquire) -> None:
+    assert session.inbox is not None
+    session.inbox.deliver(request)
+
+
+def _apply(session: Session, inbox: SocketQueue) -> str:
+    """Apply the pending requests of a peer without a table to the one the server keeps for it.
+
+    Returns:
+        Why the last one that failed did; "" if all were applied.
+    """
+    assert session.worker is not None
+    failure = ""
+    table, cells = session.context.registry.own_table(session.worker, "socket")
+    earliest = inf
+    for request in inbox.get(inbox.size()):
+        until = layout.shifted(request.expiration_time, session.offset)
+        try:
+            if cells.set(layout.split_key(request.scope_id), until, monotonic()):
+                earliest = min(earliest, until)
+        except (TableFull, ValueError) as error:
+            failure = str(error)
+    if earliest < inf:
+        table.rung(earliest)
+    return failure
+
+
+def _bye(session: Session, _message: wire.Bye) -> None:
+    assert session.worker is not None
+    assert session.table is not None
+    forget(session.worker, session.table)
+    session.connection.close()
 
 
 def forget(worker: Worker, table: WatchedTable) -> None:
@@ -152,29 +282,16 @@ def forget(worker: Worker, table: WatchedTable) -> None:
         worker.drop(table)
 
 
-def apply(registry: Registry, connection: ServerConnection) -> str:
-    """Apply the pending requests of a peer without a table to the one the server keeps for it.
+# -- HELLO ---------------------------------------------------------------------------------------------------
 
-    Returns:
-        Why the last one that failed did; "" if all were applied.
-    """
-    worker, inbox = connection.worker, connection.inbox
-    assert worker is not None
-    assert inbox is not None
-    failure = ""
-    table, cells = registry.own_table(worker, "socket")
-    earliest = None
-    for request in inbox.get(inbox.size()):
-        until = layout.shifted(request.expiration_time, connection.offset)
-        try:
-            key = layout.split_key(request.scope_id)
-            if cells.set(key, until, monotonic()):
-                earliest = until if earliest is None else min(earliest, until)
-        except (TableFull, ValueError) as error:
-            failure = str(error)
-    if earliest is not None:
-        table.rung(earliest)
-    return failure
+
+def _hello(session: Session, hello: wire.Hello) -> None:
+    try:
+        _admit(session, hello)
+    except (AiotimerError, OSError, ValueError) as error:
+        reason = _why(error)
+        session.refused(reason)
+        session.connection.refuse(reason)
 
 
 def _why(error: Exception) -> str:
@@ -187,7 +304,8 @@ def _why(error: Exception) -> str:
     return str(error)
 
 
-def _handle_hello(registry: Registry, connection: ServerConnection, hello: wire.Hello) -> None:
+def _admit(session: Session, hello: wire.Hello) -> None:
+    registry, connection = session.context.registry, session.connection
     if hello.version != wire.PROTOCOL_VERSION:
         raise ServerError(
             f"it speaks protocol {hello.version} (aiotimer {hello.release}), and this server "
@@ -208,15 +326,14 @@ def _handle_hello(registry: Registry, connection: ServerConnection, hello: wire.
             registry.unregister(worker)
             connection.close()
             return
-        _connect(registry, worker, connection, hello, program)
+        _connect(session, worker, hello, program)
     except BaseException:
         registry.unregister(worker)
         raise
 
 
-def _connect(
-    registry: Registry, worker: Worker, connection: ServerConnection, hello: wire.Hello, program: int
-) -> None:
+def _connect(session: Session, worker: Worker, hello: wire.Hello, program: int) -> None:
+    registry, connection = session.context.registry, session.connection
     same_clock = hello.time_namespace == time_namespace()
     offset = 0.0 if same_clock else monotonic() - hello.clock
     grant = registry.policy.reap_grant(hello.reap, observe=hello.observe)
@@ -227,8 +344,10 @@ def _connect(
             raise ServerError("the table it offered did not arrive: " + OUT_OF_DESCRIPTORS)
         table, is_new = _shared_table(registry, worker, offered)
     else:
-        table, is_new = _socket_table(registry, worker, connection, hello, offset), False
-    connection.worker, connection.table, connection.offset = worker, table, offset
+        table, is_new = _socket_table(registry, worker, hello, offset), False
+        session.inbox = SocketQueue(connection.socket, worker.id)
+    session.worker, session.table, session.offset = worker, table, offset
+    session.become(State.SHARING if hello.shared else State.SOCKET_ONLY)
     table.connection = connection
     table.note_program(program)
     table.note_reap_grant(str(grant))
@@ -263,9 +382,7 @@ def _shared_table(registry: Registry, worker: Worker, offered: int) -> tuple[Wat
     return registry.new_table(worker, "shared"), True
 
 
-def _socket_table(
-    registry: Registry, worker: Worker, connection: ServerConnection, hello: wire.Hello, offset: float
-) -> WatchedTable:
+def _socket_table(registry: Registry, worker: Worker, hello: wire.Hello, offset: float) -> WatchedTable:
     """Return the table kept for a peer without one, holding just what it says is armed."""
     if hello.clock < worker.heard_at:  # on a connection that was given up, and read only now
         raise ServerError("a later HELLO of this process has been heard")
@@ -278,5 +395,26 @@ def _socket_table(
         cells.set(key, -1.0, monotonic())
     for key, deadline in armed.items():
         cells.set(key, deadline, monotonic())
-    connection.inbox = SocketQueue(connection.socket, worker.id)
     return table
+
+
+# -- which message is for whom -------------------------------------------------------------------------------
+
+Handler: TypeAlias = Callable[[Session, Any], None]
+
+WORKER = frozenset({State.SHARING, State.SOCKET_ONLY})
+ANYBODY = frozenset(State) - {State.CHANNEL}
+
+HANDLERS: dict[type[wire.ToServer], tuple[Handler, Set[State]]] = {
+    wire.Hello: (_hello, {State.STRANGER}),
+    wire.Ring: (_ring, WORKER),
+    wire.Acquire: (_acquire, {State.SOCKET_ONLY}),
+    wire.Bye: (_bye, WORKER),
+    wire.Ping: (_ping, ANYBODY),
+    wire.StatusRequest: (_status, ANYBODY),
+    wire.Disown: (_disown, ANYBODY),
+    wire.DumpRequest: (_dump, {State.STRANGER}),
+    wire.Attend: (_attend, {State.STRANGER}),
+    wire.Tasks: (_tasks, {State.CHANNEL}),
+}
+"""Each kind of message: what handles it, and what its connection has to be."""

@@ -56,9 +56,9 @@ class OwnedServer(TimerServer):
         """Start, and watch the owner."""
         await super().start()
         if self._owner_pidfd is None:
-            self.owner_gone()
+            self._owner_gone()
         else:
-            self._loop.add_reader(self._owner_pidfd, self.owner_gone)
+            self._loop.add_reader(self._owner_pidfd, self._owner_gone)
 
     def _take_lock(self) -> listener.SocketLock:
         if self._place is None:
@@ -85,7 +85,7 @@ class OwnedServer(TimerServer):
         if last:
             cleanup.clean_up(self.socket_path)
 
-    def owner_gone(self) -> None:
+    def _owner_gone(self) -> None:
         """The owner is dead, or gives this server up."""
         self._close_owner()
         self._when_written(let_go_of_stderr)

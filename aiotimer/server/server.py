@@ -29,23 +29,19 @@ from .._linux.procfs import check_proc
 from ..events import Event
 from . import listener
 from .acceptor import Acceptor, raise_descriptor_limit
-from .connection import ServerConnection
-from .handlers import apply, handle
+from .handlers import HandlerContext, Session
 from .policy import BUDGET, LADDER, MAX_GRACE, MAX_REAPS, policy
 from .reaper import Reaper
 from .registry import Registry
-from .reporter import ExpiryReporter, Reporter, scopes_of
-from .slices import WorkQueue
+from .reporter import Reporter, scopes_of
 from .status import report
-from .worker import Worker, drop_after_exec
+from .worker import Worker
 
 if TYPE_CHECKING:
     import socket
+    from pathlib import Path
     from types import TracebackType
     from typing import Self
-
-    from .._core import wire
-    from ..evidence.record import Record
 
 BEAT = 0.5
 """Seconds between the server's own signs of life."""
@@ -78,6 +74,9 @@ class TimerServer:
         max_reaps: (N, seconds): after more than N reaps within so many seconds the server only observes.
         evidence_dir: where evidence is kept; by default under the state directory.
 
+    Attributes:
+        socket_path: where it listens.
+
     Raises:
         UnsafePath: the path cannot be a socket's.
         ValueError: one of the options is none.
@@ -102,24 +101,22 @@ class TimerServer:
         self.socket_path = check_socket_path(path)
         self._on_event = on_event
         self._bound = bound
-        self.policy = policy(
+        self._policy = policy(
             reap=reap, target=target, observe=observe, stopped=stopped, evidence_budget=evidence_budget,
             max_grace=max_grace, max_reaps=max_reaps, evidence_dir=evidence_dir,
         )  # fmt: skip
         self._lock: listener.SocketLock | None = None
         self._listener: socket.socket | None = None
-        self._connections: set[ServerConnection] = set()
         self._beat: asyncio.TimerHandle | None = None
         self._next_beat = 0.0
         self._lags: list[float] = []
         self._stopped: asyncio.Event | None = None
-        self._idle_since = monotonic()
         self._started_at = 0.0
         self._loop: asyncio.AbstractEventLoop
         self._started_registry: Registry | None = None
+        self._context: HandlerContext
         self._reporter: Reporter
         self._reaper: Reaper
-        self._queue: WorkQueue
         self._acceptor: Acceptor
 
     # -- life ------------------------------------------------------------------------------------
@@ -142,23 +139,13 @@ class TimerServer:
         try:
             raise_descriptor_limit()
             self._listener = self._listen(self._lock)
-            directory = paths.state_directory(self.socket_path)
-            evidence_dir = self.policy.evidence_dir
-            reporter = Reporter.of_server(self._loop, directory, evidence_dir, self._on_event)
-            self._reporter = reporter
-            queue = self._queue = WorkQueue(self._loop)
-            expiries = ExpiryReporter(self.emit, self.keep, self.evidence_path, queue)
-            self._reaper = Reaper(self._loop, self.reap_worker, expiries, self.policy)
-            self._started_registry = Registry(
-                directory, self._loop, self._bound, self.policy, self._reaper.expire, self._worker_died,
-                self.emit, reporter.note_durations, queue,
-            )  # fmt: skip
+            self._assemble(paths.state_directory(self.socket_path))
             self._registry.adopt()
         except BaseException:
             self._leave()
             raise
         self._stopped = asyncio.Event()
-        self._started_at = self._idle_since = monotonic()
+        self._started_at = self._context.worker_left_at = monotonic()
         self._acceptor = Acceptor(self._listener, self._loop, self._connected, self._not_accepted)
         self._next_beat = monotonic() + BEAT
         self._beat = self._loop.call_later(BEAT, self._show_life)
@@ -172,6 +159,24 @@ class TimerServer:
         """Listen. Overridden where somebody does so already."""
         return listener.bind(lock, listener.BACKLOG)
 
+    def _assemble(self, directory: Path) -> None:
+        """Put together what looks, reaps, reports and answers."""
+        reporter = self._reporter = self._new_reporter(directory)
+        self._reaper = Reaper(
+            self._loop, self.reap_worker, reporter.report, self._policy, reporter.record, reporter.path_of
+        )
+        self._started_registry = Registry(
+            directory, self._loop, self._bound, self._policy, self._reaper.expire, self._worker_died,
+            reporter.report, reporter.note_durations,
+        )  # fmt: skip
+        self._context = HandlerContext(
+            self._registry, self._loop, reporter.report, self.status, lambda: self.lag_s, self._owner_gone
+        )
+
+    def _new_reporter(self, directory: Path) -> Reporter:
+        """Make what is told of events and records. Overridden where they are watched."""
+        return Reporter(self._loop, directory, self._policy.evidence_dir, self._on_event)
+
     async def stop(self) -> None:
         """Stop serving. Tables of living workers stay for the next server; their timers stay armed."""
         if self._lock is None:
@@ -183,10 +188,9 @@ class TimerServer:
             self._beat.cancel()
         self._registry.unregister_the_dead()  # while the reaper still knows what is to be said of them
         await self._reaper.stop()
-        self._queue.flush()
         try:
-            for connection in list(self._connections):
-                connection.close()
+            for session in list(self._context.sessions):
+                session.connection.close()
             self._registry.close()
             await self._reporter.close()
         finally:
@@ -312,67 +316,24 @@ class TimerServer:
 
     def idle_s(self) -> float:
         """Return for how many seconds no worker has been connected."""
-        busy = any(worker.connections for worker in self._registry.workers.values())
-        if busy:
-            self._idle_since = monotonic()
-        return monotonic() - self._idle_since
-
-    def emit(self, event: Event) -> None:
-        """Log an event and pass it on."""
-        self._reporter.emit(event)
-
-    def keep(self, record: Record, stacks_text: str, tasks_text: str) -> None:
-        """Keep the record of an expiry; called again whenever something becomes of it."""
-        if self._reporter.keep is not None:
-            self._reporter.keep(record, stacks_text, tasks_text)
-
-    def evidence_path(self, record_id: str) -> str:
-        """Return the directory where the evidence of an expiry is kept."""
-        return self._reporter.path_of(record_id)
+        if any(worker.connections for worker in self._registry.workers.values()):
+            self._context.worker_left_at = monotonic()
+        return monotonic() - self._context.worker_left_at
 
     # -- connections -----------------------------------------------------------------------------
 
     def _connected(self, sock: socket.socket) -> None:
-        self._connections.add(ServerConnection(self, sock, self._loop))
+        """Begin a session with whoever has connected. Overridden where sessions are watched."""
+        Session(self._context, sock)
 
     def _not_accepted(self, reason: str) -> None:
-        self.emit(Event("refused", detail=reason))
+        self._reporter.report(Event("refused", detail=reason))
 
     def _worker_died(self, worker: Worker) -> None:
-        self._idle_since = monotonic()
+        self._context.worker_left_at = monotonic()
         self._reaper.died(worker)
 
-    def handle(self, connection: ServerConnection, message: wire.ToServer) -> None:
-        """A connection received a message that is not a ring."""
-        handle(self, self._registry, connection, message)
-
-    def apply(self, connection: ServerConnection) -> str:
-        """Apply the requests in a connection's inbox; return why not, if not all could be."""
-        return apply(self._registry, connection)
-
-    def connection_closed(self, connection: ServerConnection) -> None:
-        """A connection is gone. Its worker may live on: its table stays, and is looked at every second."""
-        self._connections.discard(connection)
-        if connection.worker is not None:
-            self._idle_since = monotonic()
-        worker, table = connection.worker, connection.table
-        if worker is None or worker.id not in self._registry.workers:
-            return
-        worker.connections -= 1
-        if table is None or table.closed or table.connection is not connection:
-            return  # nothing was armed through it, or its worker has come back on another one already
-        table.connection = None
-        if worker.has_left(table, maps=True):
-            drop_after_exec(worker, table, self.emit)
-        elif table.file.kind == "shared":
-            table.connection_lost()
-
-    def refused(self, connection: ServerConnection, reason: str) -> None:
-        """A connection broke the rules, or its client is not served."""
-        worker = connection.worker
-        self.emit(Event("refused", None if worker is None else worker.id, detail=reason))
-
-    def owner_gone(self) -> None:
+    def _owner_gone(self) -> None:
         """The owner of a private server is gone, or gives it up. Overridden where that means something."""
 
     # -- signs of life ---------------------------------------------------------------------------
@@ -382,7 +343,7 @@ class TimerServer:
         lifeline.tick(monotonic())
         for stalled in lifeline.news():
             detail = f"this server stood still for {stalled:.1f} s; deadlines that passed meanwhile are moved"
-            self.emit(Event("stalled", detail=detail))
+            self._reporter.report(Event("stalled", detail=detail))
 
     def _show_life(self) -> None:
         self._tick()
@@ -413,9 +374,9 @@ class TimerServer:
 
     def _abandon(self) -> None:
         """In a forked child: the socket, its lock and the processes are the parent's."""
-        for connection in self._connections:
-            connection.socket.close()
-        self._connections.clear()
+        for session in self._context.sessions:
+            session.connection.socket.close()
+        self._context.sessions.clear()
         self._acceptor.abandon()
         self._registry.abandon()
         self._reporter.abandon()

@@ -648,7 +648,7 @@ def test_any_thread_may_use_any_client(server: ServerThread) -> None:
                 thread.join(PATIENCE)
             assert failures == []
             assert server.armed() == ["bystander"]
-        server.wait(lambda: server.server.gone > 0)
+        server.wait(lambda: not server.server._context.sessions)
 
 
 def test_threads_that_connect_at_once_share_one_connection(make: Maker, server: ServerThread) -> None:

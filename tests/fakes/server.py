@@ -21,6 +21,7 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from time import monotonic
 from typing import Any, Self, TypeVar, cast
 
@@ -29,12 +30,50 @@ from aiotimer import TimerRequest, TimerServer, WorkerId
 from aiotimer._core import wire
 from aiotimer.client.control import status
 from aiotimer.events import Event
-from aiotimer.server.connection import ServerConnection
+from aiotimer.server.handlers import HandlerContext, Session
+from aiotimer.server.reporter import Reporter
 from tests.fakes.clock import PATIENCE
 from tests.fakes.places import short_socket
 from tests.fakes.worker import bystander, spawn_worker
 
 T = TypeVar("T")
+
+
+class WatchedSession(Session):
+    """A session that is watched.
+
+    Args:
+        context: of the handlers.
+        sock: accepted.
+        handled: called with each message when it has been handled.
+        changed: called when all that came with it has been, too, and when the session ends.
+    """
+
+    def __init__(
+        self,
+        context: HandlerContext,
+        sock: socket.socket,
+        handled: Callable[[wire.ToServer], object],
+        changed: Callable[[], object],
+    ) -> None:
+        self._handled = handled
+        self._changed = changed
+        super().__init__(context, sock)
+
+    def received(self, message: wire.ToServer) -> None:
+        """Have it handled, then tell."""
+        super().received(message)
+        self._handled(message)
+
+    def all_received(self) -> None:
+        """Look and apply, then tell."""
+        super().all_received()
+        self._changed()
+
+    def closed(self) -> None:
+        """End, then tell."""
+        super().closed()
+        self._changed()
 
 
 class SparingServer(TimerServer):
@@ -43,9 +82,8 @@ class SparingServer(TimerServer):
     Attributes:
         reaps: who was to be reaped, in order, with what had expired then.
         verdict: what ``reap_worker`` answers for this process.
-        heard: the messages it has handled, rings and socket-only requests apart.
-        gone: how many connections have been closed.
-        on_change: called after each entry in one of these.
+        heard: the messages it has handled.
+        on_change: called after each entry in one of these, and when a connection has changed otherwise.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -53,25 +91,13 @@ class SparingServer(TimerServer):
         self.reaps: list[tuple[aiotimer.WorkerId, list[str]]] = []
         self.verdict = True
         self.heard: list[wire.ToServer] = []
-        self.gone = 0
         self.on_change: Callable[[], object] = lambda: None
 
-    def handle(self, connection: ServerConnection, message: wire.ToServer) -> None:
-        """Handle a message, then record it."""
-        super().handle(connection, message)
+    def _connected(self, sock: socket.socket) -> None:
+        WatchedSession(self._context, sock, self._handled, lambda: self.on_change())
+
+    def _handled(self, message: wire.ToServer) -> None:
         self.heard.append(message)
-        self.on_change()
-
-    def apply(self, connection: ServerConnection) -> str:
-        """Apply the requests of a socket-only client, then say that something has changed."""
-        failure = super().apply(connection)
-        self.on_change()
-        return failure
-
-    def connection_closed(self, connection: ServerConnection) -> None:
-        """Count it."""
-        super().connection_closed(connection)
-        self.gone += 1
         self.on_change()
 
     def reap_worker(self, worker_id: aiotimer.WorkerId) -> bool | Awaitable[bool]:
@@ -314,6 +340,24 @@ LOOPS = ("asyncio", "uvloop")
 """What a server in a process of its own is run by."""
 
 
+class WatchedReporter(Reporter):
+    """A reporter that is watched.
+
+    Args:
+        happened: called with each event when it has been reported, and before anything else happens.
+        arguments: those of a reporter.
+    """
+
+    def __init__(self, happened: Callable[[Event], object], *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._happened = happened
+
+    def report(self, event: Event) -> None:
+        """Report it, then tell."""
+        super().report(event)
+        self._happened(event)
+
+
 class WatchfulServer(TimerServer):
     """A server that records what it did and when. Unless it is told otherwise its ladder is ``KILL``.
 
@@ -330,11 +374,13 @@ class WatchfulServer(TimerServer):
         self.reaps: list[WorkerId] = []
         self._waiters: set[asyncio.Future[None]] = set()
 
-    def emit(self, event: Event) -> None:
-        """Record an event."""
-        super().emit(event)
-        self.events.append(event)
-        self.changed()
+    def _new_reporter(self, directory: Path) -> Reporter:
+        return WatchedReporter(
+            self.happened, self._loop, directory, self._policy.evidence_dir, self._on_event
+        )
+
+    def _connected(self, sock: socket.socket) -> None:
+        WatchedSession(self._context, sock, lambda _message: self.changed(), self.changed)
 
     def reap_worker(self, worker_id: WorkerId) -> bool | Awaitable[bool]:
         """Record the moment, then reap."""
@@ -343,9 +389,9 @@ class WatchfulServer(TimerServer):
         self.changed()
         return super().reap_worker(worker_id)
 
-    def connection_closed(self, connection: Any) -> None:
-        """Tell whoever waits."""
-        super().connection_closed(connection)
+    def happened(self, event: Event) -> None:
+        """It has reported something: record that."""
+        self.events.append(event)
         self.changed()
 
     def changed(self) -> None:

@@ -563,5 +563,5 @@ async def test_fault_35_peers_that_ask_for_the_status_and_never_read_it() -> Non
                     await asyncio.get_running_loop().sock_sendall(peer, wire.encode(wire.StatusRequest()))
             server.register_timers([TimerRequest(victim, "s", monotonic() + 0.1)])
             await server.told("reaped", victim)
-            await server.until(lambda: not server._connections, "every peer was closed")
+            await server.until(lambda: not server._context.sessions, "every peer was closed")
             assert server.armed(os.getpid())

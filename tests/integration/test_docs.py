@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import itertools
 import json
 import os
@@ -42,8 +43,10 @@ from aiotimer._core import layout, wire
 from aiotimer.cli import run_command
 from aiotimer.cli.common import EX_UNAVAILABLE
 from aiotimer.cli.group import MODULES, cli
+from aiotimer.client.launch import owner_argument
 from aiotimer.events import KINDS
 from aiotimer.server.connection import SILENCE
+from aiotimer.server.owned import OwnedServer
 from tests.fakes.clock import PATIENCE
 from tests.fakes.places import short_directory
 from tests.fakes.server import ServerThread
@@ -388,6 +391,26 @@ def test_every_public_name_is_in_the_reference() -> None:
     )
     assert {*aiotimer.__all__} - {"__version__"} <= {name.removeprefix("aiotimer.") for name in documented}
     assert {f"aiotimer.testing.{name}" for name in testing.__all__} <= set(documented)
+
+
+def documented_members(name: str) -> set[str]:
+    """The members of a class that the reference lists, and the attributes that its docstring does."""
+    page = (DOCS / "reference" / "api.md").read_text()
+    (options,) = re.findall(rf"^\.\. autoclass:: {name}\n((?:   .*\n)+)", page, re.MULTILINE)
+    (members,) = re.findall(r":members:([^:]+)", options)
+    section = re.search(r"\n\nAttributes:\n((?:    .*\n?)+)", inspect.getdoc(getattr(aiotimer, name)) or "")
+    attributes = re.findall(r"^    (\w+):", section[1], re.MULTILINE) if section else []
+    return {*re.findall(r"\w+", members), *attributes}
+
+
+async def test_a_server_has_the_public_names_that_are_documented() -> None:
+    documented = documented_members("TimerServer")
+    with short_directory() as directory:
+        servers = aiotimer.TimerServer(directory / "s"), OwnedServer(str(directory / "o"), owner_argument())
+        for server in servers:
+            async with server:
+                public = {name for name in dir(server) if not name.startswith("_")}
+                assert public == documented, f"of a {type(server).__name__}"
 
 
 # --- the reference of commands

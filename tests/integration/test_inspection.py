@@ -8,7 +8,6 @@ import json
 import os
 import socket
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager
 from time import monotonic
 from typing import Any
 
@@ -22,11 +21,10 @@ from aiotimer.errors import Refused, ServerUnavailable
 from aiotimer.evidence import Subject, pyspy
 from aiotimer.evidence.gather import gather
 from aiotimer.server import inspection_channel
-from aiotimer.server.connection import ServerConnection
 from aiotimer.server.inspection_channel import inspect_loops
 from aiotimer.server.worker import Worker
 from tests.fakes.clock import PATIENCE
-from tests.fakes.server import WatchfulServer, answer, raw_client, serving_as
+from tests.fakes.server import WatchfulServer, answer, raw_client, serving
 from tests.fakes.worker import line, program, soon, spawn_worker
 
 
@@ -34,20 +32,6 @@ from tests.fakes.worker import line, program, soon, spawn_worker
 def no_pyspy(monkeypatch: pytest.MonkeyPatch) -> None:
     """These tests are not about it."""
     monkeypatch.setattr(pyspy, "find_pyspy", lambda: None)
-
-
-class AttentiveServer(WatchfulServer):
-    """A server that tells whoever waits of every message, too."""
-
-    def handle(self, connection: ServerConnection, message: wire.ToServer) -> None:
-        """Handle it, then tell."""
-        super().handle(connection, message)
-        self.changed()
-
-
-def serving() -> AbstractAsyncContextManager[AttentiveServer]:
-    """Serve in the running loop."""
-    return serving_as(AttentiveServer)
 
 
 class Loop:
@@ -150,35 +134,22 @@ async def test_a_loop_that_ends_is_not_waited_for() -> None:
             assert (answers, answers.asked) == ([], 1)
 
 
-@pytest.mark.parametrize("nonsense", ["unasked", "number", "twice", "hello", "ping", "attend"])
+@pytest.mark.parametrize("nonsense", ["unasked", "number", "twice"])
 async def test_nonsense_closes_the_connection(nonsense: str) -> None:
     async with serving() as server, worker_of(server) as worker, channel_to(server, worker) as loop:
         asking = None
         if nonsense == "unasked":
             await loop.say(tasks(0))
-        elif nonsense in ("number", "twice"):
+        else:
             asking = asyncio.ensure_future(inspect_loops(worker.inspection_channels, (), PATIENCE))
             number = (await loop.asked()).number
             for _ in range(2):
                 await loop.say(tasks(number + (nonsense == "number")))
-        else:
-            hello = wire.Hello(wire.PROTOCOL_VERSION, "test", 1, True, 0, 0.0)
-            messages: dict[str, wire.ToServer] = {"hello": hello, "ping": wire.Ping()}
-            await loop.say(messages.get(nonsense, wire.Attend(wire.PROTOCOL_VERSION)))
         await loop.closed()
         await server.told("refused")
         assert worker.inspection_channels == []
         if asking is not None:
             assert len(await asking) == (nonsense == "twice")
-
-
-async def test_an_answer_without_an_attend_is_refused() -> None:
-    async with serving() as server:
-        with raw_client(server.socket_path) as connection:
-            loop = Loop(connection)
-            await loop.say(tasks(1))
-            await loop.closed()
-        assert "before ATTEND" in (await server.told("refused")).detail
 
 
 @pytest.mark.parametrize("version", [wire.PROTOCOL_VERSION, wire.PROTOCOL_VERSION + 1])
@@ -336,7 +307,7 @@ async def test_one_dump_at_a_time_and_none_for_whoever_has_gone(monkeypatch: pyt
                     await peer.say(wire.DumpRequest(os.getpid()))
                     await peer.closed()
             await endless.cancelled.wait()
-        assert "a second question" in (await server.told("refused")).detail
+        assert "DumpRequest before the answer" in (await server.told("refused")).detail
 
 
 async def test_after_a_dump_silence_counts_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,7 +77,7 @@ async def test_a_worker_may_ask_to_be_observed() -> None:
         with bystander() as pid, bystander() as other:
             server.register_timers([TimerRequest(pid, "later", monotonic() + 1000)])
             (worker,) = server._registry.workers.values()
-            worker.reap_grant = server.policy.reap_grant("", observe=True)
+            worker.reap_grant = server._policy.reap_grant("", observe=True)
             arm(server, pid, "s")
             arm(server, other, "s")
             await server.told("observed", pid)
@@ -251,8 +251,8 @@ async def test_a_block_cannot_have_been_entered_in_the_future() -> None:
 
 async def test_a_table_that_goes_before_anything_is_read_from_it() -> None:
     class DroppingServer(KeepingServer):
-        def emit(self, event: Event) -> None:
-            super().emit(event)
+        def happened(self, event: Event) -> None:
+            super().happened(event)
             if event.event == "expired":
                 (worker,) = self._registry.workers.values()
                 worker.drop(worker.tables[0])

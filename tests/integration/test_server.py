@@ -1,8 +1,8 @@
-"""The server as its owner sees it: the ancestor's verbs, its socket, its life, and its bad clients.
+"""The server as its owner sees it: the ancestor's verbs, its socket, its life, and its names.
 
 The laws of this file: one expired timer reaps its worker once and clears all its timers; what fails is tried
-again; nobody can start a server where it is not safe; a client that breaks the rules loses its connection and
-nothing else.
+again; nobody can start a server where it is not safe; a launcher that subclasses it has all names to itself
+but the documented ones and those that begin with ``_``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import asyncio
 import os
 import signal
 import stat
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from time import monotonic
 
@@ -23,6 +23,7 @@ from aiotimer._core.reader import Timer
 from aiotimer._core.watch import Due
 from aiotimer._linux.procfs import start_time
 from aiotimer.errors import AlreadyServing, UnsafePath
+from aiotimer.events import Event
 from aiotimer.server.watched_table import WatchedTable
 from tests.fakes.clock import PATIENCE
 from tests.fakes.places import open_descriptors, short_socket
@@ -388,22 +389,6 @@ async def test_what_a_server_makes_is_private(runtime_directory: Path) -> None:
             assert sorted(modes.values()) == [0o600, 0o600, 0o700]
 
 
-# -- bad clients --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "message",
-    [wire.Ring(1.0), wire.Bye(), wire.Acquire(1, "s", 1.0)],
-    ids=lambda message: type(message).__name__,
-)
-async def test_requests_before_hello_are_refused(message: wire.ToServer) -> None:
-    async with serving() as server:
-        with raw_client(server.socket_path) as connection:
-            await asyncio.get_running_loop().sock_sendall(connection, wire.encode(message))
-            assert await answer(connection) == []
-        assert "before HELLO" in (await server.told("refused")).detail
-
-
 # -- its life ------------------------------------------------------------------------------------------------
 
 
@@ -529,3 +514,33 @@ async def test_a_worker_that_ends_is_forgotten() -> None:
             wait_dead(worker.pid)
         await server.until(lambda: not server.status()["workers"], "forgotten")
         assert server.all_told("reaped") == []
+
+
+# -- its names ----------------------------------------------------------------------------------------------
+
+
+class NamesakeServer(TimerServer):
+    """A launcher's, with attributes that the server's own once had the names of."""
+
+    def __init__(self, path: str, on_event: Callable[[Event], object]) -> None:
+        super().__init__(path, on_event=on_event, reap="dump,KILL", evidence_budget=0.0)
+        self.policy = "restart the worker"
+        self.emit = self.keep = self.evidence_path = self.refused = None
+        self.handle = self.apply = self.connection_closed = self.owner_gone = None
+
+
+async def test_a_launcher_may_use_every_other_name() -> None:
+    events: asyncio.Queue[Event] = asyncio.Queue()
+    with short_socket() as path:
+        async with NamesakeServer(path, events.put_nowait) as server:
+            with raw_client(path) as connection:
+                loop = asyncio.get_running_loop()
+                await loop.sock_sendall(connection, wire.encode(wire.Disown()))
+                assert isinstance((await answer(connection, wire.Pong))[0], wire.Pong)
+                await loop.sock_sendall(connection, wire.encode(wire.Bye()))
+                assert await answer(connection) == []
+            with bystander() as pid:
+                server.register_timers([TimerRequest(pid, "s", monotonic())])
+                told = [await asyncio.wait_for(events.get(), PATIENCE) for _ in range(3)]
+    assert [event.event for event in told] == ["refused", "expired", "reaped"]
+    assert server.policy == "restart the worker"
