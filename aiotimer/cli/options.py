@@ -1,94 +1,89 @@
 """The command-line options that say how a server reaps, for the commands that start one.
 
-The law of this file: what a server would refuse is refused on the command line, in words that say what to
-write instead.
+The laws of this file: an option has the name and the default of its field in the policy; what a server would
+refuse is refused on the command line, in words that say what to write instead.
 """
 
 from __future__ import annotations
 
 import os
-from math import inf
 from typing import Any
 
 import click
 
 from .._linux.environment import OBSERVE_VARIABLE
+from ..server.policy import STOPPED, TARGETS, Policy
 
 
-def _ladder(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
-    from .._core.ladder import Ladder
-
+def _checked(_context: click.Context, parameter: click.Parameter, value: Any) -> Any:
+    assert parameter.name is not None
     try:
-        return None if value is None else str(Ladder.parse(value))
+        if value is not None:
+            Policy(**{parameter.name: value})
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
-
-
-def _max_reaps(_context: click.Context, _parameter: click.Parameter, value: str) -> tuple[int, float]:
-    from ..server.policy import parse_max_reaps
-
-    try:
-        return parse_max_reaps(value)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from None
-
-
-def _seconds(_context: click.Context, _parameter: click.Parameter, value: float) -> float:
-    if not 0.0 <= value < inf:
-        raise click.BadParameter(f"{value!r} is no number of seconds, 0 or more")
     return value
 
 
-def _option(*names: str, **attributes: Any) -> Any:
-    return click.option(*names, show_default=True, **attributes)
+def _max_reaps(context: click.Context, parameter: click.Parameter, text: str) -> Any:
+    count, _slash, seconds = text.partition("/")
+    try:
+        numbers = int(count), float(seconds)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not N/SECONDS, such as 256/60") from None
+    return _checked(context, parameter, numbers)
 
 
-def _reap(default: str | None) -> Any:
-    text = "How a worker is reaped: in steps, each a signal and its grace, with KILL the last one."
-    return _option("--reap", default=default, callback=_ladder, metavar="LADDER", help=text)
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "reap": {
+        "metavar": "LADDER",
+        "help": "How a worker is reaped: in steps, each a signal and its grace, with KILL the last one.",
+    },
+    "target": {
+        "type": click.Choice(TARGETS),
+        "help": "Who is signalled: the worker, its process group, or (by KILL) its cgroup.",
+    },
+    "observe": {
+        "is_flag": True,
+        "envvar": OBSERVE_VARIABLE,
+        "help": "Signal nobody; record what expires, and when it ends after all "
+        f"[also: ${OBSERVE_VARIABLE}=1].",
+    },
+    "stopped": {
+        "type": click.Choice(STOPPED),
+        "help": "What happens to a worker that is stopped, or in a debugger.",
+    },
+    "evidence_budget": {
+        "metavar": "SECONDS",
+        "help": "How long evidence may delay the first signal; 0: gather none.",
+    },
+    "max_grace": {
+        "metavar": "SECONDS",
+        "help": "The longest that a worker's own ladder may take to KILL.",
+    },
+    "max_reaps": {
+        "default": "{}/{:g}".format(*Policy.max_reaps),
+        "callback": _max_reaps,
+        "metavar": "N/SECONDS",
+        "help": "After more reaps than that only observe, until started again.",
+    },
+    "evidence_dir": {
+        "type": click.Path(file_okay=False),
+        "metavar": "DIRECTORY",
+        "help": "Where evidence is kept [default: under the state directory].",
+    },
+}
 
 
-def _observe(variable: str | None) -> Any:
-    text = f"Signal nobody; record what expires, and when it ends after all [also: ${OBSERVE_VARIABLE}=1]."
-    return _option("--observe", is_flag=True, envvar=variable, help=text)
-
-
-_EVIDENCE_DIR = _option(
-    "--evidence-dir", type=click.Path(file_okay=False), metavar="DIRECTORY",
-    help="Where evidence is kept [default: under the state directory].",
-)  # fmt: skip
-
-_POLICY = (
-    _reap("dump,KILL"),
-    _option(
-        "--target", type=click.Choice(["process", "group", "cgroup"]), default="process",
-        help="Who is signalled: the worker, its process group, or (by KILL) its cgroup.",
-    ),
-    _observe(OBSERVE_VARIABLE),
-    _option(
-        "--stopped", type=click.Choice(["reap", "hold"]), default="reap",
-        help="What happens to a worker that is stopped, or in a debugger.",
-    ),
-    _option(
-        "--evidence-budget", type=float, default=3.0, callback=_seconds, metavar="SECONDS",
-        help="How long evidence may delay the first signal; 0: gather none.",
-    ),
-    _option(
-        "--max-grace", type=float, default=60.0, callback=_seconds, metavar="SECONDS",
-        help="The longest that a worker's own ladder may take to KILL.",
-    ),
-    _option(
-        "--max-reaps", default="256/60", callback=_max_reaps, metavar="N/SECONDS",
-        help="After more reaps than that only observe, until started again.",
-    ),
-    _EVIDENCE_DIR,
-)  # fmt: skip
+def _add(command: Any, name: str, **changed: Any) -> Any:
+    attributes = {"default": getattr(Policy, name), "show_default": True, "callback": _checked}
+    return click.option(f"--{name.replace('_', '-')}", **attributes | _OPTIONS[name] | changed)(command)
 
 
 def policy_options(command: Any) -> Any:
     """Add all of them; the function gets the keyword arguments of ``TimerServer``."""
-    for option in reversed(_POLICY):
-        command = option(command)
+    for name in reversed(_OPTIONS):
+        command = _add(command, name)
     return command
 
 
@@ -97,7 +92,7 @@ def run_options(command: Any) -> Any:
 
     ``$AIOTIMER_OBSERVE`` reaches its server by inheritance.
     """
-    return _reap(None)(_observe(None)(_EVIDENCE_DIR(command)))
+    return _add(_add(_add(command, "evidence_dir"), "observe", envvar=None), "reap", default=None)
 
 
 def as_arguments(reap: str | None, observe: bool, evidence_dir: str | None) -> tuple[str, ...]:

@@ -15,9 +15,6 @@ from ..evidence.record import Record
 from .expiry import record_id, timers_as_json
 from .worker import Worker
 
-BUDGET = 3.0
-"""Seconds that gathering evidence may take, unless a server has been told otherwise."""
-
 
 async def dump(worker: Worker, budget: float) -> dict[str, Any]:
     """Return, as JSON, a record of what a live worker is doing.

@@ -32,8 +32,9 @@ from ..events import Event, log
 from ..queue import SocketQueue
 from .acceptor import EXHAUSTED, OUT_OF_DESCRIPTORS
 from .connection import ServerConnection
-from .dump import BUDGET, dump
+from .dump import dump
 from .inspection_channel import InspectionChannel
+from .policy import Policy
 from .registry import Registry
 from .watched_table import WatchedTable
 from .worker import Worker, drop_after_exec
@@ -201,7 +202,7 @@ async def _send_dump(session: Session, pid: int) -> None:
         send(wire.Dump({}, f"no worker with pid {pid} is known here"))
         return
     try:
-        found = await dump(worker, registry.policy.evidence_budget or BUDGET)
+        found = await dump(worker, registry.policy.evidence_budget or Policy.evidence_budget)
     except Exception as error:  # noqa: BLE001 - logged, and told to whoever asks
         log.exception("no dump of process %d", pid)
         send(wire.Dump({}, f"it failed: {error}"))

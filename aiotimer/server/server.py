@@ -30,7 +30,7 @@ from ..events import Event
 from . import listener
 from .acceptor import Acceptor, raise_descriptor_limit
 from .handlers import HandlerContext, Session
-from .policy import BUDGET, LADDER, MAX_GRACE, MAX_REAPS, policy
+from .policy import Policy
 from .reaper import Reaper
 from .registry import Registry
 from .reporter import Reporter, scopes_of
@@ -88,20 +88,20 @@ class TimerServer:
         *,
         on_event: Callable[[Event], object] | None = None,
         bound: float = BOUND,
-        reap: str = str(LADDER),
-        target: str = "process",
-        observe: bool = False,
-        stopped: str = "reap",
-        evidence_budget: float = BUDGET,
-        max_grace: float = MAX_GRACE,
-        max_reaps: tuple[int, float] = MAX_REAPS,
-        evidence_dir: str | os.PathLike[str] | None = None,
+        reap: str = Policy.reap,
+        target: str = Policy.target,
+        observe: bool = Policy.observe,
+        stopped: str = Policy.stopped,
+        evidence_budget: float = Policy.evidence_budget,
+        max_grace: float = Policy.max_grace,
+        max_reaps: tuple[int, float] = Policy.max_reaps,
+        evidence_dir: str | os.PathLike[str] | None = Policy.evidence_dir,
     ) -> None:
         path = paths.default_socket() if socket_path is None else os.fspath(socket_path)
         self.socket_path = check_socket_path(path)
         self._on_event = on_event
         self._bound = bound
-        self._policy = policy(
+        self._policy = Policy(
             reap=reap, target=target, observe=observe, stopped=stopped, evidence_budget=evidence_budget,
             max_grace=max_grace, max_reaps=max_reaps, evidence_dir=evidence_dir,
         )  # fmt: skip

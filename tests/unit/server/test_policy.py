@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 from math import inf, nan
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 
 from aiotimer import TimerServer
 from aiotimer._core.ladder import Ladder, ReapGrant
-from aiotimer.server.policy import Breaker, Policy, parse_max_reaps, policy
+from aiotimer.server.policy import Breaker, Policy
 
 
 def test_so_many_reaps_and_no_more() -> None:
@@ -28,16 +30,20 @@ def test_the_smallest_breaker() -> None:
     assert [breaker.allows(now) for now in (0.0, 1.0, 2.0, 2.5)] == [True, True, True, False]
 
 
-def test_what_is_written_on_a_command_line() -> None:
-    assert parse_max_reaps("256/60") == (256, 60.0)
-    assert parse_max_reaps("1/0.5") == (1, 0.5)
-    for text in ("", "256", "256/", "/60", "0/60", "-1/60", "1/0", "1/inf", "1/nan", "a/b", "1.5/60"):
-        with pytest.raises(ValueError, match="is not N/SECONDS, such as 256/60"):
-            parse_max_reaps(text)
+def test_a_server_takes_every_option_with_its_default() -> None:
+    parameters = inspect.signature(TimerServer).parameters.values()
+    taken = {p.name: p.default for p in parameters} | {"ladder": dataclasses.MISSING}
+    assert taken.items() >= {option.name: option.default for option in dataclasses.fields(Policy)}.items()
+    assert taken.keys() - vars(Policy()).keys() == {"socket_path", "on_event", "bound"}
+    options: dict[str, Any] = {
+        "reap": "TERM:2,KILL", "target": "group", "observe": True, "stopped": "hold", "evidence_budget": 0.0,
+        "max_grace": 2.5, "max_reaps": (1, 0.5), "evidence_dir": "e",
+    }  # fmt: skip
+    assert TimerServer("/tmp/s", **options)._policy == Policy(**options)
+    assert not [name for name, value in options.items() if getattr(Policy, name) == value]
 
 
 def test_the_default_policy() -> None:
-    assert policy() == Policy()
     assert str(Policy().ladder) == "dump,KILL"
     assert Policy().read_reap_grant("observe TERM:60,KILL") == ReapGrant(
         Ladder.parse("TERM:60,KILL"), observe=True
@@ -64,4 +70,4 @@ def test_the_default_policy() -> None:
 )
 def test_what_is_no_policy(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        TimerServer("/tmp/s", **options)
+        Policy(**options)
