@@ -90,7 +90,7 @@ class Session:
         table: where that worker's timers are, since HELLO.
         inbox: the requests of a worker without a table of its own, not yet applied to the server's.
         offset: what to add to that worker's clock, seconds.
-        rung: the earliest deadline it has rung for and that has not been looked for; ``inf``: none.
+        rung: the earliest deadline it has rung for and that has not been looked for.
         channel: the inspection channel, if it is one.
         report: under way for a peer that has asked for it.
     """
@@ -102,7 +102,7 @@ class Session:
         self.table: WatchedTable | None = None
         self.inbox: SocketQueue | None = None
         self.offset = 0.0
-        self.rung = inf
+        self.rung: float | None = None
         self.channel: InspectionChannel | None = None
         self.report: asyncio.Task[None] | None = None
         self.connection = ServerConnection(self, sock, context.loop)
@@ -131,8 +131,8 @@ class Session:
 
     def all_received(self) -> None:
         """Look for what was rung for, once; apply the requests that have come, and acknowledge them."""
-        if self.rung < inf and self.table is not None:
-            rung, self.rung = self.rung, inf
+        if self.rung is not None and self.table is not None:
+            rung, self.rung = self.rung, None
             self.table.rung(rung)
         if self.inbox is not None and self.inbox.size():
             self.connection.send(self.inbox.acknowledgement(_apply(self, self.inbox)))
@@ -240,7 +240,7 @@ def _tasks(session: Session, tasks: wire.Tasks) -> None:
 
 def _ring(session: Session, ring: wire.Ring) -> None:
     """Several rings that arrive together count as one."""
-    session.rung = min(session.rung, ring.deadline)
+    session.rung = ring.deadline if session.rung is None else min(session.rung, ring.deadline)
 
 
 def _acquire(session: Session, request: wire.Acquire) -> None:

@@ -45,35 +45,30 @@ class WatchedSession(Session):
     Args:
         context: of the handlers.
         sock: accepted.
-        handled: called with each message when it has been handled.
-        changed: called when all that came with it has been, too, and when the session ends.
+        changed: called with each message when it has been handled; with None when all that came with it has
+            been, too, and when the session ends.
     """
 
     def __init__(
-        self,
-        context: HandlerContext,
-        sock: socket.socket,
-        handled: Callable[[wire.ToServer], object],
-        changed: Callable[[], object],
+        self, context: HandlerContext, sock: socket.socket, changed: Callable[[wire.ToServer | None], object]
     ) -> None:
-        self._handled = handled
         self._changed = changed
         super().__init__(context, sock)
 
     def received(self, message: wire.ToServer) -> None:
         """Have it handled, then tell."""
         super().received(message)
-        self._handled(message)
+        self._changed(message)
 
     def all_received(self) -> None:
         """Look and apply, then tell."""
         super().all_received()
-        self._changed()
+        self._changed(None)
 
     def closed(self) -> None:
         """End, then tell."""
         super().closed()
-        self._changed()
+        self._changed(None)
 
 
 class SparingServer(TimerServer):
@@ -94,10 +89,11 @@ class SparingServer(TimerServer):
         self.on_change: Callable[[], object] = lambda: None
 
     def _connected(self, sock: socket.socket) -> None:
-        WatchedSession(self._context, sock, self._handled, lambda: self.on_change())
+        WatchedSession(self._context, sock, self._changed)
 
-    def _handled(self, message: wire.ToServer) -> None:
-        self.heard.append(message)
+    def _changed(self, message: wire.ToServer | None) -> None:
+        if message is not None:
+            self.heard.append(message)
         self.on_change()
 
     def reap_worker(self, worker_id: aiotimer.WorkerId) -> bool | Awaitable[bool]:
@@ -380,7 +376,7 @@ class WatchfulServer(TimerServer):
         )
 
     def _connected(self, sock: socket.socket) -> None:
-        WatchedSession(self._context, sock, lambda _message: self.changed(), self.changed)
+        WatchedSession(self._context, sock, lambda _message: self.changed())
 
     def reap_worker(self, worker_id: WorkerId) -> bool | Awaitable[bool]:
         """Record the moment, then reap."""
