@@ -73,7 +73,9 @@ class History(Backlog[Callable[[], object]]):
         capacity: how many things to write may wait.
     """
 
-    def __init__(self, directory: Path, evidence_dir: str | None = None, capacity: int = CAPACITY) -> None:
+    def __init__(
+        self, directory: Path, evidence_dir: str | os.PathLike[str] | None = None, capacity: int = CAPACITY
+    ) -> None:
         self.store = Store(directory / "evidence" if evidence_dir is None else Path(evidence_dir))
         self._writer = _Writer(directory / DATABASE)
         super().__init__("history", lambda write: write(), finish=self._writer.close, capacity=capacity)

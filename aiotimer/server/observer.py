@@ -19,7 +19,7 @@ from .worker import Worker
 
 if TYPE_CHECKING:
     from .inspector import Inspector
-    from .reporter import ExpiryReporter
+    from .reporter import Reporter
 
 _FINEST, _SHARE = 0.1, 0.01
 """Seconds, and share of the time overdue, to which the end of an overdue timer is reported."""
@@ -71,7 +71,7 @@ class OverdueTracker:
         self,
         loop: asyncio.AbstractEventLoop,
         inspector: Inspector,
-        reporter: ExpiryReporter,
+        reporter: Reporter,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._clock = clock

@@ -88,6 +88,7 @@ class OwnedServer(TimerServer):
     def _owner_gone(self) -> None:
         """The owner is dead, or gives this server up."""
         self._close_owner()
+        self._registry.unregister_the_dead()  # what is to be said of the owner is said while it can be read
         self._when_written(let_go_of_stderr)
         self._end_when_idle()
 

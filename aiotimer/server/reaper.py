@@ -32,7 +32,7 @@ from .inspector import Inspector
 from .observer import OverdueTracker
 from .policy import Breaker, Policy
 from .process_state import classified
-from .reporter import ExpiryReporter
+from .reporter import Reporter
 from .watched_table import WatchedTable
 from .worker import Worker, drop_after_exec
 
@@ -95,7 +95,7 @@ class Reaper:
         self,
         loop: asyncio.AbstractEventLoop,
         reap_worker: Callable[[WorkerId], bool | Awaitable[bool]],
-        reporter: ExpiryReporter,
+        reporter: Reporter,
         policy: Policy = Policy(),  # noqa: B008 - it is immutable
         inspector: Inspector | None = None,
         clock: Callable[[], float] = monotonic,

@@ -26,14 +26,17 @@ from .._core.watch import BOUND
 from .._linux import paths
 from .._linux.environment import check_socket_path
 from .._linux.procfs import check_proc
-from ..events import Event
+from ..events import Event, write_to_log
 from . import listener
 from .acceptor import Acceptor, raise_descriptor_limit
 from .handlers import HandlerContext, Session
+from .history import History
 from .policy import Policy
 from .reaper import Reaper
 from .registry import Registry
 from .reporter import Reporter, scopes_of
+from .sinks import CallbackSink
+from .slices import WorkQueue
 from .status import report
 from .worker import Worker
 
@@ -117,6 +120,7 @@ class TimerServer:
         self._context: HandlerContext
         self._reporter: Reporter
         self._reaper: Reaper
+        self._queue: WorkQueue
         self._acceptor: Acceptor
 
     # -- life ------------------------------------------------------------------------------------
@@ -161,21 +165,21 @@ class TimerServer:
 
     def _assemble(self, directory: Path) -> None:
         """Put together what looks, reaps, reports and answers."""
-        reporter = self._reporter = self._new_reporter(directory)
-        self._reaper = Reaper(
-            self._loop, self.reap_worker, reporter.report, self._policy, reporter.record, reporter.path_of
-        )
+        queue = self._queue = WorkQueue(self._loop)
+        reporter = self._reporter = self._new_reporter(queue, directory)
+        self._reaper = Reaper(self._loop, self.reap_worker, reporter, self._policy)
         self._started_registry = Registry(
             directory, self._loop, self._bound, self._policy, self._reaper.expire, self._worker_died,
-            reporter.report, reporter.note_durations,
+            reporter.emit, reporter.note_durations, queue,
         )  # fmt: skip
         self._context = HandlerContext(
-            self._registry, self._loop, reporter.report, self.status, lambda: self.lag_s, self._owner_gone
+            self._registry, self._loop, reporter.emit, self.status, lambda: self.lag_s, self._owner_gone
         )
 
-    def _new_reporter(self, directory: Path) -> Reporter:
+    def _new_reporter(self, queue: WorkQueue, directory: Path) -> Reporter:
         """Make what is told of events and records. Overridden where they are watched."""
-        return Reporter(self._loop, directory, self._policy.evidence_dir, self._on_event)
+        callback = () if self._on_event is None else (CallbackSink(self._loop, self._on_event),)
+        return Reporter(queue, History(directory, self._policy.evidence_dir), write_to_log, *callback)
 
     async def stop(self) -> None:
         """Stop serving. Tables of living workers stay for the next server; their timers stay armed."""
@@ -188,6 +192,7 @@ class TimerServer:
             self._beat.cancel()
         self._registry.unregister_the_dead()  # while the reaper still knows what is to be said of them
         await self._reaper.stop()
+        self._queue.flush()
         try:
             for session in list(self._context.sessions):
                 session.connection.close()
@@ -327,7 +332,7 @@ class TimerServer:
         Session(self._context, sock)
 
     def _not_accepted(self, reason: str) -> None:
-        self._reporter.report(Event("refused", detail=reason))
+        self._reporter.emit(Event("refused", detail=reason))
 
     def _worker_died(self, worker: Worker) -> None:
         self._context.worker_left_at = monotonic()
@@ -343,7 +348,7 @@ class TimerServer:
         lifeline.tick(monotonic())
         for stalled in lifeline.news():
             detail = f"this server stood still for {stalled:.1f} s; deadlines that passed meanwhile are moved"
-            self._reporter.report(Event("stalled", detail=detail))
+            self._reporter.emit(Event("stalled", detail=detail))
 
     def _show_life(self) -> None:
         self._tick()

@@ -29,9 +29,12 @@ import aiotimer
 from aiotimer import TimerRequest, TimerServer, WorkerId
 from aiotimer._core import wire
 from aiotimer.client.control import status
-from aiotimer.events import Event
+from aiotimer.events import Event, write_to_log
 from aiotimer.server.handlers import HandlerContext, Session
+from aiotimer.server.history import History
 from aiotimer.server.reporter import Reporter
+from aiotimer.server.sinks import CallbackSink
+from aiotimer.server.slices import WorkQueue
 from tests.fakes.clock import PATIENCE
 from tests.fakes.places import short_socket
 from tests.fakes.worker import bystander, spawn_worker
@@ -336,24 +339,6 @@ LOOPS = ("asyncio", "uvloop")
 """What a server in a process of its own is run by."""
 
 
-class WatchedReporter(Reporter):
-    """A reporter that is watched.
-
-    Args:
-        happened: called with each event when it has been reported, and before anything else happens.
-        arguments: those of a reporter.
-    """
-
-    def __init__(self, happened: Callable[[Event], object], *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self._happened = happened
-
-    def report(self, event: Event) -> None:
-        """Report it, then tell."""
-        super().report(event)
-        self._happened(event)
-
-
 class WatchfulServer(TimerServer):
     """A server that records what it did and when. Unless it is told otherwise its ladder is ``KILL``.
 
@@ -370,10 +355,10 @@ class WatchfulServer(TimerServer):
         self.reaps: list[WorkerId] = []
         self._waiters: set[asyncio.Future[None]] = set()
 
-    def _new_reporter(self, directory: Path) -> Reporter:
-        return WatchedReporter(
-            self.happened, self._loop, directory, self._policy.evidence_dir, self._on_event
-        )
+    def _new_reporter(self, queue: WorkQueue, directory: Path) -> Reporter:
+        history = History(directory, self._policy.evidence_dir)
+        on_event = () if self._on_event is None else (CallbackSink(self._loop, self._on_event),)
+        return Reporter(queue, history, write_to_log, *on_event, self.happened)
 
     def _connected(self, sock: socket.socket) -> None:
         WatchedSession(self._context, sock, lambda _message: self.changed())

@@ -184,10 +184,10 @@ async def test_it_is_not_acted_upon_if_it_is_another_users_by_an_exec(restart: b
             await change(worker)
             if not restart:
                 overdue(server, worker.pid)
-                assert_let_go(server, worker.pid)
+                await assert_let_go(server, worker.pid)
         if restart:
             async with serving(path) as server:
-                assert_let_go(server, worker.pid)
+                await assert_let_go(server, worker.pid)
 
 
 async def test_a_table_of_a_version_that_noted_no_program_is_not_enough() -> None:
@@ -200,10 +200,11 @@ async def test_a_table_of_a_version_that_noted_no_program_is_not_enough() -> Non
             known.own_tables["owner"][0].note_program(0)
             await change(worker)
         async with serving(path) as server:
-            assert_let_go(server, worker.pid)
+            await assert_let_go(server, worker.pid)
 
 
-def assert_let_go(server: WatchfulServer, pid: int) -> None:
+async def assert_let_go(server: WatchfulServer, pid: int) -> None:
+    await server.told("exec", pid)
     assert len(server.all_told("exec", pid)) == 1
     assert server.armed(pid) == {}
     assert server.reaps == []

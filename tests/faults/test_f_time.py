@@ -357,7 +357,7 @@ async def test_fault_39_a_worker_on_hold(
         looks.append(why_stopped(pid))
         return looks[-1]
 
-    monkeypatch.setattr("aiotimer.server.hold.why_stopped", look)
+    monkeypatch.setattr("aiotimer.server.pinned_process.why_stopped", look)
     async with serving(stopped="hold") as server:
         with spawn_worker(program("with", HELD, after=2.0), server.socket_path) as worker:
             await line(worker, "held")

@@ -25,9 +25,11 @@ from aiotimer._core import layout, wire
 from aiotimer._core.ladder import Ladder, ReapGrant
 from aiotimer._linux.process import send_signal
 from aiotimer.evidence import Findings, Subject
+from aiotimer.evidence.record import Record
 from aiotimer.server.reporter import Reporter
+from aiotimer.server.slices import WorkQueue
 from tests.fakes.places import short_socket
-from tests.fakes.server import WatchedReporter, WatchfulServer, answer, raw_client, serving, serving_as
+from tests.fakes.server import WatchfulServer, answer, raw_client, serving, serving_as
 from tests.fakes.worker import bystander, is_alive, wait_dead
 
 FINDINGS = Findings(
@@ -39,20 +41,8 @@ Kept: TypeAlias = tuple[dict[str, Any], str, str]
 """A record, its stacks and its tasks."""
 
 
-class KeepingReporter(WatchedReporter):
-    """A reporter that keeps records in memory, in a list that it is given with ``keep``."""
-
-    keep: Callable[[Kept], object]
-
-    def record(self, record: dict[str, Any], stacks_text: str, tasks_text: str) -> None:
-        self.keep((record, stacks_text, tasks_text))
-
-    def path_of(self, record_id: str) -> str:
-        return f"/evidence/{record_id}"
-
-
 class KeepingServer(WatchfulServer):
-    """A server that keeps records.
+    """A server that keeps records in memory.
 
     Attributes:
         kept: what it was given to keep, oldest first.
@@ -62,14 +52,15 @@ class KeepingServer(WatchfulServer):
         super().__init__(*args, **options)
         self.kept: list[Kept] = []
 
-    def _new_reporter(self, directory: Path) -> Reporter:
-        reporter = KeepingReporter(self.happened, self._loop, directory, None, None)
+    def _new_reporter(self, queue: WorkQueue, directory: Path) -> Reporter:
+        reporter = super()._new_reporter(queue, directory)
         reporter.keep = self.keep
+        reporter.path_of = lambda record_id: f"/evidence/{record_id}"
         return reporter
 
-    def keep(self, record: Kept) -> None:
+    def keep(self, record: Record, stacks_text: str, tasks_text: str) -> None:
         """Keep a record."""
-        self.kept.append(record)
+        self.kept.append((record.as_json(), stacks_text, tasks_text))
 
     def outcomes(self, pid: int) -> list[str]:
         """Return what was kept about a process: the outcomes, each change once."""
@@ -324,7 +315,7 @@ async def test_a_workers_own_ladder_is_remembered_by_the_next_server() -> None:
     [
         ("TERM:61,KILL", r"takes 61 s to reach KILL, and this server allows 60 s"),
         ("TERM", r"a ladder ends with KILL"),
-        (",".join(["TERM:0.001"] * 20) + ",KILL", rf"at most {layout.POLICY_SIZE} fit"),
+        (",".join(["TERM:0.001"] * 20) + ",KILL", rf"at most {layout.GRANT_SIZE} fit"),
     ],
 )
 async def test_a_ladder_that_is_not_allowed_is_refused(reap: str, reason: str) -> None:
@@ -471,7 +462,7 @@ async def test_a_cgroup_is_reaped(cgroup: str) -> None:
 async def test_the_cgroup_of_everybody_is_not_reaped(monkeypatch: pytest.MonkeyPatch) -> None:
     for path, reason in (("/", "it is in no cgroup of its own"), ("/a", "the server is in its cgroup")):
         paths = iter((path, "/a/b"))
-        monkeypatch.setattr("aiotimer._linux.signals._cgroup_of", lambda _pid, paths=paths: next(paths))
+        monkeypatch.setattr("aiotimer._linux.signals.cgroup_of", lambda _pid, paths=paths: next(paths))
         async with serving(target="cgroup") as server:
             with bystander() as pid:
                 server.register_timers([due(pid)])
@@ -481,7 +472,7 @@ async def test_the_cgroup_of_everybody_is_not_reaped(monkeypatch: pytest.MonkeyP
 
 async def test_a_cgroup_that_was_not_delegated_is_not_reaped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "aiotimer._linux.signals._cgroup_of", lambda pid: "/own" if pid == "self" else "/nowhere"
+        "aiotimer._linux.signals.cgroup_of", lambda pid: "/own" if pid == "self" else "/nowhere"
     )
     async with serving(target="cgroup") as server:
         with bystander() as pid:
@@ -495,7 +486,7 @@ async def test_a_cgroup_that_was_not_delegated_is_not_reaped(monkeypatch: pytest
 
 async def test_a_record_that_cannot_be_kept_keeps_nobody_alive(caplog: pytest.LogCaptureFixture) -> None:
     class Forgetful(KeepingServer):
-        def keep(self, record: Kept) -> None:
+        def keep(self, record: Record, stacks_text: str, tasks_text: str) -> None:
             raise OSError("no space left")
 
     async with serving_as(Forgetful, reap="dump,KILL") as server:
@@ -578,7 +569,7 @@ async def test_an_unkillable_worker_of_which_nothing_is_shown(
     monkeypatch.setattr("aiotimer.server.process_state.classify", classify)
     monkeypatch.setattr("aiotimer.server.process_state._PATIENCE", 0.05)
     monkeypatch.setattr("aiotimer._linux.signals.send_signal", lambda *_: None)
-    monkeypatch.setattr("aiotimer.server.worker.UNKILLABLE_AFTER", 0.01)
+    monkeypatch.setattr("aiotimer._core.reaping.UNKILLABLE_AFTER", 0.01)
     try:
         async with serving() as server:
             with bystander() as pid:

@@ -31,9 +31,9 @@ from aiotimer._core.requests import WorkerId
 from aiotimer._core.watch import Due, Lifeline, Watch
 from aiotimer.events import Event
 from aiotimer.server import worker as real
-from aiotimer.server.policy import policy
+from aiotimer.server.policy import Policy
 from aiotimer.server.reaper import Reaper
-from aiotimer.server.reporter import ExpiryReporter
+from aiotimer.server.reporter import Reporter
 from aiotimer.server.slices import WorkQueue
 from aiotimer.server.watched_table import WatchedTable
 
@@ -465,14 +465,14 @@ class Inspector:
         self._server.loop.call_later(world.rng.uniform(0.0, self.takes), found)
 
 
-class JudgedReporter(ExpiryReporter):
+class JudgedReporter(Reporter):
     """The real reporter; of what is only observed it is noted that it was."""
 
     judge: Judge
 
     def begin(self, expiry: Expiry, tables: Iterable[WatchedTable]) -> None:
         """The first action on an expired timer has been taken."""
-        if expiry.record()["ladder"] == "observe":
+        if expiry.record().ladder == "observe":
             self.judge.observed(cast(Table, expiry.table), expiry.due)
         super().begin(expiry, tables)
 
@@ -528,12 +528,12 @@ class Server:
         self.workers: dict[WorkerId, Known] = {}
         self.lines: list[Line] = []
         self.events: list[Event] = []
-        self.policy = policy(**options)
+        self.policy = Policy(**options)
         self.lifeline = self._new_lifeline()
         judge.alive(world.now)
         loop = cast(asyncio.AbstractEventLoop, self.loop)
         self.queue = WorkQueue(loop, world.clock)
-        reporter = JudgedReporter(self.events.append, None, str, self.queue)
+        reporter = JudgedReporter(self.queue, None, self.events.append)
         reporter.judge = judge
         self.reaper = self.reaper_kind(
             loop, self.reap_worker, reporter, self.policy, cast(Any, self.inspector(self)), world.clock
