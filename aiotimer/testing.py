@@ -32,6 +32,7 @@ from ._linux.environment import SOCKET_VARIABLE
 from .client import connections
 from .client.clients import AsyncTimerClient, TimerClient, default
 from .client.connection import ClientConnection
+from .client.shared_table import SharedTableQueue
 
 __all__ = ["Expiry", "VirtualTimers", "virtual"]
 
@@ -72,9 +73,13 @@ class VirtualTimers:
         self._wake_at = inf
         self._watch = Watch(Lifeline(0.0, beat=inf), connected=True, bound=inf)  # we never stand still
         self._path = f"/dev/null/virtual-timers-{next(_numbers)}"  # no process can ever connect there
-        self._connection = connection = _VirtualConnection(self)
-        self._table = connection.table
-        self._reader = TableReader(lambda size, offset: bytes(connection.table.raw[offset : offset + size]))
+        memory = mmap.mmap(-1, layout.TABLE_SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._table = table = TimerTable(memory, now=lambda: self._now, offset=-self._began)
+        table.cells[layout.PROMISE] = inf
+        self._reader = TableReader(lambda size, offset: bytes(table.raw[offset : offset + size]))
+        self._connection = connection = ClientConnection(self._path, lambda one: _VirtualQueue(one, self))
+        connection.queue.watched = table
+        connection.connected = connection.welcomed = True
         with _registered(connection):
             self.client = TimerClient(self._path, unavailable="raise")
             self.async_client = AsyncTimerClient(self._path, unavailable="raise")
@@ -227,28 +232,28 @@ class _SoftLimit:
             self.loop.call_soon_threadsafe(callback)
 
 
-class _VirtualConnection(ClientConnection):
-    """The connection to a server that is an object of this process. It is connected from its first day on."""
+class _VirtualQueue(SharedTableQueue):
+    """The queue to a server that is an object of this process. It is connected from its first day on."""
 
-    table: TimerTable
-
-    def __init__(self, timers: VirtualTimers) -> None:
-        super().__init__(timers._path)
-        memory = mmap.mmap(-1, layout.TABLE_SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self.table = TimerTable(memory, pools=self.pools, now=lambda: timers._now, offset=-timers._began)
-        self.table.cells[layout.PROMISE] = inf
-        self.watched = self.table
-        self.connected = True
+    def __init__(self, connection: ClientConnection, timers: VirtualTimers) -> None:
+        super().__init__(connection)
         self.call_later = timers._call_later
         self._timers = timers
 
+    def _first_table(self) -> TimerTable:
+        table = self._timers._table
+        table.pools = self.pools
+        return table
+
     def ring(self, deadline: float) -> bool:
-        looks = self.table.looks()
+        table = self._timers._table
+        looks = table.looks()
         self._timers._rung(deadline)
-        self.table.rang(looks, self.table.now())
+        table.rang(looks, table.now())
         return True
 
-    def _let_go(self) -> None:
+    def depart(self) -> None:
+        self._timers._table.disarm()
         self._timers._forget()  # the last client has left: the server forgets it all
 
 

@@ -148,7 +148,7 @@ def measure(quick: bool) -> Iterator[Row]:
 
         with expires(60, "never sampled", unsampled):
             pass
-        unsampled.pools["never sampled"].sample_at = inf
+        unsampled._pools["never sampled"].sample_at = inf
         configure(client)
         medians = interleave(
             {

@@ -1,7 +1,7 @@
 """What it costs the socket: requests sent while blocks are entered in a tight loop.
 
 Counted where they leave the worker: every request, ring or not, goes through
-``ClientConnection._send_frame``. The server runs in another process and looks when it must, so the
+``ClientConnection.send_frame``. The server runs in another process and looks when it must, so the
 counts hold what real looks cause.
 """
 
@@ -44,8 +44,8 @@ def measure(quick: bool) -> Iterator[Row]:
 
 def count_requests(client: TimerClient) -> Callable[[], int]:
     """Count what a client's process sends from now on; return what returns the count."""
-    connection = client.connection
-    send = connection._send_frame
+    connection = client._queue.connection
+    send = connection.send_frame
     count = 0
 
     def counting(frame: bytes) -> bool:
@@ -53,5 +53,5 @@ def count_requests(client: TimerClient) -> Callable[[], int]:
         count += 1
         return send(frame)
 
-    connection._send_frame = counting  # type: ignore[method-assign]  # on this object only
+    connection.send_frame = counting  # type: ignore[method-assign]  # on this object only
     return lambda: count

@@ -79,7 +79,7 @@ def _no_client_outlives_its_test() -> Iterator[None]:
     for connection in list(connections._every_connection):
         connection.users = 0  # without a word: whatever is armed stays armed
         connection.hooks.clear()
-        connection._let_go()
+        connection.let_go()
     connections._connections.clear()
 
 

@@ -14,8 +14,8 @@ The laws of this file:
   whoever called, when :meth:`TimerTable.must_ring` says so.
 
 *Entries and cells.* ``expires`` takes a :class:`Pool`'s idle slot per entry and stores into it directly:
-that code is :meth:`Cell.set` written out where it runs, because a call costs as much as the stores
-do. ``put`` and ``acquire`` go through :class:`Cell` objects, one per name. The two kinds share slots of
+that code is :meth:`TimerTable.set` written out where it runs, because a call costs as much as the stores
+do. ``put`` goes through :class:`Cell` objects, one per name. The two kinds share slots of
 one table but never a timer. ``tests/property/test_cells.py`` holds them to the same meaning.
 
 *Labels.* A slot keeps its label while it lies idle in its pool, so a known call site writes none. When
@@ -98,36 +98,18 @@ def pool_key(scope: str, *, observed: bool) -> str:
 
 
 class Cell:
-    """One keyed timer: what ``put``, ``acquire`` and ``release`` store into.
+    """One keyed timer: what ``put`` stores into.
 
     Like a :class:`Pool` it has a ``sample_at``. ``entered_at`` is when it was armed, if that is being
     sampled, else NaN.
     """
 
-    __slots__ = ("_table", "entered_at", "key", "sample_at", "word")
+    __slots__ = ("entered_at", "sample_at", "word")
 
-    def __init__(self, table: TimerTable, key: tuple[str, int], word: int) -> None:
-        self._table = table
-        self.key = key
+    def __init__(self, word: int) -> None:
         self.entered_at = nan
         self.sample_at = -inf
-        self.word: int | None = word  # None once the slot was given to another name
-
-    def set(self, expiration_time: float, now: float) -> bool:
-        """Arm, move or (strictly negative) release this timer.
-
-        Args:
-            expiration_time: ``CLOCK_MONOTONIC`` seconds.
-            now: the present on the same clock.
-
-        Returns:
-            True when the server must be rung, with this deadline.
-
-        Raises:
-            ValueError: ``expiration_time`` is not finite.
-            TableFull: the timer is new and there is no slot left.
-        """
-        return self._table.set(self.key, expiration_time, now)
+        self.word = word
 
 
 class TimerTable:
@@ -207,28 +189,21 @@ class TimerTable:
 
     # -- keyed timers ----------------------------------------------------------------------------
 
-    def cell(self, scope: str, ordinal: int = 0) -> Cell:
-        """Return the keyed timer of this name.
+    def set(self, key: tuple[str, int], expiration_time: float, now: float) -> bool:
+        """Arm, move or (strictly negative) release a keyed timer; an unknown release is a no-op.
 
         Args:
-            scope: its scope.
-            ordinal: 0, or n for the n-th concurrent entry of a peer that has no table of its own.
+            key: its scope, and 0, or n for the n-th concurrent entry of a peer that has no table of its own.
+            expiration_time: ``CLOCK_MONOTONIC`` seconds.
+            now: the present on the same clock.
+
+        Returns:
+            True when the server must be rung, with this deadline.
 
         Raises:
-            TypeError, ValueError: the scope cannot be a label.
-            TableFull: there is no slot left for a new name.
+            TypeError, ValueError: the scope cannot be a label, or ``expiration_time`` is not finite.
+            TableFull: the timer is new and there is no slot left.
         """
-        key = (scope, ordinal)
-        with self.lock:
-            inside = self._inside
-            try:
-                self._inside = True
-                return self._cells_of.get(key) or self._new_cell(key, make_room=not inside)
-            finally:
-                self._inside = inside
-
-    def set(self, key: tuple[str, int], expiration_time: float, now: float) -> bool:
-        """Do what :meth:`Cell.set` does, for the timer of that key; an unknown release is a no-op."""
         stored = layout.as_stored(expiration_time)
         with self.lock:
             inside = self._inside
@@ -247,7 +222,6 @@ class TimerTable:
 
     def _store(self, cell: Cell, stored: float, now: float) -> None:
         word = cell.word
-        assert word is not None
         self.cells[word] = stored
         if stored == inf:
             since, cell.entered_at = cell.entered_at, nan
@@ -266,7 +240,7 @@ class TimerTable:
         with self.lock:
             for slot, scope, ordinal in timers:
                 key = (scope, ordinal)
-                self._cells_of[key] = Cell(self, key, FIRST_DEADLINE + slot)
+                self._cells_of[key] = Cell(FIRST_DEADLINE + slot)
             taken = {cell.word for cell in self._cells_of.values()}
             mark = FIRST_DEADLINE + self.high_water
             self._fresh = [word for word in range(FIRST_DEADLINE, mark) if word not in taken]
@@ -289,7 +263,7 @@ class TimerTable:
         """
         if not layout.split_key(key)[1]:
             cell = self._cells_of.get((key, 0))
-            word = 0 if cell is None or cell.word is None else cell.word
+            word = 0 if cell is None else cell.word
         elif self.key_of(word) != key:
             return None
         return layout.as_requested(self.cells[word] if word else inf)
@@ -300,7 +274,7 @@ class TimerTable:
             return {
                 key: self.cells[cell.word]
                 for key, cell in self._cells_of.items()
-                if cell.word is not None and layout.is_armed(self.cells[cell.word])
+                if layout.is_armed(self.cells[cell.word])
             }
 
     # -- the doorbell ----------------------------------------------------------------------------
@@ -387,7 +361,7 @@ class TimerTable:
         text = layout.encode_scope(key[0])
         word = self._new_slot(make_room=make_room)
         self._label(word, text, key[1])
-        cell = self._cells_of.setdefault(key, Cell(self, key, word))
+        cell = self._cells_of.setdefault(key, Cell(word))
         if cell.word != word:  # a signal's handler has made it meanwhile
             self._fresh.append(word)
         return cell
@@ -424,7 +398,7 @@ class TimerTable:
             self._extend(mark)
 
     def _idle(self) -> int:
-        keyed = sum(self.cells[cell.word] == inf for cell in list(self._cells_of.values()) if cell.word)
+        keyed = sum(self.cells[cell.word] == inf for cell in list(self._cells_of.values()))
         return keyed + sum(map(len, self.pools.copy().values()))
 
     def _reclaim(self, wanted: int) -> None:
@@ -433,11 +407,10 @@ class TimerTable:
             if len(self._fresh) >= wanted:
                 return
             word = cell.word
-            if word is not None and self.cells[word] == inf:
+            if self.cells[word] == inf:
                 # Taken away before it is given on: interrupted between the two, it is nobody's.
                 del self._cells_of[key]
                 if self.cells[word] == inf:
-                    cell.word = None
                     self._fresh.append(word)
                 else:
                     self._cells_of[key] = cell  # a signal's handler has just armed it

@@ -246,11 +246,6 @@ def encode(message: ToServer | ToClient) -> bytes:
     return len(body).to_bytes(_LENGTH_BYTES, "big") + body
 
 
-def with_armed(hello: Hello, armed: tuple[tuple[str, float], ...]) -> Hello:
-    """Return a HELLO that lists armed timers."""
-    return msgspec.structs.replace(hello, armed=armed)
-
-
 class Decoder(Generic[M]):
     """Turns a stream of bytes into messages; see :func:`server_decoder` and :func:`client_decoder`."""
 

@@ -51,15 +51,15 @@ def named_pool(scope: str, client: BaseClient | None, *, observed: bool = False)
     encode_scope(scope)
     if client is None:
         return scratch().pool(scope, observed=observed)
-    client.check_open()
-    return client.connection.pool(scope, observed=observed)
+    client._check_open()
+    return client._queue.pool(scope, observed=observed)
 
 
 def site_pool(caller: FrameType, client: BaseClient | None, *, observed: bool = False) -> Pool:
     """Return the pool of a call that names no scope, and remember it for that call if it is not observed."""
     pool = named_pool(_site_name(caller), client, observed=observed)
-    if not observed and client is not None and client.connection.table is pool.table:
-        client.connection.remember_site(caller.f_code, caller.f_lasti, pool)
+    if not observed and client is not None and client._queue.table is pool.table:
+        client._queue.remember_site(caller.f_code, caller.f_lasti, pool)
     return pool
 
 

@@ -10,8 +10,9 @@ The laws of this file:
   of leaving, and ``__del__`` releases what was never left (CPython delivers signals before the first
   instruction of ``__exit__``, so a handler that raises can keep it from running at all).
 
-``__enter__`` and ``__exit__`` are ``Cell.set`` of ``_core/table.py`` written out in line; the order of their
-statements is the protocol, and every one of them is paid for in the benchmark.
+``__enter__`` and ``__exit__`` are ``WorkerQueue.put`` of ``client/connection.py``, and what that does to the
+table, written out in line (``tests/property/test_cells.py`` holds the two to the same meaning). The order of
+their statements is the protocol, and every one of them is paid for in the benchmark.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import NoReturn, Self
 
-    from .connection import ClientConnection
+    from .connection import WorkerQueue
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -103,7 +104,7 @@ class Block:
     async def __aenter__(self) -> Self:
         """Connect if need be, and arm the timer."""
         client = self._client or default.client or configured()
-        if self._pool.table is not client._connection.watched:
+        if self._pool.table is not client._queue.watched:
             return await self._enter_async(client)
         return Block.__enter__(self)
 
@@ -239,88 +240,88 @@ class Block:
         """See to it that the server can inspect the running event loop, if there is one."""
         if "asyncio" in sys.modules:
             client = self._client or default.client
-            if client is not None and client.connection.connected:
+            if client is not None and client.connected:
                 from .inspection import open_inspection_channel
 
-                open_inspection_channel(client.connection, Block)
+                open_inspection_channel(client._queue, Block)
 
     def _send(self, deadline: float, now: float) -> None:
         """Send this timer to the server, if the table says that it must be told."""
         try:
             client = self._client or configured()
-            connection = client.connection
-            if self._pool.table is not connection.table:
-                self._move(client, connection)
-            elif not connection.shared:
+            queue = client._queue
+            if self._pool.table is not queue.table:
+                self._move(client, queue)
+            elif not queue.shared:
                 if self._exit_state is None or not self._exit_state.sends_release:
                     entered_at = nan if self._exit_state is None else self._exit_state.entered_at
-                    self._exit_state = ExitState(connection, client.budget)
+                    self._exit_state = ExitState(queue, client._budget)
                     self._exit_state.entered_at = entered_at
-                self._send_by_socket(client, connection, deadline)
+                self._send_by_socket(client, queue, deadline)
             elif self._pool.table.must_ring(deadline, now):
-                connection.send("", deadline, client.budget)
+                queue.send("", deadline, client._budget)
         except BaseException:
             self._release_nowait()
             raise
 
-    def _move(self, client: BaseClient, connection: ClientConnection) -> None:
+    def _move(self, client: BaseClient, queue: WorkerQueue) -> None:
         """The slot is in scratch (no server yet, or we are a forked child): get one that is watched."""
-        if connection.table is None and client.may_connect():
+        if queue.must_connect(insist=client._insists):
             try:
-                connection.connect(within(client.budget))
+                queue.connection.connect(within(client._budget))
             except (AiotimerError, OSError) as error:
-                client.missing(error)
-        if connection.table is not None:
+                client._missing(error)
+        if queue.table is not None:
             self._give_back()
             if self._exit_state is not None:
                 self._exit_state.entered_at = nan  # on the other table's clock
-            self._pool = connection.table.pool(self._pool.scope, observed=self._pool.observed)
+            self._pool = queue.table.pool(self._pool.scope, observed=self._pool.observed)
             Block.__enter__(self)
 
-    def _send_by_socket(self, client: BaseClient, connection: ClientConnection, deadline: float) -> None:
+    def _send_by_socket(self, client: BaseClient, queue: WorkerQueue, deadline: float) -> None:
         slot = self._slot
         if slot is None:
             return  # renewed by one thread, and left by another meanwhile
-        key = self._pool.table.key_of(slot)
         try:
-            connection.send(key, deadline, within(client.budget), slot)
+            queue.send(self._pool.table.key_of(slot), deadline, client._budget, slot)
         except (AiotimerError, OSError) as error:
-            client.missing(error)
+            client._missing(error)
 
     async def _enter_async(self, client: BaseClient) -> Self:
         """Enter by way of what must be awaited: a connection, or an acknowledgement."""
-        connection = client.connection
-        if not connection.shared:
-            return await self._enter_by_socket(client, connection)
-        if not connection.connected and (
-            connection.may_attempt() if connection.table else client.may_connect()
+        queue = client._queue
+        if not queue.shared:
+            return await self._enter_by_socket(client, queue)
+        connection = queue.connection
+        if queue.must_connect(insist=client._insists) or (
+            not connection.connected and connection.may_attempt()
         ):
             try:
-                await connection.connect_async(client.budget)
+                await connection.connect_async(client._budget)
             except (AiotimerError, OSError) as error:
-                if connection.table is None:
-                    client.missing(error)
+                if queue.table is None:
+                    client._missing(error)
                 else:
                     connection.outage(str(error))  # the table is there, and the next server adopts it
-        if self._slot is None and self._pool.table is not connection.table:
-            self._pool = connection.pool(self._pool.scope, observed=self._pool.observed)
+        if self._slot is None and self._pool.table is not queue.table:
+            self._pool = queue.pool(self._pool.scope, observed=self._pool.observed)
         return Block.__enter__(self)
 
-    async def _enter_by_socket(self, client: BaseClient, connection: ClientConnection) -> Self:
+    async def _enter_by_socket(self, client: BaseClient, queue: WorkerQueue) -> Self:
         if self._slot is not None:
             raise RuntimeError(_IN_USE)
-        table = connection.table
+        table = queue.table
         assert table is not None
         self._pool, slot = table.take(table.pool(self._pool.scope, observed=self._pool.observed))
         self._slot = slot
-        self._exit_state = ExitState(connection, client.budget)
+        self._exit_state = ExitState(queue, client._budget)
         self._deadline = deadline = table.now() + self._after
         table.cells[slot] = deadline  # how long it takes is noted by the server, in its own table
         try:
             try:
-                await connection.send_async(table.key_of(slot), deadline, client.budget, slot)
+                await queue.send_async(table.key_of(slot), deadline, client._budget, slot)
             except (AiotimerError, OSError) as error:
-                client.missing(error)
+                client._missing(error)
             self._open_inspection_channel()
         except BaseException:
             self._release_nowait()
@@ -351,8 +352,8 @@ class Block:
     def _leave(self, exit_state: ExitState) -> None:
         """Release, and send that if need be; what an interruption leaves undone is left to ``__del__``."""
         key = self._disarm(exit_state)
-        if key and exit_state.connection is not None:
-            exit_state.connection.send_release(key, within(exit_state.budget), cast(int, self._slot))
+        if key and exit_state.queue is not None:
+            exit_state.queue.send_release(key, exit_state.budget, cast(int, self._slot))
         self._finish(exit_state)
 
     def _finish(self, exit_state: ExitState) -> None:
@@ -366,8 +367,8 @@ class Block:
 
     async def _send_release(self, exit_state: ExitState, key: str) -> None:
         try:
-            if key and exit_state.connection is not None:
-                await exit_state.connection.send_release_async(key, exit_state.budget, cast(int, self._slot))
+            if key and exit_state.queue is not None:
+                await exit_state.queue.send_release_async(key, exit_state.budget, cast(int, self._slot))
         except BaseException:
             self._release_nowait()
             raise
@@ -379,8 +380,8 @@ class Block:
         exit_state = self._exit_state
         if exit_state is not None:
             key = self._disarm(exit_state)
-            if key and exit_state.connection is not None:
-                exit_state.connection.send_release_nowait(key, cast(int, self._slot))
+            if key and exit_state.queue is not None:
+                exit_state.queue.send_release_nowait(key, cast(int, self._slot))
             self._finish(exit_state)
         else:
             self._give_back()

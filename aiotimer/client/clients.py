@@ -1,12 +1,12 @@
 """Clients, which arm and release named timers on this process: by suspending a task, or by blocking a thread.
 
-``AsyncTimerClient`` and ``TimerClient`` differ in how they connect and ring, awaiting or blocking;
-everything else is :class:`BaseClient`, a handle on the process's connection to a server and a policy for
-its absence.
+``acquire`` and ``release`` put a request into the queue between this process and a server, whichever kind of
+queue that is. ``AsyncTimerClient`` and ``TimerClient`` differ in how they put, awaiting or blocking;
+everything else is :class:`BaseClient`, a handle on the queue and a policy for the absence of its server.
 
 The laws of this file: it imports neither sockets nor the wire before something is connected, so that
 ``import aiotimer`` stays cheap; the default client, the one that blocks use which name none, is looked up
-when a block is made or entered, and never kept by one.
+when a block is made or entered, and never kept by one; what is not for users begins with an underscore.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import os
 from time import monotonic
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from .._core.layout import as_stored, encode_scope, shifted
-from .._core.requests import RELEASE
+from .._core.layout import as_stored
+from .._core.requests import RELEASE, TimerRequest
 from .._linux.environment import SOCKET_VARIABLE
-from ..errors import AiotimerError, NotConfigured, TableFull
-from .waiting import within
+from ..errors import AiotimerError, NotConfigured, ServerUnavailable, TableFull
+from .waiting import BUDGET
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -27,14 +27,11 @@ if TYPE_CHECKING:
 
     from .._core.table import Pool
     from ..queue import RequestQueue
-    from .connection import ClientConnection
+    from .connection import WorkerQueue
     from .reconnect import Hook
 
 
 Unavailable: TypeAlias = Literal["raise", "warn", "ignore"]
-
-BUDGET = 0.25
-"""Seconds for which an acquire may hold the worker when its server has to be reached."""
 
 CONNECT_TIMEOUT = 5.0
 """Seconds that an explicit ``connect()`` waits for a server."""
@@ -43,13 +40,24 @@ _YEARS = 10 * 365 * 86_400.0
 
 
 class BaseClient:
-    """See the two clients for the public documentation.
+    """See the two clients for the public documentation."""
 
-    Attributes:
-        pools, sites: the connection's pools, for ``expires`` to look its scope up in without asking.
-    """
+    __slots__ = (
+        "__weakref__",
+        "_budget",
+        "_closed",
+        "_hook",
+        "_pools",
+        "_queue",
+        "_sites",
+        "_unavailable",
+    )
 
-    __slots__ = ("__weakref__", "_closed", "_connection", "_hook", "budget", "pools", "sites", "unavailable")
+    _budget: float  # seconds for which the worker may be held when its server has to be reached
+    _pools: dict[str, Pool]  # the queue's, for ``expires`` to look its scope up in without asking
+    _queue: WorkerQueue
+    _sites: dict[tuple[int, int], Pool]  # the queue's too
+    _unavailable: Unavailable
 
     def __init__(
         self,
@@ -70,15 +78,15 @@ class BaseClient:
             path = os.environ.get(SOCKET_VARIABLE)
             if not path:
                 raise NotConfigured
-        self._connection = connection_to(os.fspath(path), shared=shared)
-        self._connection.ask_for(reap, observe=observe)
-        self._connection.enter(on_unwatched)
+        connection = connection_to(os.fspath(path), shared=shared)
+        connection.ask_for(reap, observe=observe)
+        connection.enter(on_unwatched)
         self._hook = on_unwatched
         self._closed = False
-        self.pools: dict[str, Pool] = self._connection.pools
-        self.sites: dict[tuple[int, int], Pool] = self._connection.sites
-        self.unavailable: Unavailable = unavailable
-        self.budget = budget
+        self._queue = connection.queue
+        self._pools, self._sites = self._queue.pools, self._queue.sites
+        self._unavailable = unavailable
+        self._budget = budget
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "connected" if self.connected else "not connected"
@@ -87,17 +95,12 @@ class BaseClient:
     @property
     def path(self) -> str:
         """The server's socket."""
-        return self._connection.path
-
-    @property
-    def connection(self) -> ClientConnection:
-        """The process's connection to the server (not part of the public interface)."""
-        return self._connection
+        return self._queue.path
 
     @property
     def connected(self) -> bool:
         """Whether a server has welcomed this process and is not known to have gone since."""
-        return not self._closed and self._connection.connected
+        return not self._closed and self._queue.connection.connected
 
     @property
     def queue(self) -> RequestQueue:
@@ -106,75 +109,60 @@ class BaseClient:
         Raises:
             ServerUnavailable: it was never connected.
         """
-        return self._connection.requests()
+        if not self._queue.connection.welcomed:
+            raise ServerUnavailable(self.path, "never connected")
+        return self._queue
 
-    def raises(self, error: Exception) -> bool:
-        """Whether the caller of an acquire is to see this error."""
-        return self.unavailable == "raise" or isinstance(error, TableFull)
+    @property
+    def _insists(self) -> bool:
+        """Whether an error is wanted for every request that fails."""
+        return self._unavailable == "raise"
 
-    def missing(self, error: Exception) -> None:
+    def _missing(self, error: Exception) -> None:
         """Apply the policy for an absent server.
 
         Raises:
             AiotimerError: the policy says so, or ``error`` is a full table.
         """
         if not isinstance(error, TableFull):
-            self._connection.outage(str(error), aloud=self.unavailable == "warn")
-        if self.raises(error):
+            self._queue.connection.outage(str(error), aloud=self._unavailable == "warn")
+        if self._raises(error):
             raise error
 
-    def check_open(self) -> None:
+    def _raises(self, error: Exception) -> bool:
+        return self._insists or isinstance(error, TableFull)
+
+    def _check_open(self) -> None:
         """Raise RuntimeError if this client has been closed."""
         if self._closed:
             raise RuntimeError("this timer client is closed")
 
-    def check_request(self, scope_id: str, expiration_time: float) -> None:
-        """Refuse what cannot be asked for, before anything is done about it.
+    def _not_put(self, request: TimerRequest, error: BaseException) -> None:
+        """A request has not reached its server: apply the policy, or go on with what interrupted it.
 
-        Raises:
-            RuntimeError: this client has been closed.
-            TypeError, ValueError: the arguments are not a name and a finite number.
+        A release is made all the same; of an acquire that raises nobody holds the timer.
         """
-        self.check_open()
-        encode_scope(scope_id)
-        _check_expiration(expiration_time)
+        if not isinstance(error, (AiotimerError, OSError)):
+            if not isinstance(error, (TypeError, ValueError)):  # else it is no request, and nothing was done
+                self._queue.put_nowait(request._replace(expiration_time=RELEASE))
+            raise error
+        if not request.is_release:
+            if self._raises(error):
+                self._queue.put_nowait(request._replace(expiration_time=RELEASE))
+            self._missing(error)
 
     def _leave(self) -> None:
         if not self._closed:
             self._closed = True
-            self._connection.leave(self._hook)
-            self.pools, self.sites = {}, {}
-
-    # -- the parts of acquire and release that do not wait -----------------------------------------
-
-    def may_connect(self) -> bool:
-        """Whether to try to reach a server now: always if the caller wants an error otherwise."""
-        return self.unavailable == "raise" or self._connection.may_attempt()
-
-    def _arm(self, scope_id: str, expiration_time: float) -> float | None:
-        """Store a request; return the stored deadline if the server must be told of it."""
-        table = self._connection.table
-        assert table is not None
-        expiration_time = shifted(expiration_time, table.offset)
-        must_send = table.set((scope_id, 0), expiration_time, table.now())
-        return expiration_time if must_send else None
-
-    def _disarm(self, scope_id: str) -> None:
-        table = self._connection.table
-        if table is not None:
-            table.set((scope_id, 0), RELEASE, 0.0)
-
-    def _release_nowait(self, scope_id: str) -> None:
-        """An acquire did not come about: nobody holds its timer."""
-        self._disarm(scope_id)
-        self._connection.send_release_nowait(scope_id)
+            self._queue.connection.leave(self._hook)
+            self._pools, self._sites = {}, {}
 
 
 def _check_expiration(expiration_time: float) -> None:
     if isinstance(expiration_time, bool) or not isinstance(expiration_time, (int, float)):
         raise TypeError(f"expiration_time must be a number, not {type(expiration_time).__name__}")
-    as_stored(expiration_time)
-    if expiration_time > monotonic() + _YEARS:
+    if not expiration_time <= monotonic() + _YEARS:
+        as_stored(expiration_time)
         import time
 
         wall = time.time()  # noqa: TID251 - to recognise the mistake, not to decide by
@@ -226,8 +214,8 @@ class AsyncTimerClient(BaseClient):
             ServerUnavailable: nobody answered within the time.
             Refused: the server does not want this client.
         """
-        self.check_open()
-        await self._connection.connect_async(timeout)
+        self._check_open()
+        await self._queue.connection.connect_async(timeout)
 
     async def acquire(self, scope_id: str, expiration_time: float) -> None:
         """Arm the timer ``scope_id`` of this process, or move it if it is armed.
@@ -242,26 +230,15 @@ class AsyncTimerClient(BaseClient):
             TableFull: no timer can be added, whatever ``unavailable`` says.
             TypeError, ValueError: the arguments are not a name and a finite number.
         """
-        self.check_request(scope_id, expiration_time)
-        if expiration_time < 0:
-            await self.release(scope_id)
-            return
-        connection = self._connection
+        if self._closed:
+            self._check_open()
+        _check_expiration(expiration_time)
+        queue = self._queue
+        request = TimerRequest(queue.worker_id, scope_id, expiration_time)
         try:
-            if connection.table is None:
-                if not self.may_connect():
-                    return
-                await connection.connect_async(self.budget)
-            deadline = self._arm(scope_id, expiration_time)
-            if deadline is not None:
-                await connection.send_async(scope_id, deadline, self.budget)
-        except (AiotimerError, OSError) as error:
-            if self.raises(error):
-                self._release_nowait(scope_id)
-            self.missing(error)
-        except BaseException:  # cancelled: the caller does not hold this timer
-            self._release_nowait(scope_id)
-            raise
+            await queue.put_async(request, self._budget, insist=self._unavailable == "raise")
+        except BaseException as error:  # noqa: BLE001 - raised again, unless a server is what is missing
+            self._not_put(request, error)
 
     async def release(self, scope_id: str) -> None:
         """Take the timer ``scope_id`` away; a no-op if it is not armed. Never fails for want of a server.
@@ -269,14 +246,12 @@ class AsyncTimerClient(BaseClient):
         Raises:
             TypeError, ValueError: ``scope_id`` is not a name.
         """
-        encode_scope(scope_id)
+        queue = self._queue
+        request = TimerRequest(queue.worker_id, scope_id, RELEASE)
         try:
-            self._disarm(scope_id)
-            await self._connection.send_release_async(scope_id, self.budget)
-        except BaseException:  # interrupted: it is released all the same
-            self._disarm(scope_id)
-            self._connection.send_release_nowait(scope_id)
-            raise
+            await queue.put_async(request, self._budget)
+        except BaseException as error:  # noqa: BLE001 - as above
+            self._not_put(request, error)
 
     async def aclose(self) -> None:
         """Leave. With the last client of the process the server forgets all its timers."""
@@ -338,8 +313,8 @@ class TimerClient(BaseClient):
             ServerUnavailable: nobody answered within the time.
             Refused: the server does not want this client.
         """
-        self.check_open()
-        self._connection.connect(timeout)
+        self._check_open()
+        self._queue.connection.connect(timeout)
 
     def acquire(self, scope_id: str, expiration_time: float) -> None:
         """Arm the timer ``scope_id`` of this process, or move it if it is armed.
@@ -354,26 +329,15 @@ class TimerClient(BaseClient):
             TableFull: no timer can be added, whatever ``unavailable`` says.
             TypeError, ValueError: the arguments are not a name and a finite number.
         """
-        self.check_request(scope_id, expiration_time)
-        if expiration_time < 0:
-            self.release(scope_id)
-            return
-        connection = self._connection
+        if self._closed:
+            self._check_open()
+        _check_expiration(expiration_time)
+        queue = self._queue
+        request = TimerRequest(queue.worker_id, scope_id, expiration_time)
         try:
-            if connection.table is None:
-                if not self.may_connect():
-                    return
-                connection.connect(within(self.budget))
-            deadline = self._arm(scope_id, expiration_time)
-            if deadline is not None:
-                connection.send(scope_id, deadline, self.budget)
-        except (AiotimerError, OSError) as error:
-            if self.raises(error):
-                self._release_nowait(scope_id)
-            self.missing(error)
-        except BaseException:  # interrupted: the caller does not hold this timer
-            self._release_nowait(scope_id)
-            raise
+            queue.put(request, self._budget, insist=self._unavailable == "raise")
+        except BaseException as error:  # noqa: BLE001 - raised again, unless a server is what is missing
+            self._not_put(request, error)
 
     def release(self, scope_id: str) -> None:
         """Take the timer ``scope_id`` away; a no-op if it is not armed. Never fails for want of a server.
@@ -381,14 +345,12 @@ class TimerClient(BaseClient):
         Raises:
             TypeError, ValueError: ``scope_id`` is not a name.
         """
-        encode_scope(scope_id)
+        queue = self._queue
+        request = TimerRequest(queue.worker_id, scope_id, RELEASE)
         try:
-            self._disarm(scope_id)
-            self._connection.send_release(scope_id, self.budget)
-        except BaseException:  # interrupted: it is released all the same
-            self._disarm(scope_id)
-            self._connection.send_release_nowait(scope_id)
-            raise
+            queue.put(request, self._budget)
+        except BaseException as error:  # noqa: BLE001 - as above
+            self._not_put(request, error)
 
     def close(self) -> None:
         """Leave. With the last client of the process the server forgets all its timers."""

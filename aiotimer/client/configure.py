@@ -81,9 +81,9 @@ def configure(
         )
         if not loop_is_running():
             try:
-                made.connect(made.budget)
+                made.connect(made._budget)
             except (AiotimerError, OSError) as error:
-                made.missing(error)
+                made._missing(error)
     default.client = new
     former, _ours = _ours, made
     if client is None:

@@ -1,48 +1,51 @@
-"""A connection of this process to one server, at the worker's end: the socket, and the table that they share.
+"""A connection of this process to one server, at the worker's end, and what travels on it: a request queue.
 
 The laws of this file:
 
-* A process has one :class:`ClientConnection` per server and kind, shared by all its clients, threads and
-  event loops.
+* A process has one :class:`ClientConnection` per server and kind of queue, shared by all its clients, threads
+  and event loops. The connection connects, notices outages, counts its users and ends; what is asked for,
+  what HELLO lists and what is left to do is the business of its :class:`WorkerQueue`.
 * Only WELCOME means connected. The table outlives connections: whoever reconnects brings it along.
-* The socket is used raw, from any thread: a ring is one ``send``. Before every use its inode is compared,
-  because a program may close descriptors it does not own and the number may by now be somebody else's.
+* The socket is used raw, from any thread. Before every use its inode is compared, because a program may close
+  descriptors it does not own and the number may by now be somebody else's.
 * Nothing here holds the caller longer than the budget it gave, but for a server that ``aiotimer run`` is just
-  starting (``starting``).
+  starting (``starting``); and a synchronous caller on a running event loop no longer than ``BUDGET_ON_LOOP``.
 * After a fork the child starts afresh: connections are reset, tables turn to private scratch.
 * The last client to leave disarms what is left, in the table too: a server that is not there now may come.
 """
 
 from __future__ import annotations
 
-import mmap
+import contextlib
 import os
 import socket
 import sys
 import threading
-import weakref
+from abc import abstractmethod
+from collections.abc import Callable
 from math import inf
 from time import monotonic
 from types import CodeType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
-from .._core import layout, wire
+from .._core import wire
 from .._core.ladder import NO_REQUEST
+from .._core.layout import encode_scope, shifted
+from .._core.requests import RELEASE, TimerRequest
 from .._core.table import Pool, TimerTable
 from .._linux.environment import observes
 from .._linux.procfs import time_namespace
-from .._linux.table_files import allocate
 from .._version import __version__
-from ..errors import AiotimerError, ProtocolError, Refused, ServerUnavailable
-from ..queue import RequestQueue, TableQueue
+from ..errors import AiotimerError, ServerUnavailable
+from ..queue import RequestQueue
 from . import waiting
 from .control import ping
-from .dump_signal import Stacks, allow_tracing, register
+from .dump_signal import allow_tracing
 from .handshake import greet, reach
-from .memory import close, immortal, is_open, scratch
+from .memory import close, is_open, scratch
 from .reconnect import Hook, Reconnector
 from .starting import starting_until
-from .waiting import Steps, Turn, Turns, Wait, loop_is_running, within
+from .waiting import BUDGET, Steps, Turn, Turns, Wait, loop_is_running, within
 
 if TYPE_CHECKING:
     from .soft_limit import CallLater
@@ -53,196 +56,54 @@ RETRY_EVERY = 1.0
 _MOST_CODES = 4096
 """Code objects whose call sites are remembered."""
 
+Armed: TypeAlias = "tuple[tuple[str, float], ...]"
+"""Timers as (key, deadline), see ``wire.Hello``."""
 
-class ClientConnection(Reconnector):
-    """A connection with a shared table. See :class:`SocketOnlyConnection` for the kind without.
+
+class WorkerQueue(RequestQueue):
+    """The worker's end of a request queue: what clients and blocks stand on.
+
+    Requests are stored in a table of this process, where the newest is found at any time; the kinds differ in
+    how the server gets to know them. What is put here comes out at the server's end, and nowhere else.
 
     Attributes:
-        path: the server's socket, absolute.
-        table: the shared table, None before the first WELCOME.
-        watched: the same, while the server is known to be connected.
+        connection: to the server.
+        worker_id: this process, which all requests are on.
+        table: where requests are stored, None before there is a place.
+        watched: the same, while a server reads it and is known to be connected.
         pools: the pools of ``table``; empty while there is none. The dict is the same for ever.
         sites: the same pools by (code object's id, instruction) of the calls that use them.
-        starting_until: when (``CLOCK_MONOTONIC``) a server that has just been started should be there;
-            until then a missing socket is waited for.
+        descriptor: of the table's file, -1 if it has none.
         call_later: how soft limits are scheduled; None: by their loop, whose clock is the table's.
+        next_channel_attempt: when the next attempt is made to open an inspection channel.
     """
 
-    shared = True
+    shared: bool
+    """Whether the server reads the table itself. If not, every request is sent to it and acknowledged."""
+
     call_later: CallLater | None = None
 
-    def __init__(self, path: str) -> None:
-        super().__init__(path)
+    def __init__(self, connection: ClientConnection) -> None:
+        self.connection = connection
         self.pools: dict[str, Pool] = {}
         self.sites: dict[tuple[int, int], Pool] = {}
         self._codes: dict[int, CodeType] = {}
-        self.starting_until = -inf
-        self.users = 0
-        self.reap_request = NO_REQUEST
-        self.next_channel_attempt = -inf  # when the next attempt is made to open a channel
-        self._turns = Turns()  # at connecting
-        self._entering = threading.RLock()  # held while somebody enters or leaves
-        self._resets = 0
-        self.reset()
+        self.next_channel_attempt = -inf
 
     def reset(self) -> None:
         """Forget everything: a new connection, or the child after a fork."""
+        self.worker_id = os.getpid()
         self.table: TimerTable | None = self._first_table()
         self.watched: TimerTable | None = None
+        self.descriptor = -1
         self.pools.clear()
         self.sites.clear()
         self._codes.clear()
-        self.connected = False
-        self._table_descriptor, self._table_inode = -1, 0
-        self._stacks: Stacks | None = None
-        self._socket: socket.socket | None = None
-        self._socket_inode = 0
-        self._resets += 1
-        self._next_attempt = -inf
-        self._silent_until = -inf  # a server has just let us wait in vain
-        self._unwatched = self._logged = False
 
-    def _first_table(self) -> TimerTable | None:
-        """Return what to store in before a server has given us a table."""
-        return None
-
-    def ask_for(self, reap: str, *, observe: bool) -> None:
-        """A client asks how this process is reaped: the first request holds until the last client leaves.
-
-        Raises:
-            TypeError, ValueError: it is no request, or not the one that holds.
-        """
-        with self._entering:
-            request = self.reap_request.combined(self.path, reap, observe=observe)
-            if request != self.reap_request and self.connected:
-                self.disconnect()  # it stands in the next HELLO
-            self.reap_request = request
-
-    # -- connecting ------------------------------------------------------------------------------
-
-    def connect(self, budget: float) -> None:
-        """Connect, blocking this thread for at most ``budget`` seconds.
-
-        Raises:
-            ServerUnavailable: nobody answered.
-            Refused: the server does not want this client.
-        """
-        try:
-            waiting.run(self._connect(), budget)
-        except TimeoutError as error:
-            self._silent_until = monotonic() + RETRY_EVERY
-            raise ServerUnavailable(self.path, str(error)) from None
-
-    async def connect_async(self, budget: float) -> None:
-        """Connect, suspending this task for at most ``budget`` seconds; raises as :meth:`connect`.
-
-        A server that is just being started is waited for longer.
-        """
-        budget = max(budget, self.starting_until - monotonic())
-        try:
-            await waiting.run_async(self._connect(), budget)
-        except TimeoutError as error:
-            self._silent_until = monotonic() + RETRY_EVERY
-            raise ServerUnavailable(self.path, str(error)) from None
-        except (AiotimerError, OSError):
-            raise
-        except BaseException:  # cancelled: that says nothing about the server
-            self._next_attempt = -inf
-            raise
-
-    def _connect(self) -> Steps[None]:
-        turns, turn = self._turns, Turn()
-        try:
-            while not turns.take(turn):  # another thread or task of this process is at it
-                yield Wait(seconds=0.001, until=starting_until(self.path))
-            if not self.connected:
-                self._next_attempt = monotonic() + RETRY_EVERY
-                yield from self._connect_now(self._resets)
-        finally:
-            turn.over = True
-
-    def _connect_now(self, resets: int) -> Steps[None]:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        descriptor = -1
-        try:
-            until = yield from reach(sock, self.path, lambda: self.starting_until)
-            offered = self._offer()
-            hello = wire.encode(self._hello(offers_table=bool(offered)))
-            welcome, descriptor = yield from greet(sock, self.path, hello, offered, until)
-            yield from self._send_unlisted(sock, welcome)
-            with self._entering:  # nobody leaves meanwhile
-                if self._resets != resets:
-                    raise ServerUnavailable(self.path, "the last client was closed meanwhile")
-                self._settle(sock, welcome, descriptor)
-        except BaseException:
-            if self._socket is not sock:
-                sock.close()
-            if descriptor >= 0 and descriptor != self._table_descriptor:
-                os.close(descriptor)
-            raise
-
-    def _hello(self, *, offers_table: bool) -> wire.Hello:
-        return wire.Hello(
-            version=wire.PROTOCOL_VERSION,
-            release=__version__,
-            pid=os.getpid(),
-            shared=self.shared,
-            time_namespace=time_namespace(),
-            clock=monotonic(),
-            offers_table=offers_table,
-            reap=self.reap_request.reap,
-            observe=self.reap_request.observe or observes(),
-        )
-
-    def _offer(self) -> list[int]:
-        """Return the descriptor of the table this process has already."""
-        if self.table is None or not is_open(self._table_descriptor, self._table_inode):
-            return []
-        return [self._table_descriptor]
-
-    def _send_unlisted(self, sock: socket.socket, welcome: wire.Welcome) -> Steps[None]:
-        """Send what HELLO had no room for: nothing, with a table."""
-        yield from ()
-
-    def _settle(self, sock: socket.socket, welcome: wire.Welcome, descriptor: int) -> None:
-        """Take the connection into use."""
-        if welcome.has_table and self.table is None:
-            if descriptor < 0:
-                raise ProtocolError("a welcome without its table")
-            self._map(descriptor, welcome.offset)
-        elif descriptor >= 0:
-            # The server does not know our table and could not take it over: it cannot protect us.
-            raise Refused(self.path, "it does not accept the table this process has already")
-        assert self.table is not None
-        self._use(sock)
-        self.table.forget_rings()
-
-    def _use(self, sock: socket.socket) -> None:
-        old, old_inode = self._socket, self._socket_inode
-        self._socket = sock
-        allow_tracing(sock)
-        if "asyncio" in sys.modules:
-            from . import inspection  # noqa: F401 - now, when it takes nobody's time
-        self._socket_inode = os.fstat(sock.fileno()).st_ino
-        self.connected, self.starting_until = True, -inf
-        self.watched = self.table if self.shared else None
-        if old is not None:
-            close(old, old_inode)
-
-    def _map(self, descriptor: int, offset: float) -> None:
-        mapping = mmap.mmap(descriptor, layout.TABLE_SIZE)
-        mapping.madvise(mmap.MADV_DONTFORK)
-        self._table_descriptor = descriptor
-        self._table_inode = os.fstat(descriptor).st_ino
-        now = monotonic if offset == 0.0 else lambda: monotonic() + offset
-        self.table = TimerTable(mapping, self._grow, self.pools, now=now, offset=offset).prepared()
-        _mapped.add(self.table)
-        self._stacks = register(self.table, descriptor, self._table_inode)
-
-    def _grow(self, slots: int) -> None:
-        if not is_open(self._table_descriptor, self._table_inode):
-            raise OSError("the program closed the table's descriptor")
-        allocate(self._table_descriptor, slots)
+    @property
+    def path(self) -> str:
+        """The server's socket."""
+        return self.connection.path
 
     def pool(self, scope: str, *, observed: bool = False) -> Pool:
         """Return the pool of a scope: in the table, or in scratch while there is no table."""
@@ -258,109 +119,317 @@ class ClientConnection(Reconnector):
         self.sites[id(code), instruction] = pool
         self._codes[id(code)] = code  # last: another thread may be starting over, and the site is gone then
 
-    def requests(self) -> RequestQueue:
-        """Return this process's end of the request queue.
+    # -- the contract ----------------------------------------------------------------------------
 
-        Raises:
-            ServerUnavailable: it was never connected.
-        """
-        if self.table is None:
-            raise ServerUnavailable(self.path, "never connected")
-        return TableQueue(self.table, os.getpid(), self.ring)
-
-    # -- sending ---------------------------------------------------------------------------------
-
-    def ring(self, deadline: float) -> bool:
-        """Tell the server of a deadline. Returns False if it is gone."""
-        table = self.table
-        if table is None or not self.connected:
-            return False
-        looks = table.looks()  # before the send: a look counted after it has seen our store
-        if not self._send_frame(wire.encode(wire.Ring(deadline))):
-            return False
-        table.rang(looks, table.now())
-        return True
-
-    def send(self, key: str, deadline: float, budget: float, word: int = 0) -> None:
-        """Send a stored deadline of which the table says that the server must be told: with a table, ring.
-
-        If the server is gone, try to reconnect, at most once a second; on a running event loop, leave that
-        to the next caller. Never raises: the timer is in the table, and the next server adopts it.
+    def put(self, request: TimerRequest, budget: float = BUDGET, *, insist: bool = True) -> bool:
+        """Store a request, and tell the server if it must be told, blocking this thread.
 
         Args:
-            key: the timer's name (``layout.timer_key``); of no use here, see
-                :class:`SocketOnlyConnection`.
-            deadline: the stored deadline.
-            budget: seconds this may take.
-            word: where it is stored, of an entry's timer; of no use here either.
+            request: on this process.
+            budget: seconds that this may take; less on a running event loop.
+            insist: look for a server even if one has been looked for in vain a moment ago.
+
+        Raises:
+            TypeError, ValueError: it cannot be stored, and nothing has been.
+            AiotimerError, OSError: the server does not know of it, and has to.
         """
-        found_out_now = self.connected and loop_is_running()
-        if not self.ring(deadline) and self.may_attempt() and not found_out_now:
-            try:
-                self.connect(within(budget))
-            except (AiotimerError, OSError) as error:
-                self.outage(str(error))
-                return
-        self.note_lateness()
+        if self.table is None and _arms(request) and self.must_connect(insist=insist):
+            self.connection.connect(within(budget))
+        deadline = self._store(request)
+        if deadline is None:
+            return False
+        self.send(request.scope_id, deadline, budget)
+        return True
+
+    async def put_async(self, request: TimerRequest, budget: float = BUDGET, *, insist: bool = True) -> bool:
+        """Do what :meth:`put` does, suspending the task."""
+        if self.table is None and _arms(request) and self.must_connect(insist=insist):
+            await self.connection.connect_async(budget)
+        deadline = self._store(request)
+        if deadline is None:
+            return False
+        await self.send_async(request.scope_id, deadline, budget)
+        return True
+
+    def put_nowait(self, request: TimerRequest) -> None:
+        """Store a release, and wait for nothing: what is left to do is done in the background."""
+        self._store(request)
+        self.send_release_nowait(request.scope_id)
+
+    def size(self) -> int:
+        """Return 0: at this end nothing comes out."""
+        return 0
+
+    def get(self, size: int, timeout: float = 0.0) -> list[TimerRequest]:
+        """Return nothing, at once: nothing will come out at this end."""
+        return []
+
+    def must_connect(self, *, insist: bool) -> bool:
+        """Whether to connect before anything can be stored; without a server, it is not."""
+        return self.table is None and (insist or self.connection.may_attempt())
+
+    def _store(self, request: TimerRequest) -> float | None:
+        """Store a request; return the stored deadline if the server must be told of it."""
+        worker_id, scope_id, deadline = request
+        if worker_id != self.worker_id:
+            raise ValueError(f"a request on {worker_id!r} in the queue of {self.worker_id!r}")
+        table = self.table
+        if table is None:
+            return None
+        if table.offset:
+            deadline = shifted(deadline, table.offset)
+        if table.set((scope_id, 0), deadline, table.now()) or not self.shared:
+            return deadline
+        return None
+
+    # -- what is stored already ------------------------------------------------------------------
+
+    def send(self, key: str, deadline: float, budget: float, word: int = 0) -> None:
+        """Let the server know of a deadline that has been stored, and of which it must be told.
+
+        Args:
+            key: the timer's name (``layout.timer_key``).
+            deadline: the stored deadline.
+            budget: seconds that this may take; less on a running event loop.
+            word: where it is stored, of an entry's timer.
+
+        Raises:
+            AiotimerError, OSError: the server does not know it, and has to.
+        """
+        steps = self._sending(key, deadline, word, blocks_loop=loop_is_running())
+        if steps is not None:
+            waiting.run(steps, within(budget))
 
     async def send_async(self, key: str, deadline: float, budget: float, word: int = 0) -> None:
         """Do what :meth:`send` does, suspending the task instead of blocking its thread."""
-        if not self.ring(deadline) and self.may_attempt():
-            try:
-                await self.connect_async(budget)
-            except (AiotimerError, OSError) as error:
-                self.outage(str(error))
-                return
-        self.note_lateness()
+        steps = self._sending(key, deadline, word, blocks_loop=False)
+        if steps is not None:
+            await waiting.run_async(steps, self.connection.patience(budget))
 
     def send_release(self, key: str, budget: float, word: int = 0) -> None:
-        """Send that a timer was released: with a table, nothing, as its store is all that it takes."""
+        """Let the server know that a timer was released. Never fails: what cannot be sent now is pending."""
+        with contextlib.suppress(AiotimerError, OSError):
+            self.send(key, RELEASE, budget, word)
 
     async def send_release_async(self, key: str, budget: float, word: int = 0) -> None:
         """Do what :meth:`send_release` does, suspending the task."""
+        with contextlib.suppress(AiotimerError, OSError):
+            await self.send_async(key, RELEASE, budget, word)
 
+    # -- what the kinds differ in ----------------------------------------------------------------
+
+    def _first_table(self) -> TimerTable | None:
+        """Return what to store in before a server has given us a table."""
+        return None
+
+    @abstractmethod
+    def _sending(self, key: str, deadline: float, word: int, *, blocks_loop: bool) -> Steps[None] | None:
+        """Do at once what :meth:`send` can, and return what is left; ``blocks_loop``: it holds up a loop."""
+
+    @abstractmethod
     def send_release_nowait(self, key: str, word: int = 0) -> None:
         """Send a release without waiting for anything: safe in a finaliser."""
 
+    @abstractmethod
+    def introduce(self) -> tuple[list[int], Armed]:
+        """Return what comes with HELLO: the table's descriptor, or what is armed."""
+
+    @abstractmethod
+    def follow_up(self, sock: socket.socket, welcome: wire.Welcome) -> Steps[None]:
+        """Send what HELLO had no room for."""
+
+    @abstractmethod
+    def settle(self, sock: socket.socket, welcome: wire.Welcome, descriptor: int) -> None:
+        """Take a connection into use."""
+
+    @abstractmethod
+    def disconnected(self) -> None:
+        """The connection is gone: nobody is known to watch."""
+
+    @abstractmethod
+    def needs_reconnecting(self) -> bool:
+        """Whether there is anything left to do, or to wait for."""
+
+    @abstractmethod
+    def reconnect(self) -> None:
+        """Try once to do what is left."""
+
+    @abstractmethod
+    def depart(self) -> None:
+        """The last client leaves. Whoever enters next, which nobody can meanwhile, finds nothing of it."""
+
+    def say_bye(self) -> None:
+        """The last client has left: tell the server now, if that had to wait."""
+
+    def let_go(self) -> None:
+        """Give up what is open. Entries that are active keep their table, and release in it."""
+        if self.table is not None:
+            self.table.pools = {}  # the dict goes on with the queue
+
+
+def _arms(request: TimerRequest) -> bool:
+    """Whether a request needs a table; one that is none is refused."""
+    encode_scope(request.scope_id)
+    return not request.is_release
+
+
+class ClientConnection(Reconnector):
+    """A connection, and the queue that is its.
+
+    Args:
+        path: the server's socket, absolute.
+        kind: makes the queue.
+
+    Attributes:
+        queue: the queue.
+        connected: whether a server has welcomed this process and is not known to have gone since.
+        welcomed: whether one ever has.
+        users: how many clients use it.
+        entering: held while somebody enters or leaves.
+        starting_until: when (``CLOCK_MONOTONIC``) a server that has just been started should be there;
+            until then a missing socket is waited for.
+    """
+
+    def __init__(self, path: str, kind: Callable[[ClientConnection], WorkerQueue]) -> None:
+        super().__init__(path)
+        self.starting_until = -inf
+        self.users = 0
+        self.reap_request = NO_REQUEST
+        self.entering = threading.RLock()
+        self._turns = Turns()  # at connecting
+        self._resets = 0
+        self.queue = kind(self)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything: a new connection, or the child after a fork."""
+        self.queue.reset()
+        self.connected = self.welcomed = False
+        self._socket: socket.socket | None = None
+        self._socket_inode = 0
+        self._resets += 1
+        self._next_attempt = -inf
+        self._silent_until = -inf  # a server has just let us wait in vain
+        self.unwatched = self._logged = False
+
+    def ask_for(self, reap: str, *, observe: bool) -> None:
+        """A client asks how this process is reaped: the first request holds until the last client leaves.
+
+        Raises:
+            TypeError, ValueError: it is no request, or not the one that holds.
+        """
+        with self.entering:
+            request = self.reap_request.combined(self.path, reap, observe=observe)
+            if request != self.reap_request and self.connected:
+                self.disconnect()  # it stands in the next HELLO
+            self.reap_request = request
+
+    # -- connecting ------------------------------------------------------------------------------
+
+    def connect(self, budget: float) -> None:
+        """Connect, blocking this thread for at most ``budget`` seconds; raises as :meth:`connecting`."""
+        waiting.run(self.connecting(), budget)
+
+    async def connect_async(self, budget: float) -> None:
+        """Connect, suspending this task for at most ``budget`` seconds; raises as :meth:`connecting`."""
+        await waiting.run_async(self.connecting(), self.patience(budget))
+
+    def patience(self, budget: float) -> float:
+        """Return for how long a task waits: for a server that is just being started, longer."""
+        return max(budget, self.starting_until - monotonic())
+
+    def connecting(self) -> Steps[None]:
+        """Connect, if this process is not connected yet.
+
+        Raises:
+            ServerUnavailable: nobody answered.
+            Refused: the server does not want this client.
+        """
+        turns, turn = self._turns, Turn()
+        try:
+            while not turns.take(turn):  # another thread or task of this process is at it
+                yield Wait(seconds=0.001, until=starting_until(self.path))
+            if not self.connected:
+                self._next_attempt = monotonic() + RETRY_EVERY
+                yield from self._connect_now(self._resets)
+        except TimeoutError as error:
+            self._silent_until = monotonic() + RETRY_EVERY
+            raise ServerUnavailable(self.path, str(error)) from None
+        except (AiotimerError, OSError):
+            raise
+        except BaseException:  # cancelled: that says nothing about the server
+            self._next_attempt = -inf
+            raise
+        finally:
+            turn.over = True
+
+    def _connect_now(self, resets: int) -> Steps[None]:
+        queue = self.queue
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        descriptor = -1
+        try:
+            until = yield from reach(sock, self.path, lambda: self.starting_until)
+            hello, offered = self._hello()
+            welcome, descriptor = yield from greet(sock, self.path, wire.encode(hello), offered, until)
+            yield from queue.follow_up(sock, welcome)
+            with self.entering:  # nobody leaves meanwhile
+                if self._resets != resets:
+                    raise ServerUnavailable(self.path, "the last client was closed meanwhile")
+                queue.settle(sock, welcome, descriptor)
+        except BaseException:
+            if self._socket is not sock:
+                sock.close()
+            if descriptor >= 0 and descriptor != queue.descriptor:
+                os.close(descriptor)
+            raise
+
+    def _hello(self) -> tuple[wire.Hello, list[int]]:
+        """Return HELLO, and the descriptors that go with it."""
+        clock = monotonic()  # before the rest: of two HELLOs the later one must not know less
+        offered, armed = self.queue.introduce()
+        hello = wire.Hello(
+            version=wire.PROTOCOL_VERSION,
+            release=__version__,
+            pid=os.getpid(),
+            shared=self.queue.shared,
+            time_namespace=time_namespace(),
+            clock=clock,
+            offers_table=bool(offered),
+            armed=armed,
+            reap=self.reap_request.reap,
+            observe=self.reap_request.observe or observes(),
+        )
+        return hello, offered
+
+    def use(self, sock: socket.socket) -> None:
+        """Use a socket on which this process has been welcomed."""
+        old, old_inode = self._socket, self._socket_inode
+        self._socket = sock
+        allow_tracing(sock)
+        if "asyncio" in sys.modules:
+            from . import inspection  # noqa: F401 - now, when it takes nobody's time
+        self._socket_inode = os.fstat(sock.fileno()).st_ino
+        self.connected, self.starting_until = True, -inf
+        self.welcomed = True
+        if old is not None:
+            close(old, old_inode)
+
     @property
-    def connecting(self) -> bool:
+    def is_connecting(self) -> bool:
         """Whether an attempt to connect is under way."""
         return self._turns.taken
 
     def may_attempt(self) -> bool:
         """Whether an attempt to connect is under way, or the last one is a second ago."""
-        return self.connecting or monotonic() >= self._next_attempt
+        return self.is_connecting or monotonic() >= self._next_attempt
 
-    # -- outages ---------------------------------------------------------------------------------
+    def check_silence(self) -> None:
+        """Raise ServerUnavailable if a server has just let somebody wait in vain: not everybody has to."""
+        if monotonic() < self._silent_until:
+            raise ServerUnavailable(self.path, "it did not answer a moment ago")
 
-    def note_lateness(self) -> None:
-        """Say once that the server is late, and once that it is back."""
-        if self._is_late():
-            self.outage(f"the timer server at {self.path!r} has not looked for over {layout.LATE:g} s")
-        elif self.connected:
-            self.outage_over()
-
-    def _is_late(self) -> bool:
-        table = self.table
-        return table is not None and table.is_late(table.now())
-
-    def needs_reconnecting(self) -> bool:
-        """Whether an outage has been noticed and is not over."""
-        if self._unwatched and self.connected:
-            self.note_lateness()
-        return self._unwatched and self.users > 0
-
-    def reconnect(self) -> None:
-        """Ring a late server; find one if there is none.
-
-        It is asked before it is greeted: whoever enters a block meanwhile would wait for the greeting's end.
-        """
-        table = self.table
-        if table is None or not self.ring(table.now()):
-            ping(self.path, trusted=True)
-            self.connect(RETRY_EVERY)
-
-    def _send_frame(self, frame: bytes) -> bool:
+    def send_frame(self, frame: bytes) -> bool:
+        """Send a message. Returns False if the server is gone."""
         sock = self._socket
         if sock is None:
             return False
@@ -371,72 +440,71 @@ class ClientConnection(Reconnector):
         except BlockingIOError:
             return True  # what the server has not read yet will make it look
         except OSError:
-            self.connected, self.watched = False, None
+            self.connected = False
+            self.queue.disconnected()
             return False
         return True
+
+    # -- outages ---------------------------------------------------------------------------------
+
+    def needs_reconnecting(self) -> bool:
+        """Whether there is anything left to do, or to wait for."""
+        return self.queue.needs_reconnecting()
+
+    def reconnect(self) -> None:
+        """Try once to do what is left."""
+        self.queue.reconnect()
+
+    def find_server(self) -> None:
+        """Connect, in a thread that has time.
+
+        A server is asked before it is greeted: whoever enters a block meanwhile would wait for the greeting's
+        end.
+        """
+        ping(self.path, trusted=True)
+        self.connect(RETRY_EVERY)
 
     # -- the end ---------------------------------------------------------------------------------
 
     def enter(self, hook: Hook | None = None) -> None:
         """One more client uses this connection; ``hook`` wants to hear of outages."""
-        with self._entering:
+        with self.entering:
             self.users += 1
         if hook is not None:
             self.hooks.append(hook)
 
     def leave(self, hook: Hook | None = None) -> None:
-        """A client is done; the last one says BYE, and the server forgets this process's timers."""
+        """A client is done; with the last one the server forgets this process's timers, if need be later."""
         if hook is not None:
             self.hooks.remove(hook)
-        with self._entering:
+        with self.entering:
             self.users -= 1
-            if self.users <= 0:
-                self._depart()
-                self.reap_request = NO_REQUEST
-
-    def _depart(self) -> None:
-        """The last client has left: whoever enters next finds nothing of it."""
-        if self.table is not None:
-            self.table.disarm()
-        if self.connected:
-            self._send_frame(wire.encode(wire.Bye()))
-        self._let_go()
+            if self.users > 0:
+                return
+            self.queue.depart()
+            self.reap_request = NO_REQUEST
+        self.queue.say_bye()
 
     def disconnect(self) -> None:
         """Close the connection and nothing else: the timers stay armed."""
+        self.queue.disconnected()
         sock, self._socket = self._socket, None
-        self.connected, self.watched = False, None
+        self.connected = False
         if sock is not None:
             close(sock, self._socket_inode)
 
     def fork(self) -> None:
         """In a forked child: let go of what is the parent's, and start afresh."""
         self._turns = Turns()
-        self._entering = threading.RLock()
+        self.entering = threading.RLock()
         self.start_afresh()
-        self._let_go()
+        self.let_go()
 
-    def _let_go(self) -> None:
-        """Close what is open. Entries that are active keep their table, and release in it."""
+    def let_go(self) -> None:
+        """Close what is open, and forget it."""
         self.disconnect()
         channels = sys.modules.get("aiotimer.client.inspection")
         if channels is not None:
             channels.close_channels(self.path)
-        if self._stacks is not None:
-            self._stacks.undo()
-        if is_open(self._table_descriptor, self._table_inode):
-            os.close(self._table_descriptor)
-        if self.table is not None:
-            self.table.pools = {}  # the dict goes on with the connection
+        self.queue.let_go()
         self.reset()
-
-
-_mapped: weakref.WeakSet[TimerTable] = weakref.WeakSet()
-
-
-def abandon_tables() -> None:
-    """In a forked child, before connections are reset: no table that was mapped is there any more."""
-    for table in list(_mapped):
-        immortal(table.raw.obj)
-        table.abandon(mmap.mmap(-1, layout.TABLE_SIZE))
-    _mapped.clear()

@@ -1,4 +1,4 @@
-"""The registry of this process's connections: one per server and kind. A forked child resets all of them."""
+"""The registry of this process's connections: one per server and kind of queue. A fork resets the child's."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import os
 import weakref
 
 from .._linux.environment import check_socket_path
-from .connection import ClientConnection, abandon_tables
-from .socket_only import SocketOnlyConnection
+from .connection import ClientConnection
+from .shared_table import SharedTableQueue, abandon_tables
+from .socket_only import SocketQueue
 
 _connections: dict[tuple[str, bool], ClientConnection] = {}
 _every_connection: weakref.WeakSet[ClientConnection] = weakref.WeakSet()
@@ -22,7 +23,7 @@ def connection_to(path: str, *, shared: bool) -> ClientConnection:
     path = check_socket_path(path)
     connection = _connections.get((path, shared))
     if connection is None:
-        connection = ClientConnection(path) if shared else SocketOnlyConnection(path)
+        connection = ClientConnection(path, SharedTableQueue if shared else SocketQueue)
         connection = _connections.setdefault((path, shared), connection)
         _every_connection.add(connection)
     return connection

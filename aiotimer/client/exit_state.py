@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
-    from .connection import ClientConnection
+    from .connection import WorkerQueue
 
 
 class ExitState:
@@ -18,25 +18,25 @@ class ExitState:
 
     Attributes:
         lock: held by ``renew`` while it stores.
-        connection: where the release must be sent, if it is socket-only.
+        queue: where the release must be sent, if it is socket-only.
         budget: seconds that this may take: those of the client that entered.
         pid: the process that entered: a forked child sends nothing about its parent's block.
         entered_at: when the block was entered, on its table's clock, if its duration is to be counted.
     """
 
-    __slots__ = ("budget", "connection", "entered_at", "lock", "pid")
+    __slots__ = ("budget", "entered_at", "lock", "pid", "queue")
 
-    def __init__(self, connection: ClientConnection | None = None, budget: float = 0.0) -> None:
+    def __init__(self, queue: WorkerQueue | None = None, budget: float = 0.0) -> None:
         self.lock = RLock()  # a signal's handler may renew, too
-        self.connection = connection
+        self.queue = queue
         self.budget = budget
         self.entered_at = nan
-        self.pid = os.getpid() if connection is not None else 0
+        self.pid = os.getpid() if queue is not None else 0
 
     @property
     def sends_release(self) -> bool:
         """Whether the release has to be sent."""
-        return self.connection is not None and self.pid == os.getpid()
+        return self.queue is not None and self.pid == os.getpid()
 
 
 async def nothing() -> None:

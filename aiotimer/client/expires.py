@@ -72,9 +72,9 @@ def expires(
     try:
         if scope is None:
             frame = _getframe(1)
-            block._pool = client.sites[id(frame.f_code), frame.f_lasti]  # type: ignore[union-attr]
+            block._pool = client._sites[id(frame.f_code), frame.f_lasti]  # type: ignore[union-attr]
         else:
-            block._pool = client.pools[scope]  # type: ignore[union-attr]
+            block._pool = client._pools[scope]  # type: ignore[union-attr]
     except (KeyError, AttributeError):  # a new name, or nothing is configured
         client = client or default_client()
         block._pool = site_pool(_getframe(1), client) if scope is None else named_pool(scope, client)

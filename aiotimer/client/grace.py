@@ -34,7 +34,7 @@ class GracefulBlock(Block):
     async def __aenter__(self) -> Self:
         """Begin the soft limit, then arm the timer."""
         if self._slot is None:
-            self._soft.start((self._client or configured()).connection.call_later)
+            self._soft.start((self._client or configured())._queue.call_later)
         try:
             return await super().__aenter__()
         except BaseException as error:

@@ -32,8 +32,8 @@ _AGAIN_AFTER = 1.0
 _AT_ONCE = 65_536
 
 
-class InspectedConnection(Protocol):
-    """What an inspection channel needs to know of this process's connection to the server that asks.
+class InspectedQueue(Protocol):
+    """What an inspection channel needs to know of this process's queue at the server that asks.
 
     Attributes:
         shared: whether the table is one that the server reads.
@@ -55,11 +55,9 @@ class InspectedConnection(Protocol):
 class InspectionChannel:
     """One event loop's end of the channel on which one server inspects it."""
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, connection: InspectedConnection, block_type: type[Any]
-    ) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, queue: InspectedQueue, block_type: type[Any]) -> None:
         self._loop = weakref.ref(loop)  # the loop holds this object
-        self._connection = weakref.ref(connection)
+        self._queue = weakref.ref(queue)
         self._block_type = block_type
         self._pid = os.getpid()
         self._decoder = wire.client_decoder()
@@ -73,13 +71,13 @@ class InspectionChannel:
 
     def open(self) -> None:
         """Connect."""
-        loop, connection = self._loop(), self._connection()
-        if loop is None or connection is None:
+        loop, queue = self._loop(), self._queue()
+        if loop is None or queue is None:
             return
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * wire.MAX_FRAME)
-            sock.connect(connection.path)
-            check_trusted(sock, connection.path)
+            sock.connect(queue.path)
+            check_trusted(sock, queue.path)
             sock.send(wire.encode(wire.Attend(wire.PROTOCOL_VERSION)), socket.MSG_NOSIGNAL)
             self._decoder = wire.client_decoder()
             self._inode = os.fstat(sock.fileno()).st_ino
@@ -113,9 +111,9 @@ class InspectionChannel:
         with contextlib.suppress(Exception):
             was_open = self.is_open
             self.close()
-            connection = self._connection()
-            if was_open and connection is not None:
-                for pool in connection.pools.copy().values():
+            queue = self._queue()
+            if was_open and queue is not None:
+                for pool in queue.pools.copy().values():
                     pool.sample_at = -inf
 
     def _ready(self) -> None:
@@ -128,8 +126,8 @@ class InspectionChannel:
             self._abandon()
 
     def _report(self) -> None:
-        loop, connection, descriptor = self._loop(), self._connection(), self._descriptor
-        if loop is None or connection is None or not is_open(descriptor, self._inode):
+        loop, queue, descriptor = self._loop(), self._queue(), self._descriptor
+        if loop is None or queue is None or not is_open(descriptor, self._inode):
             raise ConnectionError("the program closed the channel's descriptor")
         sock = socket.socket(fileno=descriptor)
         try:
@@ -139,9 +137,7 @@ class InspectionChannel:
             for message in self._decoder.feed(data):
                 if not isinstance(message, wire.Inspect):
                     raise ConnectionError("no question")
-                frame = report_tasks(
-                    loop, message, connection.table if connection.shared else None, self._block_type
-                )
+                frame = report_tasks(loop, message, queue.table if queue.shared else None, self._block_type)
                 if sock.send(frame, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL) < len(frame):
                     raise ConnectionError("the server does not read")
         finally:
@@ -161,22 +157,22 @@ _channels: weakref.WeakKeyDictionary[
 ] = weakref.WeakKeyDictionary()
 
 
-def open_inspection_channel(connection: InspectedConnection, block_type: type[Any]) -> None:
-    """Let a connection's server inspect the running event loop, if there is one. Never raises."""
+def open_inspection_channel(queue: InspectedQueue, block_type: type[Any]) -> None:
+    """Let a queue's server inspect the running event loop, if there is one. Never raises."""
     try:
         loop = asyncio._get_running_loop()
-        if loop is None or monotonic() < connection.next_channel_attempt:
+        if loop is None or monotonic() < queue.next_channel_attempt:
             return
         of_loop = _channels.get(loop)
         if of_loop is None:
             of_loop = _channels.setdefault(loop, weakref.WeakValueDictionary())
-        channel = of_loop.get(connection.path)
+        channel = of_loop.get(queue.path)
         if channel is None or not channel.is_open:
-            connection.next_channel_attempt = monotonic() + _AGAIN_AFTER
-            channel = InspectionChannel(loop, connection, block_type)
+            queue.next_channel_attempt = monotonic() + _AGAIN_AFTER
+            channel = InspectionChannel(loop, queue, block_type)
             channel.open()
-            of_loop[connection.path] = channel
-            connection.next_channel_attempt = -inf
+            of_loop[queue.path] = channel
+            queue.next_channel_attempt = -inf
     except Exception:  # noqa: BLE001 - there is one probe less, and a later sampled entry tries again
         return
 

@@ -31,11 +31,12 @@ long a restarted server waits to hear what a peer without a shared table release
 
 
 class Reconnector:
-    """The part of a connection that notices outages and reconnects. Each kind of connection derives from it.
+    """The part of a connection that notices outages and reconnects.
 
     Attributes:
         path: the server's socket.
         hooks: whom to tell, see :data:`Hook`.
+        unwatched: whether there is an outage.
     """
 
     def __init__(self, path: str) -> None:
@@ -46,11 +47,11 @@ class Reconnector:
     def start_afresh(self) -> None:
         """Forget the outage, and the thread: there is none of ours in a forked child."""
         self._outage_lock = threading.RLock()
-        self._unwatched = False
+        self.unwatched = False
         self._logged = False
         self._reconnecting = False
 
-    # -- what the kinds of connection differ in --------------------------------------------------
+    # -- what a reconnector is for ---------------------------------------------------------------
 
     def needs_reconnecting(self) -> bool:
         """Whether there is anything left to do, or to wait for."""
@@ -70,7 +71,7 @@ class Reconnector:
             aloud: whether to say it in the log; the hooks are told in any case.
         """
         with self._outage_lock:
-            begins, self._unwatched = not self._unwatched, True
+            begins, self.unwatched = not self.unwatched, True
             log_it, self._logged = aloud and not self._logged, self._logged or aloud
         if log_it:
             log.warning("timers are not being watched: %s", reason)
@@ -81,10 +82,10 @@ class Reconnector:
 
     def outage_over(self) -> None:
         """They are being watched: say so if the contrary has been said."""
-        if not self._unwatched:
+        if not self.unwatched:
             return
         with self._outage_lock:
-            ends, self._unwatched = self._unwatched, False
+            ends, self.unwatched = self.unwatched, False
             log_it, self._logged = self._logged, False
         if log_it:
             log.warning("the timer server at %r looks again", self.path)

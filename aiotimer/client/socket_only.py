@@ -1,4 +1,4 @@
-"""A socket-only connection, which has no shared table: every request is a message, and acknowledged.
+"""A request queue without a shared table: every request is a message, and acknowledged.
 
 For sandboxes where memory cannot be mapped or descriptors cannot be passed. Timers are kept in a table of
 this process's own, and what is sent is read from there at the moment it is sent. The laws of this file:
@@ -8,15 +8,15 @@ this process's own, and what is sent is read from there at the moment it is sent
 * Whatever goes wrong while something is being sent ends the connection, an interruption too. The HELLO of
   the next one lists what is armed then, and the server releases the rest. Of two HELLOs of a process the
   later one counts, by its clock.
-* What could not be sent is pending until it is acknowledged: the reconnector's thread sees to that, even
-  when the last client has left.
+* What is not acknowledged nobody watches: a request that could not be sent raises. It is pending until it is
+  acknowledged: the reconnector's thread sees to that, even when the last client has left.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import os
+import select
 import socket
 import threading
 from collections import deque
@@ -26,12 +26,9 @@ from .._core import layout, wire
 from .._core.reader import TableReader, Timer
 from .._core.requests import RELEASE
 from .._core.table import TimerTable
-from ..errors import AiotimerError, ProtocolError, ServerUnavailable
-from ..queue import RequestQueue, SocketQueue
-from .connection import RETRY_EVERY, ClientConnection
-from .control import ping
+from ..errors import ProtocolError, TableFull
+from .connection import RETRY_EVERY, Armed, WorkerQueue
 from .memory import scratch_table
-from .reconnect import Hook
 from .waiting import BUDGET_ON_LOOP, Steps, Wait, within
 
 _LEAVE_WITHIN = 0.25
@@ -41,18 +38,132 @@ _HEAD_OF_HELLO, _PER_TIMER = 512, 16
 """Bytes of a HELLO without its timers, and of one timer besides its key; both on the safe side."""
 
 
-class SocketOnlyConnection(ClientConnection):
-    """A connection without a shared table. ``send`` raises here: what is not acknowledged nobody watches."""
+class Messages:
+    """Numbered requests on one connected socket, and their acknowledgements.
+
+    One thread at a time sends, and any may wait.
+
+    Args:
+        sock: a non-blocking stream socket.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._reading = threading.Lock()  # held by the thread that reads
+        self._acknowledged = 0
+        self._errors: dict[int, str] = {}
+        self._decoder = wire.client_decoder()
+        self.sent = 0
+        """The number of the last request sent."""
+
+    @property
+    def acknowledged(self) -> bool:
+        """Whether all that was sent has been acknowledged, as far as anybody has read."""
+        return self._acknowledged >= self.sent
+
+    def send(self, key: str, expiration_time: float, budget: float) -> int:
+        """Send a request for the timer of a key (see ``layout.timer_key``) and return its number.
+
+        Interrupted or failed, it leaves a connection on which nothing more can be sent.
+
+        Args:
+            key: whose.
+            expiration_time: as in a :class:`TimerRequest`.
+            budget: seconds this may take.
+
+        Raises:
+            ConnectionError: it could not be sent within the budget.
+        """
+        until = monotonic() + budget
+        number = self.sent + 1
+        frame = wire.encode(wire.Acquire(number, key, expiration_time))
+        while True:
+            try:
+                sent = self._socket.send(frame, socket.MSG_NOSIGNAL)
+                break
+            except BlockingIOError:
+                self.wait_ready(until - monotonic())
+        if sent != len(frame):
+            self._socket.close()  # half a frame: nothing more can be sent on this connection
+            raise ConnectionError("the connection took only a part of a request")
+        self.sent = number
+        return number
+
+    def ready(self) -> bool:
+        """Whether a request can be sent without waiting."""
+        return bool(self._poll(select.POLLOUT, 0.0))
+
+    def wait_ready(self, timeout: float) -> None:
+        """Wait until a request can be sent.
+
+        Raises:
+            ConnectionError: it could not within ``timeout`` seconds.
+        """
+        self._wait(select.POLLOUT, timeout)
+
+    def wait(self, number: int, timeout: float) -> None:
+        """Wait until a request is acknowledged; one waiting thread at a time reads for all of them.
+
+        Raises:
+            ConnectionError: it was not within ``timeout`` seconds.
+            TableFull: the server has no room for it.
+        """
+        until = monotonic() + timeout
+        while self._acknowledged < number:
+            if not self._reading.acquire(timeout=max(0.0, until - monotonic())):
+                raise ConnectionError(f"no acknowledgement within {timeout:g} s")
+            try:
+                if self._acknowledged < number:
+                    for message in self._receive(until - monotonic()):
+                        self._note(message)
+            finally:
+                self._reading.release()
+        error = self._errors.pop(number, None)
+        if error:
+            raise TableFull(layout.SLOTS, error)
+
+    def _note(self, message: wire.Ack) -> None:
+        """An error may be of any request that it acknowledges: nobody may take his own for armed."""
+        if message.error:
+            last = min(message.number, self.sent + 1)  # one more may just have been sent
+            self._errors.update(dict.fromkeys(range(self._acknowledged + 1, last + 1), message.error))
+        self._acknowledged = message.number
+
+    def _receive(self, timeout: float) -> list[wire.Ack]:
+        self._wait(select.POLLIN, timeout)
+        try:
+            data = self._socket.recv(65_536)
+        except BlockingIOError:
+            return []
+        if not data:
+            raise ConnectionError("the server closed the connection")
+        return [m for m in self._decoder.feed(data) if isinstance(m, wire.Ack)]
+
+    def _wait(self, event: int, timeout: float) -> None:
+        if not self._poll(event, max(0.0, timeout)):
+            raise ConnectionError("the server did not answer in time")
+
+    def _poll(self, event: int, timeout: float) -> object:
+        descriptor = self._socket.fileno()
+        if descriptor < 0:
+            raise ConnectionError("the connection has been closed")
+        poll = select.poll()
+        poll.register(descriptor, event)
+        return poll.poll(timeout * 1000)
+
+
+class SocketQueue(WorkerQueue):
+    """A queue whose requests are sent. A put raises if it was not acknowledged."""
 
     shared = False
 
     def reset(self) -> None:
         """Forget everything, and start with an empty table of our own."""
         super().reset()
-        self.queue: SocketQueue | None = None
-        self._next_queue: SocketQueue | None = None  # of a connection that is not in use yet
+        self._messages: Messages | None = None
+        self._next_messages: Messages | None = None  # of a connection that is not in use yet
         self._send_lock = threading.RLock()
-        self._sending = False  # something, on the thread that holds the lock
+        self._sending_now = False  # something, on the thread that holds the lock
         self._pending: dict[str, int] = {}  # by key, the word of each timer that is pending
         self._unlisted: deque[str] = deque()  # keys of armed timers that HELLO has no room for
         self._bye_pending = False  # a server may hold timers of ours that it has not been told to forget
@@ -62,145 +173,71 @@ class SocketOnlyConnection(ClientConnection):
 
     # -- requests --------------------------------------------------------------------------------
 
-    def send(self, key: str, deadline: float, budget: float, word: int = 0) -> None:
-        """Send what the table holds for a timer, and wait for the acknowledgement; reconnect if need be.
-
-        Raises:
-            AiotimerError, OSError: the server did not acknowledge it within the budget.
-        """
-        until = monotonic() + budget
+    def _sending(self, key: str, deadline: float, word: int, *, blocks_loop: bool) -> Steps[None]:
+        """Send what the table holds for a timer, and wait for the acknowledgement; reconnect if need be."""
+        connection = self.connection
         try:
             while True:
-                queue = self.queue
-                if queue is not None and self.connected:
+                messages = self._messages
+                if messages is not None and connection.connected:
                     try:
-                        number = self._send_request(queue, key, word, max(0.0, until - monotonic()))
-                        queue.wait(number, max(0.0, until - monotonic()))
+                        while not messages.ready():  # the server has not read so far yet
+                            yield Wait(call=messages.wait_ready)
+                        number = self._flush(messages, key, word)
+                        yield Wait(call=functools.partial(messages.wait, number))
                         break
                     except OSError:
-                        self._lose(queue)
-                self._check_silence()
+                        self._lose(messages)
+                connection.check_silence()
                 # HELLO lists what is armed, but another thread may have sent it before this was stored.
-                self.connect(max(0.0, until - monotonic()))
-                if monotonic() >= until:  # it was only being started: that does not count
-                    until = monotonic() + budget
+                yield from connection.connecting()
         except BaseException:
-            self._leave_pending(key, word)
+            # Left to the thread: the HELLO of a connection that others are making may list the contrary.
+            self._pending[key] = word
+            connection.reconnect_in_background()
             raise
-        self.outage_over()
-
-    async def send_async(self, key: str, deadline: float, budget: float, word: int = 0) -> None:
-        """Do what :meth:`send` does; what can be sent is sent at once, waiting is left to a thread."""
-        import asyncio
-
-        in_thread = functools.partial(asyncio.get_running_loop().run_in_executor, None)
-        until = monotonic() + budget
-        try:
-            while True:
-                queue = self.queue
-                if queue is not None and self.connected:
-                    try:
-                        if queue.ready():
-                            number = self._send_request(queue, key, word, BUDGET_ON_LOOP)
-                        else:  # the server has not read so far yet
-                            number = await in_thread(
-                                self._send_request, queue, key, word, until - monotonic()
-                            )
-                        await in_thread(queue.wait, number, max(0.0, until - monotonic()))
-                        break
-                    except OSError:
-                        self._lose(queue)
-                self._check_silence()
-                await self.connect_async(max(0.0, until - monotonic()))
-                if monotonic() >= until:  # it was only being started: that does not count
-                    until = monotonic() + budget
-        except BaseException:
-            self._leave_pending(key, word)
-            raise
-        self.outage_over()
-
-    def _leave_pending(self, key: str, word: int) -> None:
-        """Leave it to the thread: the HELLO of a connection that others are making may list the contrary."""
-        self._pending[key] = word
-        self.reconnect_in_background()
-
-    def _check_silence(self) -> None:
-        """Wait for a stuck server once a second, not in every step; the rest is left to a thread."""
-        if monotonic() < self._silent_until:
-            raise ServerUnavailable(self.path, "it did not answer a moment ago")
-
-    def send_release(self, key: str, budget: float, word: int = 0) -> None:
-        """Send that a timer has been released, and wait for the acknowledgement. Never fails.
-
-        What cannot be sent now stands in the next HELLO, which lists what is armed then.
-        """
-        with contextlib.suppress(AiotimerError, OSError):
-            self.send(key, RELEASE, budget, word)
-
-    async def send_release_async(self, key: str, budget: float, word: int = 0) -> None:
-        """Do what :meth:`send_release` does, suspending the task."""
-        with contextlib.suppress(AiotimerError, OSError):
-            await self.send_async(key, RELEASE, budget, word)
+        connection.outage_over()
 
     def send_release_nowait(self, key: str, word: int = 0) -> None:
         """Send that a timer has been released, and wait for nothing; the rest is left to the thread."""
         self._pending[key] = word
-        queue = self.queue
-        if queue is not None and self.connected:
+        messages = self._messages
+        if messages is not None and self.connection.connected:
             with contextlib.suppress(OSError):
-                self._flush(queue)
-        self.reconnect_in_background()
+                self._flush(messages)
+        self.connection.reconnect_in_background()
 
-    def requests(self) -> RequestQueue:
-        """Return the worker's end of the socket queue.
+    def _flush(self, messages: Messages, key: str = "", word: int = 0) -> int:
+        """Send what is pending, and then what the table holds for a timer; return the last request's number.
 
-        Raises:
-            ServerUnavailable: it is not connected.
+        If this thread is in the middle of sending already, what is pending is left to that, which looks
+        again; but a signal's handler with a timer of its own, who will wait, needs another connection.
         """
-        if self.queue is None:
-            raise ServerUnavailable(self.path, "not connected")
-        return self.queue
-
-    # -- sending ---------------------------------------------------------------------------------
-
-    def _send_request(self, queue: SocketQueue, key: str, word: int, budget: float) -> int:
-        """Send what is pending, and then what the table holds for a timer; return that request's number."""
-        number = 0
-        with self._send_lock:
-            try:
-                self._sending = True
-                self._send_pending(queue)
-                number = queue.send(key, self._requested(key, word), budget)
-            finally:
-                self._sending = False
-                if not number:
-                    self._lose(queue)
-        if self._pending:  # a finaliser's, which came while we were sending
-            self._flush(queue)
-        return number
-
-    def _flush(self, queue: SocketQueue) -> None:
-        """Send what is pending, unless this thread is sending already: a finaliser of its own called us."""
         done = False
         with self._send_lock:
-            if self._sending:
-                return
+            if self._sending_now:
+                if key:
+                    raise ConnectionError("a signal's handler has interrupted the sending of another request")
+                return 0
             try:
-                self._sending = True
-                self._send_pending(queue)
+                self._sending_now = True
+                while self._pending:
+                    try:
+                        pending, its_word = self._pending.popitem()
+                    except KeyError:  # a HELLO on another connection has just listed it all
+                        break
+                    messages.send(pending, self._requested(pending, its_word), 0.0)
+                if key:
+                    messages.send(key, self._requested(key, word), BUDGET_ON_LOOP)
+                number = messages.sent
                 done = True
             finally:
-                self._sending = False
+                self._sending_now = False
                 if not done:
-                    self._lose(queue)
-
-    def _send_pending(self, queue: SocketQueue) -> None:
-        while self._pending:
-            try:
-                key, word = self._pending.popitem()
-            except KeyError:  # a HELLO on another connection has just listed it all
-                return
-            queue.send(key, self._requested(key, word), 0.0)
+                    self._lose(messages)
+        if key and self._pending:  # a finaliser's, which came while we were sending
+            self._flush(messages)
+        return number
 
     def _requested(self, key: str, word: int) -> float:
         """Return what is asked for under a name now."""
@@ -219,15 +256,15 @@ class SocketOnlyConnection(ClientConnection):
         raw = self.table.raw
         return TableReader(lambda size, offset: bytes(raw[offset : offset + size])).timers()
 
-    def _lose(self, queue: SocketQueue) -> None:
+    def _lose(self, messages: Messages) -> None:
         """Nothing more can be sent on a connection. Another thread may have made a new one by now."""
-        if self.queue is queue:
-            self.disconnect()
+        if self._messages is messages:
+            self.connection.disconnect()
 
     # -- connecting ------------------------------------------------------------------------------
 
-    def _hello(self, *, offers_table: bool) -> wire.Hello:
-        hello = super()._hello(offers_table=False)
+    def introduce(self) -> tuple[list[int], Armed]:
+        """List what is armed, the soonest first, as far as there is room."""
         self._bye_pending = True
         self._pending.clear()  # the list holds it
         armed = deque(self._armed())
@@ -236,89 +273,85 @@ class SocketOnlyConnection(ClientConnection):
         while armed and (room := room - len(armed[0][0].encode()) - _PER_TIMER) > 0:
             listed.append(armed.popleft())
         self._unlisted = deque(key for key, _deadline in armed)
-        return wire.with_armed(hello, tuple(listed))
+        return [], tuple(listed)
 
-    def _offer(self) -> list[int]:
-        return []
-
-    def _send_unlisted(self, sock: socket.socket, welcome: wire.Welcome) -> Steps[None]:
+    def follow_up(self, sock: socket.socket, welcome: wire.Welcome) -> Steps[None]:
+        """Send what HELLO had no room for."""
         if welcome.has_table:
             raise ProtocolError("a table for a client that did not ask for one")
-        queue = SocketQueue(sock, os.getpid())
+        messages = Messages(sock)
         deadlines = dict(self._armed())
-        for key in self._unlisted:  # what did not fit into HELLO
-            while not queue.ready():
+        for key in self._unlisted:
+            while not messages.ready():
                 yield Wait(sock.fileno(), write=True)
                 deadlines = dict(self._armed())
-            queue.send(key, deadlines.get(key, RELEASE), 0.0)
-        self._next_queue = queue
+            messages.send(key, deadlines.get(key, RELEASE), 0.0)
+        self._next_messages = messages
 
-    def _settle(self, sock: socket.socket, welcome: wire.Welcome, descriptor: int) -> None:
+    def settle(self, sock: socket.socket, welcome: wire.Welcome, descriptor: int) -> None:
+        """Take a connection into use."""
         if descriptor >= 0:
             raise ProtocolError("a descriptor for a client that did not ask for one")
-        self.queue = self._next_queue  # before anybody takes it for connected
-        self._use(sock)
+        self._messages = self._next_messages  # before anybody takes it for connected
+        self.connection.use(sock)
 
-    def disconnect(self) -> None:
-        """Close the connection and nothing else: the timers stay armed."""
-        self.queue = None
-        super().disconnect()
+    def disconnected(self) -> None:
+        """Nothing can be sent any more."""
+        self._messages = None
 
     # -- outages, and the end --------------------------------------------------------------------
 
     def needs_reconnecting(self) -> bool:
         """Whether something is pending, or nobody watches."""
-        queue = self.queue
-        flushed = queue is not None and self.connected and not self._pending
-        if self.users <= 0:
+        messages = self._messages
+        if self.connection.users <= 0:
             return self._bye_pending
-        if flushed and queue is not None and queue.acknowledged:
-            self.outage_over()
+        flushed = messages is not None and self.connection.connected and not self._pending
+        if flushed and messages is not None and messages.acknowledged:
+            self.connection.outage_over()
             return False
         return True
 
     def reconnect(self) -> None:
         """Reconnect, and send what is pending."""
-        if not self.connected:
-            ping(self.path, trusted=True)
-            self.connect(RETRY_EVERY)
-        if self.users <= 0:
-            self._send_bye()
-        elif (queue := self.queue) is not None:
+        if not self.connection.connected:
+            self.connection.find_server()
+        if self.connection.users <= 0:
+            self.say_bye()
+        else:
+            self._flush_and_wait(RETRY_EVERY)
+
+    def _flush_and_wait(self, timeout: float) -> None:
+        """Send what is pending, and wait until all is acknowledged, as far as that is possible now."""
+        messages = self._messages
+        if messages is not None:
             try:
-                self._flush(queue)
-                queue.wait(queue.sent, RETRY_EVERY)
+                self._flush(messages)
+                messages.wait(messages.sent, timeout)
             except OSError:
-                self._lose(queue)
+                self._lose(messages)
 
-    def leave(self, hook: Hook | None = None) -> None:
-        """A client is done; with the last one the server forgets this process's timers, if need be later."""
-        super().leave(hook)
-        if self.users <= 0 and self._bye_pending:
-            self._send_bye()
-
-    def _depart(self) -> None:
+    def depart(self) -> None:
+        """Disarm what is left; all of it is pending."""
         for timer in self._timers():
             key = layout.timer_key(timer.scope, timer.key_ordinal)
             self._pending[key] = layout.FIRST_DEADLINE + timer.slot
         assert self.table is not None
         self.table.disarm()
         if not self._bye_pending:
-            self._let_go()
+            self.connection.let_go()
 
-    def _send_bye(self) -> None:
+    def say_bye(self) -> None:
         """Send BYE once everything is acknowledged; until then the thread stays."""
-        queue = self.queue
-        if queue is not None and self.connected:
-            try:
-                self._flush(queue)
-                queue.wait(queue.sent, within(_LEAVE_WITHIN))
-            except OSError:
-                self._lose(queue)
-            with self._entering:
-                if self.users > 0:
+        if not self._bye_pending:
+            return
+        connection = self.connection
+        if connection.connected:
+            self._flush_and_wait(within(_LEAVE_WITHIN))
+            with connection.entering:
+                if connection.users > 0:
                     return  # a new client goes on with the connection
-                if not self._pending and self._send_frame(wire.encode(wire.Bye())):
-                    self._let_go()
+                if not self._pending and connection.send_frame(wire.encode(wire.Bye())):
+                    connection.let_go()
                     return
-        self.reconnect_in_background()
+        connection.reconnect_in_background()

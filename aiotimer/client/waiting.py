@@ -1,10 +1,11 @@
-"""Drivers of steps: one handshake, two ways to wait.
+"""Drivers of steps: one way to talk to a server, two ways to wait.
 
-The handshake is written once, as a generator that yields what it waits for (:class:`Wait`) and never waits
-itself. :func:`run` drives it by blocking the thread in ``poll``; :func:`run_async` by suspending the task on
-the running loop, whichever loop that is. Both stop it when the time is over, and closing the generator undoes
-what it had begun. A wait with a limit of its own is not taken from the budget. The idea is psycopg's
-(``psycopg/generators.py``, ``waiting.py``).
+A handshake, or a request and its acknowledgement, is written once, as a generator that yields what it waits
+for (:class:`Wait`) and never waits itself. :func:`run` drives it by blocking the thread in ``poll``;
+:func:`run_async` by suspending the task on the running loop, whichever loop that is. When the time is over,
+TimeoutError is raised where it waits; interrupted, the generator is closed, which undoes what it had begun.
+A wait with a limit of its own is not taken from the budget. The idea is psycopg's (``psycopg/generators.py``,
+``waiting.py``).
 """
 
 from __future__ import annotations
@@ -12,22 +13,25 @@ from __future__ import annotations
 import select
 import sys
 from _thread import RLock
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from math import inf
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
+
+from ..errors import AiotimerError
 
 if TYPE_CHECKING:
     from asyncio import Future
 
 
 class Wait(NamedTuple):
-    """Wait until a descriptor is ready, or for a while.
+    """Wait until a descriptor is ready, for a while, or in a function that waits itself.
 
     Attributes:
-        descriptor: -1 for none.
+        descriptor: -1 for none. Of those who wait at once in one event loop, each needs another one.
         write: wait until it can be written (else: read).
         seconds: with no descriptor: how long.
+        call: called instead with the seconds that it may take; in a thread of its own, not to hold up a loop.
         until: a moment (``CLOCK_MONOTONIC``) until which this may last whatever the budget, and is not part
             of it.
     """
@@ -35,6 +39,7 @@ class Wait(NamedTuple):
     descriptor: int = -1
     write: bool = False
     seconds: float = 0.0
+    call: Callable[[float], object] | None = None
     until: float = -inf
 
 
@@ -46,57 +51,74 @@ def run(steps: Steps[T], budget: float) -> T:
     """Drive ``steps`` to the end by blocking this thread.
 
     Raises:
-        TimeoutError: it took longer than ``budget`` seconds.
+        TimeoutError: it took longer than ``budget`` seconds, and the steps did not make another error of it.
     """
     time = _Time(budget)
     try:
+        wait = next(steps)
         while True:
-            wait = next(steps)
-            left = time.left(wait)
-            if wait.descriptor < 0:
-                sleep(min(wait.seconds, left))
-                continue
-            poll = select.poll()
-            poll.register(wait.descriptor, select.POLLOUT if wait.write else select.POLLIN)
-            poll.poll(left * 1000)
+            try:
+                _block(wait, time.left(wait))
+            except (AiotimerError, OSError) as error:
+                wait = steps.throw(error)
+            else:
+                wait = next(steps)
     except StopIteration as end:
         return end.value  # type: ignore[no-any-return]  # a generator's return value is untyped here
     finally:
         steps.close()
 
 
+def _block(wait: Wait, left: float) -> None:
+    if wait.call is not None:
+        wait.call(left)
+    elif wait.descriptor < 0:
+        sleep(min(wait.seconds, left))
+    else:
+        poll = select.poll()
+        poll.register(wait.descriptor, select.POLLOUT if wait.write else select.POLLIN)
+        poll.poll(left * 1000)
+
+
 async def run_async(steps: Steps[T], budget: float) -> T:
-    """Drive ``steps`` to the end by suspending this task.
-
-    Raises:
-        TimeoutError: it took longer than ``budget`` seconds.
-    """
-    import asyncio
-
-    loop = asyncio.get_running_loop()
+    """Drive ``steps`` to the end by suspending this task; raises as :func:`run`."""
     time = _Time(budget)
     try:
+        wait = next(steps)
         while True:
-            wait = next(steps)
-            left = time.left(wait)
-            if wait.descriptor < 0:
-                await asyncio.sleep(min(wait.seconds, left))
-                continue
-            ready: asyncio.Future[None] = loop.create_future()
-            add, remove = (
-                (loop.add_writer, loop.remove_writer) if wait.write else (loop.add_reader, loop.remove_reader)
-            )
-            timer = loop.call_later(left, _set, ready)
-            add(wait.descriptor, _set, ready)
             try:
-                await ready
-            finally:
-                timer.cancel()
-                remove(wait.descriptor)
+                await _suspend(wait, time.left(wait))
+            except (AiotimerError, OSError) as error:
+                wait = steps.throw(error)
+            else:
+                wait = next(steps)
     except StopIteration as end:
         return end.value  # type: ignore[no-any-return]  # as above
     finally:
         steps.close()
+
+
+async def _suspend(wait: Wait, left: float) -> None:
+    import asyncio
+
+    loop = asyncio.get_running_loop()
+    if wait.call is not None:
+        await loop.run_in_executor(None, wait.call, left)
+        return
+    if wait.descriptor < 0:
+        await asyncio.sleep(min(wait.seconds, left))
+        return
+    ready: asyncio.Future[None] = loop.create_future()
+    add, remove = (
+        (loop.add_writer, loop.remove_writer) if wait.write else (loop.add_reader, loop.remove_reader)
+    )
+    timer = loop.call_later(left, _set, ready)
+    add(wait.descriptor, _set, ready)
+    try:
+        await ready
+    finally:
+        timer.cancel()
+        remove(wait.descriptor)
 
 
 class _Time:
@@ -165,6 +187,9 @@ class Turns:
         """Whether it is somebody's turn."""
         return self._turn is not None and not self._turn.over
 
+
+BUDGET = 0.25
+"""Seconds for which a request may hold the worker when its server has to be reached, unless it is told."""
 
 BUDGET_ON_LOOP = 0.005
 """Seconds for which a synchronous call may hold a running event loop when a server has to be reached."""

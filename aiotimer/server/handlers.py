@@ -29,7 +29,7 @@ from .._linux.procfs import maps_file, program_of, time_namespace
 from .._version import __version__
 from ..errors import AiotimerError, ProtocolError, ServerError, TableFull
 from ..events import Event, log
-from ..queue import SocketQueue
+from ..queue import Inbox
 from .acceptor import EXHAUSTED, OUT_OF_DESCRIPTORS
 from .connection import ServerConnection
 from .dump import dump
@@ -100,7 +100,7 @@ class Session:
         self.state = State.STRANGER
         self.worker: Worker | None = None
         self.table: WatchedTable | None = None
-        self.inbox: SocketQueue | None = None
+        self.inbox: Inbox | None = None
         self.offset = 0.0
         self.rung: float | None = None
         self.channel: InspectionChannel | None = None
@@ -248,7 +248,7 @@ def _acquire(session: Session, request: wire.Acquire) -> None:
     session.inbox.deliver(request)
 
 
-def _apply(session: Session, inbox: SocketQueue) -> str:
+def _apply(session: Session, inbox: Inbox) -> str:
     """Apply the pending requests of a peer without a table to the one the server keeps for it.
 
     Returns:
@@ -346,7 +346,7 @@ def _connect(session: Session, worker: Worker, hello: wire.Hello, program: int) 
         table, is_new = _shared_table(registry, worker, offered)
     else:
         table, is_new = _socket_table(registry, worker, hello, offset), False
-        session.inbox = SocketQueue(connection.socket, worker.id)
+        session.inbox = Inbox(worker.id)
     session.worker, session.table, session.offset = worker, table, offset
     session.become(State.SHARING if hello.shared else State.SOCKET_ONLY)
     table.connection = connection

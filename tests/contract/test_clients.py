@@ -91,13 +91,13 @@ class Client:
 
     @property
     def table(self) -> TimerTable:
-        table = self.inner.connection.table
+        table = self.inner._queue.table
         assert table is not None
         return table
 
     def armed_here(self) -> list[str]:
         """Return the names of what is armed in this process's own table, if it has one."""
-        table = self.inner.connection.table
+        table = self.inner._queue.table
         return [] if table is None else sorted(timer.name for timer in timers_of(table))
 
 
@@ -412,7 +412,7 @@ def test_clients_share_one_connection_and_one_table(make: Maker, server: ServerT
     one, two = make(server.path), make(server.path)
     one.connect()
     two.connect()
-    assert one.inner.connection is two.inner.connection
+    assert one.inner._queue is two.inner._queue
     assert hellos(server) == 1
     one.acquire("s", soon())
     two.release("s")
@@ -682,7 +682,7 @@ async def test_fault_49_cancelled_while_connecting_nothing_is_armed(nobody: str,
     with stand_in(nobody, None):
         task = asyncio.create_task(client.acquire("s", soon()))
         await asyncio.sleep(0)
-        assert client.connection.connecting, "it is not connecting: the test is blind"
+        assert client._queue.connection.is_connecting, "it is not connecting: the test is blind"
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -714,7 +714,7 @@ async def test_fault_49_cancelled_anywhere_in_an_acquire_nothing_is_armed(
         try:
             await task
         except asyncio.CancelledError:
-            table = client.connection.table
+            table = client._queue.table
             assert table is None or not timers_of(table)
         else:
             finished += 1

@@ -24,15 +24,17 @@ from aiotimer import AsyncTimerClient, NotConfigured, ServerUnavailable, TableFu
 from aiotimer._core.layout import FIRST_DEADLINE, HIGH_WATER, SLOTS, row_of
 from aiotimer._core.table import TimerTable
 from aiotimer.client import memory, waiting
-from aiotimer.client.waiting import BUDGET_ON_LOOP
+from aiotimer.client.connection import ClientConnection
+from aiotimer.client.socket_only import SocketQueue
+from aiotimer.client.waiting import Steps, Wait
 from tests.fakes.clock import PATIENCE
 from tests.fakes.interruptions import every_thread_at_once, interruptions
 from tests.fakes.memory import (
     MemoryClient,
-    MemoryConnection,
     acquisitions_of,
     memory_table,
     names_of,
+    queue_over,
     timers_of,
 )
 from tests.fakes.server import ServerThread, stand_in
@@ -58,8 +60,8 @@ def client(request: pytest.FixtureRequest, server: ServerThread) -> Iterator[Tim
 
 def here(client: AnyClient) -> list[str]:
     """Return the names of what is armed in this process's table."""
-    assert client.connection.table is not None
-    return names_of(client.connection.table)
+    assert client._queue.table is not None
+    return names_of(client._queue.table)
 
 
 # --- each entry is a timer of its own
@@ -113,8 +115,8 @@ def test_entries_left_in_any_order_free_only_themselves(server: ServerThread, cl
         block.__enter__()
     chance.shuffle(blocks)
     while blocks:
-        assert client.connection.table is not None
-        armed = [timer.deadline for timer in timers_of(client.connection.table)]
+        assert client._queue.table is not None
+        armed = [timer.deadline for timer in timers_of(client._queue.table)]
         assert armed == sorted(block.deadline for block in blocks)
         blocks.pop().__exit__(None, None, None)
     assert server.armed() == []
@@ -199,8 +201,8 @@ async def test_fault_51_1000_concurrent_tasks(server: ServerThread, client: Time
             leave[n].set()
             left.discard(n)
         await asyncio.gather(*(tasks[n] for n in order[start : start + 250]))
-        assert client.connection.table is not None
-        remaining = {timer.deadline for timer in timers_of(client.connection.table)}
+        assert client._queue.table is not None
+        remaining = {timer.deadline for timer in timers_of(client._queue.table)}
         assert len(remaining) == len(left)
         assert not remaining & {tasks[n].result() for n in order[: start + 250]}
     await asyncio.to_thread(server.wait_armed, [])  # what a budget was too short for is said later
@@ -375,8 +377,8 @@ def test_renew_counts_from_now(server: ServerThread, client: TimerClient) -> Non
         before = block.deadline
         block.renew(500)
         assert block.deadline > before + 400
-        assert client.connection.table is not None
-        assert [timer.deadline for timer in timers_of(client.connection.table)] == [block.deadline]
+        assert client._queue.table is not None
+        assert [timer.deadline for timer in timers_of(client._queue.table)] == [block.deadline]
         block.renew()
         assert block.remaining() > 400, "renewed for as long as it was renewed last"
     assert server.armed() == []
@@ -479,8 +481,8 @@ def current_task() -> asyncio.Task[Any]:
 
 async def test_until_then_the_hard_limit_is_armed(client: TimerClient) -> None:
     async with expires(60, scope="s", client=client, grace=5) as block:
-        assert client.connection.table is not None
-        (timer,) = timers_of(client.connection.table)
+        assert client._queue.table is not None
+        (timer,) = timers_of(client._queue.table)
         assert timer.deadline == pytest.approx(block.deadline + 5, abs=1e-6)
         assert block.remaining() <= 60
     assert here(client) == []
@@ -563,7 +565,7 @@ async def test_a_limit_that_is_over_before_the_block_has_been_entered(nobody: st
             async with expires(0.01, "s", client, grace=60):
                 pytest.fail("the block was entered")
         assert current_task().cancelling() == 0
-        assert client.connection.table is None or timers_of(client.connection.table) == []
+        assert client._queue.table is None or timers_of(client._queue.table) == []
     await client.aclose()
 
 
@@ -597,8 +599,8 @@ async def test_renew_moves_both_limits(client: TimerClient) -> None:
     async with expires(SOON, scope="s", client=client, grace=5) as block:
         block.renew(60)
         assert 59 < block.remaining() <= 60
-        assert client.connection.table is not None
-        assert timers_of(client.connection.table)[0].deadline == pytest.approx(block.deadline + 5, abs=1e-6)
+        assert client._queue.table is not None
+        assert timers_of(client._queue.table)[0].deadline == pytest.approx(block.deadline + 5, abs=1e-6)
         with pytest.raises(TimeoutError, match=r"^$"):
             async with asyncio.timeout(0.05):
                 await for_ever()
@@ -647,7 +649,7 @@ async def test_without_a_server_the_policy_decides(nobody: str, shared: bool, un
     with outcome, expires(60, scope="s", client=client):
         done.append("with")
     assert done == ([] if unavailable == "raise" else ["async with", "async with", "with"])
-    assert client.connection.table is None or timers_of(client.connection.table) == []
+    assert client._queue.table is None or timers_of(client._queue.table) == []
     with ServerThread(nobody) as server:
         await client.connect(PATIENCE)
         assert await asyncio.to_thread(server.armed) == []
@@ -667,7 +669,7 @@ async def test_not_configured() -> None:
 @pytest.mark.parametrize("grace", [None, 5], ids=["", "grace"])
 async def test_a_full_table_is_an_error_on_entering(grace: float | None) -> None:
     client = MemoryClient(memory_table(promise=0.0))
-    client.unavailable = "ignore"
+    client._unavailable = "ignore"
     for word in range(FIRST_DEADLINE, FIRST_DEADLINE + SLOTS):
         client.table.cells[word] = 1e9
     client.table.cells[HIGH_WATER] = SLOTS
@@ -687,74 +689,70 @@ async def test_a_full_table_is_an_error_on_entering(grace: float | None) -> None
 # --- how long a server may hold the caller up
 
 
-class RecordingConnection(MemoryConnection):
-    """A connection without a shared table, on which everything is sent at once.
+class RecordingQueue(SocketQueue):
+    """A queue without a shared table, whose requests are acknowledged at once.
 
     Attributes:
-        sent: what was to be sent, and the seconds that it might have taken.
+        sent: for each request, whether it arms, and the seconds that it might have taken.
     """
 
-    shared = False
+    def __init__(self, connection: ClientConnection, table: TimerTable) -> None:
+        super().__init__(connection)
+        self.sent: list[tuple[bool, float]] = []
 
-    def __init__(self, table: TimerTable) -> None:
-        super().__init__(table)
-        self.watched = None
-        self.sent: list[tuple[str, float]] = []
-
-    def send(self, key: str, deadline: float, budget: float, word: int = 0) -> None:
-        """Record it."""
-        self.sent.append(("armed", budget))
-
-    async def send_async(self, key: str, deadline: float, budget: float, word: int = 0) -> None:
-        """Record it."""
-        self.send(key, deadline, budget, word)
-
-    def send_release(self, key: str, budget: float, word: int = 0) -> None:
-        """Record it."""
-        self.sent.append(("released", budget))
-
-    async def send_release_async(self, key: str, budget: float, word: int = 0) -> None:
-        """Record it."""
-        self.send_release(key, budget, word)
+    def _sending(self, key: str, deadline: float, word: int, *, blocks_loop: bool) -> Steps[None]:
+        yield Wait(call=lambda seconds: self.sent.append((deadline >= 0, seconds)))
 
 
-def recording_client(budget: float) -> tuple[MemoryClient, RecordingConnection]:
-    table = memory_table()
-    connection = RecordingConnection(table)
-    client = MemoryClient(table, connection)
-    client.budget = budget
-    return client, connection
+def recording_client(budget: float) -> tuple[MemoryClient, RecordingQueue]:
+    queue = queue_over(memory_table(), RecordingQueue)
+    assert queue.table is not None
+    client = MemoryClient(queue.table, queue)
+    client._budget = budget
+    return client, queue
 
 
-BUDGETS = pytest.mark.parametrize("budget", [0.001, 7.0])
+def check_budgets(queue: RecordingQueue, most: float) -> None:
+    """Check that a block was armed and released, and that both might have taken so long, and no longer."""
+    assert [arms for arms, _seconds in queue.sent] == [True, False]
+    assert all(seconds <= most for _arms, seconds in queue.sent)
+    if most > 1.0:
+        assert all(seconds > 1.0 for _arms, seconds in queue.sent), "not less by what a loop is spared"
+
+
+BUDGETS = pytest.mark.parametrize("budget", [0.5, 2 * PATIENCE])
 
 
 @BUDGETS
 def test_leaving_may_take_as_long_as_entering_and_that_is_what_its_client_allows(budget: float) -> None:
-    client, connection = recording_client(budget)
+    client, queue = recording_client(budget)
     with expires(60, "s", client):
-        client.budget = 99.0  # from the next block on
-    assert connection.sent == [("armed", budget), ("released", budget)]
+        client._budget = 99 * PATIENCE  # from the next block on
+    check_budgets(queue, budget)
 
 
 @BUDGETS
 async def test_leaving_asynchronously_may_take_as_long_as_entering(budget: float) -> None:
-    client, connection = recording_client(budget)
+    client, queue = recording_client(budget)
     async with expires(60, "s", client):
         pass
-    assert connection.sent == [("armed", budget), ("released", budget)]
+    check_budgets(queue, budget)
 
 
 @BUDGETS
-async def test_a_plain_block_on_a_loop_holds_it_up_no_longer_when_it_is_left(
-    budget: float, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("way", ["block", "acquire"])
+async def test_what_is_synchronous_on_a_loop_holds_it_up_no_longer(
+    budget: float, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(waiting, "BUDGET_ON_LOOP", BUDGET_ON_LOOP)  # as it is for programs
-    client, connection = recording_client(budget)
-    with expires(60, "s", client):
-        pass
-    most = min(budget, BUDGET_ON_LOOP)
-    assert connection.sent == [("armed", most), ("released", most)]
+    monkeypatch.setattr(waiting, "BUDGET_ON_LOOP", 0.3)
+    client, queue = recording_client(budget)
+    if way == "block":
+        with expires(60, "s", client):
+            pass
+    else:
+        client.acquire("s", monotonic() + 60)
+        client.release("s")
+    check_budgets(queue, 0.3)
 
 
 # --- cancelled on the way in (FAULTS 49)
@@ -779,7 +777,7 @@ async def test_fault_49_cancelled_while_connecting_there_is_no_ghost(
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert client.connection.table is None or timers_of(client.connection.table) == []
+        assert client._queue.table is None or timers_of(client._queue.table) == []
     with ServerThread(nobody) as server:
         await client.connect(PATIENCE)
         async with expires(60, scope="real", client=client):
@@ -846,7 +844,7 @@ def assert_nothing_armed(client: AnyClient, when: str) -> None:
     It finds little to do (``collector_rests``); what it left would add up, a mapping for each interruption.
     """
     gc.collect()
-    table = client.connection.table
+    table = client._queue.table
     assert table is None or timers_of(table) == [], f"a ghost, interrupted at {when}"
 
 

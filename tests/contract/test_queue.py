@@ -1,12 +1,11 @@
 """One contract, three kinds of queue: what ``RequestQueue`` promises, kept by all of them.
 
-A pair of ends stands for each kind: what the worker puts in at one comes out at the other.
+A pair of ends stands for each kind: what the worker puts in at one comes out at the other. At a server
+that is an inbox for what comes by socket; of a table it is the look, for which ``TableConsumer`` stands in.
 """
 
 from __future__ import annotations
 
-import functools
-import mmap
 import os
 import random
 import select
@@ -22,12 +21,23 @@ from aiotimer import TableFull, TimerRequest, expires
 from aiotimer._core import layout, wire
 from aiotimer._core.requests import RELEASE
 from aiotimer._core.table import TimerTable
+from aiotimer.client import waiting
+from aiotimer.client.connection import ClientConnection, WorkerQueue
+from aiotimer.client.socket_only import Messages, SocketQueue
 from aiotimer.errors import ProtocolError
-from aiotimer.queue import MemoryQueue, RequestQueue, SocketQueue, TableQueue
+from aiotimer.queue import Inbox, MemoryQueue, RequestQueue
 from tests.fakes.clock import PATIENCE, Clock
-from tests.fakes.memory import MemoryClient, memory_table
+from tests.fakes.memory import (
+    MemoryClient,
+    MemoryTableQueue,
+    TableConsumer,
+    memory_queue,
+    memory_table,
+    queue_over,
+    timers_of,
+)
 
-ME, OTHER = 7, 8
+ME, OTHER = os.getpid(), os.getppid()
 FOR_EVER = 3600.0
 """A timeout that would be noticed: the tests' own patience is shorter."""
 
@@ -45,7 +55,10 @@ class Ends:
         self.server = server
 
     def put(self, scope_id: str, expiration_time: float, worker_id: int = ME) -> bool:
-        return self.worker.put(TimerRequest(worker_id, scope_id, expiration_time))
+        request = TimerRequest(worker_id, scope_id, expiration_time)
+        if isinstance(self.worker, WorkerQueue):
+            return self.worker.put(request, PATIENCE)
+        return self.worker.put(request)
 
     def get(self, size: int | None = None, timeout: float = 0.0) -> list[tuple[str, float]]:
         requests = self.server.get(self.server.size() if size is None else size, timeout)
@@ -53,78 +66,69 @@ class Ends:
         return [(r.scope_id, RELEASE if r.is_release else r.expiration_time) for r in requests]
 
 
-class Bell:
-    """A doorbell: rung at one end, waited for at the other. Counts its rings."""
+class BelledQueue(MemoryTableQueue):
+    """A queue over a table in memory, whose rings are heard at the other end."""
 
-    def __init__(self, table: TimerTable) -> None:
-        self._table = table
-        self._event = threading.Event()
-        self.rings: list[float] = []
+    def __init__(self, connection: ClientConnection, table: TimerTable) -> None:
+        super().__init__(connection, table)
+        self._rung = threading.Event()
 
-    def ring(self, deadline: float) -> None:
-        looks = self._table.looks()
-        self.rings.append(deadline)
-        self._event.set()
-        self._table.rang(looks, self._table.now())
+    def ring(self, deadline: float) -> bool:
+        """Ring, before that is remembered."""
+        self._rung.set()
+        return super().ring(deadline)
 
     def wait(self, seconds: float) -> None:
-        self._event.wait(seconds)
-        self._event.clear()
+        self._rung.wait(seconds)
+        self._rung.clear()
 
 
 @contextmanager
-def memory_queue() -> Iterator[Ends]:
+def in_memory() -> Iterator[Ends]:
     queue = MemoryQueue()
     yield Ends(queue, queue)
 
 
 @contextmanager
-def table_queue() -> Iterator[Ends]:
+def in_a_table() -> Iterator[Ends]:
     table = memory_table()
-    bell = Bell(table)
-    queue = TableQueue(table, ME, bell.ring, bell.wait)
-    yield Ends(queue, queue)
+    worker = queue_over(table, BelledQueue)
+    yield Ends(worker, TableConsumer(table, ME, worker.wait))
+
+
+def connected_queue(sock: socket.socket) -> SocketQueue:
+    """Return the queue of a worker that has been welcomed on a socket."""
+    queue = ClientConnection("/nowhere", SocketQueue).queue
+    assert isinstance(queue, SocketQueue)
+    welcome = wire.Welcome(wire.PROTOCOL_VERSION, "test", ME, 0.0, has_table=False)
+    waiting.run(queue.follow_up(sock, welcome), PATIENCE)
+    queue.settle(sock, welcome, -1)
+    return queue
 
 
 @contextmanager
-def table_file_queue() -> Iterator[Ends]:
-    """Two mappings of one file, as of two processes; the server's end reads with ``pread``."""
-    descriptor = os.memfd_create("table")
-    try:
-        os.ftruncate(descriptor, layout.TABLE_SIZE)
-        os.pwrite(descriptor, layout.server_line(inf, 0.0), 8 * layout.PROMISE)
-        now = memory_table().now
-        ours, theirs = (TimerTable(mmap.mmap(descriptor, layout.TABLE_SIZE), now=now) for _ in range(2))
-        bell = Bell(ours)
-        yield Ends(
-            TableQueue(ours, ME, bell.ring),
-            TableQueue(theirs, ME, wait=bell.wait, read=functools.partial(os.pread, descriptor)),
-        )
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def socket_queue() -> Iterator[Ends]:
+def by_socket() -> Iterator[Ends]:
     """A real socket; a thread at the server's end takes in what comes, and acknowledges it."""
     left, right = socket.socketpair()
     stop_reading, stop = os.pipe()
     with left, right:
         left.setblocking(False)
         right.setblocking(False)
-        server = SocketQueue(right, ME)
-        pump = threading.Thread(target=deliver_everything, args=(right, server, stop_reading))
+        inbox = Inbox(ME)
+        pump = threading.Thread(target=deliver_everything, args=(right, inbox, stop_reading))
         pump.start()
+        worker = connected_queue(left)
         try:
-            yield Ends(SocketQueue(left, ME, budget=PATIENCE), server)
+            yield Ends(worker, inbox)
         finally:
             os.close(stop)
             pump.join(PATIENCE)
             os.close(stop_reading)
+            worker.connection.disconnect()
         assert not pump.is_alive()
 
 
-def deliver_everything(sock: socket.socket, server: SocketQueue, stop: int) -> None:
+def deliver_everything(sock: socket.socket, inbox: Inbox, stop: int) -> None:
     decoder = wire.server_decoder()
     poll = select.poll()
     poll.register(sock, select.POLLIN)
@@ -135,15 +139,14 @@ def deliver_everything(sock: socket.socket, server: SocketQueue, stop: int) -> N
             return
         for message in decoder.feed(sock.recv(65_536)):
             assert isinstance(message, wire.Acquire)
-            server.deliver(message)
-        sock.sendall(wire.encode(server.acknowledgement()))
+            inbox.deliver(message)
+        sock.sendall(wire.encode(inbox.acknowledgement()))
 
 
 KINDS: dict[str, Callable[[], AbstractContextManager[Ends]]] = {
-    "memory": memory_queue,
-    "table": table_queue,
-    "table file": table_file_queue,
-    "socket": socket_queue,
+    "memory": in_memory,
+    "table": in_a_table,
+    "socket": by_socket,
 }
 
 
@@ -389,13 +392,13 @@ def test_a_queue_in_memory_holds_requests_of_many_workers() -> None:
         for until in (10.0, 20.0 + worker_id):
             queue.put(TimerRequest(worker_id, "s", until))
     assert queue.size() == 2
-    assert queue.get(2) == [TimerRequest(ME, "s", 27.0), TimerRequest(OTHER, "s", 28.0)]
+    assert queue.get(2) == [TimerRequest(ME, "s", 20.0 + ME), TimerRequest(OTHER, "s", 20.0 + OTHER)]
 
 
-@pytest.mark.parametrize("kind", ["table", "table file", "socket"])
+@pytest.mark.parametrize("kind", ["table", "socket"])
 def test_a_workers_queue_takes_requests_on_nobody_else(kind: str) -> None:
     with KINDS[kind]() as ends:
-        with pytest.raises(ValueError, match="8"):
+        with pytest.raises(ValueError, match=str(OTHER)):
             ends.put("s", 10.0, worker_id=OTHER)
         assert ends.server.size() == 0
 
@@ -419,31 +422,25 @@ def table(clock: Clock) -> TimerTable:
 
 
 def test_put_in_a_table_rings_only_before_the_promise(table: TimerTable) -> None:
-    bell = Bell(table)
-    queue = TableQueue(table, ME, bell.ring)
+    queue = memory_queue(table)
     assert queue.put(TimerRequest(ME, "far", 1060.0)) is False
     assert queue.put(TimerRequest(ME, "near", 1001.0)) is True
     assert queue.put(TimerRequest(ME, "nearer", 1000.5)) is False, "it has rung since the last look"
     assert queue.put(TimerRequest(ME, "near", RELEASE)) is False
-    assert bell.rings == [1001.0]
-
-
-def test_a_cell_does_what_put_does_without_the_ring(table: TimerTable) -> None:
-    bell = Bell(table)
-    queue = TableQueue(table, ME, bell.ring)
-    cell = queue.cell("s")
-    assert cell.set(1001.0, 1000.0) is True
-    assert bell.rings == []
-    assert queue.get(queue.size()) == [TimerRequest(ME, "s", 1001.0)]
-    assert cell.set(RELEASE, 1000.0) is False
-    assert queue.get(queue.size()) == [TimerRequest(ME, "s", RELEASE)]
+    assert queue.rings == [1001.0]
 
 
 def test_a_get_in_vain_promises_nothing_so_that_the_next_put_rings(table: TimerTable) -> None:
-    bell = Bell(table)
-    queue = TableQueue(table, ME, bell.ring)
-    assert queue.get(1) == []
-    assert queue.put(TimerRequest(ME, "far", 1e6)) is True
+    assert TableConsumer(table, ME).get(1) == []
+    assert memory_queue(table).put(TimerRequest(ME, "far", 1e6)) is True
+
+
+def test_nothing_comes_out_at_the_workers_end(ends: Ends) -> None:
+    ends.put("s", 10.0)
+    if ends.worker is not ends.server:
+        assert ends.worker.size() == 0
+        assert ends.worker.get(1, FOR_EVER) == []
+    assert ends.get() == [("s", 10.0)]
 
 
 @pytest.mark.parametrize(
@@ -451,53 +448,53 @@ def test_a_get_in_vain_promises_nothing_so_that_the_next_put_rings(table: TimerT
 )
 def test_put_translates_into_the_servers_time(offset: float, until: float, stored: float) -> None:
     table = TimerTable(bytearray(layout.TABLE_SIZE), now=lambda: 1000.0, offset=offset)
-    queue = TableQueue(table, ME)
-    queue.put(TimerRequest(ME, "s", until))
-    assert queue.get(queue.size()) == [TimerRequest(ME, "s", stored)]
-    queue.put(TimerRequest(ME, "s", RELEASE))
-    assert queue.get(queue.size()) == [TimerRequest(ME, "s", RELEASE)]
+    ends = Ends(memory_queue(table), TableConsumer(table, ME))
+    ends.put("s", until)
+    assert ends.get() == [("s", stored)]
+    ends.put("s", RELEASE)
+    assert ends.get() == [("s", RELEASE)]
 
 
 def test_entries_and_keyed_timers_of_one_name_come_out_apart() -> None:
     client = MemoryClient(memory_table())
-    queue = TableQueue(client.table, ME)
-    queue.put(TimerRequest(ME, "s", 10.0))
+    ends = Ends(client.queue, TableConsumer(client.table, ME))
+    ends.put("s", 10.0)
     with expires(60, scope="s", client=client) as first, expires(60, scope="s", client=client) as second:
-        found = {request.scope_id: request.expiration_time for request in queue.get(queue.size())}
-        assert found == {"s": 10.0, "s\x001": first.deadline, "s\x002": second.deadline}
-    released = queue.get(queue.size())
-    assert {request.scope_id for request in released} == {"s\x001", "s\x002"}
-    assert all(request.is_release for request in released)
+        assert dict(ends.get()) == {"s": 10.0, "s\x001": first.deadline, "s\x002": second.deadline}
+    assert sorted(ends.get()) == [("s\x001", RELEASE), ("s\x002", RELEASE)]
 
 
 def test_a_name_that_moved_to_another_slot_is_not_released_by_the_old_one(table: TimerTable) -> None:
-    queue = TableQueue(table, ME)
-    queue.put(TimerRequest(ME, "moving", 10.0))
-    before = table.cell("moving").word
+    ends = Ends(memory_queue(table), TableConsumer(table, ME))
+    ends.put("moving", 10.0)
+    before = slot_of(table, "moving")
     for n in range(65):  # enough for slots to be taken away, the oldest first
-        queue.put(TimerRequest(ME, f"idle{n}", 10.0))
-    queue.get(queue.size())
+        ends.put(f"idle{n}", 10.0)
+    ends.get()
     for n in range(65):
-        queue.put(TimerRequest(ME, f"idle{n}", RELEASE))
-    queue.put(TimerRequest(ME, "moving", RELEASE))
+        ends.put(f"idle{n}", RELEASE)
+    ends.put("moving", RELEASE)
     for n in range(200):
-        queue.put(TimerRequest(ME, f"new{n}", 20.0))
-    queue.put(TimerRequest(ME, "moving", 30.0))
-    assert table.cell("moving").word != before, "it did not move: the test is blind"
-    found = {request.scope_id: request.expiration_time for request in queue.get(queue.size())}
-    assert found["moving"] == 30.0
-    assert found["idle3"] == RELEASE
-    assert found["new7"] == 20.0
-    assert queue.size() == 0
+        ends.put(f"new{n}", 20.0)
+    ends.put("moving", 30.0)
+    assert slot_of(table, "moving") != before, "it did not move: the test is blind"
+    found = dict(ends.get())
+    assert (found["moving"], found["idle3"], found["new7"]) == (30.0, RELEASE, 20.0)
+    assert ends.server.size() == 0
+
+
+def slot_of(table: TimerTable, scope_id: str) -> int:
+    (slot,) = (timer.slot for timer in timers_of(table) if timer.name == scope_id)
+    return slot
 
 
 def test_a_slot_full_of_garbage_is_read_past(table: TimerTable) -> None:
-    queue = TableQueue(table, ME)
-    queue.put(TimerRequest(ME, "s", 10.0))
+    ends = Ends(memory_queue(table), TableConsumer(table, ME))
+    ends.put("s", 10.0)
     for slot, value in enumerate([nan, -inf, -5.0, 0.0], start=5):
         table.cells[layout.FIRST_DEADLINE + slot] = value
-    assert TimerRequest(ME, "s", 10.0) in queue.get(queue.size())
-    assert all(request.is_release for request in queue.get(queue.size()))
+    assert ("s", 10.0) in ends.get()
+    assert all(until == RELEASE for _scope, until in ends.get())
 
 
 # --- the socket
@@ -517,15 +514,15 @@ def acknowledge(server: socket.socket, number: int, error: str = "") -> None:
 
 
 def test_requests_are_numbered_and_arrive_in_order(pair: tuple[socket.socket, socket.socket]) -> None:
-    worker = SocketQueue(pair[0], ME)
-    assert [worker.send(scope, 10.0) for scope in "abc"] == [1, 2, 3]
+    worker = Messages(pair[0])
+    assert [worker.send(scope, 10.0, PATIENCE) for scope in "abc"] == [1, 2, 3]
     received = list(wire.server_decoder().feed(pair[1].recv(65_536)))
     assert received == [wire.Acquire(n, scope, 10.0) for n, scope in enumerate("abc", start=1)]
 
 
 def test_an_acknowledgement_covers_all_before_it(pair: tuple[socket.socket, socket.socket]) -> None:
-    worker = SocketQueue(pair[0], ME)
-    numbers = [worker.send(scope, 10.0) for scope in "abc"]
+    worker = Messages(pair[0])
+    numbers = [worker.send(scope, 10.0, PATIENCE) for scope in "abc"]
     acknowledge(pair[1], 2)
     worker.wait(numbers[0], 0.0)
     worker.wait(numbers[1], 0.0)
@@ -536,8 +533,8 @@ def test_an_acknowledgement_covers_all_before_it(pair: tuple[socket.socket, sock
 
 
 def test_an_error_is_everybodys_that_it_acknowledges(pair: tuple[socket.socket, socket.socket]) -> None:
-    worker = SocketQueue(pair[0], ME)
-    numbers = [worker.send(scope, 10.0) for scope in "abcd"]
+    worker = Messages(pair[0])
+    numbers = [worker.send(scope, 10.0, PATIENCE) for scope in "abcd"]
     acknowledge(pair[1], 1)
     acknowledge(pair[1], 3, "no slot is left")
     acknowledge(pair[1], 4)
@@ -548,65 +545,59 @@ def test_an_error_is_everybodys_that_it_acknowledges(pair: tuple[socket.socket, 
     worker.wait(numbers[3], PATIENCE)
 
 
-def test_one_of_many_waiting_threads_reads_for_all(pair: tuple[socket.socket, socket.socket]) -> None:
-    worker = SocketQueue(pair[0], ME, budget=PATIENCE)
-    server = SocketQueue(pair[1], ME)
+def test_one_of_many_waiting_threads_reads_for_all() -> None:
     failures: list[BaseException] = []
-    stop_reading, stop = os.pipe()
 
-    def put(me: int) -> None:
+    def put(ends: Ends, me: int) -> None:
         try:
             for n in range(50):
-                worker.put(TimerRequest(ME, f"s{me}", 10.0 + n))
+                ends.put(f"s{me}", 10.0 + n)
         except Exception as error:  # noqa: BLE001 - it is told below
             failures.append(error)
 
-    pump = threading.Thread(target=deliver_everything, args=(pair[1], server, stop_reading))
-    threads = [threading.Thread(target=put, args=(me,)) for me in range(8)]
-    for thread in (pump, *threads):
-        thread.start()
-    for thread in threads:
-        thread.join(PATIENCE)
-    os.close(stop)
-    pump.join(PATIENCE)
-    os.close(stop_reading)
-    assert failures == []
-    assert sorted(server.get(server.size())) == [TimerRequest(ME, f"s{me}", 59.0) for me in range(8)]
+    with by_socket() as ends:
+        threads = [threading.Thread(target=put, args=(ends, me)) for me in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(PATIENCE)
+        assert failures == []
+        assert sorted(ends.get()) == [(f"s{me}", 59.0) for me in range(8)]
 
 
 def test_a_peer_that_hangs_up_is_a_connection_error(pair: tuple[socket.socket, socket.socket]) -> None:
-    worker = SocketQueue(pair[0], ME)
-    number = worker.send("s", 10.0)
+    worker = Messages(pair[0])
+    number = worker.send("s", 10.0, PATIENCE)
     pair[1].close()
     with pytest.raises(ConnectionError):
         worker.wait(number, PATIENCE)
     with pytest.raises(ConnectionError):
-        worker.put(TimerRequest(ME, "s", 10.0))
+        worker.send("s", 10.0, PATIENCE)
 
 
 def test_a_connection_that_we_closed_is_one_too(pair: tuple[socket.socket, socket.socket]) -> None:
-    worker = SocketQueue(pair[0], ME)
-    number = worker.send("s", 10.0)
+    worker = Messages(pair[0])
+    number = worker.send("s", 10.0, PATIENCE)
     pair[0].close()
     with pytest.raises(ConnectionError, match="closed"):
         worker.wait(number, PATIENCE)
     with pytest.raises(OSError, match="Bad file descriptor"):
-        worker.send("s", 10.0)
+        worker.send("s", 10.0, PATIENCE)
 
 
 def test_a_peer_that_never_reads_costs_no_more_than_the_budget(
     pair: tuple[socket.socket, socket.socket],
 ) -> None:
-    worker = SocketQueue(pair[0], ME, budget=0.01)
+    worker = Messages(pair[0])
     sent = 0
     with pytest.raises(ConnectionError, match="in time"):
         while sent < 100_000:
-            sent = worker.send("s" * 200, 10.0)
+            sent = worker.send("s" * 200, 10.0, 0.01)
     assert 0 < sent < 100_000
 
 
-def test_a_number_out_of_turn_is_a_protocol_error(pair: tuple[socket.socket, socket.socket]) -> None:
-    server = SocketQueue(pair[1], ME)
+def test_a_number_out_of_turn_is_a_protocol_error() -> None:
+    server = Inbox(ME)
     server.deliver(wire.Acquire(1, "s", 10.0))
     for number in (1, 3, 0, -1):
         with pytest.raises(ProtocolError, match=f"request {number} after request 1"):
@@ -616,10 +607,8 @@ def test_a_number_out_of_turn_is_a_protocol_error(pair: tuple[socket.socket, soc
 
 
 @pytest.mark.parametrize("until", [nan, inf])
-def test_a_time_that_is_not_finite_is_a_protocol_error(
-    pair: tuple[socket.socket, socket.socket], until: float
-) -> None:
-    server = SocketQueue(pair[1], ME)
+def test_a_time_that_is_not_finite_is_a_protocol_error(until: float) -> None:
+    server = Inbox(ME)
     with pytest.raises(ProtocolError, match="finite"):
         server.deliver(wire.Acquire(1, "s", until))
     assert server.acknowledgement("why") == wire.Ack(0, "why")

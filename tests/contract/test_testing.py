@@ -350,7 +350,7 @@ def test_the_last_client_takes_its_timers_along(timers: VirtualTimers) -> None:
 def decorated() -> list[str]:
     with expires(after=60, scope="step"):
         assert isinstance(default.client, TimerClient)
-        return sorted(default.client.pools)
+        return sorted(default.client._pools)
 
 
 def test_it_decorates() -> None:

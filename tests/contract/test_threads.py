@@ -42,7 +42,7 @@ def slot_of(block: Block) -> int:
 
 def owners(table: TimerTable) -> collections.Counter[int]:
     """Return how many owners each slot has, by the word index of its deadline."""
-    keyed = [cell.word for cell in table._cells_of.values() if cell.word is not None]
+    keyed = [cell.word for cell in table._cells_of.values()]
     idle = [word for pool in table.pools.values() for word in pool]
     return collections.Counter([*table._fresh, *keyed, *idle])
 
@@ -56,9 +56,9 @@ class Crowd:
     """
 
     def __init__(self, client: TimerClient, rounds: int, *, forks: bool) -> None:
-        assert client.connection.table is not None
+        assert client._queue.table is not None
         self.client = client
-        self.table = client.connection.table
+        self.table = client._queue.table
         self.rounds = rounds
         self.forks = forks
         self.wrong: list[str] = []
@@ -241,7 +241,7 @@ def test_a_child_that_leaves_its_parents_block_releases_nothing(server: ServerTh
     with TimerClient(server.path, shared=shared, budget=PATIENCE) as client:
         with expires(60, "s", client) as block:
             assert fork_and(lambda: block.__exit__(None, None, None)) == 0
-            assert client.connection.table is not None
-            assert [timer.deadline for timer in timers_of(client.connection.table)] == [block.deadline]
+            assert client._queue.table is not None
+            assert [timer.deadline for timer in timers_of(client._queue.table)] == [block.deadline]
             assert server.armed() == ["s"]
         assert server.armed() == []

@@ -7,18 +7,23 @@ The law of this file: nothing here starts a thread, opens a socket or reads a fi
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import inf
 from time import monotonic
-from typing import cast
+from typing import NamedTuple, TypeVar, cast
 
 import aiotimer
+from aiotimer import RequestQueue, TimerRequest
 from aiotimer._core import layout
 from aiotimer._core.reader import Read, TableReader, Timer
+from aiotimer._core.requests import RELEASE
 from aiotimer._core.table import TimerTable
 from aiotimer._linux.table_files import TableFile
-from aiotimer.client.connection import ClientConnection
+from aiotimer.client.connection import ClientConnection, WorkerQueue
+from aiotimer.client.shared_table import SharedTableQueue
 from tests.fakes.clock import PATIENCE
+
+Q = TypeVar("Q", bound=WorkerQueue)
 
 
 def memory_table(
@@ -89,55 +94,169 @@ def names_of(table: TimerTable) -> list[str]:
     return sorted(timer.name for timer in timers_of(table))
 
 
-class MemoryConnection(ClientConnection):
-    """A connection whose table is in memory, and whose server is the test.
+class TableConsumer(RequestQueue):
+    """The other end of a worker's queue: what has changed in its table, by reading that.
+
+    It also gets the entries of ``expires``, each under a key of its own (``layout.timer_key``). A table shows
+    what has changed since it was last read, not in which order: *longest pending* is by reading.
+
+    Args:
+        table: the table.
+        worker_id: the worker whose it is.
+        wait: called with seconds; returns when rung or when they are over.
+    """
+
+    def __init__(
+        self, table: TimerTable, worker_id: int, wait: Callable[[float], object] | None = None
+    ) -> None:
+        self._table = table
+        self._worker_id = worker_id
+        self._wait = wait
+        self._reader = TableReader(reading(table))
+        self._pending: dict[str, TimerRequest] = {}
+        self._seen: dict[int, _Seen] = {}
+        self._slot_of: dict[str, int] = {}  # where the newest acquire of a key was found
+
+    def put(self, request: TimerRequest) -> bool:
+        """Refuse: only the worker stores."""
+        raise NotImplementedError
+
+    def size(self) -> int:
+        """Return how many timers have changed, by comparing the table with what was seen last."""
+        self._read()
+        return len(self._pending)
+
+    def get(self, size: int, timeout: float = 0.0) -> list[TimerRequest]:
+        """Take up to ``size`` requests out, waiting for the bell at most ``timeout`` seconds."""
+        until = monotonic() + timeout
+        while len(self._pending) < size:
+            # Promise nothing, so that every acquire rings; then read: the second read of a look.
+            self._table.cells[layout.PROMISE] = inf
+            self._table.cells[layout.LOOKS] += 1.0
+            self._read()
+            left = until - monotonic()
+            if len(self._pending) >= size or left <= 0 or self._wait is None:
+                break
+            self._wait(left)
+        scopes = list(self._pending)[:size]
+        return [self._pending.pop(scope) for scope in scopes]
+
+    def _read(self) -> None:
+        """Note what has changed since the last reading.
+
+        A slot that changes again meanwhile is left for the next one: its label may belong to either value.
+        Releases come first, since a key that has lost its slot may have been acquired again in another.
+        """
+        changed = {
+            slot: _Seen(*now, self._reader.key(slot))
+            for slot, now in self._words()
+            if now != self._seen.get(slot, _NEVER_USED)[:2]
+        }
+        still = dict(self._words()) if changed else {}
+        settled = [(slot, now) for slot, now in changed.items() if still.get(slot) == now[:2]]
+        for slot, now in settled:
+            before = self._seen.get(slot, _NEVER_USED)
+            if before.key != now.key and layout.is_armed(before.deadline):
+                self._released(before.key, slot)
+            if not layout.is_armed(now.deadline) and (now.acquired or now.key == before.key):
+                # An acquire and a release between two readings leave only a count: the release is passed on.
+                self._released(now.key, slot)
+            self._seen[slot] = now
+        for slot, now in settled:
+            if now.key is not None and layout.is_armed(now.deadline):
+                self._slot_of[now.key] = slot
+                self._changed(now.key, layout.as_requested(now.deadline))
+
+    def _words(self) -> Iterator[tuple[int, tuple[float, float]]]:
+        """Yield every slot with its deadline and its count."""
+        deadlines = self._reader.deadlines()
+        counts = self._reader.counts(len(deadlines))
+        return enumerate(zip(deadlines, counts, strict=False))
+
+    def _released(self, key: str | None, slot: int) -> None:
+        if key is not None and self._slot_of.get(key, slot) == slot:
+            self._slot_of.pop(key, None)
+            self._changed(key, RELEASE)
+
+    def _changed(self, scope_id: str, expiration_time: float) -> None:
+        self._pending[scope_id] = TimerRequest(self._worker_id, scope_id, expiration_time)
+
+
+class _Seen(NamedTuple):
+    """What a consumer found in a slot when it last read it."""
+
+    deadline: float
+    acquired: float
+    key: str | None
+
+
+_NEVER_USED = _Seen(inf, 0.0, None)
+
+
+class MemoryTableQueue(SharedTableQueue):
+    """A queue whose table is in memory, and whose server is the test.
 
     Attributes:
         rings: the deadlines that were rung, in order.
     """
 
-    def __init__(self, table: TimerTable) -> None:
-        super().__init__("/nowhere")
-        table.pools = self.pools
-        self.table = self.watched = table
-        self.connected = True
-        self.next_channel_attempt = inf  # nobody asks
+    def __init__(self, connection: ClientConnection, table: TimerTable) -> None:
+        super().__init__(connection)
         self.rings: list[float] = []
+        self._in_memory = table
+        self.next_channel_attempt = inf  # nobody asks
+
+    def _first_table(self) -> TimerTable:
+        self._in_memory.pools = self.pools
+        return self._in_memory
 
     def ring(self, deadline: float) -> bool:
         """Record it, as a ring that was sent."""
-        assert self.table is not None
-        looks = self.table.looks()
+        looks = self._in_memory.looks()
         self.rings.append(deadline)
-        self.table.rang(looks, self.table.now())
+        self._in_memory.rang(looks, self._in_memory.now())
         return True
 
 
+def queue_over(table: TimerTable, kind: Callable[[ClientConnection, TimerTable], Q]) -> Q:
+    """Return a queue over a table in memory, whose connection is connected to nobody."""
+    made: list[Q] = []
+
+    def make(connection: ClientConnection) -> WorkerQueue:
+        made.append(kind(connection, table))
+        return made[0]
+
+    connection = ClientConnection("/nowhere", make)
+    connection.connected = connection.welcomed = True
+    made[0].watched = table if made[0].shared else None
+    return made[0]
+
+
+def memory_queue(table: TimerTable) -> MemoryTableQueue:
+    """Return the usual one, which has a shared table."""
+    return queue_over(table, MemoryTableQueue)
+
+
 class MemoryClient(aiotimer.TimerClient):
-    """A client of a :class:`MemoryConnection`: what ``expires`` and ``acquire`` do to a table, no more.
+    """A client of a queue in memory: what ``expires`` and ``acquire`` do to a table, no more.
 
     Args:
         table: where its timers are.
-        connection: to that table; by default one with a shared table.
+        queue: over that table; by default one with a shared table.
     """
 
-    __slots__ = ()
+    __slots__ = ("table",)
 
-    def __init__(self, table: TimerTable, connection: MemoryConnection | None = None) -> None:
-        self._connection = MemoryConnection(table) if connection is None else connection
+    def __init__(self, table: TimerTable, queue: WorkerQueue | None = None) -> None:
+        self.table = table
+        self._queue = memory_queue(table) if queue is None else queue
         self._hook = None
         self._closed = False
-        self.pools, self.sites = self._connection.pools, self._connection.sites
-        self.unavailable = "raise"
-        self.budget = PATIENCE
-
-    @property
-    def table(self) -> TimerTable:
-        """Where its timers are."""
-        assert self._connection.table is not None
-        return self._connection.table
+        self._pools, self._sites = self._queue.pools, self._queue.sites
+        self._unavailable = "raise"
+        self._budget = PATIENCE
 
     @property
     def rings(self) -> list[float]:
         """The deadlines that were rung, in order."""
-        return cast(MemoryConnection, self._connection).rings
+        return cast(MemoryTableQueue, self._queue).rings

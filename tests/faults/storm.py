@@ -211,7 +211,7 @@ def work(path: str, stage_descriptor: int, report: int, entries: int, rounds: in
     chance = random.Random(entries)
     client = TimerClient(path, unavailable="raise")
     client.connect(30)
-    table = client.connection.table
+    table = client._queue.table
     assert table is not None
     done = {"entries": 0, "rounds": 0, "lost": 0, "unwatched": 0, "slowest_ms": 0, **dict.fromkeys(PLACES, 0)}
     while done["entries"] < entries or done["rounds"] < rounds:

@@ -142,16 +142,16 @@ async def tasks():
 
 if kind == "tasks":
     client = AsyncTimerClient(unavailable="warn", budget=BUDGET)
-    client.budget = 30.0
+    client._budget = 30.0
     async def main():
         await client.connect()
-        client.budget = BUDGET
+        client._budget = BUDGET
         await tasks()
     asyncio.run(main())
 else:
     client = TimerClient(unavailable="warn", budget=30, shared=kind != "socket-only")
     client.connect()
-    client.budget = BUDGET
+    client._budget = BUDGET
     client.acquire("held", held)
     say("at work")
     {"blocks": sync, "keyed": keyed, "socket-only": keyed}[kind]()

@@ -290,10 +290,11 @@ deadline = time.monotonic() + 0.1
 hello = wire.Hello(
     version=wire.PROTOCOL_VERSION, release="0", pid=os.getpid(), shared=False,
     time_namespace=int(os.stat("/proc/self/ns/time").st_ino), clock=time.monotonic(),
+    armed=(("old program", deadline),),
 )
 connection = socket.socket(socket.AF_UNIX)
 connection.connect(os.environ["AIOTIMER_SOCKET"])
-connection.sendall(wire.encode(wire.with_armed(hello, (("old program", deadline),))))
+connection.sendall(wire.encode(hello))
 say("deadline", deadline)
 os.execv(sys.executable, [sys.executable, "-c", {NEW_PROGRAM!r}])
 """

@@ -99,7 +99,7 @@ for number in range(each):
     client.acquire(f"step-{number}", time.monotonic() + 60)
     client.release(f"step-{number}")
 with expires(60, "rollout-0", client), expires(60, "new", client):
-    say("slots", client.connection.table.high_water)
+    say("slots", client._queue.table.high_water)
     sys.stdin.readline()
 """
 )

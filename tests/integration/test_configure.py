@@ -87,7 +87,7 @@ def test_a_path_and_an_object_and_none() -> None:
             "block.__enter__()\n"
             "assert configure(b) is b\n"
             "with expires(after=600, scope='new'):\n"
-            "    table = b.connection.table\n"
+            "    table = b._queue.table\n"
             "    assert [k for k, p in table.pools.items() if not p] == ['new']\n"
             "block.__exit__(None, None, None)\n"
             "assert configure(None) is None\n"

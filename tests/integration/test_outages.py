@@ -230,7 +230,7 @@ def test_what_could_not_be_sent_while_another_thread_connects_is_sent_later(
             client.release("s")
         connection._silent_until = -inf
         failed.append(does)
-        yield from send_unlisted(sock, welcome)
+        yield from follow_up(sock, welcome)
 
     failed: list[str] = []
     until = monotonic() + 600
@@ -241,8 +241,8 @@ def test_what_could_not_be_sent_while_another_thread_connects_is_sent_later(
         client.connect()
         if does == "release":
             client.acquire("s", until)
-        connection, send_unlisted = client.connection, client.connection._send_unlisted
-        monkeypatch.setattr(connection, "_send_unlisted", fails_meanwhile)
+        connection, follow_up = client._queue.connection, client._queue.follow_up
+        monkeypatch.setattr(client._queue, "follow_up", fails_meanwhile)
         connection.disconnect()
         client.connect(PATIENCE)
         reconnectors.wait_ended()
@@ -255,15 +255,14 @@ def test_what_could_not_be_sent_while_another_thread_connects_is_sent_later(
 def test_an_interrupted_request_leaves_nothing_armed(
     reconnectors: Reconnectors, shared: bool, when: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*_: object) -> None:
+    def interrupted(*_: object, **_options: object) -> None:
         raise Interrupted
 
     with ServerThread() as server, TimerClient(server.path, shared=shared, budget=PATIENCE) as client:
         if when == "release":
             client.acquire("s", monotonic() + 600)
         with monkeypatch.context() as patch:
-            patch.setattr(type(client.connection), "send", interrupted)
-            patch.setattr(type(client.connection), "send_release", interrupted)
+            patch.setattr(type(client._queue), "send" if when == "acquire" else "put", interrupted)
             with pytest.raises(Interrupted):
                 if when == "acquire":
                     client.acquire("s", 0.0)
@@ -277,14 +276,14 @@ def test_an_interrupted_request_leaves_nothing_armed(
 async def test_a_release_that_is_cancelled_has_been_made(
     reconnectors: Reconnectors, shared: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def interrupted(*_: object) -> None:
+    async def interrupted(*_: object, **_options: object) -> None:
         raise Interrupted
 
     with ServerThread() as server:
         client = AsyncTimerClient(server.path, shared=shared, budget=PATIENCE)
         await client.acquire("s", monotonic() + 600)
         with monkeypatch.context() as patch:
-            patch.setattr(type(client.connection), "send_release_async", interrupted)
+            patch.setattr(type(client._queue), "put_async", interrupted)
             with pytest.raises(Interrupted):
                 await client.release("s")
         await asyncio.to_thread(server.wait_armed, [])

@@ -72,7 +72,7 @@ def test_a_hang_that_began_while_the_server_was_down_is_reaped() -> None:
     with short_socket() as path, ServerThread(path) as server:
         client = TimerClient(path, shared=False)
         client.acquire("hung", monotonic() + 1.0)
-        client.connection.users = 0  # this process says nothing any more, as if it hung
+        client._queue.connection.users = 0  # this process says nothing any more, as if it hung
         server.stop()
         server.start()
         ((worker_id, scopes),) = server.wait_reaps(1)

@@ -148,8 +148,8 @@ async def test_a_channel_answers_from_inside_of_the_loop(tmp_path: Path) -> None
         listener.listen()
         before = set(os.listdir("/proc/self/fd"))
         client = aiotimer.AsyncTimerClient(path)
-        inspection.open_inspection_channel(client.connection, Block)
-        inspection.open_inspection_channel(client.connection, Block)
+        inspection.open_inspection_channel(client._queue, Block)
+        inspection.open_inspection_channel(client._queue, Block)
         peer, _ = listener.accept()
         with peer:
             peer.setblocking(False)

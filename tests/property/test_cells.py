@@ -1,12 +1,15 @@
-"""`expires` and `put` are the same thing: two ways to store into a table, and to decide whether to ring.
+"""`expires` and `put` are the same thing: two ways to store into a table, and to let the server know.
 
 `expires` has the stores written out where it runs; `put` goes through cells. The same blocks, done one way in
-one table and the other way in another, leave the same deadlines and ring the same bells.
+one queue and the other way in another, leave the same deadlines and ring the same bells; and if the queues
+are socket-only, the same requests are sent.
 """
 
 from __future__ import annotations
 
-from math import inf
+import os
+from math import inf, nan
+from typing import TypeAlias
 
 import hypothesis.strategies as st
 from hypothesis import settings
@@ -16,16 +19,50 @@ import aiotimer
 from aiotimer import TimerRequest, expires
 from aiotimer._core import layout
 from aiotimer._core.requests import RELEASE
-from aiotimer.queue import TableQueue
+from aiotimer._core.table import TimerTable
+from aiotimer.client.connection import ClientConnection, WorkerQueue
+from aiotimer.client.socket_only import SocketQueue
+from aiotimer.client.waiting import Steps, Wait
 from tests.fakes.clock import Clock
-from tests.fakes.memory import MemoryClient, MemoryConnection, memory_table, timers_of
+from tests.fakes.memory import (
+    MemoryClient,
+    MemoryTableQueue,
+    memory_queue,
+    memory_table,
+    queue_over,
+    timers_of,
+)
 
-ME = 7
+ME = os.getpid()
 SCOPES = st.sampled_from(["a", "b", "train.py:42"])
 TIMES = st.one_of(st.floats(1e-6, 10.0), st.sampled_from([1.0, 5.0, 60.0]))
 
 
-class Block:
+Told: TypeAlias = "list[float] | list[tuple[str, float]]"
+"""What a queue's server gets to know, in order: deadlines, or requests by key."""
+
+
+class SentQueue(SocketQueue):
+    """A queue whose requests are acknowledged as soon as they are sent.
+
+    Attributes:
+        sent: each request, as (key, expiration time).
+    """
+
+    def __init__(self, connection: ClientConnection, table: TimerTable) -> None:
+        super().__init__(connection)
+        self._in_memory = table
+        self.sent: list[tuple[str, float]] = []
+
+    def _first_table(self) -> TimerTable:
+        self._in_memory.pools = self.pools
+        return self._in_memory
+
+    def _sending(self, key: str, deadline: float, word: int, *, blocks_loop: bool) -> Steps[None]:
+        yield Wait(call=lambda _seconds: self.sent.append((key, self._requested(key, word))))
+
+
+class Entered:
     """One block, entered both ways."""
 
     def __init__(self, block: aiotimer.Block, scope_id: str) -> None:
@@ -34,42 +71,49 @@ class Block:
 
 
 class BothWays(RuleBasedStateMachine):
-    """Two tables with one clock and one server's header."""
+    """Two queues of a kind, over two tables with one clock and one server's header."""
 
     blocks = Bundle("blocks")
+
+    def queue(self, table: TimerTable) -> WorkerQueue:
+        """Return a queue of the kind that this is about."""
+        return memory_queue(table)
+
+    def told(self, queue: WorkerQueue) -> Told:
+        """Return what its server knows."""
+        assert isinstance(queue, MemoryTableQueue)
+        return queue.rings
 
     @initialize(promise=st.sampled_from([inf, 0.0, 1005.0]))
     def start(self, promise: float) -> None:
         self.clock = Clock()
-        self.client = MemoryClient(memory_table(promise, now=self.clock))
-        self.connection = MemoryConnection(memory_table(promise, now=self.clock))
-        assert self.connection.table is not None
-        self.table = self.connection.table
-        self.queue = TableQueue(self.table, ME, self.connection.ring)
+        table, self.table = (memory_table(promise, now=self.clock) for _ in range(2))
+        self.client = MemoryClient(table, self.queue(table))
+        self.other = self.queue(self.table)
 
-    def put(self, scope_id: str, after: float) -> None:
-        rings = len(self.connection.rings)
-        rang = self.queue.put(TimerRequest(ME, scope_id, self.clock.now + after))
-        assert rang == (len(self.connection.rings) > rings)
+    def put(self, scope_id: str, expiration_time: float) -> None:
+        told = len(self.told(self.other))
+        has_told = self.other.put(TimerRequest(ME, scope_id, expiration_time))
+        assert has_told == (len(self.told(self.other)) > told)
 
     @rule(target=blocks, scope=SCOPES, after=TIMES)
-    def enter(self, scope: str, after: float) -> Block:
+    def enter(self, scope: str, after: float) -> Entered:
         before = {timer.slot for timer in timers_of(self.client.table)}
         block = expires(after, scope, self.client)
         assert block.__enter__() is block
         (timer,) = (t for t in timers_of(self.client.table) if t.slot not in before)
-        self.put(timer.name, after)
-        return Block(block, timer.name)
+        self.put(timer.name, self.clock.now + after)
+        return Entered(block, timer.name)
 
     @rule(entered=consumes(blocks))
-    def leave(self, entered: Block) -> None:
+    def leave(self, entered: Entered) -> None:
         entered.block.__exit__(None, None, None)
-        self.queue.put(TimerRequest(ME, entered.scope_id, RELEASE))
+        self.put(entered.scope_id, RELEASE)
 
     @rule(entered=blocks, after=TIMES)
-    def renew(self, entered: Block, after: float) -> None:
+    def renew(self, entered: Entered, after: float) -> None:
         entered.block.renew(after)
-        self.put(entered.scope_id, after)
+        self.put(entered.scope_id, self.clock.now + after)
 
     @rule(seconds=st.one_of(st.floats(0.0, 0.5), st.floats(0.5, 8.0)))
     def time_passes(self, seconds: float) -> None:
@@ -78,8 +122,9 @@ class BothWays(RuleBasedStateMachine):
     @rule(ahead=st.sampled_from([0.5, 5.0, inf]))
     def server_looks(self, ahead: float) -> None:
         for table in (self.client.table, self.table):
-            table.cells[layout.PROMISE] = self.clock.now + ahead
-            table.cells[layout.LOOKS] += 1.0
+            if self.other.shared:  # else nobody looks
+                table.cells[layout.PROMISE] = self.clock.now + ahead
+                table.cells[layout.LOOKS] += 1.0
 
     @rule()
     def reconnects(self) -> None:
@@ -93,13 +138,27 @@ class BothWays(RuleBasedStateMachine):
         assert sorted(ours) == sorted(theirs)
 
     @invariant()
-    def the_same_was_rung(self) -> None:
-        assert self.client.rings == self.connection.rings
+    def the_same_was_told(self) -> None:
+        assert self.told(self.client._queue) == self.told(self.other)
 
     def teardown(self) -> None:
         if hasattr(self, "client"):
             assert len(timers_of(self.client.table)) == len(timers_of(self.table))
 
 
-BothWays.TestCase.settings = settings(max_examples=150, stateful_step_count=40)
+class BothWaysBySocket(BothWays):
+    """The same without a shared table. An entry's key says which of its scope it is."""
+
+    def queue(self, table: TimerTable) -> WorkerQueue:
+        table.cells[layout.PROMISE] = nan
+        return queue_over(table, SentQueue)
+
+    def told(self, queue: WorkerQueue) -> Told:
+        assert isinstance(queue, SentQueue)
+        return [(layout.timer_name(*layout.split_key(key)), until) for key, until in queue.sent]
+
+
+for machine in (BothWays, BothWaysBySocket):
+    machine.TestCase.settings = settings(max_examples=150, stateful_step_count=40)
 TestBothWays = BothWays.TestCase
+TestBothWaysBySocket = BothWaysBySocket.TestCase

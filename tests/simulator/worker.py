@@ -1,4 +1,4 @@
-"""A worker: what ``client/block``, ``client/connection`` and ``Cell.set`` do, in single steps.
+"""A worker: what ``client/block``, ``client/shared_table`` and ``TimerTable.set`` do, in single steps.
 
 The laws of this file:
 
@@ -20,7 +20,7 @@ from typing import NamedTuple, Protocol, TypeAlias
 from aiotimer._core import layout
 from aiotimer._core.layout import COUNT_OF, FIRST_DEADLINE, LATE, PROMISE
 from aiotimer._core.requests import RELEASE
-from aiotimer._core.table import Cell, Pool, TimerTable
+from aiotimer._core.table import Pool, TimerTable
 
 from .world import Broken, Line, Process, TableFile, World
 
@@ -254,13 +254,12 @@ class Worker:
     # -- keyed timers ------------------------------------------------------------------------------
 
     def put(self, scope: str, expiration_time: float) -> Steps:
-        """``Cell.set``, and the ring."""
+        """``WorkerQueue.put``: ``TimerTable.set``, and the ring."""
         table, file = self._mine()
         stored = layout.as_stored(expiration_time)
         if stored == inf and (scope, 0) not in table.armed_cells():
             return
-        cell: Cell = table.cell(scope)
-        assert cell.word is not None
+        cell = table._cells_of.get((scope, 0)) or table._new_cell((scope, 0), make_room=True)
         yield "has a cell"
         now = self.world.now
         number = self._store(table, cell.word, stored)
@@ -280,7 +279,7 @@ class Worker:
             yield from self._ring_or_reconnect(table, deadline)
 
     def _ring_or_reconnect(self, table: TimerTable, deadline: float) -> Steps:
-        """``ClientConnection.send``."""
+        """``SharedTableQueue._sending``."""
         if self.connected:
             sent = yield from self.ring(table, deadline)
             if sent:
@@ -289,7 +288,7 @@ class Worker:
             yield from self.connect()
 
     def ring(self, table: TimerTable, deadline: float) -> Generator[str | Wait, None, bool]:
-        """``ClientConnection.ring``: the count is read before the ``send``, and remembered after it."""
+        """``SharedTableQueue.ring``: the count is read before the ``send``, and remembered after it."""
         looks = table.looks()
         yield "reads the look count"
         if not self.send_ring(deadline):
@@ -380,9 +379,7 @@ class Worker:
     def release_all(self, table: TimerTable) -> None:
         """``TimerTable.clear_cells``."""
         for scope, ordinal in list(table.armed_cells()):
-            word = table.cell(scope, ordinal).word
-            assert word is not None
-            self._store(table, word, inf)
+            self._store(table, table._cells_of[scope, ordinal].word, inf)
 
     # -- life --------------------------------------------------------------------------------------
 

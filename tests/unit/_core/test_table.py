@@ -119,26 +119,16 @@ def test_a_scope_that_cannot_be_a_label_is_refused_in_a_release_too(scope: str) 
     assert table.high_water == 0
 
 
-def test_a_cell_is_the_timer_of_its_name() -> None:
+def test_a_name_outlives_the_loss_of_its_slot() -> None:
     table = memory_table()
-    cell = table.cell("s")
-    assert armed(table) == {}
-    assert cell.set(10.0, NOW) is True
-    assert armed(table) == {"s": 10.0}
-    assert table.cell("s") is cell
-    assert cell.set(-1.0, NOW) is False
-    assert armed(table) == {}
-
-
-def test_a_cell_outlives_the_loss_of_its_slot() -> None:
-    table = memory_table()
-    cell = table.cell("old")
+    arm(table, "old")
+    release(table, "old")
     for n in range(1000):
         arm(table, f"s{n}")
         release(table, f"s{n}")
-    assert cell.word is None, "the slot was never taken: the test is blind"
-    assert cell.set(-1.0, NOW) is False
-    cell.set(10.0, NOW)
+    assert ("old", 0) not in table._cells_of, "the slot was never taken: the test is blind"
+    assert release(table, "old") is False
+    arm(table, "old")
     assert armed(table) == {"old": 10.0}
     release(table, "old")
     assert armed(table) == {}
@@ -212,9 +202,8 @@ def test_the_key_of_a_slot_names_its_timer() -> None:
     table = memory_table()
     entries = [Entry(table, "s"), Entry(table, "s")]
     assert [table.key_of(entry.word) for entry in entries] == ["s\x001", "s\x002"]
-    cell = table.cell("s")
-    assert cell.word is not None
-    assert table.key_of(cell.word) == "s"
+    arm(table, "s")
+    assert table.key_of(table._cells_of["s", 0].word) == "s"
 
 
 # --- growth
@@ -241,7 +230,7 @@ def test_growth_makes_memory_then_infinity_then_the_mark() -> None:
     seen: set[float] = set()
     with at_every_opcode(reads_only_infinity_below_the_mark, is_ours):
         for n in range(FIRST_CHUNK + 1):
-            table.cell(f"s{n}")
+            table.take(table.pool(f"s{n}"))
     assert seen == {inf}
     assert grown == [FIRST_CHUNK, 2 * FIRST_CHUNK]
     assert marks == [0.0, FIRST_CHUNK], "the mark passes the slots after their memory is there"
@@ -286,7 +275,7 @@ def test_when_there_is_no_memory_at_all_the_others_stand() -> None:
     for n in range(FIRST_CHUNK - 1):
         arm(table, f"s{n}")
     before = armed(table)
-    for attempt in (lambda: arm(table, "new"), lambda: Entry(table, "new"), lambda: table.cell("new")):
+    for attempt in (lambda: arm(table, "new"), lambda: Entry(table, "new")):
         with pytest.raises(TableFull, match="No space left") as caught:
             attempt()
         assert caught.value.armed == FIRST_CHUNK
@@ -421,7 +410,7 @@ def test_an_interrupted_reclaim_gives_no_slot_two_owners(
             use(table, f"s{n}")()
         table._grow = no_memory
         with interruption:
-            table.cell("new")
+            arm(table, "new")
         idle = [word for pool in table.pools.values() for word in pool]
         owned = [*(cell.word for cell in table._cells_of.values()), *table._fresh, *idle]
         assert len(owned) == len(set(owned)), f"interrupted at bytecode {interruption.number}"

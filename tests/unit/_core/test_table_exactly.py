@@ -35,13 +35,12 @@ def test_a_table_keeps_what_it_is_given() -> None:
     assert pool.now() == NOW
 
 
-def test_a_cell_rings_a_late_server() -> None:
+def test_a_keyed_timer_rings_a_late_server() -> None:
     table = memory_table(NOW - 2 * LATE)
-    cell = table.cell("s")
-    assert cell.set(NOW + 60, NOW)
+    assert table.set(("s", 0), NOW + 60, NOW)
     table.rang(table.looks(), NOW)
-    assert not cell.set(NOW + 60, NOW)
-    assert cell.set(NOW + 60, NOW + LATE)
+    assert not table.set(("s", 0), NOW + 60, NOW)
+    assert table.set(("s", 0), NOW + 60, NOW + LATE)
 
 
 # --- what is asked for under a name
@@ -78,7 +77,7 @@ def test_requested_is_what_an_entry_holds_while_the_slot_is_its_own() -> None:
 
 def test_requested_of_a_keyed_timer_whose_slot_was_given_away() -> None:
     table = refusing_to_grow()
-    fill_with_released_cells(table)
+    fill_with_released_keys(table)
     table.set(("new", 0), 5.0, NOW)  # takes the slot of the oldest name
     assert table.requested("0", 0) == -1.0
     assert table.requested("new", 0) == 5.0
@@ -114,9 +113,7 @@ def test_an_adopted_cell_is_the_timer_of_its_name() -> None:
     before.set(("k0", 0), -1.0, NOW)
     after = TimerTable(before.raw.obj, now=lambda: NOW)  # type: ignore[arg-type]  # the same mapping
     after.adopt_cells((t.slot, t.scope, t.ordinal) for t in TableReader(reading(before)).timers())
-    cell = after.cell("k1")
-    assert cell.key == ("k1", 0)
-    cell.set(50.0, NOW)
+    after.set(("k1", 0), 50.0, NOW)
     assert after.armed_cells() == {("k1", 0): 50.0, ("k2", 0): 12.0}
     mark = after.high_water
     after.set(("new", 0), 60.0, NOW)
@@ -145,19 +142,18 @@ def refusing_to_grow() -> TimerTable:
     return memory_table(grow=grow)
 
 
-def fill_with_released_cells(table: TimerTable) -> list[Cell]:
-    cells = [table.cell(str(n)) for n in range(FIRST_CHUNK)]
-    for cell in cells:
-        cell.set(10.0, NOW)
-        cell.set(-1.0, NOW)
-    return cells
+def fill_with_released_keys(table: TimerTable) -> None:
+    for n in range(FIRST_CHUNK):
+        for until in (10.0, -1.0):
+            table.set((str(n), 0), until, NOW)
 
 
 def test_for_one_new_name_keyed_timers_lose_one_slot_and_a_spare_one() -> None:
     table = refusing_to_grow()
-    cells = fill_with_released_cells(table)
+    fill_with_released_keys(table)
     table.set(("new", 0), 10.0, NOW)
-    assert [cell.word is None for cell in cells] == [True] * 2 + [False] * (FIRST_CHUNK - 2)
+    kept = [(str(n), 0) in table._cells_of for n in range(FIRST_CHUNK)]
+    assert kept == [False] * 2 + [True] * (FIRST_CHUNK - 2)
 
 
 def test_for_one_new_name_a_scope_loses_one_idle_slot_and_a_spare_one() -> None:
@@ -197,17 +193,13 @@ def sets(table: TimerTable, name: str) -> None:
     table.set((name, 0), 10.0, NOW)
 
 
-def makes_cells(table: TimerTable, name: str) -> None:
-    table.cell(name).set(10.0, NOW)
-
-
 def enters(table: TimerTable, name: str) -> None:
     pool, word = table.take(table.pool(name))
     pool.cells[word] = 10.0
 
 
-@pytest.mark.parametrize("handler", [sets, makes_cells, enters])
-@pytest.mark.parametrize("interrupted", [sets, makes_cells, enters])
+@pytest.mark.parametrize("handler", [sets, enters])
+@pytest.mark.parametrize("interrupted", [sets, enters])
 def test_a_handler_that_runs_while_a_table_grows_has_one_spare_slot(
     interrupted: Callable[[TimerTable, str], None], handler: Callable[[TimerTable, str], None]
 ) -> None:
@@ -235,14 +227,14 @@ def test_a_key_that_a_handler_makes_meanwhile_is_one_timer() -> None:
 
     table = memory_table()
     for n in range(FIRST_CHUNK - 1):
+        table.set((str(n), 0), 10.0, NOW)
         table.set((str(n), 0), -1.0 if n else 10.0, NOW)
-        table.cell(str(n))
     table._grow = grow
     table.set(("both", 0), 30.0, NOW)
     assert {timer.name: timer.deadline for timer in timers_of(table)} == {"0": 10.0, "both": 30.0}
     table.set(("both", 0), -1.0, NOW)
     assert [timer.name for timer in timers_of(table)] == ["0"]
-    words = [*table._fresh, *(cell.word for cell in table._cells_of.values() if cell.word)]
+    words = [*table._fresh, *(cell.word for cell in table._cells_of.values())]
     assert sorted(words) == list(range(FIRST_DEADLINE, FIRST_DEADLINE + 2 * FIRST_CHUNK)), "none is lost"
 
 
@@ -273,7 +265,7 @@ def test_an_idle_key_that_a_handler_arms_while_it_is_taken_away_keeps_its_slot()
             super().__delitem__(key)
 
     table = refusing_to_grow()
-    fill_with_released_cells(table)
+    fill_with_released_keys(table)
     table._cells_of = Armed(table._cells_of)
     table.set(("new", 0), 10.0, NOW)
     assert {timer.name: timer.deadline for timer in timers_of(table)} == {"0": 20.0, "new": 10.0}

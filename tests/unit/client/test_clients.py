@@ -1,0 +1,28 @@
+"""The names of the clients: what a user may rely on is what the reference page says, and nothing else."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from aiotimer import AsyncTimerClient, TimerClient
+
+REFERENCE = Path(__file__).parents[3] / "docs" / "reference" / "api.md"
+
+
+def documented(name: str) -> set[str]:
+    """The members that the reference page lists for a class."""
+    listed = re.search(rf"^.. autoclass:: {name}\n   :members: (.*)$", REFERENCE.read_text(), re.MULTILINE)
+    assert listed, f"{REFERENCE.name} lists no members of {name}"
+    return set(listed[1].split(", "))
+
+
+@pytest.mark.parametrize("client", [TimerClient, AsyncTimerClient])
+def test_a_client_has_the_public_names_that_are_documented(client: type[object]) -> None:
+    assert {name for name in dir(client) if not name.startswith("_")} == documented(client.__name__)
+
+
+@pytest.mark.parametrize("client", [TimerClient, AsyncTimerClient])
+def test_a_client_has_no_other_attributes(client: type[object]) -> None:
+    """Its slots are all there is: an instance has no dict in which more names could stand."""
+    assert not hasattr(object.__new__(client), "__dict__")
