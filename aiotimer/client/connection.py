@@ -234,17 +234,17 @@ class WorkerQueue(RequestQueue):
     def introduce(self) -> tuple[list[int], Armed]:
         """Return what comes with HELLO: the table's descriptor, or what is armed."""
 
-    @abstractmethod
     def follow_up(self, sock: socket.socket, welcome: wire.Welcome) -> Steps[None]:
         """Send what HELLO had no room for."""
+        yield from ()
 
     @abstractmethod
     def settle(self, sock: socket.socket, welcome: wire.Welcome, descriptor: int) -> None:
         """Take a connection into use."""
 
-    @abstractmethod
     def disconnected(self) -> None:
         """The connection is gone: nobody is known to watch."""
+        self.watched = None
 
     @abstractmethod
     def needs_reconnecting(self) -> bool:
@@ -252,7 +252,7 @@ class WorkerQueue(RequestQueue):
 
     @abstractmethod
     def reconnect(self) -> None:
-        """Try once to do what is left."""
+        """Try once. Blocks this thread for a second or two; raises AiotimerError or OSError if in vain."""
 
     @abstractmethod
     def depart(self) -> None:
@@ -298,7 +298,7 @@ class ClientConnection(Reconnector):
         self.entering = threading.RLock()
         self._turns = Turns()  # at connecting
         self._resets = 0
-        self.queue = kind(self)
+        self.queue: WorkerQueue = kind(self)
         self.reset()
 
     def reset(self) -> None:
@@ -444,16 +444,6 @@ class ClientConnection(Reconnector):
             self.queue.disconnected()
             return False
         return True
-
-    # -- outages ---------------------------------------------------------------------------------
-
-    def needs_reconnecting(self) -> bool:
-        """Whether there is anything left to do, or to wait for."""
-        return self.queue.needs_reconnecting()
-
-    def reconnect(self) -> None:
-        """Try once to do what is left."""
-        self.queue.reconnect()
 
     def find_server(self) -> None:
         """Connect, in a thread that has time.

@@ -16,7 +16,7 @@ import threading
 from _thread import start_new_thread
 from collections.abc import Callable
 from time import sleep
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from ..errors import AiotimerError
 
@@ -30,14 +30,27 @@ _FIRST_PAUSE, _LAST_PAUSE = 0.25, 1.0
 long a restarted server waits to hear what a peer without a shared table released meanwhile."""
 
 
+class Unfinished(Protocol):
+    """What reconnecting is for."""
+
+    def needs_reconnecting(self) -> bool:
+        """Whether there is anything left to do, or to wait for."""
+
+    def reconnect(self) -> None:
+        """Try once. Blocks this thread for a second or two; raises AiotimerError or OSError if in vain."""
+
+
 class Reconnector:
     """The part of a connection that notices outages and reconnects.
 
     Attributes:
         path: the server's socket.
+        queue: what travels on the connection.
         hooks: whom to tell, see :data:`Hook`.
         unwatched: whether there is an outage.
     """
+
+    queue: Unfinished
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -50,16 +63,6 @@ class Reconnector:
         self.unwatched = False
         self._logged = False
         self._reconnecting = False
-
-    # -- what a reconnector is for ---------------------------------------------------------------
-
-    def needs_reconnecting(self) -> bool:
-        """Whether there is anything left to do, or to wait for."""
-        raise NotImplementedError
-
-    def reconnect(self) -> None:
-        """Try once. Blocks this thread for a second or two; raises AiotimerError or OSError if in vain."""
-        raise NotImplementedError
 
     # -- the beginning and the end of an outage --------------------------------------------------
 
@@ -118,14 +121,14 @@ class Reconnector:
     def _keep_reconnecting(self) -> None:
         pause = _FIRST_PAUSE
         while True:
-            if not self.needs_reconnecting():
+            if not self.queue.needs_reconnecting():
                 self._reconnecting = False
-                if not self.needs_reconnecting():  # or somebody came just now, and saw this thread
+                if not self.queue.needs_reconnecting():  # or somebody came just now, and saw this thread
                     return
                 self._reconnecting = True
             with contextlib.suppress(AiotimerError, OSError):
-                self.reconnect()
-                if not self.needs_reconnecting():
+                self.queue.reconnect()
+                if not self.queue.needs_reconnecting():
                     continue
             sleep(pause)
             pause = min(1.5 * pause, _LAST_PAUSE)

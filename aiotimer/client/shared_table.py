@@ -81,10 +81,6 @@ class SharedTableQueue(WorkerQueue):
         known = self.table is not None and is_open(self.descriptor, self._inode)
         return [self.descriptor] if known else [], ()
 
-    def follow_up(self, sock: socket.socket, welcome: wire.Welcome) -> Steps[None]:
-        """Send nothing: the table holds it all."""
-        yield from ()
-
     def settle(self, sock: socket.socket, welcome: wire.Welcome, descriptor: int) -> None:
         """Take a connection into use; the first one brings the table.
 
@@ -127,10 +123,6 @@ class SharedTableQueue(WorkerQueue):
             connection.outage(f"the timer server at {self.path!r} has not looked for over {layout.LATE:g} s")
         elif connection.connected:
             connection.outage_over()
-
-    def disconnected(self) -> None:
-        """Nobody is known to look."""
-        self.watched = None
 
     def needs_reconnecting(self) -> bool:
         """Whether an outage has been noticed and is not over."""

@@ -296,7 +296,7 @@ class SocketQueue(WorkerQueue):
         self.connection.use(sock)
 
     def disconnected(self) -> None:
-        """Nothing can be sent any more."""
+        """The connection is gone: nothing can be sent."""
         self._messages = None
 
     # -- outages, and the end --------------------------------------------------------------------

@@ -6,6 +6,7 @@ that is an inbox for what comes by socket; of a table it is the look, for which 
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import select
@@ -14,10 +15,11 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from math import inf, nan
+from typing import Any
 
 import pytest
 
-from aiotimer import TableFull, TimerRequest, expires
+from aiotimer import ServerUnavailable, TableFull, TimerRequest, expires
 from aiotimer._core import layout, wire
 from aiotimer._core.requests import RELEASE
 from aiotimer._core.table import TimerTable
@@ -34,7 +36,6 @@ from tests.fakes.memory import (
     memory_queue,
     memory_table,
     queue_over,
-    timers_of,
 )
 
 ME, OTHER = os.getpid(), os.getppid()
@@ -430,11 +431,6 @@ def test_put_in_a_table_rings_only_before_the_promise(table: TimerTable) -> None
     assert queue.rings == [1001.0]
 
 
-def test_a_get_in_vain_promises_nothing_so_that_the_next_put_rings(table: TimerTable) -> None:
-    assert TableConsumer(table, ME).get(1) == []
-    assert memory_queue(table).put(TimerRequest(ME, "far", 1e6)) is True
-
-
 def test_nothing_comes_out_at_the_workers_end(ends: Ends) -> None:
     ends.put("s", 10.0)
     if ends.worker is not ends.server:
@@ -464,40 +460,41 @@ def test_entries_and_keyed_timers_of_one_name_come_out_apart() -> None:
     assert sorted(ends.get()) == [("s\x001", RELEASE), ("s\x002", RELEASE)]
 
 
-def test_a_name_that_moved_to_another_slot_is_not_released_by_the_old_one(table: TimerTable) -> None:
-    ends = Ends(memory_queue(table), TableConsumer(table, ME))
-    ends.put("moving", 10.0)
-    before = slot_of(table, "moving")
-    for n in range(65):  # enough for slots to be taken away, the oldest first
-        ends.put(f"idle{n}", 10.0)
-    ends.get()
-    for n in range(65):
-        ends.put(f"idle{n}", RELEASE)
-    ends.put("moving", RELEASE)
-    for n in range(200):
-        ends.put(f"new{n}", 20.0)
-    ends.put("moving", 30.0)
-    assert slot_of(table, "moving") != before, "it did not move: the test is blind"
-    found = dict(ends.get())
-    assert (found["moving"], found["idle3"], found["new7"]) == (30.0, RELEASE, 20.0)
-    assert ends.server.size() == 0
-
-
-def slot_of(table: TimerTable, scope_id: str) -> int:
-    (slot,) = (timer.slot for timer in timers_of(table) if timer.name == scope_id)
-    return slot
-
-
-def test_a_slot_full_of_garbage_is_read_past(table: TimerTable) -> None:
-    ends = Ends(memory_queue(table), TableConsumer(table, ME))
-    ends.put("s", 10.0)
-    for slot, value in enumerate([nan, -inf, -5.0, 0.0], start=5):
-        table.cells[layout.FIRST_DEADLINE + slot] = value
-    assert ("s", 10.0) in ends.get()
-    assert all(until == RELEASE for _scope, until in ends.get())
-
-
 # --- the socket
+
+
+class Interrupted(socket.socket):
+    """A socket that is interrupted while it sends, once, by a signal's handler."""
+
+    handler: Callable[[], object] | None = None
+
+    def send(self, *arguments: Any) -> int:
+        """Let the handler run first."""
+        handler, self.handler = self.handler, None
+        if handler is not None:
+            handler()
+        return super().send(*arguments)
+
+
+def test_a_handler_that_puts_in_the_middle_of_a_send_does_not_wait_for_its_own_thread() -> None:
+    """It needs another connection, and so does what it has interrupted; here there is none."""
+    left, right = socket.socketpair()
+    with right, Interrupted(fileno=left.detach()) as interrupted:
+        interrupted.setblocking(False)
+        queue = connected_queue(interrupted)
+        failed: list[str] = []
+
+        def put(scope_id: str) -> None:
+            try:
+                queue.put(TimerRequest(ME, scope_id, 10.0), PATIENCE)
+            except ServerUnavailable:
+                failed.append(scope_id)
+
+        interrupted.handler = functools.partial(put, "of the handler")
+        put("interrupted")
+        assert failed == ["of the handler", "interrupted"]
+        assert set(queue._pending) == set(failed), "both are sent as soon as there is one"
+        assert right.recv(1000) == b"", "nothing was sent in the middle of something else"
 
 
 @pytest.fixture

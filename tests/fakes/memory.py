@@ -7,16 +7,15 @@ The law of this file: nothing here starts a thread, opens a socket or reads a fi
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from math import inf
 from time import monotonic
-from typing import NamedTuple, TypeVar, cast
+from typing import TypeVar, cast
 
 import aiotimer
 from aiotimer import RequestQueue, TimerRequest
 from aiotimer._core import layout
 from aiotimer._core.reader import Read, TableReader, Timer
-from aiotimer._core.requests import RELEASE
 from aiotimer._core.table import TimerTable
 from aiotimer._linux.table_files import TableFile
 from aiotimer.client.connection import ClientConnection, WorkerQueue
@@ -95,7 +94,7 @@ def names_of(table: TimerTable) -> list[str]:
 
 
 class TableConsumer(RequestQueue):
-    """The other end of a worker's queue: what has changed in its table, by reading that.
+    """The other end of a worker's queue, in the same process: what has changed in its table.
 
     It also gets the entries of ``expires``, each under a key of its own (``layout.timer_key``). A table shows
     what has changed since it was last read, not in which order: *longest pending* is by reading.
@@ -114,8 +113,7 @@ class TableConsumer(RequestQueue):
         self._wait = wait
         self._reader = TableReader(reading(table))
         self._pending: dict[str, TimerRequest] = {}
-        self._seen: dict[int, _Seen] = {}
-        self._slot_of: dict[str, int] = {}  # where the newest acquire of a key was found
+        self._seen: dict[str, tuple[float, float]] = {}
 
     def put(self, request: TimerRequest) -> bool:
         """Refuse: only the worker stores."""
@@ -142,55 +140,21 @@ class TableConsumer(RequestQueue):
         return [self._pending.pop(scope) for scope in scopes]
 
     def _read(self) -> None:
-        """Note what has changed since the last reading.
-
-        A slot that changes again meanwhile is left for the next one: its label may belong to either value.
-        Releases come first, since a key that has lost its slot may have been acquired again in another.
-        """
-        changed = {
-            slot: _Seen(*now, self._reader.key(slot))
-            for slot, now in self._words()
-            if now != self._seen.get(slot, _NEVER_USED)[:2]
-        }
-        still = dict(self._words()) if changed else {}
-        settled = [(slot, now) for slot, now in changed.items() if still.get(slot) == now[:2]]
-        for slot, now in settled:
-            before = self._seen.get(slot, _NEVER_USED)
-            if before.key != now.key and layout.is_armed(before.deadline):
-                self._released(before.key, slot)
-            if not layout.is_armed(now.deadline) and (now.acquired or now.key == before.key):
-                # An acquire and a release between two readings leave only a count: the release is passed on.
-                self._released(now.key, slot)
-            self._seen[slot] = now
-        for slot, now in settled:
-            if now.key is not None and layout.is_armed(now.deadline):
-                self._slot_of[now.key] = slot
-                self._changed(now.key, layout.as_requested(now.deadline))
-
-    def _words(self) -> Iterator[tuple[int, tuple[float, float]]]:
-        """Yield every slot with its deadline and its count."""
-        deadlines = self._reader.deadlines()
-        counts = self._reader.counts(len(deadlines))
-        return enumerate(zip(deadlines, counts, strict=False))
-
-    def _released(self, key: str | None, slot: int) -> None:
-        if key is not None and self._slot_of.get(key, slot) == slot:
-            self._slot_of.pop(key, None)
-            self._changed(key, RELEASE)
-
-    def _changed(self, scope_id: str, expiration_time: float) -> None:
-        self._pending[scope_id] = TimerRequest(self._worker_id, scope_id, expiration_time)
-
-
-class _Seen(NamedTuple):
-    """What a consumer found in a slot when it last read it."""
-
-    deadline: float
-    acquired: float
-    key: str | None
-
-
-_NEVER_USED = _Seen(inf, 0.0, None)
+        """Note what has changed: the deadline of a key, or how often it was armed."""
+        never = inf, 0.0
+        now: dict[str, tuple[float, float]] = {}
+        with self._table.lock:  # so that nobody is putting
+            deadlines = self._reader.deadlines()
+            counts = self._reader.counts(len(deadlines))
+            for slot, words in enumerate(zip(deadlines, counts, strict=True)):
+                key = self._reader.key(slot)
+                if key not in now or layout.is_armed(words[0]):
+                    now[key] = words  # a name may have moved, and have left its label behind
+        for key in self._seen | now:
+            words, before = now.get(key, never), self._seen.get(key, never)
+            if words != before and (key in now or layout.is_armed(before[0])):
+                self._pending[key] = TimerRequest(self._worker_id, key, layout.as_requested(words[0]))
+        self._seen = now
 
 
 class MemoryTableQueue(SharedTableQueue):
