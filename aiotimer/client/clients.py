@@ -173,105 +173,6 @@ def _check_expiration(expiration_time: float) -> None:
             )
 
 
-class AsyncTimerClient(BaseClient):
-    """Arms and releases timers on this process, from coroutines. Safe from any thread and loop.
-
-    All clients of a process share one connection and one timer table per server; after a fork, the child
-    gets its own. Use it as a context manager, or call :meth:`connect` and :meth:`aclose`; an acquire on a
-    client that is not connected connects it.
-
-    Args:
-        path: the server's socket; by default ``$AIOTIMER_SOCKET``.
-        shared: False to send each request as an acknowledged message instead of sharing memory with
-            the server, where a sandbox forbids that.
-        unavailable: what an acquire does when no server can be reached: ``"raise"`` an error, ``"warn"``
-            once in the log and go on, or ``"ignore"``.
-        budget: seconds for which an acquire may hold the task when a server has to be reached.
-        on_unwatched: called once with the reason when this process's timers are not being watched, because
-            its server is stuck or gone, and once with None when they are again. It runs in whichever
-            thread finds out, and must return soon; what it raises is logged.
-        reap: how this process is to be reaped, as steps such as ``"dump,TERM:10,KILL"``; by default as the
-            server does it. The server may refuse.
-        observe: nobody is signalled for this process's timers: that one expired is only reported.
-
-    All clients of a process at one server want the same of it: the first that asks for something decides.
-
-    Raises:
-        ValueError: another client of this process has asked its server for something else.
-        NotConfigured: no path was given and ``$AIOTIMER_SOCKET`` is not set.
-        UnsafePath: the path cannot be a socket's.
-    """
-
-    __slots__ = ()
-
-    async def connect(self, timeout: float = CONNECT_TIMEOUT) -> None:
-        """Connect, if this process is not connected to that server yet.
-
-        Args:
-            timeout: seconds.
-
-        Raises:
-            ServerUnavailable: nobody answered within the time.
-            Refused: the server does not want this client.
-        """
-        self._check_open()
-        await self._queue.connection.connect_async(timeout)
-
-    async def acquire(self, scope_id: str, expiration_time: float) -> None:
-        """Arm the timer ``scope_id`` of this process, or move it if it is armed.
-
-        Args:
-            scope_id: its name, at most 240 bytes of UTF-8.
-            expiration_time: ``time.monotonic()`` seconds; 0 has already expired, and a strictly negative
-                one is a release.
-
-        Raises:
-            ServerUnavailable, Refused: only if ``unavailable="raise"``.
-            TableFull: no timer can be added, whatever ``unavailable`` says.
-            TypeError, ValueError: the arguments are not a name and a finite number.
-        """
-        if self._closed:
-            self._check_open()
-        _check_expiration(expiration_time)
-        queue = self._queue
-        request = TimerRequest(queue.worker_id, scope_id, expiration_time)
-        try:
-            await queue.put_async(request, self._budget, insist=self._unavailable == "raise")
-        except BaseException as error:  # noqa: BLE001 - raised again, unless a server is what is missing
-            self._not_put(request, error)
-
-    async def release(self, scope_id: str) -> None:
-        """Take the timer ``scope_id`` away; a no-op if it is not armed. Never fails for want of a server.
-
-        Raises:
-            TypeError, ValueError: ``scope_id`` is not a name.
-        """
-        queue = self._queue
-        request = TimerRequest(queue.worker_id, scope_id, RELEASE)
-        try:
-            await queue.put_async(request, self._budget)
-        except BaseException as error:  # noqa: BLE001 - as above
-            self._not_put(request, error)
-
-    async def aclose(self) -> None:
-        """Leave. With the last client of the process the server forgets all its timers."""
-        self._leave()
-
-    async def __aenter__(self) -> Self:
-        """Connect."""
-        await self.connect()
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Close."""
-        await self.aclose()
-
-
 class TimerClient(BaseClient):
     """Arms and releases timers on this process, from synchronous code. Safe from any thread.
 
@@ -369,6 +270,60 @@ class TimerClient(BaseClient):
     ) -> None:
         """Close."""
         self.close()
+
+
+class AsyncTimerClient(BaseClient):
+    """Arms and releases timers on this process, from coroutines. Safe from any thread and loop.
+
+    Its arguments, and what it raises, are those of :class:`TimerClient`; both share this process's connection
+    and timer table. Use it in ``async with``, or call :meth:`connect` and :meth:`aclose`.
+    """
+
+    __slots__ = ()
+
+    async def connect(self, timeout: float = CONNECT_TIMEOUT) -> None:
+        """Connect, if this process is not connected to that server yet; see :meth:`TimerClient.connect`."""
+        self._check_open()
+        await self._queue.connection.connect_async(timeout)
+
+    async def acquire(self, scope_id: str, expiration_time: float) -> None:
+        """Arm the timer ``scope_id``, or move it if it is armed; see :meth:`TimerClient.acquire`."""
+        if self._closed:
+            self._check_open()
+        _check_expiration(expiration_time)
+        queue = self._queue
+        request = TimerRequest(queue.worker_id, scope_id, expiration_time)
+        try:
+            await queue.put_async(request, self._budget, insist=self._unavailable == "raise")
+        except BaseException as error:  # noqa: BLE001 - raised again, unless a server is what is missing
+            self._not_put(request, error)
+
+    async def release(self, scope_id: str) -> None:
+        """Take the timer ``scope_id`` away; see :meth:`TimerClient.release`."""
+        queue = self._queue
+        request = TimerRequest(queue.worker_id, scope_id, RELEASE)
+        try:
+            await queue.put_async(request, self._budget)
+        except BaseException as error:  # noqa: BLE001 - as above
+            self._not_put(request, error)
+
+    async def aclose(self) -> None:
+        """Leave. With the last client of the process the server forgets all its timers."""
+        self._leave()
+
+    async def __aenter__(self) -> Self:
+        """Connect."""
+        await self.connect()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close."""
+        await self.aclose()
 
 
 class Default:

@@ -22,15 +22,12 @@ import pytest
 
 from aiotimer import AsyncTimerClient, NotConfigured, ServerUnavailable, TableFull, TimerClient, expires
 from aiotimer._core.layout import FIRST_DEADLINE, HIGH_WATER, SLOTS, row_of
-from aiotimer._core.table import TimerTable
 from aiotimer.client import memory, waiting
-from aiotimer.client.connection import ClientConnection
-from aiotimer.client.socket_only import SocketQueue
-from aiotimer.client.waiting import Steps, Wait
 from tests.fakes.clock import PATIENCE
 from tests.fakes.interruptions import every_thread_at_once, interruptions
 from tests.fakes.memory import (
     MemoryClient,
+    SentQueue,
     acquisitions_of,
     memory_table,
     names_of,
@@ -689,35 +686,20 @@ async def test_a_full_table_is_an_error_on_entering(grace: float | None) -> None
 # --- how long a server may hold the caller up
 
 
-class RecordingQueue(SocketQueue):
-    """A queue without a shared table, whose requests are acknowledged at once.
-
-    Attributes:
-        sent: for each request, whether it arms, and the seconds that it might have taken.
-    """
-
-    def __init__(self, connection: ClientConnection, table: TimerTable) -> None:
-        super().__init__(connection)
-        self.sent: list[tuple[bool, float]] = []
-
-    def _sending(self, key: str, deadline: float, word: int, *, blocks_loop: bool) -> Steps[None]:
-        yield Wait(call=lambda seconds: self.sent.append((deadline >= 0, seconds)))
-
-
-def recording_client(budget: float) -> tuple[MemoryClient, RecordingQueue]:
-    queue = queue_over(memory_table(), RecordingQueue)
-    assert queue.table is not None
-    client = MemoryClient(queue.table, queue)
+def recording_client(budget: float) -> tuple[MemoryClient, SentQueue]:
+    table = memory_table()
+    queue = queue_over(table, SentQueue)
+    client = MemoryClient(table, queue)
     client._budget = budget
     return client, queue
 
 
-def check_budgets(queue: RecordingQueue, most: float) -> None:
+def check_budgets(queue: SentQueue, most: float) -> None:
     """Check that a block was armed and released, and that both might have taken so long, and no longer."""
-    assert [arms for arms, _seconds in queue.sent] == [True, False]
-    assert all(seconds <= most for _arms, seconds in queue.sent)
+    assert [until >= 0 for _key, until, _seconds in queue.sent] == [True, False]
+    assert all(seconds <= most for _key, _until, seconds in queue.sent)
     if most > 1.0:
-        assert all(seconds > 1.0 for _arms, seconds in queue.sent), "not less by what a loop is spared"
+        assert all(seconds > 1.0 for _key, _until, seconds in queue.sent), "not less by what a loop is spared"
 
 
 BUDGETS = pytest.mark.parametrize("budget", [0.5, 2 * PATIENCE])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable
-from math import inf
+from math import inf, nan
 from time import monotonic
 from typing import TypeVar, cast
 
@@ -20,6 +20,8 @@ from aiotimer._core.table import TimerTable
 from aiotimer._linux.table_files import TableFile
 from aiotimer.client.connection import ClientConnection, WorkerQueue
 from aiotimer.client.shared_table import SharedTableQueue
+from aiotimer.client.socket_only import SocketQueue
+from aiotimer.client.waiting import Steps, Wait
 from tests.fakes.clock import PATIENCE
 
 Q = TypeVar("Q", bound=WorkerQueue)
@@ -180,6 +182,30 @@ class MemoryTableQueue(SharedTableQueue):
         self.rings.append(deadline)
         self._in_memory.rang(looks, self._in_memory.now())
         return True
+
+
+class SentQueue(SocketQueue):
+    """A queue without a shared table, over one in memory; each request is acknowledged when it is sent.
+
+    Attributes:
+        sent: each request, as (key, expiration time, the seconds that it might have taken).
+    """
+
+    def __init__(self, connection: ClientConnection, table: TimerTable) -> None:
+        super().__init__(connection)
+        self._in_memory = table
+        table.cells[layout.PROMISE] = nan
+        self.sent: list[tuple[str, float, float]] = []
+
+    def _first_table(self) -> TimerTable:
+        self._in_memory.pools = self.pools
+        return self._in_memory
+
+    def _sending(self, key: str, deadline: float, word: int, *, blocks_loop: bool) -> Steps[None]:
+        def send(seconds: float) -> None:
+            self.sent.append((key, self._requested(key, word), seconds))
+
+        yield Wait(call=send)
 
 
 def queue_over(table: TimerTable, kind: Callable[[ClientConnection, TimerTable], Q]) -> Q:

@@ -8,8 +8,8 @@ are socket-only, the same requests are sent.
 from __future__ import annotations
 
 import os
-from math import inf, nan
-from typing import TypeAlias
+from math import inf
+from typing import Any
 
 import hypothesis.strategies as st
 from hypothesis import settings
@@ -20,13 +20,12 @@ from aiotimer import TimerRequest, expires
 from aiotimer._core import layout
 from aiotimer._core.requests import RELEASE
 from aiotimer._core.table import TimerTable
-from aiotimer.client.connection import ClientConnection, WorkerQueue
-from aiotimer.client.socket_only import SocketQueue
-from aiotimer.client.waiting import Steps, Wait
+from aiotimer.client.connection import WorkerQueue
 from tests.fakes.clock import Clock
 from tests.fakes.memory import (
     MemoryClient,
     MemoryTableQueue,
+    SentQueue,
     memory_queue,
     memory_table,
     queue_over,
@@ -36,30 +35,6 @@ from tests.fakes.memory import (
 ME = os.getpid()
 SCOPES = st.sampled_from(["a", "b", "train.py:42"])
 TIMES = st.one_of(st.floats(1e-6, 10.0), st.sampled_from([1.0, 5.0, 60.0]))
-
-
-Told: TypeAlias = "list[float] | list[tuple[str, float]]"
-"""What a queue's server gets to know, in order: deadlines, or requests by key."""
-
-
-class SentQueue(SocketQueue):
-    """A queue whose requests are acknowledged as soon as they are sent.
-
-    Attributes:
-        sent: each request, as (key, expiration time).
-    """
-
-    def __init__(self, connection: ClientConnection, table: TimerTable) -> None:
-        super().__init__(connection)
-        self._in_memory = table
-        self.sent: list[tuple[str, float]] = []
-
-    def _first_table(self) -> TimerTable:
-        self._in_memory.pools = self.pools
-        return self._in_memory
-
-    def _sending(self, key: str, deadline: float, word: int, *, blocks_loop: bool) -> Steps[None]:
-        yield Wait(call=lambda _seconds: self.sent.append((key, self._requested(key, word))))
 
 
 class Entered:
@@ -79,8 +54,8 @@ class BothWays(RuleBasedStateMachine):
         """Return a queue of the kind that this is about."""
         return memory_queue(table)
 
-    def told(self, queue: WorkerQueue) -> Told:
-        """Return what its server knows."""
+    def told(self, queue: WorkerQueue) -> list[Any]:
+        """Return what its server got to know, in order."""
         assert isinstance(queue, MemoryTableQueue)
         return queue.rings
 
@@ -150,12 +125,11 @@ class BothWaysBySocket(BothWays):
     """The same without a shared table. An entry's key says which of its scope it is."""
 
     def queue(self, table: TimerTable) -> WorkerQueue:
-        table.cells[layout.PROMISE] = nan
         return queue_over(table, SentQueue)
 
-    def told(self, queue: WorkerQueue) -> Told:
+    def told(self, queue: WorkerQueue) -> list[Any]:
         assert isinstance(queue, SentQueue)
-        return [(layout.timer_name(*layout.split_key(key)), until) for key, until in queue.sent]
+        return [(layout.timer_name(*layout.split_key(key)), until) for key, until, _seconds in queue.sent]
 
 
 for machine in (BothWays, BothWaysBySocket):
