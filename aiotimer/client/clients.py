@@ -159,7 +159,9 @@ class BaseClient:
 
 
 def _check_expiration(expiration_time: float) -> None:
-    if isinstance(expiration_time, bool) or not isinstance(expiration_time, (int, float)):
+    if type(expiration_time) is not float and (
+        isinstance(expiration_time, bool) or not isinstance(expiration_time, (int, float))
+    ):
         raise TypeError(f"expiration_time must be a number, not {type(expiration_time).__name__}")
     if not expiration_time <= monotonic() + _YEARS:
         as_stored(expiration_time)

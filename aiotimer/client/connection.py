@@ -178,7 +178,8 @@ class WorkerQueue(RequestQueue):
             return None
         if table.offset:
             deadline = shifted(deadline, table.offset)
-        if table.set((scope_id, 0), deadline, table.now()) or not self.shared:
+        now = 0.0 if deadline < 0 else table.now()  # of no use to a release
+        if table.set((scope_id, 0), deadline, now) or not self.shared:
             return deadline
         return None
 
