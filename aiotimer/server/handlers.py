@@ -36,6 +36,7 @@ from .dump import dump
 from .inspection_channel import InspectionChannel
 from .policy import Policy
 from .registry import Registry
+from .slices import WorkQueue
 from .watched_table import WatchedTable
 from .worker import Worker, drop_after_exec
 
@@ -50,6 +51,7 @@ class HandlerContext:
         emit: takes events.
         status: says what it is doing; with how long blocks took, if ``scopes`` is true.
         lag_s: says how late its own heartbeat has been, seconds.
+        queue: for what can wait.
         owner_gone: called when the owner of a private server gives it up.
         sessions: of all its connections.
         worker_left_at: when a worker's connection was last closed; ``CLOCK_MONOTONIC`` seconds.
@@ -60,6 +62,7 @@ class HandlerContext:
     emit: Callable[[Event], None]
     status: Callable[..., dict[str, Any]]
     lag_s: Callable[[], float]
+    queue: WorkQueue
     owner_gone: Callable[[], object]
     sessions: set[Session] = field(default_factory=set)
     worker_left_at: float = field(default_factory=monotonic)
@@ -159,12 +162,11 @@ class Session:
         if self.worker is None or self.table is None:
             return
         self.context.worker_left_at = monotonic()
-        if self.worker.id in self.context.registry.workers:
-            self._left(self.worker, self.table)
+        self.worker.connections -= 1
+        self.context.queue.put(self._left, self.worker, self.table)  # most often it is dead by then
 
     def _left(self, worker: Worker, table: WatchedTable) -> None:
-        worker.connections -= 1
-        if table.closed or table.connection is not self.connection:
+        if table.closed or worker.process.is_dead() or table.connection is not self.connection:
             return  # nothing was armed through it, or its worker has come back on another one already
         table.connection = None
         if worker.has_left(table, maps=True):

@@ -1,13 +1,14 @@
 """An inspector: it has evidence gathered; that never delays a kill beyond its budget nor harms the server.
 
 The laws of this file: whatever an inspection does (it raises, it takes too long, it does not even end when it
-is cancelled), whoever asked for it goes on when the budget is used up or the worker is dead; at most eight
-are under way, so that a storm of expiries does not become a storm of probes.
+is cancelled), whoever asked for it goes on when the budget is used up or the worker is dead; few are under
+way at a time, so that a storm of expiries does not become a storm of probes.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +17,15 @@ from ..evidence import NO_FINDINGS, Findings, Subject, gather
 
 if TYPE_CHECKING:
     from .expiry import Expiry
+    from .slices import WorkQueue
     from .worker import Worker
 
-AT_ONCE = 8
-"""Inspections under way at most: each may start threads and a helper process."""
+AT_ONCE = max(2, min(8, len(os.sched_getaffinity(0))))
+"""Inspections under way at most: one for each processor, from two to eight.
+
+Each starts threads and a helper process. More of them than processors find out no more in the same time; and
+a helper that waits for a processor before its ``exec`` holds up the thread that starts it, and the loop too.
+"""
 
 
 def nothing(why: str) -> Findings:
@@ -33,10 +39,12 @@ class Inspector:
     Args:
         loop: the server's.
         budget: seconds that one inspection may take, the wait for its turn included; 0: none is made.
+        queue: where it waits until all that is due has been looked at.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, budget: float) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, budget: float, queue: WorkQueue) -> None:
         self.budget = budget
+        self._queue = queue
         self._loop = loop
         self._turns = asyncio.Semaphore(AT_ONCE)
         self._tasks: set[asyncio.Task[Findings]] = set()
@@ -44,17 +52,21 @@ class Inspector:
 
     def begin(self, worker: Worker, expiry: Expiry, then: Callable[[], None]) -> None:
         """Begin to find out what a worker is doing; when that is noted, within the budget, call ``then``."""
-        task = self._loop.create_task(self._inspect(worker, expiry, then))
+        until = self._loop.time() + self.budget
+        self._queue.put(
+            self._start, worker, expiry, until, then
+        )  # threads and helpers keep the loop from looks
+
+    def _start(self, worker: Worker, expiry: Expiry, until: float, then: Callable[[], None]) -> None:
+        task = self._loop.create_task(self._inspect(worker, expiry, until, then))
         self._inspections.add(task)
         task.add_done_callback(self._inspections.discard)
 
-    async def _inspect(self, worker: Worker, expiry: Expiry, then: Callable[[], None]) -> None:
-        await self.gather(worker, expiry)
-        then()
+    async def _inspect(self, worker: Worker, expiry: Expiry, until: float, then: Callable[[], None]) -> None:
+        await self._gather(worker, expiry, until)
+        self._queue.do_first(then)  # when the budgets of hundreds end in one moment
 
-    async def gather(self, worker: Worker, expiry: Expiry) -> None:
-        """Find out what a worker is doing, and note it; ends within the budget, and never raises."""
-        until = self._loop.time() + self.budget
+    async def _gather(self, worker: Worker, expiry: Expiry, until: float) -> None:
         try:
             async with asyncio.timeout_at(until):
                 await self._turns.acquire()

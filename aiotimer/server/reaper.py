@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from math import inf
 from time import monotonic
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from .._core import reaping
 from .._core.ladder import CONT
@@ -28,13 +28,15 @@ from .._core.watch import Due
 from ..events import Event, log
 from ..evidence import Findings
 from .expiry import Expiry
-from .inspector import Inspector
 from .observer import OverdueTracker
 from .policy import Breaker, Policy
 from .process_state import classified
 from .reporter import Reporter
 from .watched_table import WatchedTable
 from .worker import Worker, drop_after_exec
+
+if TYPE_CHECKING:
+    from .inspector import Inspector
 
 IN_TIME = "released after its deadline, and before a signal"
 
@@ -85,7 +87,7 @@ class Reaper:
         reap_worker: how the server's owner reaps a worker.
         reporter: takes what becomes of expiries.
         policy: how to reap.
-        inspector: has evidence gathered; by default, within the policy's budget.
+        inspector: has evidence gathered.
         clock: ``CLOCK_MONOTONIC`` seconds.
     """
 
@@ -96,15 +98,15 @@ class Reaper:
         loop: asyncio.AbstractEventLoop,
         reap_worker: Callable[[WorkerId], bool | Awaitable[bool]],
         reporter: Reporter,
-        policy: Policy = Policy(),  # noqa: B008 - it is immutable
-        inspector: Inspector | None = None,
+        policy: Policy,
+        inspector: Inspector,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._loop = loop
         self._reap_worker = reap_worker
         self._reporter = reporter
         self._policy = policy
-        self._inspector = inspector or Inspector(loop, policy.evidence_budget)
+        self._inspector = inspector
         self._clock = clock
         self._overdue_tracker = OverdueTracker(loop, self._inspector, reporter, clock)
         self._breaker = Breaker(policy.max_reaps)

@@ -55,7 +55,7 @@ class Registry:
         on_dead: called with a worker that is dead, before its tables go.
         emit: takes events.
         before_removal: called with a table that is about to be deleted.
-        queue: where a death waits until everything is described that was noted before it.
+        queue: where looks come first, and a death waits until everything noted before it is described.
     """
 
     def __init__(
@@ -169,7 +169,8 @@ class Registry:
     def watch(self, worker: Worker, file: table_files.TableFile, *, connected: bool) -> WatchedTable:
         """Begin to watch a table."""
         watch = Watch(self.lifeline, connected=connected, bound=self._bound)
-        table = WatchedTable(file, watch, self._loop, functools.partial(self._on_due, worker))
+        on_due = functools.partial(self._on_due, worker)
+        table = WatchedTable(file, watch, self._loop, on_due, do_first=self._queue.do_first)
         table.before_removal = self._before_removal
         worker.tables.append(table)
         return table

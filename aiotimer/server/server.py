@@ -31,6 +31,7 @@ from . import listener
 from .acceptor import Acceptor, raise_descriptor_limit
 from .handlers import HandlerContext, Session
 from .history import History
+from .inspector import Inspector
 from .policy import Policy
 from .reaper import Reaper
 from .registry import Registry
@@ -167,13 +168,20 @@ class TimerServer:
         """Put together what looks, reaps, reports and answers."""
         queue = self._queue = WorkQueue(self._loop)
         reporter = self._reporter = self._new_reporter(queue, directory)
-        self._reaper = Reaper(self._loop, self.reap_worker, reporter, self._policy)
+        inspector = Inspector(self._loop, self._policy.evidence_budget, queue)
+        self._reaper = Reaper(self._loop, self.reap_worker, reporter, self._policy, inspector)
         self._started_registry = Registry(
             directory, self._loop, self._bound, self._policy, self._reaper.expire, self._worker_died,
             reporter.emit, reporter.note_durations, queue,
         )  # fmt: skip
         self._context = HandlerContext(
-            self._registry, self._loop, reporter.emit, self.status, lambda: self.lag_s, self._owner_gone
+            self._registry,
+            self._loop,
+            reporter.emit,
+            self.status,
+            lambda: self.lag_s,
+            queue,
+            self._owner_gone,
         )
 
     def _new_reporter(self, queue: WorkQueue, directory: Path) -> Reporter:

@@ -25,6 +25,10 @@ from .._linux.table_files import TableFile
 from ..events import log
 
 
+def _now(look: Callable[[], None]) -> None:
+    look()
+
+
 class Closable(Protocol):
     """A connection, as far as a table knows one."""
 
@@ -41,10 +45,12 @@ class WatchedTable:
         loop: where to schedule.
         on_due: called with this table and the timers that have expired.
         clock: what time it is.
+        do_first: calls a look that is due, now or soon.
     """
 
     __slots__ = (
         "_clock",
+        "_do_first",
         "_later",
         "_looks",
         "_loop",
@@ -68,11 +74,13 @@ class WatchedTable:
         loop: asyncio.AbstractEventLoop,
         on_due: Callable[[WatchedTable, tuple[Due, ...]], None],
         clock: Callable[[], float] = monotonic,
+        do_first: Callable[[Callable[[], None]], None] = _now,
     ) -> None:
         self.file = file
         self.watch = watch
         self.reader = TableReader(file.read)
         self._clock = clock
+        self._do_first = do_first
         self._loop = loop
         self._on_due = on_due
         self._wake: asyncio.TimerHandle | None = None
@@ -219,6 +227,10 @@ class WatchedTable:
             spare, self._spare = self._spare, 2 * self._spare or 1
             self._schedule(self._wake_at, spare)
         else:
+            self._do_first(self._look_if_open)
+
+    def _look_if_open(self) -> None:
+        if not self.closed:
             self.look()
 
     def _read_later(self) -> None:

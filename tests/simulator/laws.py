@@ -41,6 +41,9 @@ from aiotimer._core.watch import ADOPTED_EVERY, Due
 from .server import BEAT, EVIDENCE, Server, Table
 from .world import Armed, Broken, Process, TableFile, World
 
+PROMPT = 0.03
+"""Seconds for the steps of other callbacks."""
+
 SLACK = 0.1
 
 TIGHT = SLACK + EVIDENCE
@@ -157,7 +160,7 @@ class Laws:
 
     def gathered(self, asked_at: float) -> None:
         """Evidence is known."""
-        if self.world.now - max(asked_at, self.free_since) > EVIDENCE + SLACK:
+        if self.world.now - max(asked_at, self.free_since) > EVIDENCE + PROMPT:
             raise Broken(
                 "I8", f"evidence has taken {self.world.now - asked_at:.6f} s, its budget is {EVIDENCE}"
             )

@@ -331,7 +331,12 @@ class Table(WatchedTable):
             server.reaper.expire(known, table, due)
 
         super().__init__(
-            cast(Any, file), watch, cast(asyncio.AbstractEventLoop, server.loop), on_due, server.world.clock
+            cast(Any, file),
+            watch,
+            cast(asyncio.AbstractEventLoop, server.loop),
+            on_due,
+            server.world.clock,
+            server.queue.do_first,
         )
         self._rounds = False
         self.before_removal = lambda _table: server.world.unlink(file.truth)
@@ -462,7 +467,8 @@ class Inspector:
             expiry.findings = NO_FINDINGS
             then()
 
-        self._server.loop.call_later(world.rng.uniform(0.0, self.takes), found)
+        late = partial(self._server.queue.do_first, found)
+        self._server.loop.call_later(world.rng.uniform(0.0, self.takes), late)
 
 
 class JudgedReporter(Reporter):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 
 from aiotimer.server import slices
-from aiotimer.server.slices import SLICE, WorkQueue
+from aiotimer.server.slices import SLICE, TURN, WorkQueue
 from tests.fakes.clock import Clock
 
 
@@ -94,3 +95,31 @@ def test_who_puts_too_much_has_to_help() -> None:
     for number in range(slices.MOST + 3):
         bench.queue.put(bench.work, number)
     assert bench.done == [0, 1, 2]
+
+
+def test_what_is_urgent_is_done_at_once_while_there_is_time() -> None:
+    bench = Bench()
+    for number in range(3):
+        bench.queue.do_first(partial(bench.work, number, 0.4 * TURN))
+    assert bench.done == [0, 1, 2]
+    bench.queue.do_first(lambda: bench.work(3))
+    assert bench.done == [0, 1, 2], "the loop has a turn first"
+    bench.loop.turn()
+    assert bench.done == [0, 1, 2, 3]
+    bench.queue.do_first(lambda: bench.work(4))
+    assert bench.done == [0, 1, 2, 3, 4], "a new turn of the loop"
+
+
+def test_all_that_is_urgent_comes_before_any_work_and_in_order() -> None:
+    bench = Bench()
+    bench.queue.put(bench.work, "described")
+    for number in range(6):
+        bench.queue.do_first(partial(bench.work, number, 0.6 * TURN))
+    assert bench.done == [0, 1]
+    bench.loop.turn()
+    assert bench.done == [0, 1, 2, 3]
+    bench.loop.turn()
+    bench.loop.turn()
+    assert bench.done == [0, 1, 2, 3, 4, 5, "described"]
+    bench.loop.turn()
+    assert bench.loop.soon == []
