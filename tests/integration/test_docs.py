@@ -27,6 +27,7 @@ import itertools
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -40,6 +41,7 @@ import pytest
 import aiotimer
 from aiotimer import errors, testing
 from aiotimer._core import layout, wire
+from aiotimer._core.reaping import State
 from aiotimer.cli import run_command
 from aiotimer.cli.common import EX_UNAVAILABLE
 from aiotimer.cli.group import MODULES, cli
@@ -506,6 +508,13 @@ def test_the_table_is_as_documented() -> None:
     assert f"the deadlines of {layout.FIRST_SLOTS} slots" in text
     assert f"A scope is 1 to {layout.SCOPE_BYTES} bytes of UTF-8" in text
     assert f"smallest positive double, {layout.EXPIRED_AT_ONCE}" in text
+
+
+def test_the_states_of_a_reaping_are_as_drawn() -> None:
+    script = runpy.run_path(str(DOCS / "draw_reaping.py"))
+    assert script["draw"]() == script["PICTURE"].read_text(), "draw it anew: python docs/draw_reaping.py"
+    table = rows(section(DOCS / "explanation" / "reaping.md", "# Reaping"))
+    assert sorted(state for state, _ in table) == sorted(state.value for state in State)
 
 
 def test_a_label_is_as_documented() -> None:
