@@ -302,8 +302,8 @@ class Reaper:
         self._inspector.begin(case.worker, case.expiry, partial(self._gathered, case, case.expiry))
 
     def _gathered(self, case: _Case, expiry: Expiry) -> None:
-        self._reporter.record(expiry)
         self._tell(case, reaping.Gathered())
+        self._reporter.record(expiry)
 
     def _confirm(self, case: _Case, _action: reaping.Confirm) -> reaping.Armed | reaping.Released:
         worker, expiry = case.worker, case.expiry
