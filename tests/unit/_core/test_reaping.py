@@ -233,6 +233,10 @@ def test_who_dies_ends_the_ladder(steps: int) -> None:
     assert shell.tell(expired()) == [Clear()]
 
 
+def test_who_dies_by_itself() -> None:
+    assert Shell().tell(Died()) == [End(False)]
+
+
 def test_who_was_dead_already_has_died_by_itself() -> None:
     shell = Shell(Ladder.parse("KILL"))
     shell.signal = Gone()
@@ -343,8 +347,16 @@ def test_a_ladder_for_its_own_sake() -> None:
     assert shell.tell(Begin(LONG, False)) == [Signal(ABRT, True)], "there is no expiry to explain"
     assert shell.tell(Begin(LONG, False)) == [], "it is being carried out"
     shell.wake()
-    shell.wake()
+    assert shell.wake() == [Signal(KILL, False), Answer(True)], "there is nothing that it was reaped for"
     assert shell.signals == [ABRT, TERM, KILL]
+
+
+def test_a_ladder_for_its_own_sake_of_a_worker_that_was_spared() -> None:
+    shell = Shell(Ladder.parse("dump,KILL"))
+    shell.tell(expired())
+    shell.armed.clear()
+    shell.tell(Gathered())
+    assert shell.tell(Begin(shell.ladder, False)) == [Signal(KILL, False), Answer(True)]
 
 
 def test_a_refusal_of_a_ladder_for_its_own_sake() -> None:
@@ -372,9 +384,21 @@ def test_a_refusal_is_reported_once_and_tried_again_ever_more_slowly() -> None:
         assert did[1] == Reap("t", due(), True)
         assert did[-1] == Fail("not permitted", False)
     assert pauses == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0])
+    assert shell.tell(Died()) == [End(False)], "nothing could be done to it"
+
+
+def test_a_refusal_after_a_reap_that_worked_is_reported_again() -> None:
+    shell = Shell(Ladder.parse("KILL"))
+    shell.signal = Refused("not permitted")
+    assert shell.tell(expired())[-1] == Fail("not permitted", True)
+    shell.wake()
+    shell.owner = True
+    shell.tell(expired())
+    shell.owner = "ladder"
+    assert shell.tell(expired(1))[-1] == Fail("not permitted", True)
     shell.signal = Sent()
     shell.wake()
-    shell.tell(expired())
+    shell.tell(expired(1))
     assert shell.state == "killed"
 
 
