@@ -124,7 +124,7 @@ async def test_a_launcher_arms_timers_on_its_children(by: str) -> None:
 async def test_a_timer_is_replaced_and_rearmed_by_its_name() -> None:
     async with serving() as server:
         with bystander() as pid:
-            server.register_timers([acquire(pid, "s", 0.2)])
+            server.register_timers([acquire(pid, "s", 1.0)])
             first = server.armed(pid)["s"]
             server.register_timers([acquire(pid, "s", 60)])
             assert server.armed(pid)["s"] > first
@@ -176,7 +176,7 @@ async def test_expired_timers_are_listed_until_they_are_cleared() -> None:
 async def test_cleared_timers_are_not_acted_upon() -> None:
     async with serving() as server:
         with bystander() as pid:
-            request = acquire(pid, "s", 0.2)
+            request = acquire(pid, "s", 1.0)
             server.register_timers([request])
             server.clear_timers([pid, 1])  # of the other nothing is known
             await server.pass_by(request.expiration_time)
@@ -191,8 +191,10 @@ async def test_cleared_timers_are_not_acted_upon() -> None:
 async def test_one_expired_timer_reaps_once_and_clears_all(kind: type[SparingServer]) -> None:
     async with serving_as(kind) as server:
         with bystander() as pid:
-            last = acquire(pid, "c", 0.15)
-            server.register_timers([acquire(pid, "a", 0.05), acquire(pid, "b", 0.1), last])
+            last = acquire(
+                pid, "c", 1.1
+            )  # a second ahead: what has expired when it is armed is dealt with alone
+            server.register_timers([acquire(pid, "a", 1.0), acquire(pid, "b", 1.05), last])
             await server.calls_made(1)
             assert await soon(lambda: not server.armed(pid))
             server.register_timers([acquire(pid, "d", 0.3)])  # the next timers are honoured
@@ -230,7 +232,7 @@ async def test_a_reap_that_fails_is_tried_again_with_pauses(kind: type[SparingSe
     async with serving_as(kind) as server:
         with bystander() as pid:
             server.verdicts = [False, False, False]
-            server.register_timers([acquire(pid, "a", 0.1), acquire(pid, "b", 0.15), acquire(pid, "c", 60)])
+            server.register_timers([acquire(pid, "a", 1.0), acquire(pid, "b", 1.05), acquire(pid, "c", 60)])
             await server.calls_made(4)
             assert [scopes[0] for scopes in server.due] == ["a"] * 4
             assert server.due[-1] == ["a", "b"]
@@ -262,7 +264,7 @@ async def test_a_reap_that_raises_counts_as_reaped(
     async with serving_as(kind) as server:
         with bystander() as pid:
             server.verdicts = [RuntimeError("the owner's mistake")]
-            server.register_timers([acquire(pid, "a", 0.1), acquire(pid, "b", 0.15)])
+            server.register_timers([acquire(pid, "a", 1.0), acquire(pid, "b", 1.05)])
             await server.calls_made(1)
             assert await soon(lambda: not server.armed(pid))
             server.register_timers([acquire(pid, "c", 0.25)])
@@ -339,7 +341,7 @@ async def test_a_release_just_before_the_signal_spares_the_worker(monkeypatch: p
                 server.register_timers([release(pid, "a")])
                 return table.timer(due)
 
-            request = acquire(pid, "a", 0.2)
+            request = acquire(pid, "a", 1.0)
             server.register_timers([request])
             monkeypatch.setattr(WatchedTable, "timer", release_first)
             event = await server.told("late", pid)

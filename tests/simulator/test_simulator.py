@@ -26,7 +26,7 @@ LENGTH = 4000
 HISTORIES = 10
 """Histories of one test."""
 
-TESTS = 6
+TESTS = 5
 
 MOST_STEPS = 400_000
 """Steps within which a variant must be caught. Most are within 20,000."""
