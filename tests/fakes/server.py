@@ -35,6 +35,7 @@ from aiotimer.server.history import History
 from aiotimer.server.reporter import Reporter
 from aiotimer.server.sinks import CallbackSink
 from aiotimer.server.slices import WorkQueue
+from aiotimer.server.worker import Worker
 from tests.fakes.clock import PATIENCE
 from tests.fakes.places import short_socket
 from tests.fakes.worker import bystander, spawn_worker
@@ -98,6 +99,10 @@ class SparingServer(TimerServer):
         if message is not None:
             self.heard.append(message)
         self.on_change()
+
+    def _worker_died(self, worker: Worker) -> None:
+        super()._worker_died(worker)
+        self._queue.put(self.on_change)  # when it has been forgotten, which tells nobody
 
     def reap_worker(self, worker_id: aiotimer.WorkerId) -> bool | Awaitable[bool]:
         """Record it; kill it if it is another process."""
@@ -362,6 +367,10 @@ class WatchfulServer(TimerServer):
 
     def _connected(self, sock: socket.socket) -> None:
         WatchedSession(self._context, sock, lambda _message: self.changed())
+
+    def _worker_died(self, worker: Worker) -> None:
+        super()._worker_died(worker)
+        self._queue.put(self.changed)  # when it has been forgotten, which tells nobody
 
     def reap_worker(self, worker_id: WorkerId) -> bool | Awaitable[bool]:
         """Record the moment, then reap."""

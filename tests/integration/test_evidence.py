@@ -177,6 +177,8 @@ async def test_the_block_in_a_thread_by_its_scope(tmp_path: Path) -> None:
 async def test_proc(tmp_path: Path) -> None:
     with hanging(tmp_path, f"child = subprocess.Popen('cat', stdin=-1, stdout=-3); {BODIES['pipe']}") as it:
         await asyncio.to_thread(wait_for_syscall, it.pid, "read")
+        (child_pid,) = procfs.children_of(it.pid, it.pid)
+        await asyncio.to_thread(wait_for_syscall, child_pid, "read")  # its name changes late in its exec
         found = (await gather(it.subject(), PATIENCE)).process
         assert found["state"] == "S (sleeping)"
         assert found["rss_bytes"] > 1_000_000
