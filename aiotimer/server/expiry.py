@@ -127,7 +127,6 @@ class Expiry:
 
     Attributes:
         late_s: seconds between the deadline and the first action.
-        untouched: nothing has been done to the worker yet.
         findings: what was found out, None as long as that is nothing.
         outcome: what has become of it.
         detail: the rest, in words.
@@ -150,7 +149,6 @@ class Expiry:
         self.due = due
         self.timer = timer
         self.late_s = now - due.effective
-        self.untouched = False
         self.findings: Findings | None = None
         self.kind: Kind = "expired"
         self.outcome = "pending"
@@ -174,7 +172,6 @@ class Expiry:
 
     def signalled(self, number: int, now: float) -> None:
         """A signal has been sent."""
-        self.untouched = False
         self._signals.append({"signal": name_of(number), "after_s": now - self._began})
 
     def look_around(self, tables: Iterable[WatchedTable]) -> None:
@@ -190,10 +187,9 @@ class Expiry:
         ]
         self._timers = timers_as_json([(self.table, self.timer), *others], self._began)
 
-    def becomes(self, kind: Kind, outcome: str, detail: str = "") -> Event:
-        """Something has become of it; return the event that says so."""
+    def becomes(self, kind: Kind, outcome: str, detail: str = "") -> None:
+        """Something has become of it."""
         self.kind, self.outcome, self.detail = kind, outcome, detail
-        return self.event()
 
     def event(self) -> Event:
         """Return the event that says what has become of it."""

@@ -53,9 +53,8 @@ class Inspector:
     def begin(self, worker: Worker, expiry: Expiry, then: Callable[[], None]) -> None:
         """Begin to find out what a worker is doing; when that is noted, within the budget, call ``then``."""
         until = self._loop.time() + self.budget
-        self._queue.put(
-            self._start, worker, expiry, until, then
-        )  # threads and helpers keep the loop from looks
+        # Not before all that is due has been looked at: threads and helpers keep the loop from it.
+        self._queue.put(self._start, worker, expiry, until, then)
 
     def _start(self, worker: Worker, expiry: Expiry, until: float, then: Callable[[], None]) -> None:
         task = self._loop.create_task(self._inspect(worker, expiry, until, then))

@@ -49,7 +49,7 @@ class WorkQueue:
     def put(self, function: Callable[..., object], *arguments: object) -> None:
         """Have a function called soon, after all that was put before; only in the loop's own thread."""
         while len(self._work) >= MOST:
-            self._do_next()
+            _do(self._work.popleft())
         self._work.append(partial(function, *arguments))
         self._schedule()
 
@@ -67,7 +67,7 @@ class WorkQueue:
     def flush(self) -> None:
         """Do everything that waits, now; what that brings about as well."""
         while self._work:
-            self._do_next()
+            _do(self._work.popleft())
 
     def _schedule(self) -> None:
         if not self._scheduled:
@@ -80,20 +80,20 @@ class WorkQueue:
         if self._urgent:
             until = self._clock() + TURN
             while self._urgent and self._clock() < until:
-                self._urgent.popleft()()
+                _do(self._urgent.popleft())
             self._schedule()
             return
         until = self._clock() + SLICE
         while self._work:
-            self._do_next()
+            _do(self._work.popleft())
             if self._clock() >= until:
                 break
         if self._work:
             self._schedule()
 
-    def _do_next(self) -> None:
-        work = self._work.popleft()
-        try:
-            work()
-        except Exception:  # noqa: BLE001 - logged; what comes after it may fare better
-            log.exception("%s failed", work.func)
+
+def _do(work: Callable[[], object]) -> None:
+    try:
+        work()
+    except Exception:  # noqa: BLE001 - logged; what comes after it may fare better
+        log.exception("%s failed", work)

@@ -123,3 +123,13 @@ def test_all_that_is_urgent_comes_before_any_work_and_in_order() -> None:
     assert bench.done == [0, 1, 2, 3, 4, 5, "described"]
     bench.loop.turn()
     assert bench.loop.soon == []
+
+
+def test_an_error_of_what_is_urgent_is_no_others(caplog: pytest.LogCaptureFixture) -> None:
+    bench = Bench()
+    bench.queue.do_first(partial(bench.work, "first", TURN))
+    bench.queue.do_first(partial(int, "no number"))
+    bench.queue.do_first(partial(bench.work, "last"))
+    bench.loop.turn()
+    assert bench.done == ["first", "last"]
+    assert "no number" in caplog.text
