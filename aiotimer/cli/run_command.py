@@ -30,7 +30,7 @@ from .._linux.table_files import find_tables
 from ..client.launch import owner_argument, wait_ready
 from ..client.starting import READY_WITHIN, announcement
 from ..errors import AiotimerError, ServerUnavailable
-from ..server.cleanup import clean_up
+from ..server.listener import clean_up
 from .supervisor import Place, SupervisedServer
 
 REAPED, FAILED, NOT_EXECUTABLE, NOT_FOUND = 124, 125, 126, 127

@@ -54,9 +54,8 @@ def serve(
     Prints one line when it is ready; everything that happens afterwards is a line on standard error.
     Stopping or killing it loses nothing: timers stay armed, the next server on the same socket goes on.
     """
-    from ..server.capabilities import drop_capabilities
-    from ..server.owned import IDLE_BEFORE_END, OwnedServer
-    from ..server.server import TimerServer
+    from ..server.rights import drop_capabilities
+    from ..server.server import IDLE_BEFORE_END, OwnedServer, TimerServer
     from ..server.sinks import LogSink
 
     drop_capabilities()  # before there are threads, that of the log for one

@@ -30,10 +30,8 @@ from .._version import __version__
 from ..errors import AiotimerError, ProtocolError, ServerError, TableFull
 from ..events import Event, log
 from ..queue import Inbox
-from .acceptor import EXHAUSTED, OUT_OF_DESCRIPTORS
-from .connection import ServerConnection
-from .dump import dump
-from .inspection_channel import InspectionChannel
+from .connection import EXHAUSTED, OUT_OF_DESCRIPTORS, ServerConnection
+from .inspector import InspectionChannel, dump
 from .policy import Policy
 from .registry import Registry
 from .slices import WorkQueue

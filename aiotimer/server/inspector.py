@@ -1,24 +1,42 @@
-"""An inspector: it has evidence gathered; that never delays a kill beyond its budget nor harms the server.
+"""An inspector: it has evidence gathered, for an expiry or for a person who asks, and asks event loops.
 
-The laws of this file: whatever an inspection does (it raises, it takes too long, it does not even end when it
-is cancelled), whoever asked for it goes on when the budget is used up or the worker is dead; few are under
-way at a time, so that a storm of expiries does not become a storm of probes.
+The laws of this file:
+
+* An inspection never delays a kill beyond its budget nor harms the server: whatever it does (it raises, it
+  takes too long, it does not even end when it is cancelled), whoever asked for it goes on when the budget is
+  used up or the worker is dead; few are under way at a time, so that a storm of expiries does not become a
+  storm of probes.
+* An event loop of a worker is asked on an inspection channel, a connection of its own, which it opened with
+  ``Attend``; at most one question is on its way on each; who does not answer is told from who has not been
+  asked. An answer is untrusted: it is data of the types of :class:`~aiotimer._core.wire.Tasks`, and no longer
+  than a frame.
+* ``aiotimer dump PID`` signals nothing that could harm the worker; what is found has the shape of the record
+  of an expiry, with nothing expired.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import os
+import time
 from collections.abc import Callable
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from .._core import wire
+from ..errors import ProtocolError
 from ..events import log
-from ..evidence import NO_FINDINGS, Findings, Subject, gather
+from ..evidence import NO_FINDINGS, Answers, Findings, Subject
+from ..evidence.findings import ASK_WITHIN
+from ..evidence.gather import gather
+from ..evidence.record import Record
+from .expiry import Expiry, record_id, timers_as_json
 
 if TYPE_CHECKING:
-    from .expiry import Expiry
     from .slices import WorkQueue
-    from .worker import Worker
+    from .worker import Inspectable, Worker
 
 AT_ONCE = max(2, min(8, len(os.sched_getaffinity(0))))
 """Inspections under way at most: one for each processor, from two to eight.
@@ -26,6 +44,9 @@ AT_ONCE = max(2, min(8, len(os.sched_getaffinity(0))))
 Each starts threads and a helper process. More of them than processors find out no more in the same time; and
 a helper that waits for a processor before its ``exec`` holds up the thread that starts it, and the loop too.
 """
+
+MAX_CHANNELS = 64
+"""Inspection channels of one worker: one for each of its event loops."""
 
 
 def nothing(why: str) -> Findings:
@@ -76,7 +97,7 @@ class Inspector:
             self._turns.release()
             return
         left = min(self.budget, max(0.0, until - self._loop.time()))
-        task = self._loop.create_task(gather.gather(_subject(worker, expiry), left))
+        task = self._loop.create_task(gather(_subject(worker, expiry), left))
         self._tasks.add(task)
         task.add_done_callback(self._done)
         awaited: set[asyncio.Future[Any]] = {task, worker.death(self._loop)}
@@ -106,4 +127,151 @@ class Inspector:
 def _subject(worker: Worker, expiry: Expiry) -> Subject:
     """Only slots of the worker's own table mean anything to the worker."""
     shared = expiry.table.file.kind == "shared"
-    return worker.subject(expiry.timer.name, (expiry.timer.slot,) if shared else ())
+    return subject_of(worker, expiry.timer.name, (expiry.timer.slot,) if shared else ())
+
+
+def subject_of(worker: Worker, scope: str = "", slots: tuple[int, ...] = ()) -> Subject:
+    """Return a worker as something to find evidence about.
+
+    Args:
+        worker: whom.
+        scope: the timer in question.
+        slots: where that is in the table that it shares.
+    """
+    shared = next((table.file for table in worker.tables if table.file.kind == "shared"), None)
+    channels = worker.inspection_channels
+    return Subject(
+        worker.id,
+        worker.process.pidfd,
+        worker.name,
+        scope,
+        slots,
+        -1 if shared is None else shared.descriptor,
+        0 if shared is None else shared.inode,
+        functools.partial(inspect_loops, channels, slots) if channels else None,
+    )
+
+
+async def dump(worker: Worker, budget: float) -> dict[str, Any]:
+    """Return, as JSON, a record of what a live worker is doing.
+
+    Args:
+        worker: whom; it is not harmed.
+        budget: seconds that it may take.
+    """
+    now, wall = monotonic(), time.time()  # noqa: TID251 - for people; no decision rests on it
+    found = ((table, timer) for table in worker.tables for timer in table.timers())
+    armed = sorted(found, key=lambda one: one[1].deadline)
+    # Of several timers, the one that would expire first is the one to be asked about; only slots of the
+    # own table of the worker mean anything to it.
+    scope, slots = "", tuple[int, ...]()
+    for table, timer in armed[:1]:
+        scope, slots = timer.name, (timer.slot,) if table.file.kind == "shared" else ()
+    record = Record(
+        id=record_id(wall, worker.id.pid),
+        event="dump",
+        outcome="dump",
+        time=wall,
+        pid=worker.id.pid,
+        name=worker.name,
+        timers=timers_as_json(armed, now),
+    )
+    findings = await gather(subject_of(worker, scope, slots), budget)
+    # Nothing says for how long it has been awaiting.
+    verdict = findings.verdict.replace("awaiting forever", "awaiting", 1)
+    return record.with_findings(findings._replace(verdict=verdict)).as_json()
+
+
+# -- inspection channels -----------------------------------------------------------------------------------
+
+
+class InspectionChannel:
+    """The channel to one event loop of a worker.
+
+    Args:
+        channels: of the same worker, where this one is from now on until it is closed.
+        send: sends it a message.
+
+    Raises:
+        ProtocolError: that worker has too many.
+    """
+
+    def __init__(self, channels: list[Inspectable], send: Callable[[wire.Inspect], None]) -> None:
+        if len(channels) >= MAX_CHANNELS:
+            raise ProtocolError(f"more than {MAX_CHANNELS} event loops of one process")
+        channels.append(self)
+        self._channels = channels
+        self._send = send
+        self._number = 0
+        self._turn = asyncio.Lock()
+        self._answer: asyncio.Future[wire.Tasks] | None = None  # of the question on its way
+        self._closed = False
+
+    async def inspect(self, slots: tuple[int, ...]) -> wire.Tasks:
+        """Ask what the loop's tasks wait for, as soon as an earlier question has been answered.
+
+        Raises:
+            ConnectionError: the connection is closed.
+        """
+        async with self._turn:
+            if self._answer is not None:
+                # Whoever asked has not waited for it.
+                await asyncio.wait([self._answer])
+            if self._closed:
+                raise ConnectionResetError
+            self._number += 1
+            self._answer = asyncio.get_running_loop().create_future()
+            self._send(wire.Inspect(self._number, slots))
+            await asyncio.wait([self._answer])  # which does not cancel it: it stays to be answered
+            answer, self._answer = self._answer, None
+            if answer.cancelled():
+                raise ConnectionResetError
+            return answer.result()
+
+    def answered(self, answer: wire.Tasks) -> None:
+        """The loop has answered.
+
+        Raises:
+            ProtocolError: nobody had asked.
+        """
+        waiting = self._answer
+        if waiting is None or waiting.done() or answer.number != self._number:
+            raise ProtocolError("an answer that nobody asked for")
+        waiting.set_result(answer)
+
+    def close(self) -> None:
+        """The connection is closed: whoever waits need not."""
+        self._closed = True
+        self._channels.remove(self)
+        if self._answer is not None and not self._answer.done():
+            self._answer.cancel()
+
+
+async def inspect_loops(
+    channels: list[Inspectable], slots: tuple[int, ...] = (), within: float = ASK_WITHIN
+) -> Answers:
+    """Ask every loop of a worker that has a channel what its tasks wait for.
+
+    Args:
+        channels: the worker's.
+        slots: the timers of interest.
+        within: seconds to wait for the answers.
+
+    Returns:
+        The answers of those that did, and how many were asked.
+    """
+    channels = list(channels)
+    if not channels:
+        return Answers([], 0)
+    questions = [asyncio.ensure_future(channel.inspect(slots)) for channel in channels]
+    try:
+        await asyncio.wait(questions, timeout=within)
+    finally:
+        for question in questions:
+            question.cancel()
+    answers = []
+    for question in questions:
+        if question.done():
+            with contextlib.suppress(ConnectionError):
+                answers.append(question.result())
+    return Answers(answers, len(channels))

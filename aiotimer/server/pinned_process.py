@@ -3,19 +3,30 @@
 The laws of this file: signals go through the pidfd (``_linux/signals`` tells to whom besides), and only a
 readable pidfd means dead; what /proc says counts only if the process still lives when it has been read, for
 else the pid may be another's. Signals go out with the server's own rights: the process was its user's when it
-was pinned, and it counts as such as long as it runs the same program.
+was pinned, and it counts as such as long as it runs the same program. Reading the state of a process that
+does not die may block for ever: :func:`classified` has it done in a thread, for which nobody waits longer
+than a second.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+from functools import partial
+from pathlib import Path
 
 from .._core.requests import WorkerId
+from .._linux import procfs
 from .._linux.process import is_dead
-from .._linux.procfs import foreign_uid, maps_file, name_of, runs_another_program
 from .._linux.signals import signal_target
-from .process_state import why_stopped
+from ..evidence.threads import TooManyStuck, in_thread
+
+_PATIENCE = 1.0
+"""Seconds after which /proc itself counts as stuck."""
+
+_ROOTS_V1 = ("/sys/fs/cgroup/freezer",)
+_ROOTS_V2 = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified")
+_ICE = ("FROZEN", "FREEZING")
 
 
 class PinnedProcess:
@@ -36,7 +47,7 @@ class PinnedProcess:
         self.id = worker_id
         self.pidfd = pidfd
         self.inode = os.fstat(pidfd).st_ino
-        self.name = name_of(worker_id.pid)
+        self.name = procfs.name_of(worker_id.pid)
 
     def is_dead(self) -> bool:
         """Whether it is dead, waited for or not."""
@@ -58,18 +69,18 @@ class PinnedProcess:
 
     def runs_another_program(self, program: int) -> bool:
         """Whether it runs another program by now than the one with this mark, see ``procfs.program_of``."""
-        return runs_another_program(self.id.pid, program) and not self.is_dead()
+        return procfs.runs_another_program(self.id.pid, program) and not self.is_dead()
 
     def has_unmapped(self, inode: int) -> bool:
         """Whether it surely does not map a file any more; this can take a while."""
         with contextlib.suppress(OSError):  # it is not shown
-            return maps_file(self.id.pid, inode) is False and not self.is_dead()
+            return procfs.maps_file(self.id.pid, inode) is False and not self.is_dead()
         return False
 
     def is_foreign(self) -> bool:
         """Whether it is another user's by now. That it has dropped its uid does not count."""
         try:
-            return foreign_uid(self.id.pid) is not None and not self.is_dead()
+            return procfs.foreign_uid(self.id.pid) is not None and not self.is_dead()
         except OSError:  # it is gone; or there is no descriptor to look with
             return False
 
@@ -82,3 +93,63 @@ class PinnedProcess:
         if self.pidfd >= 0:
             os.close(self.pidfd)
             self.pidfd = -1
+
+
+async def classified(pid: int) -> str:
+    """Return why a process does not die, in words. Takes a second at most."""
+    try:
+        return await in_thread(partial(classify, pid), _PATIENCE, give_up=lambda: None)
+    except (TimeoutError, TooManyStuck):
+        return "/proc does not answer either"
+    except OSError as error:
+        return f"its state is not shown: {error.strerror or error}"
+
+
+def classify(pid: int) -> str:
+    """Return why a process does not die, in words. May block.
+
+    Raises:
+        OSError: it is not shown, or gone.
+    """
+    status = procfs.status(pid)
+    if group := _frozen(pid):
+        return f"it is frozen, with its cgroup {group}"
+    threads = [procfs.status(pid, tid) for tid in procfs.tids_of(pid)]
+    for thread in threads:
+        if thread["State"].startswith("D"):
+            where = procfs.wchan(pid, int(thread["Pid"]))
+            return f"it is in uninterruptible sleep (D) in {where or 'an unknown place'}"
+    if "NSpid" in status and status["NSpid"].split()[1:] and status["NSpid"].split()[-1] == "1":
+        return "it is pid 1 of its pid namespace, and ends when everybody in there has ended"
+    if status["State"].startswith("Z") and len(threads) <= 1:
+        return f"it is dead, a zombie that its parent {status['PPid']} does not wait for"
+    return f"its state is {status['State']}"
+
+
+def why_stopped(pid: int) -> str:
+    """Return why a process cannot run, "" if it can: it is stopped, or somebody traces it."""
+    try:
+        status = procfs.status(pid)
+    except OSError:
+        return ""
+    if status["TracerPid"] != "0":
+        return f"process {status['TracerPid']} debugs it"
+    return "it is stopped" if status["State"].startswith("T") else ""
+
+
+def _frozen(pid: int) -> str:
+    """Return the cgroup with which a process is frozen, "" if it is not."""
+    for number, controllers, path in procfs.cgroups_of(pid):
+        if "freezer" in controllers.split(","):
+            if any(_text(f"{root}{path}/freezer.state").strip() in _ICE for root in _ROOTS_V1):
+                return procfs.escaped(path)
+        elif number == "0" and any("frozen 1" in _text(f"{root}{path}/cgroup.events") for root in _ROOTS_V2):
+            return procfs.escaped(path)
+    return ""
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text(errors="backslashreplace")
+    except OSError:
+        return ""

@@ -29,8 +29,8 @@ from ..events import Event, log
 from ..evidence import Findings
 from .expiry import Expiry
 from .observer import OverdueTracker
+from .pinned_process import classified
 from .policy import Breaker, Policy
-from .process_state import classified
 from .reporter import Reporter
 from .watched_table import WatchedTable
 from .worker import Worker, drop_after_exec

@@ -16,8 +16,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
 import weakref
 from collections.abc import Awaitable, Callable, Iterable
+from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +27,12 @@ from .._core.requests import TimerRequest, WorkerId
 from .._core.watch import BOUND
 from .._linux import paths
 from .._linux.environment import check_socket_path
+from .._linux.process import let_go_of_stderr, pin_named
 from .._linux.procfs import check_proc
+from .._version import __version__
 from ..events import Event, write_to_log
 from . import listener
-from .acceptor import Acceptor, raise_descriptor_limit
+from .connection import Acceptor
 from .handlers import HandlerContext, Session
 from .history import History
 from .inspector import Inspector
@@ -36,13 +40,12 @@ from .policy import Policy
 from .reaper import Reaper
 from .registry import Registry
 from .reporter import Reporter, scopes_of
+from .rights import raise_descriptor_limit
 from .sinks import CallbackSink
 from .slices import WorkQueue
-from .status import report
 from .worker import Worker
 
 if TYPE_CHECKING:
-    import socket
     from pathlib import Path
     from types import TracebackType
     from typing import Self
@@ -52,6 +55,9 @@ BEAT = 0.5
 
 _LAGS = 120
 """Beats over which the worst lag is remembered: a minute."""
+
+IDLE_BEFORE_END = 10.0
+"""Seconds without a connected worker, after the owner has gone, before the server ends."""
 
 
 class TimerServer:
@@ -314,9 +320,17 @@ class TimerServer:
             scopes: add how long the blocks of the workers that are alive took: a list of objects with
                 ``scope``, ``count``, ``limit_s`` and ``durations``.
         """
-        uptime_s = monotonic() - self._started_at
+        now = monotonic()
         workers = self._registry.workers.values()
-        found = report(workers, self.socket_path, uptime_s, self._reaper.observing)
+        server = {
+            "pid": os.getpid(),
+            "version": __version__,
+            "uptime_s": now - self._started_at,
+            "socket": self.socket_path,
+            "observing": self._reaper.observing,
+        }
+        found: dict[str, Any] = {"server": server}
+        found["workers"] = sorted((worker.status(now) for worker in workers), key=_soonest)
         if scopes:
             tables = [table for worker in workers for table in worker.tables]
             found["scopes"] = [scope for table in tables for scope in scopes_of(table)]
@@ -394,6 +408,98 @@ class TimerServer:
         self._registry.abandon()
         self._reporter.abandon()
         self._let_go()
+
+
+def _soonest(worker: dict[str, Any]) -> float:
+    return min((timer["deadline"] for timer in worker["timers"]), default=inf)
+
+
+class OwnedServer(TimerServer):
+    """A private server: it ends after the process that it was started for, its owner.
+
+    It serves its owner and all its descendants, which find it by ``$AIOTIMER_SOCKET``. It ends when its owner
+    is gone and no worker has been connected for ten seconds. It writes to its owner's standard error, and
+    lets go of that as soon as the owner is gone.
+
+    Args:
+        socket_path: where to listen.
+        owner: that process, as ``pid:start-time``.
+        on_event: see ``TimerServer``.
+        when_written: calls what it is given as soon as all that has been logged is written.
+        place: descriptors of the lock and of the listening socket, to take over; None: there is neither yet.
+        idle_before_end: seconds without a connected worker, after the owner has gone, before it ends.
+        policy: see ``TimerServer``.
+    """
+
+    def __init__(
+        self,
+        socket_path: str,
+        owner: str,
+        on_event: Callable[[Event], object] | None = None,
+        when_written: Callable[[Callable[[], object]], object] = lambda action: action(),
+        place: tuple[int, int] | None = None,
+        idle_before_end: float = IDLE_BEFORE_END,
+        **policy: Any,
+    ) -> None:
+        super().__init__(socket_path, on_event=on_event, **policy)
+        self._when_written = when_written
+        self._place = place
+        self._idle_before_end = idle_before_end
+        self._owner_pidfd = pin_named(owner)
+        self._ending: asyncio.TimerHandle | asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Start, and watch the owner."""
+        await super().start()
+        if self._owner_pidfd is None:
+            self._owner_gone()
+        else:
+            self._loop.add_reader(self._owner_pidfd, self._owner_gone)
+
+    def _take_lock(self) -> listener.SocketLock:
+        if self._place is None:
+            return super()._take_lock()
+        return listener.SocketLock.inherit(self.socket_path, self._place[0])
+
+    def _listen(self, lock: listener.SocketLock) -> socket.socket:
+        if self._place is None:
+            return super()._listen(lock)
+        (_, descriptor), self._place = self._place, None
+        os.set_inheritable(descriptor, False)
+        inherited = socket.socket(fileno=descriptor)
+        inherited.setblocking(False)
+        inherited.listen(listener.BACKLOG)  # anew: the kernel tells who connects that it is this process now
+        return inherited
+
+    async def stop(self) -> None:
+        """Stop; if nobody is left, leave nothing behind."""
+        if isinstance(self._ending, asyncio.TimerHandle):
+            self._ending.cancel()
+        last = self._owner_pidfd is None and self.idle_s() >= self._idle_before_end
+        self._close_owner()
+        await super().stop()
+        if last:
+            listener.clean_up(self.socket_path)
+
+    def _owner_gone(self) -> None:
+        """The owner is dead, or gives this server up."""
+        self._close_owner()
+        self._registry.unregister_the_dead()  # what is to be said of the owner is said while it can be read
+        self._when_written(let_go_of_stderr)
+        self._end_when_idle()
+
+    def _end_when_idle(self) -> None:
+        left = self._idle_before_end - self.idle_s()
+        if left > 0:
+            self._ending = self._loop.call_later(left, self._end_when_idle)
+        else:
+            self._ending = self._loop.create_task(self.stop())
+
+    def _close_owner(self) -> None:
+        if self._owner_pidfd is not None:
+            self._loop.remove_reader(self._owner_pidfd)
+            os.close(self._owner_pidfd)
+            self._owner_pidfd = None
 
 
 _running: weakref.WeakSet[TimerServer] = weakref.WeakSet()

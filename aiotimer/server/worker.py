@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 from collections.abc import Callable, Iterator
 from math import inf
 from mmap import mmap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
+from .._core import wire
 from .._core.ladder import ReapGrant
 from .._core.reader import Timer
 from .._core.requests import TimerRequest
 from .._core.table import TimerTable
 from ..events import Event
-from ..evidence import Subject
-from .inspection_channel import InspectionChannel, inspect_loops
 from .watched_table import WatchedTable
 
 if TYPE_CHECKING:
     from .pinned_process import PinnedProcess
+
+
+class Inspectable(Protocol):
+    """An inspection channel, as far as a worker knows one."""
+
+    async def inspect(self, slots: tuple[int, ...]) -> wire.Tasks:
+        """Ask what the tasks of an event loop wait for."""
 
 
 class Worker:
@@ -47,7 +52,7 @@ class Worker:
         self.tables: list[WatchedTable] = []
         self.own_tables: dict[str, tuple[WatchedTable, TimerTable]] = {}
         self.connections = 0
-        self.inspection_channels: list[InspectionChannel] = []
+        self.inspection_channels: list[Inspectable] = []
         self.heard_at = -inf
         self.reap_grant = ReapGrant()
         self._death: asyncio.Future[None] | None = None
@@ -90,26 +95,17 @@ class Worker:
         for table in self.tables:
             yield from table.timers()
 
-    def subject(self, scope: str = "", slots: tuple[int, ...] = ()) -> Subject:
-        """Return it as something to find evidence about.
-
-        Args:
-            scope: the timer in question.
-            slots: where that is in the table that it shares.
-        """
-        shared = next((table.file for table in self.tables if table.file.kind == "shared"), None)
-        return Subject(
-            self.id,
-            self.process.pidfd,
-            self.name,
-            scope,
-            slots,
-            -1 if shared is None else shared.descriptor,
-            0 if shared is None else shared.inode,
-            functools.partial(inspect_loops, self.inspection_channels, slots)
-            if self.inspection_channels
-            else None,
-        )
+    def status(self, now: float) -> dict[str, Any]:
+        """Return what ``aiotimer status --json`` prints of it."""
+        timers = sorted(self.timers(), key=lambda timer: timer.deadline)
+        return {
+            "pid": self.id.pid,
+            "name": self.name,
+            "connected": self.connections > 0,
+            "timers": [
+                {"scope": t.name, "deadline": t.deadline, "remaining_s": t.deadline - now} for t in timers
+            ],
+        }
 
     def clear(self) -> None:
         """Deal with everything that is armed now."""

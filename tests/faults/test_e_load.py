@@ -37,7 +37,7 @@ from aiotimer._core import wire
 from aiotimer._linux import procfs
 from aiotimer.client.control import ping, status
 from aiotimer.events import Event
-from aiotimer.server.acceptor import Acceptor
+from aiotimer.server.connection import Acceptor
 from aiotimer.server.listener import BACKLOG
 from aiotimer.server.sinks import CAPACITY
 from tests.fakes.clock import PATIENCE

@@ -29,7 +29,7 @@ import uvloop
 
 from aiotimer import TimerRequest
 from aiotimer._core.watch import Lifeline, Watch
-from aiotimer.server.process_state import why_stopped
+from aiotimer.server.pinned_process import why_stopped
 from aiotimer.server.watched_table import WatchedTable
 from tests.fakes.clock import clock_passes
 from tests.fakes.places import short_socket

@@ -28,7 +28,7 @@ from aiotimer._linux.procfs import start_time
 from aiotimer.events import Event
 from aiotimer.evidence import Findings, Subject
 from aiotimer.server.inspector import AT_ONCE
-from aiotimer.server.process_state import classify
+from aiotimer.server.pinned_process import classify
 from tests.fakes.server import WatchfulServer, serving, serving_as
 from tests.fakes.worker import (
     HANGS,

@@ -14,7 +14,7 @@ from aiotimer._linux import paths, table_files
 from aiotimer._linux.process import pin
 from aiotimer.client import control
 from aiotimer.evidence.record import Record
-from aiotimer.server import cleanup, history
+from aiotimer.server import history, listener
 from aiotimer.server.history import History
 from tests.fakes.clock import PATIENCE
 from tests.fakes.places import short_directory
@@ -62,7 +62,7 @@ def names(directory: Path) -> set[str]:
 def test_what_a_private_server_found_out_stays_and_nothing_else() -> None:
     path = private()
     directory = left_by(path, expiry=True, table_of=GONE)
-    cleanup.clean_up(path)
+    listener.clean_up(path)
     assert names(directory) == {"history.db", "evidence", "ended"}
     assert names(directory.parent) == {directory.name}
     assert len(history.expiries(directory)) == 1
@@ -75,16 +75,16 @@ def test_what_a_private_server_found_out_stays_and_nothing_else() -> None:
 def test_a_private_server_that_found_out_nothing_leaves_nothing() -> None:
     path = private()
     directory = left_by(path, expiry=False, table_of=GONE)
-    cleanup.clean_up(path)
+    listener.clean_up(path)
     assert names(directory.parent) == set()
-    cleanup.clean_up(path)
+    listener.clean_up(path)
 
 
 def test_evidence_without_a_history_stays_too() -> None:
     path = private()
     directory = left_by(path, expiry=True)
     (directory / history.DATABASE).write_bytes(b"garbage" * 1000)
-    cleanup.clean_up(path)
+    listener.clean_up(path)
     assert "evidence" in names(directory)
 
 
@@ -92,19 +92,19 @@ def test_a_history_that_tells_nothing_does_not_stay() -> None:
     path = private()
     directory = left_by(path, expiry=False)
     (directory / history.DATABASE).write_bytes(b"garbage" * 1000)
-    cleanup.clean_up(path)
+    listener.clean_up(path)
     assert not directory.exists()
 
 
 def test_the_oldest_directories_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cleanup, "KEEP", 2)
+    monkeypatch.setattr(listener, "KEEP", 2)
     made = []
     for number in range(4):
         path = private(GONE + number)
         made.append(left_by(path, expiry=True))
-        cleanup.clean_up(path)
+        listener.clean_up(path)
         os.utime(made[-1] / paths.ENDED, (number, number))
-    cleanup.remove_orphaned()
+    listener.remove_orphaned()
     assert [directory.exists() for directory in made] == [False, False, True, True]
 
 
@@ -112,7 +112,7 @@ def test_a_server_goes_on_where_another_one_has_ended() -> None:
     """The pid of another `aiotimer run` comes round: what is left is that server's history from now on."""
     path = private()
     directory = left_by(path, expiry=True)
-    cleanup.clean_up(path)
+    listener.clean_up(path)
     with ServerThread(path) as server:
         assert paths.known_sockets() == [path]
         assert names(directory) == {"history.db", "evidence", "socket"}
@@ -123,7 +123,7 @@ def test_a_server_goes_on_where_another_one_has_ended() -> None:
 def test_what_a_killed_private_server_left_is_removed() -> None:
     with_expiry = left_by(private(GONE + 1), expiry=True, table_of=GONE)
     without = left_by(private(GONE + 2), expiry=False, table_of=GONE)
-    cleanup.remove_orphaned()
+    listener.remove_orphaned()
     assert names(with_expiry) == {"history.db", "evidence", "ended"}
     assert not without.exists()
     assert names(with_expiry.parent) == {with_expiry.name}
@@ -148,10 +148,10 @@ def test_what_may_be_needed_is_not_removed() -> None:
             assert server.stdout is not None
             assert server.stdout.readline() == b"held\n"
             before = {path: names(path) for path in (owner_lives, worker_lives, public, newer, served)}
-            cleanup.remove_orphaned()
+            listener.remove_orphaned()
             assert {path: names(path) for path in before} == before
             server.kill()
-    cleanup.remove_orphaned()
+    listener.remove_orphaned()
     assert not served.exists()
 
 
@@ -159,7 +159,7 @@ def test_where_nobody_can_listen_any_more_only_what_tells_of_expiries_stays() ->
     with short_directory() as elsewhere:
         told = left_by(str(elsewhere / "a"), expiry=True)
         nothing = left_by(str(elsewhere / "b"), expiry=False)
-    cleanup.remove_orphaned()
+    listener.remove_orphaned()
     assert told.exists()
     assert not nothing.exists()
 
@@ -170,7 +170,7 @@ def test_to_see_that_there_is_evidence_nothing_is_imported() -> None:
         told = left_by(str(elsewhere / "a"), expiry=True)
     code = (
         "import sys; before = {*sys.modules};"  # coverage's, if it is at work
-        "from aiotimer.server import cleanup; cleanup.remove_orphaned();"
+        "from aiotimer.server import listener; listener.remove_orphaned();"
         "print([name for name in ('asyncio', 'msgspec', 'sqlite3') if name in {*sys.modules} - before])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

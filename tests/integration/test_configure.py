@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from aiotimer.client.control import ping
-from aiotimer.server.owned import OwnedServer
+from aiotimer.server.server import OwnedServer
 from tests.fakes.clock import PATIENCE
 from tests.fakes.places import private_runtime
 from tests.fakes.server import ServerThread

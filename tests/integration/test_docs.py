@@ -48,7 +48,7 @@ from aiotimer.cli.group import MODULES, cli
 from aiotimer.client.launch import owner_argument
 from aiotimer.events import KINDS
 from aiotimer.server.connection import SILENCE
-from aiotimer.server.owned import OwnedServer
+from aiotimer.server.server import OwnedServer
 from tests.fakes.clock import PATIENCE
 from tests.fakes.places import short_directory
 from tests.fakes.server import ServerThread

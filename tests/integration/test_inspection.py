@@ -20,8 +20,8 @@ from aiotimer.client import control
 from aiotimer.errors import Refused, ServerUnavailable
 from aiotimer.evidence import Subject, pyspy
 from aiotimer.evidence.gather import gather
-from aiotimer.server import inspection_channel
-from aiotimer.server.inspection_channel import inspect_loops
+from aiotimer.server import inspector
+from aiotimer.server.inspector import inspect_loops, subject_of
 from aiotimer.server.worker import Worker
 from tests.fakes.clock import PATIENCE
 from tests.fakes.server import WatchfulServer, answer, raw_client, serving
@@ -178,7 +178,7 @@ async def test_a_peer_that_is_gone_is_closed(monkeypatch: pytest.MonkeyPatch) ->
 
 
 async def test_a_process_has_so_many_loops_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inspection_channel, "MAX_CHANNELS", 1)
+    monkeypatch.setattr(inspector, "MAX_CHANNELS", 1)
     async with serving() as server, worker_of(server) as worker, channel_to(server, worker):
         with raw_client(server.socket_path) as connection:
             loop = Loop(connection)
@@ -206,7 +206,7 @@ async def test_what_loops_answer_is_the_evidence() -> None:
         '  File "/app/train.py", line 9 in <module>\n'
     )
     async with serving() as server, worker_of(server) as worker, channel_to(server, worker) as loop:
-        subject = worker.subject("train.py:40", (3,))
+        subject = subject_of(worker, "train.py:40", (3,))
         assert subject.table_inode == worker.tables[0].file.inode
         gathering = asyncio.ensure_future(gather(subject, PATIENCE))
         await loop.say(tasks((await loop.asked()).number, stacks=written))
@@ -224,9 +224,9 @@ async def test_what_loops_answer_is_the_evidence() -> None:
 
 async def test_a_subject_without_a_table_and_without_loops() -> None:
     async with serving() as server, worker_of(server) as worker:
-        assert worker.subject().ask is None
+        assert subject_of(worker).ask is None
         tables, worker.tables = worker.tables, []
-        assert worker.subject().table == -1
+        assert subject_of(worker).table == -1
         worker.tables = tables
 
 
@@ -295,7 +295,7 @@ async def test_one_dump_at_a_time_and_none_for_whoever_has_gone(monkeypatch: pyt
     async with serving() as server, worker_of(server):
         for leaves in ("asks again", "goes"):
             endless = Endless()
-            monkeypatch.setattr("aiotimer.server.dump.gather", endless)
+            monkeypatch.setattr("aiotimer.server.inspector.gather", endless)
             with raw_client(server.socket_path) as connection:
                 peer = Loop(connection)
                 await peer.say(wire.DumpRequest(os.getpid()))
@@ -322,7 +322,7 @@ async def test_after_a_dump_silence_counts_again(monkeypatch: pytest.MonkeyPatch
 
 async def test_stopping_the_server_ends_a_dump(monkeypatch: pytest.MonkeyPatch) -> None:
     endless = Endless()
-    monkeypatch.setattr("aiotimer.server.dump.gather", endless)
+    monkeypatch.setattr("aiotimer.server.inspector.gather", endless)
     async with serving() as server, worker_of(server):
         with raw_client(server.socket_path) as connection:
             await Loop(connection).say(wire.DumpRequest(os.getpid()))

@@ -566,8 +566,8 @@ async def test_an_unkillable_worker_of_which_nothing_is_shown(
         over.wait()
         return "too late"
 
-    monkeypatch.setattr("aiotimer.server.process_state.classify", classify)
-    monkeypatch.setattr("aiotimer.server.process_state._PATIENCE", 0.05)
+    monkeypatch.setattr("aiotimer.server.pinned_process.classify", classify)
+    monkeypatch.setattr("aiotimer.server.pinned_process._PATIENCE", 0.05)
     monkeypatch.setattr("aiotimer._linux.signals.send_signal", lambda *_: None)
     monkeypatch.setattr("aiotimer._core.reaping.UNKILLABLE_AFTER", 0.01)
     try:

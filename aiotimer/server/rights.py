@@ -1,4 +1,4 @@
-"""The rights of a server that runs as root: the capabilities that it keeps.
+"""The rights of a server's process: the capabilities that it gives up, and the descriptors that it takes.
 
 The laws of this file: a server serves its own user only, root's too, so it needs no right to act as anybody
 else; ``aiotimer serve`` gives up the capabilities that it does not need before it does anything else.
@@ -6,8 +6,10 @@ else; ``aiotimer serve`` gives up the capabilities that it does not need before 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+import resource
 import struct
 
 _CAP_KILL, _CAP_SYS_PTRACE = 5, 19  # include/uapi/linux/capability.h
@@ -41,3 +43,11 @@ def drop_capabilities() -> None:
         mask = sum(1 << capability for capability in CAPABILITIES)
         effective, permitted = struct.unpack_from("=2I", sets.raw)
         _libc.capset(head, struct.pack("=6I", effective & mask, permitted & mask, 0, 0, 0, 0))
+
+
+def raise_descriptor_limit() -> None:
+    """Let this process have as many descriptors as it may: each worker takes three."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
