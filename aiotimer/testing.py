@@ -29,10 +29,10 @@ from ._core.reader import TableReader
 from ._core.table import TimerTable
 from ._core.watch import Lifeline, Look, Watch
 from ._linux.environment import SOCKET_VARIABLE
-from .client import connections
 from .client.clients import AsyncTimerClient, TimerClient, default
-from .client.connection import ClientConnection
+from .client.connection import ClientConnection, _connections
 from .client.shared_table import SharedTableQueue
+from .client.socket_only import SocketQueue
 
 __all__ = ["Expiry", "VirtualTimers", "virtual"]
 
@@ -260,10 +260,10 @@ class _VirtualQueue(SharedTableQueue):
 @contextmanager
 def _registered(connection: ClientConnection) -> Iterator[None]:
     """Make clients of either kind at the connection's path use that connection, whatever their number."""
-    keys = [(connection.path, True), (connection.path, False)]
-    connections._connections.update(dict.fromkeys(keys, connection))
+    keys = [(connection.path, SharedTableQueue), (connection.path, SocketQueue)]
+    _connections.update(dict.fromkeys(keys, connection))
     try:
         yield
     finally:
         for key in keys:
-            connections._connections.pop(key, None)
+            _connections.pop(key, None)

@@ -23,7 +23,7 @@ import pytest
 import uvloop
 
 from aiotimer._linux.process import send_signal
-from aiotimer.client import connections
+from aiotimer.client.connection import _connections, _every_connection
 
 hypothesis.settings.register_profile("aiotimer", deadline=None, print_blob=True)
 hypothesis.settings.register_profile(
@@ -76,11 +76,11 @@ def _terminal() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _no_client_outlives_its_test() -> Iterator[None]:
     yield
-    for connection in list(connections._every_connection):
+    for connection in list(_every_connection):
         connection.users = 0  # without a word: whatever is armed stays armed
         connection.hooks.clear()
         connection.let_go()
-    connections._connections.clear()
+    _connections.clear()
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ The laws of this file: it is to the command what timeout(1) is, exit statuses in
 restarted while the command runs, without the command noticing; nothing is left behind.
 
 The command does not wait for its server: the socket is bound, locked and listened on here, the server takes
-it over, and whoever connects meanwhile waits in the backlog (see ``client/starting.py``). If there is never a
+it over, and whoever connects meanwhile waits in the backlog (see ``client/launch.py``). If there is never a
 server, the command is ended, as it would not have been started.
 
 It waits in ``sigwaitinfo`` with all signals of interest blocked: none is lost between two waits, and the
@@ -27,8 +27,7 @@ from .._linux.environment import SOCKET_VARIABLE, STARTING_VARIABLE, check_socke
 from .._linux.paths import RECORDED, base, state_directories, state_directory
 from .._linux.procfs import check_proc
 from .._linux.table_files import find_tables
-from ..client.launch import owner_argument, wait_ready
-from ..client.starting import READY_WITHIN, announcement
+from ..client.launch import READY_WITHIN, announcement, owner_argument, wait_ready
 from ..errors import AiotimerError, ServerUnavailable
 from ..server.listener import clean_up
 from .supervisor import Place, SupervisedServer

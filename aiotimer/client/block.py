@@ -17,7 +17,9 @@ their statements is the protocol, and every one of them is paid for in the bench
 
 from __future__ import annotations
 
+import os
 import sys
+from _thread import RLock
 from collections.abc import Callable, Coroutine
 from math import inf, nan
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
@@ -28,7 +30,6 @@ from .._core.table import SAMPLE_EVERY, Pool
 from ..errors import AiotimerError
 from .arguments import named_pool, seconds
 from .clients import BaseClient, configured, default, default_client
-from .exit_state import ExitState, nothing
 from .waiting import within
 
 if TYPE_CHECKING:
@@ -143,9 +144,26 @@ class Block:
             TypeError: it is a generator or asynchronous generator function, whose body does not run
                 when it is called.
         """
-        from .decorator import decorate
+        import functools  # what only a decorator needs
+        import inspect
 
-        return decorate(function, self._another)
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise TypeError("expires() cannot decorate a generator: its body runs piecemeal, later")
+        if inspect.iscoroutinefunction(function):
+
+            @functools.wraps(function)
+            async def call_async(*args: P.args, **kwargs: P.kwargs) -> Any:
+                async with self._another():
+                    return await function(*args, **kwargs)
+
+            return cast("Callable[P, R]", call_async)
+
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            with self._another():
+                return function(*args, **kwargs)
+
+        return call
 
     # -- what it is ------------------------------------------------------------------------------
 
@@ -387,4 +405,34 @@ class Block:
             self._give_back()
 
 
+class ExitState:
+    """What leaving a block must mind besides a store. Made once it must mind anything.
+
+    Attributes:
+        lock: held by ``renew`` while it stores.
+        queue: where the release must be sent, if it is socket-only.
+        budget: seconds that this may take: those of the client that entered.
+        pid: the process that entered: a forked child sends nothing about its parent's block.
+        entered_at: when the block was entered, on its table's clock, if its duration is to be counted.
+    """
+
+    __slots__ = ("budget", "entered_at", "lock", "pid", "queue")
+
+    def __init__(self, queue: WorkerQueue | None = None, budget: float = 0.0) -> None:
+        self.lock = RLock()  # a signal's handler may renew, too
+        self.queue = queue
+        self.budget = budget
+        self.entered_at = nan
+        self.pid = os.getpid() if queue is not None else 0
+
+    @property
+    def sends_release(self) -> bool:
+        """Whether the release has to be sent."""
+        return self.queue is not None and self.pid == os.getpid()
+
+
 _IN_USE = "this expires() is in use; make a new one for every block"
+
+
+async def nothing() -> None:
+    """What ``__aexit__`` returns when there is nothing to wait for."""

@@ -70,7 +70,9 @@ class BaseClient:
         reap: str = "",
         observe: bool = False,
     ) -> None:
-        from .connections import connection_to
+        from .connection import connection_to
+        from .shared_table import SharedTableQueue
+        from .socket_only import SocketQueue
 
         if unavailable not in ("raise", "warn", "ignore"):
             raise ValueError(f"unavailable must be 'raise', 'warn' or 'ignore', not {unavailable!r}")
@@ -78,7 +80,7 @@ class BaseClient:
             path = os.environ.get(SOCKET_VARIABLE)
             if not path:
                 raise NotConfigured
-        connection = connection_to(os.fspath(path), shared=shared)
+        connection = connection_to(os.fspath(path), SharedTableQueue if shared else SocketQueue)
         connection.ask_for(reap, observe=observe)
         connection.enter(on_unwatched)
         self._hook = on_unwatched

@@ -95,15 +95,15 @@ def configure(
 
 def _start_private_server() -> None:
     global _private_socket, _owner_pid
-    from .launch import start_private_server, wait_ready
-    from .starting import READY_WITHIN
+    from .launch import READY_WITHIN, start_private_server, wait_ready
 
     path, ready = start_private_server()
     try:
         if loop_is_running():
-            from .connections import connection_to
+            from .connection import connection_to
+            from .shared_table import SharedTableQueue
 
-            connection_to(path, shared=True).starting_until = monotonic() + READY_WITHIN
+            connection_to(path, SharedTableQueue).starting_until = monotonic() + READY_WITHIN
         else:
             wait_ready(ready, path)
     finally:

@@ -2,14 +2,14 @@
 
 The laws of this file:
 
-* A process has one :class:`ClientConnection` per server and kind of queue, shared by all its clients, threads
-  and event loops. The connection connects, notices outages, counts its users and ends; what is asked for,
-  what HELLO lists and what is left to do is the business of its :class:`WorkerQueue`.
+* A process has one :class:`ClientConnection` per server and kind of queue (:func:`connection_to`), shared by
+  all its clients, threads and event loops. The connection connects, notices outages, counts its users and
+  ends; what is asked for, what HELLO lists, what is left to do is the business of its :class:`WorkerQueue`.
 * Only WELCOME means connected. The table outlives connections: whoever reconnects brings it along.
 * The socket is used raw, from any thread. Before every use its inode is compared, because a program may close
   descriptors it does not own and the number may by now be somebody else's.
 * Nothing here holds the caller longer than the budget it gave, but for a server that ``aiotimer run`` is just
-  starting (``starting``); and a synchronous caller on a running event loop no longer than ``BUDGET_ON_LOOP``.
+  starting (``launch``); and a synchronous caller on a running event loop no longer than ``BUDGET_ON_LOOP``.
 * After a fork the child starts afresh: connections are reset, tables turn to private scratch.
 * The last client to leave disarms what is left, in the table too: a server that is not there now may come.
 """
@@ -21,19 +21,20 @@ import os
 import socket
 import sys
 import threading
+import weakref
 from abc import abstractmethod
 from collections.abc import Callable
 from math import inf
 from time import monotonic
 from types import CodeType
-from typing import TYPE_CHECKING, TypeAlias
+from typing import Protocol, TypeAlias
 
 from .._core import wire
 from .._core.ladder import NO_REQUEST
 from .._core.layout import encode_scope, shifted
 from .._core.requests import RELEASE, TimerRequest
 from .._core.table import Pool, TimerTable
-from .._linux.environment import observes
+from .._linux.environment import check_socket_path, observes
 from .._linux.procfs import time_namespace
 from .._version import __version__
 from ..errors import AiotimerError, ServerUnavailable
@@ -42,13 +43,10 @@ from . import waiting
 from .control import ping
 from .dump_signal import allow_tracing
 from .handshake import greet, reach
+from .launch import starting_until
 from .memory import close, is_open, scratch
 from .reconnect import Hook, Reconnector
-from .starting import starting_until
 from .waiting import BUDGET, Steps, Turn, Turns, Wait, loop_is_running, within
-
-if TYPE_CHECKING:
-    from .soft_limit import CallLater
 
 RETRY_EVERY = 1.0
 """Seconds between attempts to reach a server that did not answer."""
@@ -58,6 +56,17 @@ _MOST_CODES = 4096
 
 Armed: TypeAlias = "tuple[tuple[str, float], ...]"
 """Timers as (key, deadline), see ``wire.Hello``."""
+
+
+class Cancellable(Protocol):
+    """What has been scheduled."""
+
+    def cancel(self) -> None:
+        """Do not do it."""
+
+
+CallLater: TypeAlias = "Callable[[float, Callable[[], None]], Cancellable]"
+"""``call_later(seconds, callback)``, in a loop's thread."""
 
 
 class WorkerQueue(RequestQueue):
@@ -301,6 +310,7 @@ class ClientConnection(Reconnector):
         self._resets = 0
         self.queue: WorkerQueue = kind(self)
         self.reset()
+        _every_connection.add(self)
 
     def reset(self) -> None:
         """Forget everything: a new connection, or the child after a fork."""
@@ -499,3 +509,26 @@ class ClientConnection(Reconnector):
             channels.close_channels(self.path)
         self.queue.let_go()
         self.reset()
+
+
+_connections: dict[tuple[str, Callable[[ClientConnection], WorkerQueue]], ClientConnection] = {}
+_every_connection: weakref.WeakSet[ClientConnection] = weakref.WeakSet()
+
+
+def connection_to(path: str, kind: Callable[[ClientConnection], WorkerQueue]) -> ClientConnection:
+    """Return this process's connection to a server, with that kind of queue, connected or not.
+
+    Raises:
+        UnsafePath: the path cannot be a socket's.
+    """
+    path = check_socket_path(path)
+    connection = _connections.get((path, kind))
+    return connection or _connections.setdefault((path, kind), ClientConnection(path, kind))
+
+
+def _after_fork_in_child() -> None:  # ``memory`` has let go of the parent's tables before
+    for connection in list(_every_connection):
+        connection.fork()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

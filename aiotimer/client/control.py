@@ -139,7 +139,7 @@ def _ask_by_codec(path: str, question: wire.ToServer, kind: type[A], within: flo
 
 
 def _wait_for_start(path: str) -> None:
-    from .starting import until_it_serves
+    from .launch import until_it_serves
     from .waiting import run
 
     try:

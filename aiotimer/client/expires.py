@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, cast
 from .arguments import MOST, named_pool, seconds, site_pool
 from .block import Block
 from .clients import BaseClient, default, default_client
-from .grace import GracefulBlock
 
 if TYPE_CHECKING:
     from types import FrameType
+
+    from .grace import GracefulBlock
 
 _MOST_INT = 10**9
 """Up to here an int is compared with an int, which is quicker; beyond, ``seconds`` decides."""
@@ -57,7 +58,7 @@ def expires(
     """
     if observe:
         return _observed(after, scope, client, grace, _getframe(1))
-    block = Block() if grace is None else GracefulBlock()
+    block = Block() if grace is None else _graceful_block()
     block._slot = block._exit_state = block._deadline = None
     kind = type(after)
     if kind is int:
@@ -79,7 +80,7 @@ def expires(
         client = client or default_client()
         block._pool = site_pool(_getframe(1), client) if scope is None else named_pool(scope, client)
     if grace is not None:
-        cast(GracefulBlock, block).add_grace(seconds(grace, "grace"))
+        cast("GracefulBlock", block).add_grace(seconds(grace, "grace"))
     return block
 
 
@@ -87,7 +88,7 @@ def _observed(
     after: float, scope: str | None, client: BaseClient | None, grace: float | None, caller: FrameType
 ) -> Block:
     """Return a block of which it is only said that it took too long."""
-    block = Block() if grace is None else GracefulBlock()
+    block = Block() if grace is None else _graceful_block()
     block._slot = block._exit_state = block._deadline = None
     block._after = seconds(after, "after")
     block._client = client
@@ -97,5 +98,11 @@ def _observed(
     else:
         block._pool = named_pool(scope, client, observed=True)
     if grace is not None:
-        cast(GracefulBlock, block).add_grace(seconds(grace, "grace"))
+        cast("GracefulBlock", block).add_grace(seconds(grace, "grace"))
     return block
+
+
+def _graceful_block() -> GracefulBlock:
+    from .grace import GracefulBlock  # only now: it loads asyncio
+
+    return GracefulBlock()

@@ -16,7 +16,7 @@ from time import monotonic
 from .._core import wire
 from .._linux.process import check_trusted
 from ..errors import Refused, ServerUnavailable
-from .starting import until_it_serves
+from .launch import until_it_serves
 from .waiting import Steps, Wait
 
 
@@ -29,7 +29,7 @@ def reach(sock: socket.socket, path: str, starting_until: Callable[[], float]) -
         starting_until: until when (``CLOCK_MONOTONIC``) to wait for a server that is not there yet.
 
     Returns:
-        Until when its start does not count, see ``starting``.
+        Until when its start does not count, see ``launch``.
 
     Raises:
         ServerUnavailable: nobody listens there.
@@ -62,7 +62,7 @@ def greet(
         path: the server's, for errors.
         hello: the message.
         offered: descriptors.
-        until: until when the server may be busy with its start, which does not count (``starting``).
+        until: until when the server may be busy with its start, which does not count (``launch``).
 
     Returns:
         WELCOME, and the descriptor of a new table, or -1.

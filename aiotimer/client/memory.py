@@ -23,6 +23,7 @@ from .._core.table import Pool, TimerTable
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable
 
 
 def scratch_table(pools: dict[str, Pool] | None = None) -> TimerTable:
@@ -34,7 +35,27 @@ def scratch_table(pools: dict[str, Pool] | None = None) -> TimerTable:
     return table
 
 
+def mapped_table(
+    descriptor: int, grow: Callable[[int], None], pools: dict[str, Pool], offset: float
+) -> TimerTable:
+    """Map the table that a server has made, which a forked child does not have (MADV_DONTFORK).
+
+    Args:
+        descriptor: of its file.
+        grow: see ``TimerTable``.
+        pools: likewise.
+        offset: of its clock to ``CLOCK_MONOTONIC`` here.
+    """
+    mapping = mmap.mmap(descriptor, TABLE_SIZE)
+    mapping.madvise(mmap.MADV_DONTFORK)
+    now = monotonic if offset == 0.0 else lambda: monotonic() + offset
+    table = TimerTable(mapping, grow, pools, now=now, offset=offset)
+    _mapped.add(table)
+    return table
+
+
 _tables: weakref.WeakSet[TimerTable] = weakref.WeakSet()
+_mapped: weakref.WeakSet[TimerTable] = weakref.WeakSet()
 _scratch: TimerTable | None = None
 
 
@@ -49,6 +70,10 @@ def scratch() -> TimerTable:
 def _after_fork_in_child() -> None:
     for table in list(_tables):
         table.unlock()
+    for table in list(_mapped):
+        _immortal(table.raw.obj)
+        table.abandon(mmap.mmap(-1, TABLE_SIZE))
+    _mapped.clear()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
@@ -70,7 +95,7 @@ def close(sock: socket.socket, inode: int) -> None:
         sock.detach()
 
 
-def immortal(mapping: object) -> None:
+def _immortal(mapping: object) -> None:
     """Keep a mapping that this process does not have (MADV_DONTFORK) from ever being unmapped.
 
     Its address may by now be another mapping's, which the destructor would unmap in its place.

@@ -11,19 +11,15 @@ The laws of this file:
 
 from __future__ import annotations
 
-import mmap
 import os
 import socket
-import weakref
-from time import monotonic
 
 from .._core import layout, wire
-from .._core.table import TimerTable
 from .._linux.table_files import allocate
 from ..errors import AiotimerError, ProtocolError, Refused
 from .connection import Armed, WorkerQueue
 from .dump_signal import Stacks, register
-from .memory import immortal, is_open
+from .memory import is_open, mapped_table
 from .waiting import Steps
 
 
@@ -100,13 +96,10 @@ class SharedTableQueue(WorkerQueue):
         self.table.forget_rings()
 
     def _map(self, descriptor: int, offset: float) -> None:
-        mapping = mmap.mmap(descriptor, layout.TABLE_SIZE)
-        mapping.madvise(mmap.MADV_DONTFORK)
+        table = mapped_table(descriptor, self._grow, self.pools, offset)
         self.descriptor = descriptor
         self._inode = os.fstat(descriptor).st_ino
-        now = monotonic if offset == 0.0 else lambda: monotonic() + offset
-        self.table = TimerTable(mapping, self._grow, self.pools, now=now, offset=offset).prepared()
-        _mapped.add(self.table)
+        self.table = table.prepared()
         self._stacks = register(self.table, descriptor, self._inode)
 
     def _grow(self, slots: int) -> None:
@@ -152,14 +145,3 @@ class SharedTableQueue(WorkerQueue):
         if is_open(self.descriptor, self._inode):
             os.close(self.descriptor)
         super().let_go()
-
-
-_mapped: weakref.WeakSet[TimerTable] = weakref.WeakSet()
-
-
-def abandon_tables() -> None:
-    """In a forked child, before connections are reset: no table that was mapped is there any more."""
-    for table in list(_mapped):
-        immortal(table.raw.obj)
-        table.abandon(mmap.mmap(-1, layout.TABLE_SIZE))
-    _mapped.clear()

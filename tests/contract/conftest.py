@@ -6,7 +6,7 @@ import pytest
 
 from aiotimer.client import waiting
 from aiotimer.client.clients import default
-from aiotimer.client.connections import _every_connection
+from aiotimer.client.connection import _every_connection
 from tests.fakes.clock import PATIENCE
 from tests.fakes.places import private_runtime, short_socket
 from tests.fakes.server import ServerThread

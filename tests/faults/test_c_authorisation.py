@@ -45,7 +45,7 @@ STRANGER = (
     + """
 import socket
 from aiotimer import Refused
-from aiotimer.client import connections, handshake, waiting  # before the modules are out of reach
+from aiotimer.client import connection, handshake, waiting  # before the modules are out of reach
 from aiotimer._core import wire
 
 os.setuid(65534)

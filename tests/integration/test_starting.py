@@ -24,7 +24,7 @@ from aiotimer._linux.environment import SOCKET_VARIABLE, STARTING_VARIABLE
 from aiotimer._linux.paths import state_directory
 from aiotimer.cli.supervisor import Place
 from aiotimer.client import waiting
-from aiotimer.client.starting import READY_WITHIN, announcement, starting_until, until_it_serves
+from aiotimer.client.launch import READY_WITHIN, announcement, starting_until, until_it_serves
 from aiotimer.client.waiting import Steps, Wait
 from aiotimer.errors import AlreadyServing
 from aiotimer.server.listener import SocketLock
