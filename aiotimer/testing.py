@@ -28,7 +28,7 @@ from ._core import layout
 from ._core.reader import TableReader
 from ._core.table import TimerTable
 from ._core.watch import Lifeline, Look, Watch
-from ._linux.environment import SOCKET_VARIABLE
+from ._linux.paths import SOCKET_VARIABLE
 from .client.clients import AsyncTimerClient, TimerClient, default
 from .client.connection import ClientConnection, _connections
 from .client.shared_table import SharedTableQueue

@@ -1,10 +1,13 @@
-"""A resolver of paths: where sockets and state directories lie, and whether they can be trusted.
+"""A resolver of paths: where sockets and state directories lie, by the environment or not, and whether they
+can be trusted.
 
 The laws of this file:
 
 * What holds tables lies on tmpfs, checked and not assumed (``table_files.py`` says why).
 * Directories that we make are 0700 and owned by us; a path through somebody else's hands is refused, not
   repaired.
+* A command that asks one question of a server, and a worker, import no more than they need: what only servers
+  need is imported where it is used.
 
 Layout: ``BASE/`` is the first of ``$XDG_RUNTIME_DIR/aiotimer``, ``/run/aiotimer`` (root),
 ``/dev/shm/aiotimer-UID`` that is on tmpfs; the tables of a socket are in ``BASE/<digest of its path>/``,
@@ -14,13 +17,27 @@ what was recorded (``history.db``, ``evidence/``). If nobody will serve there ag
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
-from collections.abc import Iterator
-from pathlib import Path
 
 from ..errors import UnsafePath
+
+TYPE_CHECKING = False  # as in the package's __init__
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+SOCKET_VARIABLE = "AIOTIMER_SOCKET"
+"""The path of the socket of the server that watches this process and those that it starts."""
+
+STARTING_VARIABLE = "AIOTIMER_STARTING"
+"""Set by ``aiotimer run`` for its command, see ``client/starting``."""
+
+MAX_SOCKET_PATH = 107
+"""Bytes in ``sockaddr_un.sun_path`` less the final NUL (unix(7))."""
+
+OBSERVE_VARIABLE = "AIOTIMER_OBSERVE"
+"""1: nobody is signalled for this process's timers; their expiry is recorded."""
 
 SOCKET, ENDED = NOTES = ("socket", "ended")
 """Files in a state directory that hold the path of its socket: while a server may live, and afterwards."""
@@ -31,8 +48,32 @@ RECORDED = ("history.db", "evidence")
 _MEMORY_FILESYSTEMS = frozenset({0x01021994, 0x858458F6})  # tmpfs, ramfs (statfs(2))
 
 
+def observes() -> bool:
+    """Whether the environment says that nobody is to be signalled for this process's timers."""
+    return os.environ.get(OBSERVE_VARIABLE) == "1"
+
+
+def check_socket_path(path: str) -> str:
+    """Return an absolute socket path that fits into a socket address.
+
+    Raises:
+        UnsafePath: it is too long, or empty.
+    """
+    if not path:
+        raise UnsafePath("the socket path is empty")
+    absolute = os.path.abspath(path)
+    size = len(os.fsencode(absolute))
+    if size > MAX_SOCKET_PATH:
+        raise UnsafePath(
+            f"the socket path is {size} bytes long, and the kernel takes {MAX_SOCKET_PATH}: {absolute}"
+        )
+    return absolute
+
+
 def bases() -> Iterator[Path]:
     """Yield the directories, best first, in which this user's runtime files may lie."""
+    from pathlib import Path
+
     uid = os.geteuid()
     xdg = os.environ.get("XDG_RUNTIME_DIR")
     if xdg and os.path.isabs(xdg):
@@ -175,8 +216,10 @@ def end(directory: Path) -> None:
 
 def remove(path: Path) -> None:
     """Remove a file, if it can be: what stays is no reason to stop."""
-    with contextlib.suppress(OSError):
+    try:
         path.unlink()
+    except OSError:
+        pass
 
 
 def _digest(socket_path: str) -> str:

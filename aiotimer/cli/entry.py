@@ -16,7 +16,7 @@ import sys
 
 from .._version import __version__
 from ..errors import AiotimerError, Refused, ServerError, ServerUnavailable
-from .common import EX_UNAVAILABLE, Failed, say
+from .common import EX_UNAVAILABLE, HELP, Failed, resolve_socket, say
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -48,12 +48,8 @@ def _call(arguments: list[str]) -> int:
         case ["--version"]:
             say(f"aiotimer, version {__version__}")
         case ["-h" | "--help"]:
-            from .help import HELP
-
             say(HELP, end="")
         case ["ping"] | ["ping", "--socket", _]:
-            from .ping_server import ping
-
             ping(*arguments[2:])
         case ["run", "--", _, *_]:
             from .run_command import run
@@ -64,6 +60,24 @@ def _call(arguments: list[str]) -> int:
 
             return call(arguments)
     return 0
+
+
+def ping(socket_path: str | None = None) -> None:
+    """Say that a server answers and looks on time.
+
+    Raises:
+        Failed: it does not look on time.
+        AiotimerError: it does not answer.
+    """
+    from .._core.layout import LATE
+    from ..client import control
+
+    path = resolve_socket(socket_path)
+    pong = control.ping(path)
+    late = f"its heartbeat was at most {pong.lag_s * 1000:.0f} ms late in the last minute"
+    if pong.lag_s > LATE:
+        raise Failed(f"the timer server at {path} is alive but slow: {late}", EX_UNAVAILABLE)
+    say(f"the timer server at {path} (pid {pong.pid}) is fine: {late}")
 
 
 def _complain(message: str, code: int) -> int:

@@ -9,15 +9,14 @@ from importlib import import_module
 
 import click
 
-from .._linux.environment import SOCKET_VARIABLE
+from .._linux.paths import SOCKET_VARIABLE
 from .._version import __version__
-from .common import Failed
-from .help import HELP
+from .common import HELP, Failed
 
 MODULES = {
-    "dump": "dump",
+    "dump": "why",
     "history": "history",
-    "ping": "ping",
+    "ping": "status",
     "run": "run",
     "serve": "serve",
     "status": "status",
@@ -29,7 +28,7 @@ MODULES = {
 
 
 class Commands(click.Group):
-    """The group. Its help is a text: :data:`~aiotimer.cli.help.HELP`."""
+    """The group. Its help is a text: :data:`~aiotimer.cli.common.HELP`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of all commands."""

@@ -10,12 +10,11 @@ from typing import Any
 
 import click
 
-from .._linux.environment import check_socket_path
-from .._linux.paths import state_directories
+from .._linux.paths import check_socket_path, state_directories
 from ..errors import HistoryUnreadable
 from ..events import printable
 from ..server import history as recorded
-from .format import moment, seconds
+from .common import moment, seconds
 from .group import cli, socket_option
 
 LINES = 20

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from .._linux.environment import OBSERVE_VARIABLE
+from .._linux.paths import OBSERVE_VARIABLE
 from ..server.policy import STOPPED, TARGETS, Policy
 
 

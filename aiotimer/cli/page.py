@@ -24,7 +24,7 @@ from rich.text import Text
 from ..events import printable
 from ..evidence.libraries import is_users
 from ..evidence.record import Record
-from .format import count, mebibytes, moment, seconds
+from .common import count, mebibytes, moment, seconds
 
 Facts: TypeAlias = Mapping[str, Any]
 Frame: TypeAlias = Sequence[Any]

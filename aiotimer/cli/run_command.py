@@ -23,8 +23,15 @@ import sys
 import time
 from time import monotonic
 
-from .._linux.environment import SOCKET_VARIABLE, STARTING_VARIABLE, check_socket_path
-from .._linux.paths import RECORDED, base, state_directories, state_directory
+from .._linux.paths import (
+    RECORDED,
+    SOCKET_VARIABLE,
+    STARTING_VARIABLE,
+    base,
+    check_socket_path,
+    state_directories,
+    state_directory,
+)
 from .._linux.procfs import check_proc
 from .._linux.table_files import find_tables
 from ..client.launch import READY_WITHIN, announcement, owner_argument, wait_ready

@@ -1,4 +1,4 @@
-"""The command ``aiotimer status``: what a server watches."""
+"""The commands ``aiotimer status`` and ``ping``: what a server watches, and whether it looks on time."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from .._linux.paths import known_sockets
 from ..client import control
 from ..errors import AiotimerError
 from ..events import shown
-from .common import resolve_socket
-from .format import count, seconds
+from .common import count, resolve_socket, seconds
+from .entry import ping as ping_server
 from .group import cli, socket_option
 
 
@@ -34,6 +34,13 @@ def status(socket_path: str | None, as_json: bool, every: bool) -> None:
         click.echo("no timer server of this user is running")
     for report in reports:
         _print(report)
+
+
+@cli.command(short_help="Check that a server answers and looks on time.")
+@socket_option
+def ping(socket_path: str | None) -> None:
+    """Exit with 0 when the server answers and looks on time, else with 69."""
+    ping_server(socket_path)
 
 
 def _report_of(path: str) -> dict[str, Any] | None:

@@ -16,13 +16,12 @@ from typing import Any
 import click
 
 from .._core.durations import Durations
-from .._linux.environment import SOCKET_VARIABLE, check_socket_path
-from .._linux.paths import known_sockets, state_directories
+from .._linux.paths import SOCKET_VARIABLE, check_socket_path, known_sockets, state_directories
 from ..client import control
 from ..errors import AiotimerError, HistoryUnreadable
 from ..events import printable
 from ..server import history
-from .format import seconds
+from .common import seconds
 from .group import cli, socket_option
 
 ENOUGH = 20

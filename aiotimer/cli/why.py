@@ -1,20 +1,22 @@
-"""The command ``aiotimer why``: what a worker was doing when its time was up."""
+"""The commands ``aiotimer why`` and ``dump``: what a worker was doing when its time was up, or does now."""
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import click
 
-from .._linux.environment import check_socket_path
-from .._linux.paths import state_directories
-from ..errors import HistoryUnreadable
+from .._linux.paths import SOCKET_VARIABLE, check_socket_path, known_sockets, state_directories
+from ..client import control
+from ..errors import HistoryUnreadable, Refused, ServerUnavailable
 from ..evidence import store
 from ..evidence.record import Record
 from ..server import history
+from .common import resolve_socket, say
 from .group import cli, socket_option
-from .record import show
 
 
 @cli.command(short_help="Say why a worker was reaped.")
@@ -33,7 +35,42 @@ def why(pid: int | None, socket_path: str | None, as_json: bool) -> None:
         whose = "no expiry" if pid is None else f"no expiry of process {pid}"
         where = "by a server of this user" if path is None else f"by the server at {path}"
         raise click.ClickException(f"{whose} has been recorded {where}")
-    show(found, as_json=as_json)
+    _show(found, as_json=as_json)
+
+
+@cli.command(short_help="Say what a living worker is doing.")
+@click.argument("pid", type=int)
+@socket_option
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def dump(pid: int, socket_path: str | None, as_json: bool) -> None:
+    """Print what the worker PID is doing now, without harming it.
+
+    Asks the server that watches it: any of this user's, unless --socket or $AIOTIMER_SOCKET names one.
+    """
+    if socket_path is not None or SOCKET_VARIABLE in os.environ:
+        _show(Record.from_json(control.dump(resolve_socket(socket_path), pid)), as_json=as_json)
+        return
+    refusal: Refused | None = None
+    for path in known_sockets():
+        try:
+            found = control.dump(path, pid)
+        except ServerUnavailable:
+            continue
+        except Refused as error:
+            refusal = error
+            continue
+        _show(Record.from_json(found), as_json=as_json)
+        return
+    raise refusal or click.ClickException("no timer server of this user is running")
+
+
+def _show(record: Record, *, as_json: bool) -> None:
+    if as_json:
+        say(json.dumps(record.as_json()))
+        return
+    from .page import print_page
+
+    print_page(record)
 
 
 def newest(

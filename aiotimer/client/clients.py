@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from .._core.layout import as_stored
 from .._core.requests import RELEASE, TimerRequest
-from .._linux.environment import SOCKET_VARIABLE
+from .._linux.paths import SOCKET_VARIABLE
 from ..errors import AiotimerError, NotConfigured, ServerUnavailable, TableFull
 from .waiting import BUDGET
 

@@ -9,7 +9,7 @@ import os
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from .._linux.environment import SOCKET_VARIABLE
+from .._linux.paths import SOCKET_VARIABLE
 from ..errors import AiotimerError
 from .clients import BaseClient, TimerClient, default
 from .waiting import loop_is_running

@@ -34,7 +34,7 @@ from .._core.ladder import NO_REQUEST
 from .._core.layout import encode_scope, shifted
 from .._core.requests import RELEASE, TimerRequest
 from .._core.table import Pool, TimerTable
-from .._linux.environment import check_socket_path, observes
+from .._linux.paths import check_socket_path, observes
 from .._linux.procfs import time_namespace
 from .._version import __version__
 from ..errors import AiotimerError, ServerUnavailable

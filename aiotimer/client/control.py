@@ -11,7 +11,7 @@ import os
 import socket
 
 from .._core.ping import PING, read_pong
-from .._linux.environment import STARTING_VARIABLE
+from .._linux.paths import STARTING_VARIABLE
 from ..errors import AiotimerError, ProtocolError, Refused, ServerUnavailable
 
 TYPE_CHECKING = False  # as in the package's __init__

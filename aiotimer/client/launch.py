@@ -32,7 +32,7 @@ from time import monotonic, monotonic_ns
 
 from .._core.ping import PING
 from .._linux import paths
-from .._linux.environment import SOCKET_VARIABLE, STARTING_VARIABLE, check_socket_path
+from .._linux.paths import SOCKET_VARIABLE, STARTING_VARIABLE, check_socket_path
 from .._linux.process import peer_of
 from .._linux.procfs import start_time
 from ..errors import ServerUnavailable

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from .._core.requests import TimerRequest, WorkerId
 from .._core.watch import BOUND
 from .._linux import paths
-from .._linux.environment import check_socket_path
+from .._linux.paths import check_socket_path
 from .._linux.process import let_go_of_stderr, pin_named
 from .._linux.procfs import check_proc
 from .._version import __version__

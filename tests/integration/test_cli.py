@@ -22,8 +22,7 @@ import aiotimer
 from aiotimer._core import wire
 from aiotimer._core.layout import LATE
 from aiotimer.cli import entry, group
-from aiotimer.cli.common import Failed
-from aiotimer.cli.help import HELP
+from aiotimer.cli.common import HELP, Failed
 from aiotimer.client.control import ping, status
 from tests.fakes.clock import PATIENCE
 from tests.fakes.memory import memory_table

@@ -17,7 +17,7 @@ import click
 import pytest
 
 from aiotimer._core.requests import WorkerId
-from aiotimer.cli.sinks import EventSinks, event_options
+from aiotimer.cli.serve import EventSinks, event_options
 from aiotimer.events import KINDS, Event
 from aiotimer.server.sinks import Backlog, CallbackSink, CommandSink, LogSink, PipeSink
 from tests.fakes.clock import PATIENCE

@@ -20,8 +20,7 @@ from typing import IO
 
 import pytest
 
-from aiotimer._linux.environment import SOCKET_VARIABLE, STARTING_VARIABLE
-from aiotimer._linux.paths import state_directory
+from aiotimer._linux.paths import SOCKET_VARIABLE, STARTING_VARIABLE, state_directory
 from aiotimer.cli.supervisor import Place
 from aiotimer.client import waiting
 from aiotimer.client.launch import READY_WITHIN, announcement, starting_until, until_it_serves

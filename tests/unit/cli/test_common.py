@@ -2,7 +2,7 @@
 
 import pytest
 
-from aiotimer.cli.format import count, mebibytes, seconds
+from aiotimer.cli.common import count, mebibytes, seconds
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from aiotimer._linux.environment import observes
+from aiotimer._linux.paths import observes
 
 
 @pytest.mark.parametrize(("value", "means"), [(None, False), ("", False), ("0", False), ("1", True)])
