@@ -22,8 +22,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ..events import printable
-from ..evidence.libraries import is_users
 from ..evidence.record import Record
+from ..evidence.verdict import is_users
 from .common import count, mebibytes, moment, seconds
 
 Facts: TypeAlias = Mapping[str, Any]

@@ -26,8 +26,8 @@ from aiotimer.cli.history import follow_events
 from aiotimer.cli.page import print_page
 from aiotimer.cli.suggest import proposal
 from aiotimer.errors import HistoryUnreadable, Refused
-from aiotimer.evidence.libraries import is_users
 from aiotimer.evidence.record import Record
+from aiotimer.evidence.verdict import is_users
 from aiotimer.server.history import DATABASE, History
 from tests.fakes.clock import PATIENCE
 from tests.fakes.places import short_socket
