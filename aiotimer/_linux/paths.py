@@ -31,7 +31,7 @@ SOCKET_VARIABLE = "AIOTIMER_SOCKET"
 """The path of the socket of the server that watches this process and those that it starts."""
 
 STARTING_VARIABLE = "AIOTIMER_STARTING"
-"""Set by ``aiotimer run`` for its command, see ``client/starting``."""
+"""Set by ``aiotimer run`` for its command, see ``client/launch``."""
 
 MAX_SOCKET_PATH = 107
 """Bytes in ``sockaddr_un.sun_path`` less the final NUL (unix(7))."""
