@@ -59,7 +59,9 @@ def stations() -> list[tuple[str, str]]:
 
 
 class Recorder:
-    """Notes when each of some functions is first called, in whichever thread.
+    """Notes when each of some functions is first called, in whichever thread, once the first of them was.
+
+    What is called before is somebody else's: connecting is followed by looks that are no part of the journey.
 
     Attributes:
         called: when (``CLOCK_MONOTONIC``, nanoseconds), by module.
@@ -69,6 +71,7 @@ class Recorder:
         self.called: dict[str, int] = {}
         self._known: dict[CodeType, str] = {}
         self._stations = {(function, f"/aiotimer/{module}.py"): module for module, function in stations}
+        self._first = stations[0][0]
 
     def __call__(self, frame: FrameType, event: str, _argument: Any) -> None:
         if event == "call":
@@ -77,7 +80,7 @@ class Recorder:
                 ends = "/aiotimer/" + code.co_filename.rpartition("/aiotimer/")[2]
                 self._known[code] = self._stations.get((code.co_qualname, ends), "")
             module = self._known[code]
-            if module:
+            if module == self._first or (module and self.called):
                 self.called.setdefault(module, monotonic_ns())
 
     @contextlib.contextmanager
