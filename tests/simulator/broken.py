@@ -1,15 +1,16 @@
 """Variants with one rule broken, each of which the laws must catch.
 
 A variant changes as little as can be: one method, one order of two steps. What it would cost a user is in its
-docstring.
+docstring. Above it stands which law has to notice, and which misfortunes alone happen: all, if none is named.
 """
 
 from __future__ import annotations
 
+import re
 from array import array
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from math import inf
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
 from aiotimer._core import layout, reaping
 from aiotimer._core.ladder import KILL
@@ -30,6 +31,48 @@ if TYPE_CHECKING:
     from aiotimer.server.worker import Worker
 
 
+class Case(NamedTuple):
+    """A variant, and the law that has to notice."""
+
+    law: Law
+    variant: Variant
+
+
+CASES: dict[str, Case] = {}
+"""By name."""
+
+_PARTS: dict[type, str] = {
+    Inspector: "inspector",
+    JudgedReaper: "reaper_kind",
+    Known: "known",
+    Lifeline: "lifeline_kind",
+    PinnedProcess: "pinned",
+    Reaping: "machine",
+    Table: "table",
+    Watch: "watch",
+}
+"""By what a server is made of, the attribute that says of which kind."""
+
+K = TypeVar("K", bound=type)
+
+
+def breaks(law: Law, *only: str) -> Callable[[K], K]:
+    """Take the class below as a variant, which breaks a law: a worker, a server, or a part of one."""
+
+    def register(kind: K) -> K:
+        name = re.sub("(?<!^)(?=[A-Z])", "-", kind.__name__).lower()
+        base = kind.__mro__[1]
+        if base is SimulatedWorker:
+            variant = Variant(name, worker=kind, only=only)
+        else:
+            server = kind if base is Server else type(kind.__name__, (Server,), {_PARTS[base]: kind})
+            variant = Variant(name, server=server, only=only)
+        CASES[name] = Case(law, variant)
+        return kind
+
+    return register
+
+
 class ReadsOnce(TableReader):
     """A look's second read is its first one."""
 
@@ -43,6 +86,7 @@ class ReadsOnce(TableReader):
         return first
 
 
+@breaks("I1")
 class NoSecondRead(Table):
     """A timer stored while the server looked is found by the later read, after its deadline."""
 
@@ -51,13 +95,7 @@ class NoSecondRead(Table):
         super().look()
 
 
-class NoLaterRead(Table):
-    """A timer whose store was held back while the server looked is found seconds late."""
-
-    def _read_later(self) -> None:
-        self._later = None
-
-
+@breaks("I1", "interrupt")
 class LaterReadIfStartedOver(Table):
     """The same, where the later read follows only some looks."""
 
@@ -76,6 +114,7 @@ class LaterReadIfStartedOver(Table):
             super()._read_later()
 
 
+@breaks("I4")
 class NoConfirmation(JudgedReaper):
     """A worker that was in time, if only just, is killed."""
 
@@ -92,6 +131,7 @@ class NoConfirmation(JudgedReaper):
         return reaping.Armed()
 
 
+@breaks("I4")
 class NoSecondConfirmation(JudgedReaper):
     """A worker that releases its timer while evidence is gathered is killed."""
 
@@ -100,6 +140,7 @@ class NoSecondConfirmation(JudgedReaper):
         return reaping.Armed()
 
 
+@breaks("I2")
 class ReapsTheObserved(JudgedReaper):
     """A worker that is only to be observed is killed."""
 
@@ -110,20 +151,7 @@ class ReapsTheObserved(JudgedReaper):
         return found or (observed.pop() if observed else None)
 
 
-class NeverWakes(JudgedReaper):
-    """A worker that survives the first signal of its ladder lives for ever."""
-
-    def _woken(self, case: _Case) -> None:
-        pass
-
-
-class HoldsEverybody(PinnedProcess):
-    """A worker that runs is taken for stopped, and never reaped."""
-
-    def why_stopped(self) -> str:
-        return "it is stopped"
-
-
+@breaks("I1")
 class ForgetsWhatIsPostponed(Reaping):
     """What expired while evidence was gathered about something else is never dealt with."""
 
@@ -132,6 +160,7 @@ class ForgetsWhatIsPostponed(Reaping):
         return super()._go_on()
 
 
+@breaks("I6")
 class KillsAgain(Reaping):
     """A worker that is dying is killed again and again."""
 
@@ -141,20 +170,7 @@ class KillsAgain(Reaping):
         return [*actions, reaping.Signal(KILL, with_cont=False)] if dying else actions
 
 
-class IgnoresStartTimes(Server):
-    """After a restart, a process with a reused pid is killed for a dead one's timer."""
-
-    def is_same(self, file: TableFile, process: Process) -> bool:
-        return file.name[0].pid == process.pid and file.name[1] == process.inode
-
-
-class SignalsPids(PinnedProcess):
-    """A process with a reused pid is killed, even by the server that knew the dead one."""
-
-    def target(self) -> Process:
-        return self._server.world.processes.get(self.process.pid, self.process)
-
-
+@breaks("I5")
 class WritesSlots(Known):
     """A timer that is armed while the server clears the others is disarmed."""
 
@@ -166,23 +182,7 @@ class WritesSlots(Known):
                     table.file.write(layout.word(inf), layout.deadline_offset(slot))
 
 
-class ReleasesAtTheEnd(Server):
-    """A library that closes a socket disarms everything."""
-
-    def ended(self, known: Known, table: Table) -> None:
-        known.drop(table)
-
-
-class TrustsTheUnconnected(PinnedProcess):
-    """After a restart, a program is killed for what another one armed before it called exec."""
-
-    def runs_another_program(self, program: int) -> bool:
-        return False
-
-    def has_unmapped(self, inode: int) -> bool:
-        return False
-
-
+@breaks("I6")
 class WakesWithoutEnd(JudgedReaper):
     """Whenever it is to be woken, a worker's machine is woken once more besides."""
 
@@ -192,12 +192,7 @@ class WakesWithoutEnd(JudgedReaper):
             self._loop.call_at(case.wakes_at + 1.0, self._woken, case)
 
 
-class TakesItsTime(Inspector):
-    """A worker whose evidence is slow to come lives on."""
-
-    takes = 0.13
-
-
+@breaks("I3")
 class JudgesBeforeTheTick(Watch):
     """When the server goes on after a stall, workers are killed for the time that it stood still."""
 
@@ -220,6 +215,7 @@ class _NoTick(Lifeline):
         pass
 
 
+@breaks("I3")
 class Impatient(Watch):
     """A loop that wakes early kills early."""
 
@@ -227,6 +223,7 @@ class Impatient(Watch):
         return super().look(deadlines, now + 0.001)
 
 
+@breaks("I1", "crash", "break_line")
 class ConnectedForEver(Watch):
     """A table whose owner cannot ring is looked at every five seconds: what it arms meanwhile is late."""
 
@@ -234,6 +231,7 @@ class ConnectedForEver(Watch):
         super().__init__(lifeline, connected=True, bound=bound)
 
 
+@breaks("I3")
 class ForgetsStallsAtOnce(Lifeline):
     """A timer that a stall moved is reaped as soon as the server has shown life again."""
 
@@ -244,13 +242,7 @@ class ForgetsStallsAtOnce(Lifeline):
             self.stalls = ()
 
 
-class NeverForgetsStalls(Lifeline):
-    """A server that is often suspended grows."""
-
-    def _forget(self, now: float) -> None:
-        pass
-
-
+@breaks("I1", "interrupt")
 class RemembersTooEarly(SimulatedWorker):
     """A thread that is interrupted between the two keeps all others from ringing."""
 
@@ -266,92 +258,49 @@ class RemembersTooEarly(SimulatedWorker):
         return True
 
 
-class NeverRings(SimulatedWorker):
-    """A short timer waits for the next look."""
-
-    def send_ring(self, deadline: float) -> bool:
-        return True
+# --- those that are one line
 
 
-class WaitsForEver(SimulatedWorker):
-    """A server that does not answer holds its workers."""
-
-    def budget(self) -> float:
-        return inf
+def _nothing(*_: object) -> None:
+    pass
 
 
-class KeepsItsTableOverAFork(SimulatedWorker):
-    """A child that leaves its parent's block disarms the parent."""
-
-    def abandon(self, copy: TimerTable) -> None:
-        pass
+def _has_its_pid(_server: Server, file: TableFile, process: Process) -> bool:
+    return file.name[0].pid == process.pid and file.name[1] == process.inode
 
 
-class LeavesItsTimersBehind(SimulatedWorker):
-    """A client that is closed while its server is down is reaped for its timers later."""
-
-    def release_all(self, table: TimerTable) -> None:
-        pass
+def _who_has_its_pid(pinned: PinnedProcess) -> Process:
+    return pinned._server.world.processes.get(pinned.process.pid, pinned.process)
 
 
-def server(**parts: Any) -> type[Server]:
-    """Return servers with other parts: ``watch``, ``lifeline_kind``, ``table``, ``reaper_kind``, ..."""
-    return type("Variant", (Server,), parts)
+def broken(law: Law, name: str, base: type, *only: str, **members: object) -> None:
+    """Take a part with other members as a variant."""
+    breaks(law, *only)(type(name, (base,), members))
 
 
-def machine(kind: type[Reaping]) -> type[Server]:
-    """Return servers with another state machine."""
-    return server(reaper_kind=type("VariantReaper", (JudgedReaper,), {"machine": kind}))
-
-
-class Case(NamedTuple):
-    """A variant, and the law that has to notice."""
-
-    law: Law
-    variant: Variant
-
-
-def _case(
-    law: Law,
-    *only: str,
-    of: type[Server] = Server,
-    worker: type[SimulatedWorker] = SimulatedWorker,
-    name: str,
-) -> tuple[str, Case]:
-    return name, Case(law, Variant(name, of, worker, only))
-
-
-CASES: dict[str, Case] = dict(
-    (
-        _case("I1", name="no-second-read", of=server(table=NoSecondRead)),
-        _case("I1", "interrupt", name="no-later-read", of=server(table=NoLaterRead)),
-        _case("I1", "interrupt", name="later-read-if-started-over", of=server(table=LaterReadIfStartedOver)),
-        _case("I1", "break_line", name="end-of-connection-releases", of=ReleasesAtTheEnd),
-        _case("I1", "crash", "break_line", name="unconnected-as-others", of=server(watch=ConnectedForEver)),
-        _case("I1", "interrupt", name="ring-remembered-before-sent", worker=RemembersTooEarly),
-        _case("I1", name="no-ring", worker=NeverRings),
-        _case("I1", name="never-woken", of=server(reaper_kind=NeverWakes)),
-        _case("I1", name="everybody-held", of=server(pinned=HoldsEverybody)),
-        _case("I1", name="postponed-forgotten", of=machine(ForgetsWhatIsPostponed)),
-        _case("I2", "crash", "die", name="start-time-ignored", of=IgnoresStartTimes),
-        _case("I2", "stop_server", "die", name="signals-to-pids", of=server(pinned=SignalsPids)),
-        _case("I2", name="exec-unnoticed", of=server(pinned=TrustsTheUnconnected)),
-        _case("I2", name="the-observed-reaped", of=server(reaper_kind=ReapsTheObserved)),
-        _case("I3", name="judged-before-the-tick", of=server(watch=JudgesBeforeTheTick)),
-        _case("I3", name="a-millisecond-early", of=server(watch=Impatient)),
-        _case("I3", name="stalls-forgotten-at-once", of=server(lifeline_kind=ForgetsStallsAtOnce)),
-        _case("I4", name="no-reading-before-the-signal", of=server(reaper_kind=NoConfirmation)),
-        _case("I4", name="no-reading-after-the-evidence", of=server(reaper_kind=NoSecondConfirmation)),
-        _case("I4", "crash", "break_line", name="timers-left-behind", worker=LeavesItsTimersBehind),
-        _case("I5", name="slots-written-on-clear", of=server(known=WritesSlots)),
-        _case("I5", name="table-kept-over-a-fork", worker=KeepsItsTableOverAFork),
-        _case("I6", name="woken-without-end", of=server(reaper_kind=WakesWithoutEnd)),
-        _case("I6", name="killed-again", of=machine(KillsAgain)),
-        _case(
-            "I6", "stop_server", name="stalls-never-forgotten", of=server(lifeline_kind=NeverForgetsStalls)
-        ),
-        _case("I7", name="no-budget", worker=WaitsForEver),
-        _case("I8", name="no-budget-for-evidence", of=server(inspector=TakesItsTime)),
-    )
-)
-"""By name."""
+# A timer whose store was held back while the server looked is found seconds late.
+broken("I1", "NoLaterRead", Table, "interrupt", _read_later=_nothing)
+# A library that closes a socket disarms everything.
+broken("I1", "ReleasesAtTheEnd", Server, "break_line", ended=lambda _self, known, table: known.drop(table))
+# A short timer waits for the next look.
+broken("I1", "NeverRings", SimulatedWorker, send_ring=lambda *_: True)
+# A worker that survives the first signal of its ladder lives for ever.
+broken("I1", "NeverWakes", JudgedReaper, _woken=_nothing)
+# A worker that runs is taken for stopped, and never reaped.
+broken("I1", "HoldsEverybody", PinnedProcess, why_stopped=lambda _self: "it is stopped")
+# After a restart, a process with a reused pid is killed for a dead one's timer.
+broken("I2", "IgnoresStartTimes", Server, "crash", "die", is_same=_has_its_pid)
+# A process with a reused pid is killed, even by the server that knew the dead one.
+broken("I2", "SignalsPids", PinnedProcess, "stop_server", "die", target=_who_has_its_pid)
+# After a restart, a program is killed for what another one armed before it called exec.
+broken("I2", "TrustsTheUnconnected", PinnedProcess, runs_another_program=_nothing, has_unmapped=_nothing)
+# A client that is closed while its server is down is reaped for its timers later.
+broken("I4", "LeavesItsTimersBehind", SimulatedWorker, "crash", "break_line", release_all=_nothing)
+# A child that leaves its parent's block disarms the parent.
+broken("I5", "KeepsItsTableOverAFork", SimulatedWorker, abandon=_nothing)
+# A server that is often suspended grows.
+broken("I6", "NeverForgetsStalls", Lifeline, "stop_server", _forget=_nothing)
+# A server that does not answer holds its workers.
+broken("I7", "WaitsForEver", SimulatedWorker, budget=lambda _self: inf)
+# A worker whose evidence is slow to come lives on.
+broken("I8", "TakesItsTime", Inspector, takes=0.13)

@@ -30,7 +30,7 @@ I8 *Evidence delays no kill* beyond its budget.
 from __future__ import annotations
 
 from collections import Counter
-from math import inf, isnan
+from math import inf
 from typing import NamedTuple
 
 from aiotimer._core import layout
@@ -65,17 +65,12 @@ class Gap(NamedTuple):
 
 
 class Laws:
-    """Knows what the server has shown of itself, and what it may do.
-
-    Attributes:
-        signals: how many it has sent.
-    """
+    """Knows what the server has shown of itself, and what it may do."""
 
     def __init__(self, world: World) -> None:
         self.world = world
         self.server: Server | None = None
         self.free_since = inf
-        self.signals = 0
         self._gaps: list[Gap] = []
         self._last_sign = -inf
         self._epoch = 0
@@ -146,7 +141,6 @@ class Laws:
 
     def signalled(self, target: Process, number: int) -> None:
         """A signal is sent."""
-        self.signals += 1
         if target.killed == self._epoch:
             raise Broken("I6", f"{target} is signalled again after SIGKILL")
         target.signalled = True
@@ -189,32 +183,29 @@ class Laws:
 
     def check(self) -> None:
         """Check what can be checked at any time: one table's memory, and every timer's time."""
-        files = self.world.files
-        if not files:
-            return
-        self._next_file = (self._next_file + 1) % len(files)
-        self._check_memory(files[self._next_file])
+        files, now = self.world.in_use, self.world.now
+        if files and self.world.steps % 8 == 0:
+            self._next_file = (self._next_file + 1) % len(files)
+            self._check_memory(files[self._next_file])
         if self.world.steps % 16 == 0 and self.server is not None:
             self._check_bounds(self.server)
-        if self.free_since < inf:
-            now = self.world.now
-            self._check_ladders(now)
-            for file in files:
-                if file.armed and file.tame and file.mapped and not file.owner.signalled:
-                    for armed in file.armed.values():
-                        if armed.deadline < now:
-                            self._check_time(file, armed, now)
+        if now < self.free_since:
+            return
+        for process in self.world.processes.values():
+            if process.signalled and process.alive and not process.killed:
+                self._check_ladder(process, now)
+        for file in files:
+            if file.armed and file.tame and not file.owner.signalled:
+                for armed in file.armed.values():
+                    if armed.deadline < now:
+                        self._check_time(file, armed, now)
 
-    def _check_ladders(self, now: float) -> None:
+    def _check_ladder(self, process: Process, now: float) -> None:
         assert self.server is not None
         longest = max(step.grace for step in self.server.policy.ladder) + SLACK
-        for process in self.world.processes.values():
-            until = max(process.last_signal_at, self.free_since) + longest
-            waits = process.signalled and not process.killed and process.protected_until == -inf
-            if waits and process.alive and now > until:
-                raise Broken(
-                    "I1", f"{process} was signalled at {process.last_signal_at:.6f}, and that is all"
-                )
+        until = max(process.last_signal_at, self.free_since) + longest
+        if process.protected_until == -inf and now > until:
+            raise Broken("I1", f"{process} was signalled at {process.last_signal_at:.6f}, and that is all")
 
     def _check_time(self, file: TableFile, armed: Armed, now: float) -> None:
         epoch, until = self._checked_until.get(armed.number, (0, 0.0))
@@ -246,20 +237,19 @@ class Laws:
             )
 
     def _check_memory(self, file: TableFile) -> None:
-        if not file.tame or not file.mapped or file.left_at >= 0:
+        if not file.tame:
             return
         mark = int(file.words[layout.HIGH_WATER])
         for slot, stored in enumerate(file.words[layout.FIRST_DEADLINE : layout.FIRST_DEADLINE + mark]):
             armed = file.armed.get(slot)
-            if stored != (inf if armed is None else armed.deadline) or isnan(stored):
+            if stored != (inf if armed is None else armed.deadline):
                 raise Broken("I5", f"slot {slot} of {file} holds {stored}, which its owner did not store")
 
     def _check_bounds(self, server: Server) -> None:
         tables = [table for known in server.workers.values() for table in known.tables]
         for table in tables:
-            slots = len(layout.deadlines(table.reader.snapshot()))
             remembered = sum(len(block.reported) + len(block.cleared) for block in table.watch._blocks)
-            if remembered > max(slots, layout.FIRST_SLOTS):
+            if remembered > layout.FIRST_SLOTS and remembered > (slots := len(table.reader.deadlines())):
                 raise Broken("I6", f"{remembered} timers of {table} are remembered, of {slots}")
         pending = Counter(handle.what for handle in server.loop.handles if handle.callback is not None)
         for what, count in pending.items():

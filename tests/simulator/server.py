@@ -4,8 +4,7 @@ The laws of this file:
 
 * ``Reaper``, ``Reaping``, ``WatchedTable``, ``Watch``, ``OverdueTracker``, ``WorkQueue`` are the package's.
   They are handed a file, a process, an inspector, a clock and a loop; nothing of them is replaced.
-* Real code runs in a thread of its own, which stops at each read, write and signal: then others take steps.
-  One of the threads runs at any time, so that everything still follows from the seed.
+* At each read, write and signal real code calls :meth:`Server.pause`, in which others take steps.
 * One callback runs at a time, to its end: it is a loop. A crash ends it wherever it stands.
 * A loop may wake early, by more than a millisecond.
 
@@ -18,11 +17,11 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-import threading
-from collections.abc import Callable, Coroutine, Generator, Iterable
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass
 from functools import partial
 from math import inf
-from typing import TYPE_CHECKING, Any, Protocol, Self, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from aiotimer._core import layout
 from aiotimer._core.ladder import KILL
@@ -30,6 +29,7 @@ from aiotimer._core.reaping import Reaping
 from aiotimer._core.requests import WorkerId
 from aiotimer._core.watch import Due, Lifeline, Watch
 from aiotimer.events import Event
+from aiotimer.evidence import NO_FINDINGS
 from aiotimer.server import worker as real
 from aiotimer.server.policy import Policy
 from aiotimer.server.reaper import Reaper
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from aiotimer.server.expiry import Expiry
     from aiotimer.server.reaper import _Case
 
+    from .laws import Laws
+
 BEAT = 0.5
 """``server.BEAT``: seconds between signs of life."""
 
@@ -56,120 +58,20 @@ EARLY = 0.0012
 LADDERS = ("KILL", "KILL", "dump,KILL", "dump,KILL", "TERM:0.5,KILL", "dump,ABRT:0.2,TERM:1,KILL")
 
 
-class Judge(Protocol):
-    """What the laws want to be told."""
-
-    def alive(self, now: float) -> None:
-        """The server shows a sign of life."""
-
-    def about_to_signal(self, target: Process, table: Table, due: Due, since: int) -> None:
-        """The server sends the first signal for a timer that it has looked up again after step ``since``."""
-
-    def signalled(self, target: Process, number: int) -> None:
-        """A signal is sent."""
-
-    def observed(self, table: Table, due: Due) -> None:
-        """An expired timer is reported, and nobody is to be signalled for it."""
-
-    def gathered(self, asked_at: float) -> None:
-        """Evidence is known that was asked for at a time."""
-
-    def looked(self, table: Table, wake_at: float, visible: dict[int, object]) -> None:
-        """A look is over. What was ``visible`` when it promised, its second read has found."""
-
-    def connection_changed(self, table: Table) -> None:
-        """A table has gained or lost its connection."""
-
-
-# -- real code, step by step ---------------------------------------------------------------------------
-
-
 class Crashed(BaseException):
     """Raised in real code where it stands when its server is killed."""
-
-
-class Turns:
-    """A thread that runs real code, and stops wherever that calls :meth:`pause`."""
-
-    def __init__(self) -> None:
-        self._resume, self._paused = threading.Lock(), threading.Lock()
-        self._resume.acquire()
-        self._paused.acquire()
-        self._job: Callable[[], object] | None = None
-        self._said = ""
-        self._error: BaseException | None = None
-        self._crashed = False
-        self._thread: threading.Thread | None = None
-
-    @property
-    def busy(self) -> bool:
-        """Whether it is in the middle of a job."""
-        return self._job is not None
-
-    def begin(self, job: Callable[[], object]) -> None:
-        """Begin a job: the next steps are its."""
-        self._job = job
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="simulated server", daemon=True)
-            self._thread.start()
-
-    def step(self) -> str:
-        """Let the job run to its next pause, or to its end; say what it did."""
-        self._said = "is done with that"
-        self._resume.release()
-        self._paused.acquire()
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
-        return self._said
-
-    def check(self) -> None:
-        """Go no further after a crash."""
-        if self._crashed:
-            raise Crashed
-
-    def pause(self, text: str) -> None:
-        """Something has been done: others take steps."""
-        self.check()
-        if threading.current_thread() is self._thread:
-            self._said = text
-            self._paused.release()
-            self._resume.acquire()
-            self.check()
-
-    def crash(self) -> None:
-        """End the thread wherever it stands."""
-        self._crashed = True
-        if self._thread is not None:
-            self._resume.release()
-            self._thread.join()
-
-    def _run(self) -> None:
-        while True:
-            self._resume.acquire()
-            if self._crashed:
-                return
-            assert self._job is not None
-            try:
-                self._job()
-            except Crashed:
-                return
-            except BaseException as error:  # noqa: BLE001 - it is raised again where the step was taken
-                self._error = error
-            self._job = None
-            self._paused.release()
 
 
 # -- the loop ------------------------------------------------------------------------------------------
 
 
+@dataclass(order=True, slots=True)
 class Handle:
     """A callback at a time."""
 
-    def __init__(self, at: float, number: int, callback: partial[object]) -> None:
-        self.at = at
-        self.number = number
-        self.callback: partial[object] | None = callback
+    at: float
+    number: int
+    callback: partial[object] | None
 
     @property
     def what(self) -> tuple[object, ...]:
@@ -178,59 +80,23 @@ class Handle:
         bound = getattr(self.callback.func, "__self__", self.callback.func)
         return (getattr(self.callback.func, "__qualname__", ""), id(bound), *map(id, self.callback.args))
 
-    def __lt__(self, other: Handle) -> bool:
-        return (self.at, self.number) < (other.at, other.number)
-
     def cancel(self) -> None:
         """Do not call it."""
         self.callback = None
 
 
-class Future:
-    """``asyncio.Future``, as far as a reaper uses it."""
-
-    def __init__(self, loop: Loop) -> None:
-        self._loop = loop
-        self._result: list[Any] = []
-        self._waiting: list[Callable[[], object]] = []
-
-    def done(self) -> bool:
-        """Whether it has a result."""
-        return bool(self._result)
-
-    def result(self) -> Any:
-        """Return it."""
-        return self._result[0]
-
-    def set_result(self, result: Any) -> None:
-        """Whoever waits goes on, soon."""
-        self._result.append(result)
-        for waiting in self._waiting:
-            self._loop.call_soon(waiting)
-
-    def then(self, callback: Callable[[], object]) -> None:
-        """Call when there is a result."""
-        self._waiting.append(callback)
-
-    def __await__(self) -> Generator[Self, None, Any]:
-        if not self._result:
-            yield self
-        return self._result[0]
-
-
 class Task:
-    """``asyncio.Task``, as far as a reaper uses it."""
+    """``asyncio.Task``, as far as a reaper uses it; an error in it is the end of a history."""
 
     def __init__(self, coroutine: Coroutine[Any, Any, None]) -> None:
         self._coroutine = coroutine
         self._go_on()
 
-    def _go_on(self) -> None:
+    def _go_on(self, _awaited: object = None) -> None:
         try:
-            awaited = self._coroutine.send(None)
+            self._coroutine.send(None).add_done_callback(self._go_on)
         except StopIteration:
             return
-        awaited.then(self._go_on)
 
     def add_done_callback(self, _callback: object) -> None:
         """Nobody counts them."""
@@ -238,6 +104,9 @@ class Task:
 
 class Loop:
     """An event loop in virtual time."""
+
+    get_debug = bool
+    create_task = Task
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -257,17 +126,15 @@ class Loop:
         """Schedule a callback in some seconds."""
         return self.call_at(self._world.now + delay, callback, *arguments)
 
-    def call_soon(self, callback: Callable[..., object], *arguments: object) -> Handle:
+    def call_soon(
+        self, callback: Callable[..., object], *arguments: object, context: object = None
+    ) -> Handle:
         """Schedule a callback now."""
         return self._add(self._world.now, callback, *arguments)
 
-    def create_future(self) -> Future:
+    def create_future(self) -> asyncio.Future[Any]:
         """Return a new future."""
-        return Future(self)
-
-    def create_task(self, coroutine: Coroutine[Any, Any, None]) -> Task:
-        """Begin a coroutine at once."""
-        return Task(coroutine)
+        return asyncio.Future(loop=cast(asyncio.AbstractEventLoop, self))
 
     def _add(self, when: float, callback: Callable[..., object], *arguments: object) -> Handle:
         handle = Handle(when, self._world.number(), partial(callback, *arguments))
@@ -295,17 +162,17 @@ class OpenFile:
         if self.descriptor < 0:
             return b""
         data = self.truth.read(size, offset)
-        self._server.turns.pause(f"reads {self.truth}")
+        self._server.pause(f"reads {self.truth}")
         return data
 
     def write(self, data: bytes, offset: int) -> None:
         """``pwrite``."""
         if self.descriptor < 0:
             raise OSError(9, "closed")
-        self._server.turns.check()
+        self._server.check()
         self.truth.pwrite(data, offset)
         what = {layout.PROMISE: "promises in", layout.REAPED_AT: "marks"}.get(offset // 8, "notes in")
-        self._server.turns.pause(f"{what} {self.truth}")
+        self._server.pause(f"{what} {self.truth}")
 
     def close(self) -> None:
         """Close it."""
@@ -405,7 +272,7 @@ class PinnedProcess:
             target.dies_at = now + (rng.uniform(0, 3) if rng.random() < 0.1 else 1e-4)
         elif rng.random() < 0.5:
             target.dies_at = min(target.dies_at, now + rng.uniform(0, 2))
-        server.turns.pause(f"signals {target}: {number}")
+        server.pause(f"signals {target}: {number}")
         return ""
 
     def runs_another_program(self, program: int) -> bool:
@@ -462,8 +329,6 @@ class Inspector:
 
         def found() -> None:
             self._server.judge.gathered(asked_at)
-            from aiotimer.evidence import NO_FINDINGS
-
             expiry.findings = NO_FINDINGS
             then()
 
@@ -474,7 +339,7 @@ class Inspector:
 class JudgedReporter(Reporter):
     """The real reporter; of what is only observed it is noted that it was."""
 
-    judge: Judge
+    judge: Laws
 
     def begin(self, expiry: Expiry, tables: Iterable[WatchedTable]) -> None:
         """The first action on an expired timer has been taken."""
@@ -485,8 +350,6 @@ class JudgedReporter(Reporter):
 
 class JudgedReaper(Reaper):
     """The real reaper: for each signal it is noted what for, and since when that is known."""
-
-    machine: type[Reaping] = Reaping
 
     def _confirm(self, case: _Case, action: reaping.Confirm) -> reaping.Armed | reaping.Released:
         process, expiry = cast(Known, case.worker).process, case.expiry
@@ -522,12 +385,22 @@ class Server:
     inspector: type[Inspector] = Inspector
     pinned: type[PinnedProcess] = PinnedProcess
     known: type[Known] = Known
+    machine: type[Reaping] = Reaping
 
-    def __init__(self, world: World, judge: Judge, bound: float, options: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        world: World,
+        judge: Laws,
+        bound: float,
+        options: dict[str, Any],
+        others: Callable[[Server, str], None],
+    ) -> None:
         self.world = world
         self.judge = judge
         self.bound = bound
-        self.turns = Turns()
+        self._others = others
+        self._job: Callable[[], object] | None = self.start
+        self._runs = self._crashed = False
         self.loop = Loop(world)
         self.started = False
         self.frozen_until = -inf
@@ -544,9 +417,9 @@ class Server:
         self.reaper = self.reaper_kind(
             loop, self.reap_worker, reporter, self.policy, cast(Any, self.inspector(self)), world.clock
         )
+        self.reaper.machine = self.machine
         self._tables: dict[Line, Table] = {}
         self._buried: set[WorkerId] = set()
-        self.turns.begin(self.start)
 
     def _new_lifeline(self) -> Lifeline:
         judge, kind = self.judge, self.lifeline_kind
@@ -566,7 +439,7 @@ class Server:
 
     def next_at(self) -> float:
         """Return when there is something to do (-inf: at once)."""
-        if self.turns.busy:
+        if self._job is not None:
             return -inf
         handles = self.loop.handles
         while handles and handles[0].callback is None:
@@ -579,11 +452,26 @@ class Server:
                 return -inf
         return at
 
-    def step(self) -> str:
-        """Take a step; say what it was."""
-        if not self.turns.busy:
-            self.turns.begin(self._choose())
-        return self.turns.step()
+    def step(self) -> None:
+        """Do what there is to do, to its end: one callback, with the steps of others in between."""
+        self._job = self._job or self._choose()
+        self._runs = True
+        self._job()
+        self._runs, self._job = False, None
+
+    def pause(self, text: str) -> None:
+        """Real code has done something: others take steps. If one of them is a crash, it goes no further."""
+        self.check()
+        if self._runs:
+            self._runs = False
+            self._others(self, text)
+            self.check()
+            self._runs = True
+
+    def check(self) -> None:
+        """Go no further after a crash."""
+        if self._crashed:
+            raise Crashed
 
     def _choose(self) -> Callable[[], object]:
         now, rng = self.world.now, self.world.rng
@@ -605,13 +493,13 @@ class Server:
     @property
     def idle(self) -> bool:
         """Whether it is between two callbacks."""
-        return not self.turns.busy
+        return self._job is None
 
     # -- the registry ------------------------------------------------------------------------------
 
     def start(self) -> None:
         """``TimerServer.start``: adopt, then listen."""
-        self.turns.pause("starts")
+        self.pause("starts")
         for file in self.world.linked():
             self.adopt(file)
         for known in list(self.workers.values()):
@@ -619,36 +507,36 @@ class Server:
                 table.look()
         self.started = True
         self.loop.call_later(BEAT, self.beat)
-        self.turns.pause("serves")
+        self.pause("serves")
 
     def beat(self) -> None:
         """``TimerServer._show_life``."""
         self.lifeline.tick(self.world.now)
         self.lifeline.news()
         self.loop.call_later(BEAT, self.beat)
-        self.turns.pause("shows life")
+        self.pause("shows life")
 
     def adopt(self, file: TableFile) -> None:
         """``Registry._adopt_one``."""
         head = file.read(16, 0)
         if file.size != layout.TABLE_SIZE or layout.layout_version(head) != layout.LAYOUT_VERSION:
             self.world.unlink(file)
-            self.turns.pause(f"removes {file}: it is no table")
+            self.pause(f"removes {file}: it is no table")
             return
         try:
             process = self.world.pin(file.name[0].pid)
         except ProcessLookupError:
             process = None
-        self.turns.pause(f"pins {file.name[0]}")
+        self.pause(f"pins {file.name[0]}")
         if process is None or not self.is_same(file, process):
             self.world.unlink(file)
-            self.turns.pause(f"removes {file}: its process is gone")
+            self.pause(f"removes {file}: its process is gone")
             return
         known = self.register(process)
         table = self.watch_table(known, file, connected=False)
         if known.has_left(table):
             known.drop(table)
-        self.turns.pause(f"adopts {file}")
+        self.pause(f"adopts {file}")
 
     def is_same(self, file: TableFile, process: Process) -> bool:
         """Whether a table's name says that it belongs to a process."""
@@ -672,7 +560,7 @@ class Server:
         """``Registry._dead``."""
         self._buried.add(known.id)
         self.queue.put(self._bury, known)
-        self.turns.pause(f"hears of the death of {known.process.process}")
+        self.pause(f"hears of the death of {known.process.process}")
 
     def _bury(self, known: Known) -> None:
         self.reaper.died(known)
@@ -681,7 +569,7 @@ class Server:
         known.close()
         self.workers.pop(known.id, None)
         self._buried.discard(known.id)
-        self.turns.pause(f"unregisters {known.process.process}")
+        self.pause(f"unregisters {known.process.process}")
 
     # -- connections -------------------------------------------------------------------------------
 
@@ -696,7 +584,7 @@ class Server:
         rung = None
         while line.to_server and line.to_server[0].arrives_at <= self.world.now:
             message = line.to_server.popleft()
-            self.turns.pause(f"hears {message.kind.upper()} of {line.process}")
+            self.pause(f"hears {message.kind.upper()} of {line.process}")
             if message.kind == "ring":
                 rung = message.deadline if rung is None else min(rung, message.deadline)
             elif message.kind == "hello":
@@ -724,7 +612,7 @@ class Server:
         else:
             found = next((t for t in known.tables if cast(Table, t).truth is offered), None)
             if found is None and offered.size != layout.TABLE_SIZE:
-                self.turns.pause("refuses a table that is cut off")
+                self.pause("refuses a table that is cut off")
                 self.hang_up(line)
                 return
             table = cast("Table | None", found) or self.watch_table(known, offered, connected=True)
@@ -732,13 +620,13 @@ class Server:
         table.connection = cast(Any, line)
         table.note_program(line.process.program + 1)
         table.watch.connected = True
-        self.turns.pause(f"greets {line.process} with {table}")
+        self.pause(f"greets {line.process} with {table}")
         table.look()
         if table.closed or not line.server_open:
             return
         line.welcome = table.truth
         self.judge.connection_changed(table)
-        self.turns.pause(f"welcomes {line.process}")
+        self.pause(f"welcomes {line.process}")
 
     def forget(self, table: Table) -> None:
         """``handlers.forget``."""
@@ -775,7 +663,7 @@ class Server:
 
     def crash(self) -> None:
         """SIGKILL: what was under way is gone, and so is what it knew."""
-        self.turns.crash()
+        self._crashed = True
         for line in self.lines:
             line.server_open = False
             line.to_server.clear()

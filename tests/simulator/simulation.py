@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from math import inf
 
 from .laws import Laws
-from .server import LADDERS, Server
-from .worker import Thread, Worker
-from .world import Broken, Line, Process, World
+from .server import LADDERS, Crashed, Server
+from .worker import Worker
+from .world import Broken, Line, Process, TableFile, World
 
 PATIENCE = 12
 """Steps that others may take while the server could."""
@@ -52,8 +52,8 @@ class Variant:
     only: tuple[str, ...] = ()
 
 
-class Failure(AssertionError):
-    """A history that broke a law, or an exception where there must be none.
+class Failure(BaseException):
+    """A history that broke a law, or an exception where there must be none. No real code catches it.
 
     Attributes:
         law: which law; "" for another exception.
@@ -105,7 +105,7 @@ class Simulation:
         self._hungry = 0
         self._workers: list[Worker] = []
 
-    def run(self) -> Laws:
+    def run(self) -> None:
         """Take all the steps.
 
         Raises:
@@ -113,40 +113,64 @@ class Simulation:
         """
         try:
             while self.world.steps < self.length:
-                self._step()
+                if self._step() and self._server is not None:
+                    try:
+                        self._server.step()
+                    except Crashed:
+                        continue
+                    self._step_is_over("server", "is done with that")
         except (Exception, Broken) as error:
             raise Failure(self, error) from error
         finally:
             if self._server is not None:
                 self._note_events(self._server)
                 self._server.crash()
-        return self.laws
 
     # -- one step ----------------------------------------------------------------------------------
 
-    def _step(self) -> None:
+    def _others(self, server: Server, what: str) -> None:
+        """A server has taken a step: let others take theirs until it has a turn again, or has crashed."""
+        try:
+            self.happened[what.partition(" ")[0]] += 1
+            self._step_is_over("server", what)
+            while self._server is server and self.world.steps < self.length:
+                if self._step():
+                    return
+        except Exception as error:
+            raise Failure(self, error) from error
+        raise Crashed
+
+    def _step(self) -> bool:
+        """Begin a step; True: it is the server's, else it is over."""
+        self.world.steps += 1
+        step = self._act()
+        if step is not None:
+            self._step_is_over(*step)
+        return step is None
+
+    def _step_is_over(self, who: str, what: str) -> None:
         world = self.world
-        world.steps += 1
-        who, what = self._act()
         self.trace.append((world.steps, world.now, who, what))
         world.now += self.rng.random() * COST
-        for file in world.files:
+        for file in world.in_use:
             if file.held:
                 file.land()
         self._thaw_and_die()
         self.laws.check()
 
-    def _act(self) -> tuple[str, str]:
+    def _act(self) -> tuple[str, str] | None:
+        """Take a step, and say whose and what it was; None: it is the server's."""
         rng, now, server = self.rng, self.world.now, self._server
         if rng.random() < self._misfortune:
             name = rng.choice(self.variant.only or MISFORTUNES)
-            what = str(getattr(self, f"_{name}")())
+            what = self._suffer(name)
             if what:
                 self.happened[name] += 1
                 return "misfortune", what
         ready = server is not None and now >= server.frozen_until and server.next_at() <= now
         if ready and (self._hungry >= PATIENCE or rng.random() < 0.35):
-            return self._serve()
+            self._hungry = 0
+            return None
         if server is None and now >= self._restart_at:
             return "init", self._start_server()
         if len(self._workers) < MOST_WORKERS and rng.random() < 0.1:
@@ -158,23 +182,15 @@ class Simulation:
             self._hungry += ready
             thread = rng.choice(threads)
             return str(thread), thread.step(rng)
-        return self._serve() if ready else ("time", self._pass())
-
-    def _serve(self) -> tuple[str, str]:
-        server = self._server
-        assert server is not None
-        self._hungry = 0
-        was_started = server.started
-        what = server.step()
-        self.happened[what.partition(" ")[0]] += 1
-        if server.started and not was_started:
-            self.laws.free()
-        return "server", what
+        if ready:
+            self._hungry = 0
+            return None
+        return "time", self._pass()
 
     def _pass(self) -> str:
         """Let time pass, up to the next thing that happens."""
         world, server = self.world, self._server
-        until = [file.next_landing() for file in world.files if file.held]
+        until = [file.next_landing() for file in world.in_use if file.held]
         if server is None:
             until.append(self._restart_at)
         else:
@@ -204,7 +220,7 @@ class Simulation:
     def _start_server(self) -> str:
         self.laws.born()
         self._server = self.laws.server = self.variant.server(
-            self.world, self.laws, self._bound, self._options
+            self.world, self.laws, self._bound, self._options, self._others
         )
         return "a server starts"
 
@@ -228,14 +244,16 @@ class Simulation:
         process = worker.process
         process.alive = False
         self._workers.remove(worker)
-        for file in self.world.files:
-            if file.owner is process:
-                file.land(everything=True)
+        for file in self._files(process):
+            file.disown()
         for line in self._lines(process):
             line.hang_up()
         if self.rng.random() < 0.7:
             self.world.processes.pop(process.pid, None)  # somebody waits for it at once
         self.trace.append((self.world.steps, self.world.now, "kernel", f"{process} is dead"))
+
+    def _files(self, process: Process) -> list[TableFile]:
+        return [file for file in self.world.in_use if file.owner is process]
 
     def _lines(self, process: Process) -> list[Line]:
         return [] if self._server is None else [li for li in self._server.lines if li.process is process]
@@ -245,11 +263,14 @@ class Simulation:
 
     # -- misfortunes -------------------------------------------------------------------------------
 
-    def _crash(self) -> str:
-        if self._server is None:
-            return ""
-        self._note_events(self._server)
-        self._server.crash()
+    def _suffer(self, name: str) -> str:
+        """Let something go wrong for the server, or for one of the workers; say what, "" if nothing can."""
+        victims = self._workers if name in OF_A_WORKER else [self._server] if self._server is not None else []
+        return str(getattr(self, f"_{name}")(self.rng.choice(victims))) if victims else ""
+
+    def _crash(self, server: Server) -> str:
+        self._note_events(server)
+        server.crash()
         self._server = self.laws.server = None
         self.laws.unfree()
         for file in self.world.files:
@@ -258,92 +279,66 @@ class Simulation:
         self._restart_at = self.world.now + down
         return f"SIGKILL to the server; it comes back after {down:.3f} s"
 
-    def _upgrade(self) -> str:
-        server = self._server
-        if server is None or not server.idle or self.world.now < server.frozen_until:
+    def _upgrade(self, server: Server) -> str:
+        if not server.idle or self.world.now < server.frozen_until:
             return ""
         server.stop()
-        return f"SIGTERM; {self._crash()}"
+        return f"SIGTERM; {self._crash(server)}"
 
-    def _stop_server(self) -> str:
-        if self._server is None:
-            return ""
-        self._server.frozen_until = self.world.now + self._while()
+    def _stop_server(self, server: Server) -> str:
+        server.frozen_until = self.world.now + self._while()
         self.laws.unfree()
-        return f"SIGSTOP to the server until {self._server.frozen_until:.3f}"
+        return f"SIGSTOP to the server until {server.frozen_until:.3f}"
 
-    def _stop_worker(self) -> str:
-        if not self._workers:
-            return ""
-        process = self.rng.choice(self._workers).process
-        process.frozen_until = self.world.now + self._while()
-        return f"SIGSTOP to {process} until {process.frozen_until:.3f}"
-
-    def _stop_everything(self) -> str:
-        if self._server is None:
-            return ""
-        until = self._server.frozen_until = self.world.now + self._while()
+    def _stop_everything(self, server: Server) -> str:
+        what = self._stop_server(server)
         for worker in self._workers:
-            worker.process.frozen_until = until
-        self.laws.unfree()
-        return f"everything stands still until {until:.3f}"
+            worker.process.frozen_until = server.frozen_until
+        return f"{what}, and to everything else"
+
+    def _stop_worker(self, worker: Worker) -> str:
+        worker.process.frozen_until = self.world.now + self._while()
+        return f"SIGSTOP to {worker.process} until {worker.process.frozen_until:.3f}"
 
     def _while(self) -> float:
         return self.rng.choice((0.01, 1.0, 3.0, 20.0)) * self.rng.random()
 
-    def _die(self) -> str:
-        if not self._workers:
-            return ""
-        worker = self.rng.choice(self._workers)
+    def _die(self, worker: Worker) -> str:
         self._note_death(worker)
         return f"{worker.process} dies by itself"
 
-    def _exec(self) -> str:
-        if not self._workers:
-            return ""
-        old = self.rng.choice(self._workers)
-        process = old.process
+    def _exec(self, worker: Worker) -> str:
+        process = worker.process
         process.program += 1
-        for file in self.world.files:
-            if file.owner is process and file.program < process.program:
-                file.unmapped_at = self.world.steps if file.unmapped_at < 0 else file.unmapped_at
-                file.disown()
+        for file in self._files(process):
+            file.unmapped_at = self.world.steps
+            file.disown()
         for line in self._lines(process):
             line.hang_up()
-        self._workers.remove(old)
+        self._workers.remove(worker)
         self._workers.append(self.variant.worker(self.world, process, self._reachable))
         return f"{process} runs another program"
 
-    def _fork(self) -> str:
-        process = self.world.start() if self._workers else None
+    def _fork(self, worker: Worker) -> str:
+        process = self.world.start()
         if process is None:
             return ""
-        parent = self.rng.choice(self._workers)
-        child = parent.forked(process)
+        child = worker.forked(process)
         self._workers.append(child)
-        return f"{parent.process} forks {process}, in {len(child.inherited)} blocks"
+        return f"{worker.process} forks {process}, in {len(child.inherited)} blocks"
 
-    def _interrupt(self) -> str:
-        busy = [thread for thread in self._threads() if thread.busy and not thread.worker.inherited]
-        if not busy:
+    def _interrupt(self, worker: Worker) -> str:
+        busy = [thread for thread in worker.threads if thread.busy]
+        if not busy or worker.inherited:
             return ""
         thread = self.rng.choice(busy)
         return f"{thread}: {thread.interrupt()}"
 
-    def _threads(self) -> list[Thread]:
-        return [thread for worker in self._workers for thread in worker.threads]
-
-    def _break_line(self) -> str:
-        if not self._workers:
-            return ""
-        worker = self.rng.choice(self._workers)
+    def _break_line(self, worker: Worker) -> str:
         worker.drop_line()
         return f"a library of {worker.process} closes its connection"
 
-    def _turn_hostile(self) -> str:
-        if not self._workers:
-            return ""
-        worker = self.rng.choice(self._workers)
+    def _turn_hostile(self, worker: Worker) -> str:
         if worker.file is None or self.rng.random() < 0.7:
             return ""
         worker.hostile = True
@@ -352,25 +347,11 @@ class Simulation:
             thread.entries.clear()
         return f"{worker.process} turns hostile"
 
-    def _protect(self) -> str:
-        if not self._workers:
-            return ""
-        process = self.rng.choice(self._workers).process
+    def _protect(self, worker: Worker) -> str:
+        process = worker.process
         process.protected_until = self.world.now + 2 * self.rng.random()
         return f"{process} may not be signalled until {process.protected_until:.3f}"
 
 
-MISFORTUNES = (
-    "crash",
-    "upgrade",
-    "stop_server",
-    "stop_worker",
-    "stop_everything",
-    "die",
-    "exec",
-    "fork",
-    "interrupt",
-    "break_line",
-    "turn_hostile",
-    "protect",
-)
+OF_A_WORKER = ("stop_worker", "die", "exec", "fork", "interrupt", "break_line", "turn_hostile", "protect")
+MISFORTUNES = ("crash", "upgrade", "stop_server", "stop_everything", *OF_A_WORKER)

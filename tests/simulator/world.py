@@ -65,9 +65,10 @@ class Process:
         self.signalled = False
         self.last_signal_at = inf
         self.killed = 0  # by which server, counted from 1
+        self._text = f"{pid}.{started}"
 
     def __str__(self) -> str:
-        return f"{self.pid}.{self.id.started}"
+        return self._text
 
 
 class Armed(NamedTuple):
@@ -128,9 +129,10 @@ class TableFile:
         self.returned: dict[int, float] = {}
         self.gone: dict[tuple[int, float], int] = {}
         self.stable_since = inf
+        self._text = f"table {number} of {owner}"
 
     def __str__(self) -> str:
-        return f"table {self.number} of {self.owner}"
+        return self._text
 
     @property
     def mapped(self) -> bool:
@@ -194,9 +196,12 @@ class TableFile:
         return min((stores[0].lands_by for stores in self.held.values()), default=inf)
 
     def disown(self) -> None:
-        """Its owner does not count on it any more."""
+        """Its owner does not count on it any more: it is dead, or runs another program, or has left."""
+        self.land(everything=True)
         self.armed.clear()
         self.visible.clear()
+        if self in self.world.in_use:
+            self.world.in_use.remove(self)
 
 
 class Message(NamedTuple):
@@ -262,6 +267,7 @@ class World:
         now: ``CLOCK_MONOTONIC``.
         steps: how many have been taken.
         files: tables that somebody may still read, in the state directory or not.
+        in_use: those whose owners may still store into them.
     """
 
     def __init__(self, rng: random.Random) -> None:
@@ -269,6 +275,7 @@ class World:
         self.now = 1000.0
         self.steps = 0
         self.files: list[TableFile] = []
+        self.in_use: list[TableFile] = []
         self.processes: dict[int, Process] = {}
         self.unique_inodes = rng.random() < 0.5  # of pidfds: a newer kernel
         self.holding = rng.choice((0.0, 0.1, 0.9))  # how many stores are held back
@@ -310,6 +317,7 @@ class World:
         """Make the table of a process."""
         file = TableFile(self, owner, self.number())
         self.files.append(file)
+        self.in_use.append(file)
         return file
 
     def unlink(self, file: TableFile) -> None:
