@@ -74,6 +74,7 @@ class Laws:
         self._gaps: list[Gap] = []
         self._last_sign = -inf
         self._epoch = 0
+        self._born_at = -inf
         self._observed: set[tuple[int, int, float]] = set()
         self._checked_until: dict[int, tuple[int, float]] = {}
         self._next_file = 0
@@ -89,6 +90,7 @@ class Laws:
                 process.signalled, process.last_signal_at = False, inf
         self._last_sign = inf
         self._epoch += 1
+        self._born_at = self.world.now
         self.free_since = inf
 
     def free(self) -> None:
@@ -224,8 +226,9 @@ class Laws:
         since = max(self.effective(armed.deadline), over, self.free_since)
         if protected > -inf:
             since = max(since, protected + LAST_RETRY)
-        if self.server.policy.stopped == "hold":
-            since = max(since, file.owner.frozen_until + CHECKED_EVERY + TO_LEAVE)
+        if self.server.policy.stopped == "hold" and file.owner.frozen_until > self._born_at:
+            # The server may have held it, and sees that it goes on when it looks, if nothing stops itself.
+            since = max(since, max(file.owner.frozen_until, self.free_since) + CHECKED_EVERY + TO_LEAVE)
         stable = file.stable_since <= since
         until = since + (TIGHT if stable else LOOSE)
         self._checked_until[armed.number] = (self._epoch, until)
