@@ -26,7 +26,6 @@ pools first: a program that names its scopes ``rollout-{i}`` for ever stays smal
 from __future__ import annotations
 
 import contextlib
-from _thread import RLock
 from array import array
 from collections.abc import Callable, Iterable
 from math import inf, nan
@@ -35,6 +34,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from ..errors import TableFull
 from . import durations, layout
 from .layout import COUNT_OF, FIRST_DEADLINE, HIGH_WATER, LATE, LOOKS, PROMISE, RETIRED, SLOTS
+from .locks import Lock
 
 if TYPE_CHECKING:
     from mmap import mmap
@@ -84,7 +84,7 @@ class Pool(list[int]):
         self.scope = scope
         self.observed = observed
         self.key = pool_key(scope, observed=observed)
-        self.sample_at = -inf  # the first entry from then on is sampled
+        self.sample_at = table.sampled_from  # the first entry from then on is sampled
         self.table = table
         self.cells = table.cells
         self.now = table.now
@@ -106,14 +106,14 @@ class Cell:
 
     __slots__ = ("entered_at", "sample_at", "word")
 
-    def __init__(self, word: int) -> None:
+    def __init__(self, word: int, sample_at: float) -> None:
         self.entered_at = nan
-        self.sample_at = -inf
+        self.sample_at = sample_at
         self.word = word
 
 
 class TimerTable:
-    """A timer table over any writable buffer of ``layout.TABLE_SIZE`` bytes.
+    """A timer table over any writable buffer of ``layout.TABLE_SIZE`` bytes, or one that has no rows.
 
     Args:
         buffer: a mapping of a table file, or anonymous memory.
@@ -137,9 +137,9 @@ class TimerTable:
         self.offset = offset
         self.raw = memoryview(buffer).cast("B")
         self.cells: memoryview[float] = self.raw.cast("d")
+        self.sampled_from = -inf if len(self.raw) >= layout.TABLE_SIZE else inf  # there are no rows
         self.pools = {} if pools is None else pools
-        self.lock = RLock()
-        self._inside = False  # the thread that has the lock is busy with slots: a handler makes no room
+        self.lock = Lock()  # taken in line, as ``Lock.holding`` does it: put is measured
         self.rung_at = -inf
         self._rung = nan  # the look count read before the last ring that was sent; NaN equals none
         self._grow = grow
@@ -168,24 +168,21 @@ class TimerTable:
         Raises:
             TableFull: every slot is in use, or there is no memory for more.
         """
-        with self.lock:
-            inside = self._inside
-            try:
-                self._inside = True
-                pool = self.pools.setdefault(pool.key, pool)
-                try:
-                    return pool, pool.pop()
-                except IndexError:
-                    pass
-                word = self._new_slot(make_room=not inside)
-                pool = self.pools.setdefault(pool.key, pool)  # making room may have retired it
-                pool.cells = self.cells  # a pool that was retired before a fork has the parent's
-                self._label(word, pool.text, -pool.next_ordinal if pool.observed else pool.next_ordinal)
-                pool.next_ordinal += 1
-                pool.size += 1
-                return pool, word
-            finally:
-                self._inside = inside
+        return self.lock.holding(self._take, pool, nested=self.lock.is_mine())
+
+    def _take(self, pool: Pool, *, nested: bool) -> tuple[Pool, int]:
+        pool = self.pools.setdefault(pool.key, pool)
+        try:
+            return pool, pool.pop()
+        except IndexError:
+            pass
+        word = self._new_slot(make_room=not nested)
+        pool = self.pools.setdefault(pool.key, pool)  # making room may have retired it
+        pool.cells = self.cells  # a pool that was retired before a fork has the parent's
+        self._label(word, pool.text, -pool.next_ordinal if pool.observed else pool.next_ordinal)
+        pool.next_ordinal += 1
+        pool.size += 1
+        return pool, word
 
     # -- keyed timers ----------------------------------------------------------------------------
 
@@ -205,19 +202,24 @@ class TimerTable:
             TableFull: the timer is new and there is no slot left.
         """
         stored = layout.as_stored(expiration_time)
-        with self.lock:
-            inside = self._inside
-            try:
-                self._inside = True
-                cell = self._cells_of.get(key)
-                if cell is None:
-                    if stored == inf:
-                        layout.encode_scope(key[0])
-                        return False
-                    cell = self._new_cell(key, make_room=not inside)
-                self._store(cell, stored, now)
-            finally:
-                self._inside = inside
+        lock = self.lock
+        nested = lock.is_mine()
+        try:
+            if not nested:
+                lock.acquire()
+            cell = self._cells_of.get(key)
+            if cell is None:
+                if stored == inf:
+                    layout.encode_scope(key[0])
+                    return False
+                cell = self._new_cell(key, make_room=not nested)
+            self._store(cell, stored, now)
+        finally:
+            if not nested:
+                try:
+                    lock.release()
+                except RuntimeError:
+                    pass
         return stored != inf and self.must_ring(stored, now)
 
     def _store(self, cell: Cell, stored: float, now: float) -> None:
@@ -236,20 +238,19 @@ class TimerTable:
             durations.enter(self.cells, layout.row_of(word), cell.entered_at, stored - now, stored)
 
     def adopt_cells(self, timers: Iterable[tuple[int, str, int]]) -> None:
-        """Take over a table that an earlier process kept: its armed timers as (slot, scope, ordinal)."""
-        with self.lock:
-            for slot, scope, ordinal in timers:
-                key = (scope, ordinal)
-                self._cells_of[key] = Cell(FIRST_DEADLINE + slot)
-            taken = {cell.word for cell in self._cells_of.values()}
-            mark = FIRST_DEADLINE + self.high_water
-            self._fresh = [word for word in range(FIRST_DEADLINE, mark) if word not in taken]
+        """Take over a table that others stored into: these timers, as (slot, scope, ordinal), no others."""
+        for slot, scope, ordinal in timers:
+            self._cells_of[scope, ordinal] = Cell(FIRST_DEADLINE + slot, self.sampled_from)
+        taken = {cell.word for cell in self._cells_of.values()}
+        mark = FIRST_DEADLINE + self.high_water
+        self._fresh = [word for word in range(FIRST_DEADLINE, mark) if word not in taken]
+        for word in self._fresh:
+            self.cells[word] = inf
 
     def disarm(self) -> None:
         """Release everything, whoever holds it: this process's last client is leaving."""
-        with self.lock:
-            mark = self.high_water
-            self.cells[FIRST_DEADLINE : FIRST_DEADLINE + mark] = array("d", [inf]) * mark
+        mark = self.high_water
+        self.cells[FIRST_DEADLINE : FIRST_DEADLINE + mark] = array("d", [inf]) * mark
 
     def requested(self, key: str, word: int) -> float | None:
         """Return what is asked for under a name now, as an ``expiration_time``.
@@ -270,12 +271,9 @@ class TimerTable:
 
     def armed_cells(self) -> dict[tuple[str, int], float]:
         """Return the keyed timers that are armed: ``{(scope, ordinal): deadline}``."""
-        with self.lock:
-            return {
-                key: self.cells[cell.word]
-                for key, cell in self._cells_of.items()
-                if layout.is_armed(self.cells[cell.word])
-            }
+        cells = self.cells
+        of_keys = self._cells_of.copy()
+        return {key: cells[cell.word] for key, cell in of_keys.items() if layout.is_armed(cells[cell.word])}
 
     # -- the doorbell ----------------------------------------------------------------------------
 
@@ -336,7 +334,7 @@ class TimerTable:
 
     def unlock(self) -> None:
         """Make a new lock, in a forked child: another thread of the parent's may have held the old one."""
-        self.lock, self._inside = RLock(), False
+        self.lock = Lock()
 
     def key_of(self, word: int) -> str:
         """Return the key (``layout.timer_key``) of the timer whose deadline is at a word index."""
@@ -361,7 +359,7 @@ class TimerTable:
         text = layout.encode_scope(key[0])
         word = self._new_slot(make_room=make_room)
         self._label(word, text, key[1])
-        cell = self._cells_of.setdefault(key, Cell(word))
+        cell = self._cells_of.setdefault(key, Cell(word, self.sampled_from))
         if cell.word != word:  # a signal's handler has made it meanwhile
             self._fresh.append(word)
         return cell
@@ -369,7 +367,7 @@ class TimerTable:
     def _label(self, word: int, text: bytes, ordinal: int) -> None:
         """Write a slot's label; the ordinal of an observed entry is negative."""
         cells = self.cells
-        if cells[word + COUNT_OF]:
+        if cells[word + COUNT_OF] and self.sampled_from < inf:
             row = layout.row_offset(word - FIRST_DEADLINE)
             self.raw[row : row + layout.ROW_SIZE] = bytes(layout.ROW_SIZE)  # of another scope
         cells[RETIRED] += cells[word + COUNT_OF]

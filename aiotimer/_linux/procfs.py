@@ -220,6 +220,19 @@ def time_namespace() -> int:
         return 0
 
 
+def mapped_path(inode: int) -> str:
+    """Return the path under which this process has mapped a file with that inode.
+
+    Raises:
+        FileNotFoundError: it has not.
+    """
+    for line in _read("self", "maps", most=-1).split(b"\n"):
+        fields = line.split(None, 5)
+        if len(fields) == 6 and fields[4] == b"%d" % inode:
+            return os.fsdecode(fields[5])
+    raise FileNotFoundError(inode)
+
+
 def maps_file(pid: int, inode: int) -> bool | None:
     """Whether a process has a file of this inode mapped; None when it has no memory (it is exiting).
 

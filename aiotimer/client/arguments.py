@@ -50,7 +50,7 @@ def named_pool(scope: str, client: BaseClient | None, *, observed: bool = False)
     """
     encode_scope(scope)
     if client is None:
-        return scratch().pool(scope, observed=observed)
+        return scratch.pool(scope, observed=observed)
     client._check_open()
     return client._queue.pool(scope, observed=observed)
 

@@ -19,15 +19,16 @@ from __future__ import annotations
 
 import os
 import sys
-from _thread import RLock
+from _thread import get_ident
 from collections.abc import Callable, Coroutine
 from math import inf, nan
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from .._core import durations
 from .._core.layout import COUNT_OF, LATE, PROMISE, row_of
+from .._core.locks import Lock
 from .._core.table import SAMPLE_EVERY, Pool
-from ..errors import AiotimerError
+from ..errors import AiotimerError, ServerUnavailable
 from .arguments import named_pool, seconds
 from .clients import BaseClient, configured, default, default_client
 from .waiting import within
@@ -61,13 +62,16 @@ class Block:
 
     def __enter__(self) -> Self:
         """Arm the timer."""
-        if self._slot is not None:
-            raise RuntimeError(_IN_USE)
         pool = self._pool
         try:
             slot = pool.pop()
         except IndexError:
             pool, slot = self._take()
+        if (
+            self._slot is not None
+        ):  # from here to the store nothing is called: no other thread gets in between
+            pool.append(slot)
+            raise RuntimeError(IN_USE)
         self._slot = slot
         cells = pool.cells
         clock = pool.now  # called through a local: CPython 3.11 does not specialise it otherwise
@@ -120,7 +124,7 @@ class Block:
         if exit_state is not None:
             self._deadline = None
             if exit_state.sends_release:
-                return self._leave_async(exit_state)
+                return self._send_release(exit_state, self._disarm(exit_state))
         self.__exit__(kind, error, traceback)
         return nothing()
 
@@ -210,17 +214,20 @@ class Block:
         exit_state = self._exit_state
         if exit_state is None:
             exit_state = self._exit_state = ExitState()
-        with exit_state.lock:
-            if self._deadline is None or self._slot is None:
-                raise RuntimeError("only a block that is active can be renewed")
-            pool = self._pool
-            now = pool.now()
-            self._deadline = deadline = now + self._after
-            pool.cells[self._slot] = deadline
-            if exit_state.entered_at == exit_state.entered_at:  # it is sampled
-                durations.renew(pool.cells, row_of(self._slot), self._after, deadline)
+        pool, deadline, now = exit_state.lock.holding(self._renew, exit_state)
         if not now - LATE <= pool.cells[PROMISE] <= deadline:
             self._send(deadline, now)
+
+    def _renew(self, exit_state: ExitState) -> tuple[Pool, float, float]:
+        if self._deadline is None or self._slot is None:
+            raise RuntimeError("only a block that is active can be renewed")
+        pool = self._pool
+        now = pool.now()
+        self._deadline = deadline = now + self._after
+        pool.cells[self._slot] = deadline
+        if exit_state.entered_at == exit_state.entered_at:  # it is sampled
+            durations.renew(pool.cells, row_of(self._slot), self._after, deadline)
+        return pool, deadline, now
 
     # -- slow paths ------------------------------------------------------------------------------
 
@@ -236,6 +243,8 @@ class Block:
 
     def _take(self) -> tuple[Pool, int]:
         """Return a new slot and its pool: the name is new, or all its slots are in use."""
+        if self._slot is not None:
+            raise RuntimeError(IN_USE)
         pool = self._pool
         self._pool, slot = pool.table.take(pool)
         return self._pool, slot
@@ -268,19 +277,31 @@ class Block:
         try:
             client = self._client or configured()
             queue = client._queue
-            if self._pool.table is not queue.table:
+            if queue.ended:
+                if queue.ended == get_ident():  # other threads are not going to run much longer
+                    client._missing(ServerUnavailable(queue.path, "this interpreter is ending"))
+            elif self._pool.table is not queue.table:
                 self._move(client, queue)
-            elif not queue.shared:
-                if self._exit_state is None or not self._exit_state.sends_release:
-                    entered_at = nan if self._exit_state is None else self._exit_state.entered_at
-                    self._exit_state = ExitState(queue, client._budget)
-                    self._exit_state.entered_at = entered_at
-                self._send_by_socket(client, queue, deadline)
-            elif self._pool.table.must_ring(deadline, now):
-                queue.send("", deadline, client._budget)
+            elif queue.shared:
+                if self._pool.table.must_ring(deadline, now):
+                    queue.send("", deadline, client._budget)
+            elif (
+                slot := self._slot
+            ) is not None:  # else renewed by one thread, and left by another meanwhile
+                self._note(client, queue)
+                try:
+                    queue.send(self._pool.table.key_of(slot), deadline, client._budget, slot)
+                except (AiotimerError, OSError) as error:
+                    client._missing(error)
         except BaseException:
             self._release_nowait()
             raise
+
+    def _note(self, client: BaseClient, queue: WorkerQueue) -> None:
+        """Note that leaving has to be sent, by way of a queue that is socket-only."""
+        former = self._exit_state
+        if former is None or not former.sends_release:
+            self._exit_state = ExitState(queue, client._budget, nan if former is None else former.entered_at)
 
     def _move(self, client: BaseClient, queue: WorkerQueue) -> None:
         """The slot is in scratch (no server yet, or we are a forked child): get one that is watched."""
@@ -290,25 +311,22 @@ class Block:
             except (AiotimerError, OSError) as error:
                 client._missing(error)
         if queue.table is not None:
-            self._give_back()
-            if self._exit_state is not None:
-                self._exit_state.entered_at = nan  # on the other table's clock
-            self._pool = queue.table.pool(self._pool.scope, observed=self._pool.observed)
-            Block.__enter__(self)
-
-    def _send_by_socket(self, client: BaseClient, queue: WorkerQueue, deadline: float) -> None:
-        slot = self._slot
-        if slot is None:
-            return  # renewed by one thread, and left by another meanwhile
-        try:
-            queue.send(self._pool.table.key_of(slot), deadline, client._budget, slot)
-        except (AiotimerError, OSError) as error:
-            client._missing(error)
+            # Another block enters in our place: there is no moment at which this one is not in use.
+            other = Block()
+            other._slot = other._exit_state = other._deadline = None
+            other._after, other._client = self._after, client
+            other._pool = queue.table.pool(self._pool.scope, observed=self._pool.observed)
+            other.__enter__()
+            pool, slot = self._pool, self._slot
+            self._pool, self._slot, self._deadline = other._pool, other._slot, other._deadline
+            self._exit_state, other._slot = other._exit_state, None
+            if slot is not None:
+                pool.append(slot)
 
     async def _enter_async(self, client: BaseClient) -> Self:
         """Enter by way of what must be awaited: a connection, or an acknowledgement."""
         queue = client._queue
-        if not queue.shared:
+        if not queue.shared and not queue.ended:
             return await self._enter_by_socket(client, queue)
         connection = queue.connection
         if queue.must_connect(insist=client._insists) or (
@@ -321,21 +339,20 @@ class Block:
                     client._missing(error)
                 else:
                     connection.outage(str(error))  # the table is there, and the next server adopts it
-        if self._slot is None and self._pool.table is not queue.table:
-            self._pool = queue.pool(self._pool.scope, observed=self._pool.observed)
         return Block.__enter__(self)
 
     async def _enter_by_socket(self, client: BaseClient, queue: WorkerQueue) -> Self:
-        if self._slot is not None:
-            raise RuntimeError(_IN_USE)
         table = queue.table
         assert table is not None
-        self._pool, slot = table.take(table.pool(self._pool.scope, observed=self._pool.observed))
-        self._slot = slot
-        self._exit_state = ExitState(queue, client._budget)
+        pool, slot = table.take(table.pool(self._pool.scope, observed=self._pool.observed))
+        if self._slot is not None:
+            pool.append(slot)
+            raise RuntimeError(IN_USE)
+        self._slot, self._pool = slot, pool
         self._deadline = deadline = table.now() + self._after
         table.cells[slot] = deadline  # how long it takes is noted by the server, in its own table
         try:
+            self._note(client, queue)
             try:
                 await queue.send_async(table.key_of(slot), deadline, client._budget, slot)
             except (AiotimerError, OSError) as error:
@@ -351,19 +368,21 @@ class Block:
         slot = self._slot
         if slot is None:
             return ""
-        with exit_state.lock:
-            cells = self._pool.cells
-            cells[slot] = inf
-            entered_at = exit_state.entered_at
-            if entered_at == entered_at:
-                exit_state.entered_at = nan
-                durations.leave(cells, row_of(slot), self._pool.now() - entered_at)
+        exit_state.lock.holding(self._store_release, exit_state, slot)
         return self._pool.table.key_of(slot) if exit_state.sends_release else ""
+
+    def _store_release(self, exit_state: ExitState, slot: int) -> None:
+        cells = self._pool.cells
+        cells[slot] = inf
+        entered_at, exit_state.entered_at = exit_state.entered_at, nan
+        if entered_at == entered_at:
+            durations.leave(cells, row_of(slot), self._pool.now() - entered_at)
 
     def _give_back(self) -> None:
         slot = self._slot
         if slot is not None:
             self._pool.cells[slot] = inf
+            self._exit_state = None  # before the slot: then the next entry has its own
             self._slot = None
             self._pool.append(slot)
 
@@ -372,16 +391,7 @@ class Block:
         key = self._disarm(exit_state)
         if key and exit_state.queue is not None:
             exit_state.queue.send_release(key, exit_state.budget, cast(int, self._slot))
-        self._finish(exit_state)
-
-    def _finish(self, exit_state: ExitState) -> None:
-        with exit_state.lock:  # a thread whose renew() failed may be at it too
-            self._give_back()
-        self._exit_state = None
-
-    def _leave_async(self, exit_state: ExitState) -> Coroutine[Any, Any, None]:
-        """Release at once; return what sends that if need be."""
-        return self._send_release(exit_state, self._disarm(exit_state))
+        exit_state.lock.holding(self._give_back)  # a thread whose renew() failed may be at it too
 
     async def _send_release(self, exit_state: ExitState, key: str) -> None:
         try:
@@ -390,19 +400,19 @@ class Block:
         except BaseException:
             self._release_nowait()
             raise
-        self._finish(exit_state)
+        exit_state.lock.holding(self._give_back)
 
     def _release_nowait(self) -> None:
         """Release, and wait for nobody."""
         self._deadline = None
         exit_state = self._exit_state
-        if exit_state is not None:
-            key = self._disarm(exit_state)
-            if key and exit_state.queue is not None:
-                exit_state.queue.send_release_nowait(key, cast(int, self._slot))
-            self._finish(exit_state)
-        else:
+        if exit_state is None:
             self._give_back()
+            return
+        key = self._disarm(exit_state)
+        if key and exit_state.queue is not None:
+            exit_state.queue.send_release_nowait(key, cast(int, self._slot))
+        exit_state.lock.holding(self._give_back)
 
 
 class ExitState:
@@ -418,11 +428,13 @@ class ExitState:
 
     __slots__ = ("budget", "entered_at", "lock", "pid", "queue")
 
-    def __init__(self, queue: WorkerQueue | None = None, budget: float = 0.0) -> None:
-        self.lock = RLock()  # a signal's handler may renew, too
+    def __init__(
+        self, queue: WorkerQueue | None = None, budget: float = 0.0, entered_at: float = nan
+    ) -> None:
+        self.lock = Lock()  # a signal's handler may renew, too
         self.queue = queue
         self.budget = budget
-        self.entered_at = nan
+        self.entered_at = entered_at
         self.pid = os.getpid() if queue is not None else 0
 
     @property
@@ -431,7 +443,7 @@ class ExitState:
         return self.queue is not None and self.pid == os.getpid()
 
 
-_IN_USE = "this expires() is in use; make a new one for every block"
+IN_USE = "this expires() is in use; make a new one for every block"
 
 
 async def nothing() -> None:

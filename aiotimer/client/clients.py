@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from time import monotonic
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 
 from .._core.layout import as_stored
 from .._core.requests import RELEASE, TimerRequest
@@ -23,11 +23,11 @@ from .waiting import BUDGET
 
 if TYPE_CHECKING:
     from types import TracebackType
-    from typing import Self
+    from typing import NoReturn, Self
 
     from .._core.table import Pool
     from ..queue import RequestQueue
-    from .connection import WorkerQueue
+    from .connection import ClientConnection, WorkerQueue
     from .reconnect import Hook
 
 
@@ -70,17 +70,13 @@ class BaseClient:
         reap: str = "",
         observe: bool = False,
     ) -> None:
-        from .connection import connection_to
-        from .shared_table import SharedTableQueue
-        from .socket_only import SocketQueue
-
         if unavailable not in ("raise", "warn", "ignore"):
             raise ValueError(f"unavailable must be 'raise', 'warn' or 'ignore', not {unavailable!r}")
         if path is None:
             path = os.environ.get(SOCKET_VARIABLE)
             if not path:
                 raise NotConfigured
-        connection = connection_to(os.fspath(path), SharedTableQueue if shared else SocketQueue)
+        connection = _connection_to(os.fspath(path), shared=shared)
         connection.ask_for(reap, observe=observe)
         connection.enter(on_unwatched)
         self._hook = on_unwatched
@@ -115,6 +111,10 @@ class BaseClient:
             raise ServerUnavailable(self.path, "never connected")
         return self._queue
 
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be copied: what the copy closes would be closed for the original, too."""
+        raise TypeError("a timer client cannot be copied or pickled; make a new one")
+
     @property
     def _insists(self) -> bool:
         """Whether an error is wanted for every request that fails."""
@@ -139,6 +139,26 @@ class BaseClient:
         if self._closed:
             raise RuntimeError("this timer client is closed")
 
+    def _acquiring(self, scope_id: str, expiration_time: float) -> TimerRequest:
+        """Return the request of an acquire, once it is found to be none that is certainly a mistake."""
+        if self._closed:
+            self._check_open()
+        if type(expiration_time) is not float and (
+            isinstance(expiration_time, bool) or not isinstance(expiration_time, (int, float))
+        ):
+            raise TypeError(f"expiration_time must be a number, not {type(expiration_time).__name__}")
+        if not expiration_time <= monotonic() + _YEARS:
+            as_stored(expiration_time)
+            import time
+
+            wall = time.time()  # noqa: TID251 - to recognise the mistake, not to decide by
+            if abs(expiration_time - wall) < _YEARS:
+                raise ValueError(
+                    "expiration_time looks like time.time(); timers use time.monotonic(), "
+                    "which no clock adjustment moves"
+                )
+        return TimerRequest(self._queue.worker_id, scope_id, expiration_time)
+
     def _not_put(self, request: TimerRequest, error: BaseException) -> None:
         """A request has not reached its server: apply the policy, or go on with what interrupted it.
 
@@ -160,21 +180,16 @@ class BaseClient:
             self._pools, self._sites = {}, {}
 
 
-def _check_expiration(expiration_time: float) -> None:
-    if type(expiration_time) is not float and (
-        isinstance(expiration_time, bool) or not isinstance(expiration_time, (int, float))
-    ):
-        raise TypeError(f"expiration_time must be a number, not {type(expiration_time).__name__}")
-    if not expiration_time <= monotonic() + _YEARS:
-        as_stored(expiration_time)
-        import time
+def _connection_to(path: str, *, shared: bool) -> ClientConnection:
+    try:
+        from .connection import connection_to
+        from .shared_table import SharedTableQueue
+        from .socket_only import SocketQueue
+    except ImportError as error:
+        from .reconnect import NoServer
 
-        wall = time.time()  # noqa: TID251 - to recognise the mistake, not to decide by
-        if abs(expiration_time - wall) < _YEARS:
-            raise ValueError(
-                "expiration_time looks like time.time(); timers use time.monotonic(), "
-                "which no clock adjustment moves"
-            )
+        return cast("ClientConnection", NoServer(path, error))
+    return connection_to(path, SharedTableQueue if shared else SocketQueue)
 
 
 class TimerClient(BaseClient):
@@ -234,15 +249,7 @@ class TimerClient(BaseClient):
             TableFull: no timer can be added, whatever ``unavailable`` says.
             TypeError, ValueError: the arguments are not a name and a finite number.
         """
-        if self._closed:
-            self._check_open()
-        _check_expiration(expiration_time)
-        queue = self._queue
-        request = TimerRequest(queue.worker_id, scope_id, expiration_time)
-        try:
-            queue.put(request, self._budget, insist=self._unavailable == "raise")
-        except BaseException as error:  # noqa: BLE001 - raised again, unless a server is what is missing
-            self._not_put(request, error)
+        self._put(self._acquiring(scope_id, expiration_time))
 
     def release(self, scope_id: str) -> None:
         """Take the timer ``scope_id`` away; a no-op if it is not armed. Never fails for want of a server.
@@ -250,11 +257,12 @@ class TimerClient(BaseClient):
         Raises:
             TypeError, ValueError: ``scope_id`` is not a name.
         """
-        queue = self._queue
-        request = TimerRequest(queue.worker_id, scope_id, RELEASE)
+        self._put(TimerRequest(self._queue.worker_id, scope_id, RELEASE))
+
+    def _put(self, request: TimerRequest) -> None:
         try:
-            queue.put(request, self._budget)
-        except BaseException as error:  # noqa: BLE001 - as above
+            self._queue.put(request, self._budget, insist=self._unavailable == "raise")
+        except BaseException as error:  # noqa: BLE001 - raised again, unless a server is what is missing
             self._not_put(request, error)
 
     def close(self) -> None:
@@ -292,23 +300,16 @@ class AsyncTimerClient(BaseClient):
 
     async def acquire(self, scope_id: str, expiration_time: float) -> None:
         """Arm the timer ``scope_id``, or move it if it is armed; see :meth:`TimerClient.acquire`."""
-        if self._closed:
-            self._check_open()
-        _check_expiration(expiration_time)
-        queue = self._queue
-        request = TimerRequest(queue.worker_id, scope_id, expiration_time)
-        try:
-            await queue.put_async(request, self._budget, insist=self._unavailable == "raise")
-        except BaseException as error:  # noqa: BLE001 - raised again, unless a server is what is missing
-            self._not_put(request, error)
+        await self._put(self._acquiring(scope_id, expiration_time))
 
     async def release(self, scope_id: str) -> None:
         """Take the timer ``scope_id`` away; see :meth:`TimerClient.release`."""
-        queue = self._queue
-        request = TimerRequest(queue.worker_id, scope_id, RELEASE)
+        await self._put(TimerRequest(self._queue.worker_id, scope_id, RELEASE))
+
+    async def _put(self, request: TimerRequest) -> None:
         try:
-            await queue.put_async(request, self._budget)
-        except BaseException as error:  # noqa: BLE001 - as above
+            await self._queue.put_async(request, self._budget, insist=self._unavailable == "raise")
+        except BaseException as error:  # noqa: BLE001 - as in TimerClient
             self._not_put(request, error)
 
     async def aclose(self) -> None:

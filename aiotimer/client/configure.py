@@ -60,21 +60,20 @@ def configure(
             beside None.
     """
     global _ours
-    if on_unwatched is not None and (client is None or isinstance(client, BaseClient)):
-        raise TypeError("on_unwatched= is for a client that configure() makes; give it to your own client")
-    if (reap or observe) and (client is None or isinstance(client, BaseClient)):
-        raise TypeError(
-            "reap= and observe= are for a client that configure() makes; give it to your own client"
-        )
-    if isinstance(client, _Unset) and not os.environ.get(SOCKET_VARIABLE):
-        _start_private_server()
     new: BaseClient | None
     made: TimerClient | None = None
     if isinstance(client, BaseClient) or client is None:
+        if on_unwatched is not None or reap or observe:
+            raise TypeError(
+                "on_unwatched=, reap= and observe= are for a client that configure() makes; "
+                "give it to your own client"
+            )
         new = client
     else:
+        if isinstance(client, _Unset):
+            client = os.environ.get(SOCKET_VARIABLE) or _start_private_server()
         made = new = TimerClient(
-            None if isinstance(client, _Unset) else client,
+            client,
             on_unwatched=on_unwatched,
             reap=reap,
             observe=observe,
@@ -93,16 +92,19 @@ def configure(
     return new
 
 
-def _start_private_server() -> None:
+def _start_private_server() -> str:
+    """Start and export one, and return where it is."""
     global _private_socket, _owner_pid
+    try:
+        from .connection import connection_to
+        from .shared_table import SharedTableQueue
+    except ImportError:  # its client will say what is missing
+        return "a private server"
     from .launch import READY_WITHIN, start_private_server, wait_ready
 
     path, ready = start_private_server()
     try:
         if loop_is_running():
-            from .connection import connection_to
-            from .shared_table import SharedTableQueue
-
             connection_to(path, SharedTableQueue).starting_until = monotonic() + READY_WITHIN
         else:
             wait_ready(ready, path)
@@ -110,6 +112,7 @@ def _start_private_server() -> None:
         os.close(ready)
     os.environ[SOCKET_VARIABLE] = path
     _private_socket, _owner_pid = path, os.getpid()
+    return path
 
 
 def _give_up_private_server() -> None:

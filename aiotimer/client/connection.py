@@ -11,27 +11,31 @@ The laws of this file:
 * Nothing here holds the caller longer than the budget it gave, but for a server that ``aiotimer run`` is just
   starting (``launch``); and a synchronous caller on a running event loop no longer than ``BUDGET_ON_LOOP``.
 * After a fork the child starts afresh: connections are reset, tables turn to private scratch.
+* When the interpreter ends, blocks are armed no more: its threads have been stopped wherever they are, and
+  nothing can leave a block. What was armed by ``acquire`` stays.
 * The last client to leave disarms what is left, in the table too: a server that is not there now may come.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import socket
 import sys
-import threading
 import weakref
+from _thread import get_ident
 from abc import abstractmethod
 from collections.abc import Callable
-from math import inf
+from math import inf, nan
 from time import monotonic
 from types import CodeType
 from typing import Protocol, TypeAlias
 
 from .._core import wire
 from .._core.ladder import NO_REQUEST
-from .._core.layout import encode_scope, shifted
+from .._core.layout import PROMISE, encode_scope, shifted
+from .._core.locks import Lock
 from .._core.requests import RELEASE, TimerRequest
 from .._core.table import Pool, TimerTable
 from .._linux.paths import check_socket_path, observes
@@ -44,7 +48,7 @@ from .control import ping
 from .dump_signal import allow_tracing
 from .handshake import greet, reach
 from .launch import starting_until
-from .memory import close, is_open, scratch
+from .memory import NO_FILE, close, identity, is_open, scratch
 from .reconnect import Hook, Reconnector
 from .waiting import BUDGET, Steps, Turn, Turns, Wait, loop_is_running, within
 
@@ -85,6 +89,7 @@ class WorkerQueue(RequestQueue):
         descriptor: of the table's file, -1 if it has none.
         call_later: how soft limits are scheduled; None: by their loop, whose clock is the table's.
         next_channel_attempt: when the next attempt is made to open an inspection channel.
+        ended: the thread in which the interpreter ends, 0 before: blocks arm nothing any more.
     """
 
     shared: bool
@@ -98,6 +103,7 @@ class WorkerQueue(RequestQueue):
         self.sites: dict[tuple[int, int], Pool] = {}
         self._codes: dict[int, CodeType] = {}
         self.next_channel_attempt = -inf
+        self.ended = 0
 
     def reset(self) -> None:
         """Forget everything: a new connection, or the child after a fork."""
@@ -116,7 +122,7 @@ class WorkerQueue(RequestQueue):
 
     def pool(self, scope: str, *, observed: bool = False) -> Pool:
         """Return the pool of a scope: in the table, or in scratch while there is no table."""
-        return (self.table or scratch()).pool(scope, observed=observed)
+        return ((not self.ended and self.table) or scratch).pool(scope, observed=observed)
 
     def remember_site(self, code: CodeType, instruction: int, pool: Pool) -> None:
         """Remember which pool a call without a scope uses. The code object is kept, so its id is its own."""
@@ -268,6 +274,13 @@ class WorkerQueue(RequestQueue):
     def depart(self) -> None:
         """The last client leaves. Whoever enters next, which nobody can meanwhile, finds nothing of it."""
 
+    def end(self) -> None:
+        """The interpreter ends: whatever blocks have armed is released, and they arm nothing any more."""
+        self.ended = get_ident()
+        self.watched = None
+        self.pools.clear()
+        self.sites.clear()
+
     def say_bye(self) -> None:
         """The last client has left: tell the server now, if that had to wait."""
 
@@ -275,6 +288,7 @@ class WorkerQueue(RequestQueue):
         """Give up what is open. Entries that are active keep their table, and release in it."""
         if self.table is not None:
             self.table.pools = {}  # the dict goes on with the queue
+            self.table.cells[PROMISE] = nan  # a block that was made before finds another table
 
 
 def _arms(request: TimerRequest) -> bool:
@@ -296,6 +310,7 @@ class ClientConnection(Reconnector):
         welcomed: whether one ever has.
         users: how many clients use it.
         entering: held while somebody enters or leaves.
+        closed_by_program: whether it was lost because its descriptor was closed: the server is still there.
         starting_until: when (``CLOCK_MONOTONIC``) a server that has just been started should be there;
             until then a missing socket is waited for.
     """
@@ -305,7 +320,7 @@ class ClientConnection(Reconnector):
         self.starting_until = -inf
         self.users = 0
         self.reap_request = NO_REQUEST
-        self.entering = threading.RLock()
+        self.entering = Lock()
         self._turns = Turns()  # at connecting
         self._resets = 0
         self.queue: WorkerQueue = kind(self)
@@ -317,7 +332,8 @@ class ClientConnection(Reconnector):
         self.queue.reset()
         self.connected = self.welcomed = False
         self._socket: socket.socket | None = None
-        self._socket_inode = 0
+        self._socket_file = NO_FILE
+        self.closed_by_program = False
         self._resets += 1
         self._next_attempt = -inf
         self._silent_until = -inf  # a server has just let us wait in vain
@@ -329,11 +345,13 @@ class ClientConnection(Reconnector):
         Raises:
             TypeError, ValueError: it is no request, or not the one that holds.
         """
-        with self.entering:
-            request = self.reap_request.combined(self.path, reap, observe=observe)
-            if request != self.reap_request and self.connected:
-                self.disconnect()  # it stands in the next HELLO
-            self.reap_request = request
+        self.entering.holding(self._ask_for, reap, observe=observe)
+
+    def _ask_for(self, reap: str, *, observe: bool) -> None:
+        request = self.reap_request.combined(self.path, reap, observe=observe)
+        if request != self.reap_request and self.connected:
+            self.disconnect()  # it stands in the next HELLO
+        self.reap_request = request
 
     # -- connecting ------------------------------------------------------------------------------
 
@@ -383,16 +401,18 @@ class ClientConnection(Reconnector):
             hello, offered = self._hello()
             welcome, descriptor = yield from greet(sock, self.path, wire.encode(hello), offered, until)
             yield from queue.follow_up(sock, welcome)
-            with self.entering:  # nobody leaves meanwhile
-                if self._resets != resets:
-                    raise ServerUnavailable(self.path, "the last client was closed meanwhile")
-                queue.settle(sock, welcome, descriptor)
+            self.entering.holding(self._settle, resets, sock, welcome, descriptor)  # nobody leaves meanwhile
         except BaseException:
             if self._socket is not sock:
                 sock.close()
             if descriptor >= 0 and descriptor != queue.descriptor:
                 os.close(descriptor)
             raise
+
+    def _settle(self, resets: int, sock: socket.socket, welcome: wire.Welcome, descriptor: int) -> None:
+        if self._resets != resets:
+            raise ServerUnavailable(self.path, "the last client was closed meanwhile")
+        self.queue.settle(sock, welcome, descriptor)
 
     def _hello(self) -> tuple[wire.Hello, list[int]]:
         """Return HELLO, and the descriptors that go with it."""
@@ -414,25 +434,21 @@ class ClientConnection(Reconnector):
 
     def use(self, sock: socket.socket) -> None:
         """Use a socket on which this process has been welcomed."""
-        old, old_inode = self._socket, self._socket_inode
+        old, old_file = self._socket, self._socket_file
         self._socket = sock
         allow_tracing(sock)
         if "asyncio" in sys.modules:
             from . import inspection  # noqa: F401 - now, when it takes nobody's time
-        self._socket_inode = os.fstat(sock.fileno()).st_ino
-        self.connected, self.starting_until = True, -inf
+        self._socket_file = identity(sock.fileno())
+        self.connected, self.starting_until, self._next_attempt = True, -inf, -inf
+        self.closed_by_program = False
         self.welcomed = True
         if old is not None:
-            close(old, old_inode)
-
-    @property
-    def is_connecting(self) -> bool:
-        """Whether an attempt to connect is under way."""
-        return self._turns.taken
+            close(old, old_file)
 
     def may_attempt(self) -> bool:
         """Whether an attempt to connect is under way, or the last one is a second ago."""
-        return self.is_connecting or monotonic() >= self._next_attempt
+        return self._turns.taken or monotonic() >= self._next_attempt
 
     def check_silence(self) -> None:
         """Raise ServerUnavailable if a server has just let somebody wait in vain: not everybody has to."""
@@ -445,7 +461,8 @@ class ClientConnection(Reconnector):
         if sock is None:
             return False
         try:
-            if not is_open(sock.fileno(), self._socket_inode):
+            self.closed_by_program = not is_open(sock.fileno(), self._socket_file)
+            if self.closed_by_program:
                 raise ConnectionError("the program closed the connection's descriptor")
             sock.send(frame, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         except BlockingIOError:
@@ -469,8 +486,7 @@ class ClientConnection(Reconnector):
 
     def enter(self, hook: Hook | None = None) -> None:
         """One more client uses this connection; ``hook`` wants to hear of outages."""
-        with self.entering:
-            self.users += 1
+        self.entering.holding(self._count, 1)
         if hook is not None:
             self.hooks.append(hook)
 
@@ -478,13 +494,16 @@ class ClientConnection(Reconnector):
         """A client is done; with the last one the server forgets this process's timers, if need be later."""
         if hook is not None:
             self.hooks.remove(hook)
-        with self.entering:
-            self.users -= 1
-            if self.users > 0:
-                return
+        if self.entering.holding(self._count, -1) <= 0:
+            self.queue.say_bye()
+
+    def _count(self, more: int) -> int:
+        """Count the users; with the last one all of it departs."""
+        self.users += more
+        if more < 0 and self.users <= 0:
             self.queue.depart()
             self.reap_request = NO_REQUEST
-        self.queue.say_bye()
+        return self.users
 
     def disconnect(self) -> None:
         """Close the connection and nothing else: the timers stay armed."""
@@ -492,12 +511,12 @@ class ClientConnection(Reconnector):
         sock, self._socket = self._socket, None
         self.connected = False
         if sock is not None:
-            close(sock, self._socket_inode)
+            close(sock, self._socket_file)
 
     def fork(self) -> None:
         """In a forked child: let go of what is the parent's, and start afresh."""
         self._turns = Turns()
-        self.entering = threading.RLock()
+        self.entering = Lock()
         self.start_afresh()
         self.let_go()
 
@@ -532,3 +551,11 @@ def _after_fork_in_child() -> None:  # ``memory`` has let go of the parent's tab
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def _at_exit() -> None:  # the programs's own handlers that are registered from here on run before
+    for connection in list(_every_connection):
+        connection.queue.end()
+
+
+atexit.register(_at_exit)

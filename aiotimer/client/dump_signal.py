@@ -20,7 +20,7 @@ from pathlib import Path
 from .._core import layout
 from .._core.table import TimerTable
 from .._linux.process import peer_of
-from .memory import is_open
+from .memory import identity, is_open
 
 VARIABLE = "AIOTIMER_DUMP_SIGNAL"
 """0: no signal; another number: that one."""
@@ -34,10 +34,10 @@ _PR_SET_PTRACER = 0x59616D61
 class Stacks:
     """The dump signal of this process, for one table. Made by :func:`register`."""
 
-    def __init__(self, signum: int, descriptor: int, inode: int) -> None:
+    def __init__(self, signum: int, descriptor: int, file: tuple[int, int]) -> None:
         self.signum = signum
         self.descriptor = descriptor
-        self.inode = inode
+        self.file = file
 
     def undo(self) -> None:
         """Have them written to nowhere, and close the descriptor if it is still ours.
@@ -46,11 +46,11 @@ class Stacks:
         """
         global _nowhere
         with contextlib.suppress(Exception):
-            if not is_open(_nowhere, os.stat(os.devnull).st_ino):
+            if not is_open(_nowhere, identity(os.devnull)):
                 _nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
             faulthandler.register(self.signum, file=_nowhere, all_threads=True, chain=False)
             _idle.append(self.signum)
-            if is_open(self.descriptor, self.inode):
+            if is_open(self.descriptor, self.file):
                 os.close(self.descriptor)
 
 
@@ -58,13 +58,13 @@ _idle: list[int] = []  # signals that are ours, and whose stacks go nowhere
 _nowhere = -1
 
 
-def register(table: TimerTable, descriptor: int, inode: int) -> Stacks | None:
+def register(table: TimerTable, descriptor: int, file: tuple[int, int]) -> Stacks | None:
     """Make this process write its stacks into a table's file when it is sent a signal.
 
     Args:
         table: where the signal is announced.
         descriptor: of its file.
-        inode: of that file.
+        file: its identity.
 
     Returns:
         What undoes it, None if it cannot be.
@@ -77,7 +77,7 @@ def register(table: TimerTable, descriptor: int, inode: int) -> Stacks | None:
             return None
         ours = _opened_anew(descriptor)
         faulthandler.register(signum, file=ours, all_threads=True, chain=False)
-        stacks = Stacks(signum, ours, inode)
+        stacks = Stacks(signum, ours, file)
         table.cells[layout.DUMP_FILE] = float(ours)
         table.cells[layout.DUMP_SIGNAL] = float(signum)  # last: it says that the other holds
     except Exception:  # noqa: BLE001 - whatever it is, the worker's timers are none the worse for it

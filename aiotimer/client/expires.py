@@ -14,8 +14,6 @@ from .block import Block
 from .clients import BaseClient, default, default_client
 
 if TYPE_CHECKING:
-    from types import FrameType
-
     from .grace import GracefulBlock
 
 _MOST_INT = 10**9
@@ -56,8 +54,6 @@ def expires(
         TableFull: on entering, if this process has 65,536 timers armed.
         ServerUnavailable, Refused: on entering, only if the client is told to raise.
     """
-    if observe:
-        return _observed(after, scope, client, grace, _getframe(1))
     block = Block() if grace is None else _graceful_block()
     block._slot = block._exit_state = block._deadline = None
     kind = type(after)
@@ -71,6 +67,8 @@ def expires(
     if client is None:
         client = default.client
     try:
+        if observe:
+            raise KeyError  # what is observed has pools of its own
         if scope is None:
             frame = _getframe(1)
             block._pool = client._sites[id(frame.f_code), frame.f_lasti]  # type: ignore[union-attr]
@@ -78,25 +76,10 @@ def expires(
             block._pool = client._pools[scope]  # type: ignore[union-attr]
     except (KeyError, AttributeError):  # a new name, or nothing is configured
         client = client or default_client()
-        block._pool = site_pool(_getframe(1), client) if scope is None else named_pool(scope, client)
-    if grace is not None:
-        cast("GracefulBlock", block).add_grace(seconds(grace, "grace"))
-    return block
-
-
-def _observed(
-    after: float, scope: str | None, client: BaseClient | None, grace: float | None, caller: FrameType
-) -> Block:
-    """Return a block of which it is only said that it took too long."""
-    block = Block() if grace is None else _graceful_block()
-    block._slot = block._exit_state = block._deadline = None
-    block._after = seconds(after, "after")
-    block._client = client
-    client = client or default_client()
-    if scope is None:
-        block._pool = site_pool(caller, client, observed=True)
-    else:
-        block._pool = named_pool(scope, client, observed=True)
+        if scope is None:
+            block._pool = site_pool(_getframe(1), client, observed=observe)
+        else:
+            block._pool = named_pool(scope, client, observed=observe)
     if grace is not None:
         cast("GracefulBlock", block).add_grace(seconds(grace, "grace"))
     return block

@@ -15,7 +15,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from .arguments import seconds
-from .block import Block, nothing
+from .block import IN_USE, Block, nothing
 from .clients import configured
 
 if TYPE_CHECKING:
@@ -39,15 +39,13 @@ class GracefulBlock(Block):
 
     async def __aenter__(self) -> Self:
         """Begin the soft limit, then arm the timer."""
-        if self._slot is None:
-            self._soft.start((self._client or configured())._queue.call_later)
+        self._soft.start((self._client or configured())._queue.call_later)
         try:
             return await super().__aenter__()
         except BaseException as error:
-            if self._slot is None:
-                self._soft.stop()
-                if self._soft.was_the_cause(type(error)):  # connecting took longer than the block may
-                    await time_out(nothing(), self.scope, self._soft.after, error)
+            self._soft.stop()
+            if self._soft.was_the_cause(type(error)):  # connecting took longer than the block may
+                await time_out(nothing(), self.scope, self._soft.after, error)
             raise
 
     def __aexit__(
@@ -115,7 +113,7 @@ class SoftLimit:
     def __init__(self, after: float, grace: float) -> None:
         self.after = after
         self.grace = grace
-        self.fired = False
+        self.fired = self._is_in_use = False
         # Weakly: the loop keeps this object until the limit, and must not keep an interrupted block alive
         # by way of its task and that one's traceback.
         self._task: Callable[[], asyncio.Task[object] | None] = _nobody
@@ -130,13 +128,14 @@ class SoftLimit:
         Args:
             call_later: counts on another clock than the loop's.
         """
-        self._loop = asyncio.get_running_loop()
-        self._call_later = call_later or self._loop.call_later
-        task = asyncio.current_task()
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
         if task is None:
             raise RuntimeError("expires() with grace must be used inside a task")
+        if self._is_in_use:  # as in ``Block.__enter__``: from here to the store nothing is called
+            raise RuntimeError(IN_USE)
+        self._is_in_use, self._loop, self.fired = True, loop, False
+        self._call_later = call_later or loop.call_later
         self._task = weakref.ref(task)
-        self.fired = False
         self._cancelling = task.cancelling()
         self._handle = self._call_later(self.after, self._fire)
 
@@ -153,9 +152,9 @@ class SoftLimit:
 
     def stop(self) -> None:
         """Do not cancel any more."""
-        if self._handle is not None:
-            self._handle.cancel()
-            self._handle = None
+        handle, self._handle, self._is_in_use = self._handle, None, False
+        if handle is not None:
+            handle.cancel()
 
     def was_the_cause(self, kind: type[BaseException] | None) -> bool:
         """Whether the block leaves with a cancellation, and nobody but us had asked for one."""

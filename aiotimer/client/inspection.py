@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from .._core import wire
 from .._linux.process import check_trusted
-from .memory import is_open
+from .memory import NO_FILE, identity, is_open
 from .tasks import report_tasks
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class InspectionChannel:
         self._pid = os.getpid()
         self._decoder = wire.client_decoder()
         self._descriptor = -1
-        self._inode = 0
+        self._file = NO_FILE
 
     @property
     def is_open(self) -> bool:
@@ -80,14 +80,14 @@ class InspectionChannel:
             check_trusted(sock, queue.path)
             sock.send(wire.encode(wire.Attend(wire.PROTOCOL_VERSION)), socket.MSG_NOSIGNAL)
             self._decoder = wire.client_decoder()
-            self._inode = os.fstat(sock.fileno()).st_ino
+            self._file = identity(sock.fileno())
             loop.add_reader(sock.fileno(), self._ready)
             self._descriptor = sock.detach()
 
     def close(self) -> None:
         """Close it, in its loop's thread, in a forked child, or when the loop is closed or gone."""
         descriptor, self._descriptor = self._descriptor, -1
-        if descriptor < 0 or not is_open(descriptor, self._inode):
+        if descriptor < 0 or not is_open(descriptor, self._file):
             return
         loop = self._loop()
         if loop is not None and self._pid == os.getpid() and not loop.is_closed():
@@ -114,7 +114,7 @@ class InspectionChannel:
             queue = self._queue()
             if was_open and queue is not None:
                 for pool in queue.pools.copy().values():
-                    pool.sample_at = -inf
+                    pool.sample_at = pool.table.sampled_from
 
     def _ready(self) -> None:
         """Answer what is asked."""
@@ -127,7 +127,7 @@ class InspectionChannel:
 
     def _report(self) -> None:
         loop, queue, descriptor = self._loop(), self._queue(), self._descriptor
-        if loop is None or queue is None or not is_open(descriptor, self._inode):
+        if loop is None or queue is None or not is_open(descriptor, self._file):
             raise ConnectionError("the program closed the channel's descriptor")
         sock = socket.socket(fileno=descriptor)
         try:
@@ -147,7 +147,7 @@ class InspectionChannel:
         """Close it; if its number is somebody else's by now, only its reader is taken away."""
         descriptor, loop = self._descriptor, self._loop()
         self.close()
-        if loop is not None and descriptor >= 0 and not is_open(descriptor, self._inode):
+        if loop is not None and descriptor >= 0 and not is_open(descriptor, self._file):
             with contextlib.suppress(Exception):
                 loop.remove_reader(descriptor)
 

@@ -11,14 +11,20 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
-import threading
 from _thread import start_new_thread
 from collections.abc import Callable
 from time import sleep
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, NoReturn, Protocol, TypeAlias
 
+from .._core.layout import encode_scope
 from ..errors import AiotimerError
+from .memory import scratch
+
+if TYPE_CHECKING:
+    from .._core.requests import TimerRequest
+    from .._core.table import Pool
 
 log = logging.getLogger("aiotimer")
 
@@ -59,7 +65,6 @@ class Reconnector:
 
     def start_afresh(self) -> None:
         """Forget the outage, and the thread: there is none of ours in a forked child."""
-        self._outage_lock = threading.RLock()
         self.unwatched = False
         self._logged = False
         self._reconnecting = False
@@ -73,9 +78,10 @@ class Reconnector:
             reason: why.
             aloud: whether to say it in the log; the hooks are told in any case.
         """
-        with self._outage_lock:
-            begins, self.unwatched = not self.unwatched, True
-            log_it, self._logged = aloud and not self._logged, self._logged or aloud
+        # One statement without a call: no other thread, and no signal's handler, gets in between.
+        begins, log_it, self.unwatched, self._logged = (
+            not self.unwatched, aloud and not self._logged, True, self._logged or aloud,
+        )  # fmt: skip
         if log_it:
             log.warning("timers are not being watched: %s", reason)
         if begins:
@@ -87,9 +93,7 @@ class Reconnector:
         """They are being watched: say so if the contrary has been said."""
         if not self.unwatched:
             return
-        with self._outage_lock:
-            ends, self.unwatched = self.unwatched, False
-            log_it, self._logged = self._logged, False
+        ends, log_it, self.unwatched, self._logged = self.unwatched, self._logged, False, False  # as above
         if log_it:
             log.warning("the timer server at %r looks again", self.path)
         if ends:
@@ -132,3 +136,77 @@ class Reconnector:
                     continue
             sleep(pause)
             pause = min(1.5 * pause, _LAST_PAUSE)
+
+
+class NoServer(Reconnector):
+    """A connection and its queue in an interpreter that cannot load the codec, as no sub-interpreter can.
+
+    It says so once, and its blocks are in scratch.
+
+    Args:
+        path: the server's socket.
+        reason: what importing the codec raised.
+    """
+
+    shared, connected, welcomed, ended = True, False, False, 0
+    table = watched = call_later = None
+
+    def __init__(self, path: str, reason: ImportError) -> None:
+        super().__init__(path)
+        self._reason = reason
+        self.queue = self.connection = self
+        self.worker_id = os.getpid()
+        self.pools: dict[str, Pool] = {}
+        self.sites: dict[tuple[int, int], Pool] = {}
+
+    def pool(self, scope: str, *, observed: bool = False) -> Pool:
+        """Return a pool in scratch."""
+        return scratch.pool(scope, observed=observed)
+
+    def must_connect(self, *, insist: bool) -> bool:
+        """Whether it has to be said that this is not possible."""
+        return insist or not self.unwatched
+
+    def may_attempt(self) -> bool:
+        """Return False: no later attempt will succeed."""
+        return False
+
+    def connect(self, budget: float) -> NoReturn:
+        """Raise AiotimerError."""
+        raise AiotimerError(f"this interpreter cannot talk to a timer server: {self._reason}")
+
+    async def connect_async(self, budget: float) -> NoReturn:
+        """Raise ServerUnavailable."""
+        self.connect(budget)
+
+    def put(self, request: TimerRequest, budget: float = 0.0, *, insist: bool = True) -> bool:
+        """Refuse a request, but for a release."""
+        encode_scope(request.scope_id)
+        if not request.is_release and self.must_connect(insist=insist):
+            self.connect(budget)
+        return False
+
+    async def put_async(self, request: TimerRequest, budget: float = 0.0, *, insist: bool = True) -> bool:
+        """Do what :meth:`put` does."""
+        return self.put(request, budget, insist=insist)
+
+    def put_nowait(self, request: TimerRequest) -> None:
+        """Do nothing: there is nothing to release."""
+
+    def ask_for(self, reap: str, *, observe: bool) -> None:
+        """Do nothing: nobody reaps."""
+
+    def enter(self, hook: Hook | None = None) -> None:
+        """One more client; ``hook`` wants to hear that nobody watches."""
+        self.hooks += [] if hook is None else [hook]
+
+    def leave(self, hook: Hook | None = None) -> None:
+        """A client is done."""
+        self.hooks = [other for other in self.hooks if other is not hook]
+
+    def needs_reconnecting(self) -> bool:
+        """Return False."""
+        return False
+
+    def reconnect(self) -> None:
+        """Do nothing."""

@@ -11,15 +11,18 @@ The laws of this file:
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 
 from .._core import layout, wire
+from .._core.reader import TableReader
+from .._linux.procfs import mapped_path
 from .._linux.table_files import allocate
 from ..errors import AiotimerError, ProtocolError, Refused
 from .connection import Armed, WorkerQueue
 from .dump_signal import Stacks, register
-from .memory import is_open, mapped_table
+from .memory import NO_FILE, identity, is_open, make_private, mapped_table
 from .waiting import Steps
 
 
@@ -31,7 +34,7 @@ class SharedTableQueue(WorkerQueue):
     def reset(self) -> None:
         """Forget everything: a new connection, or the child after a fork."""
         super().reset()
-        self._inode = 0
+        self._file = NO_FILE
         self._stacks: Stacks | None = None
 
     # -- requests --------------------------------------------------------------------------------
@@ -50,12 +53,17 @@ class SharedTableQueue(WorkerQueue):
     def _sending(self, key: str, deadline: float, word: int, *, blocks_loop: bool) -> Steps[None] | None:
         """Ring. If the server is gone, try to reconnect, at most once a second.
 
-        Who finds that out while it holds up a loop leaves it to the next caller.
+        Who finds that out while it holds up a loop leaves it to the next caller; or to a thread, if the
+        server is not gone.
         """
         connection = self.connection
         leave_it = connection.connected and blocks_loop
-        if not self.ring(deadline) and connection.may_attempt() and not leave_it:
-            return self._reconnecting()
+        if not self.ring(deadline):
+            if leave_it:
+                if connection.closed_by_program:
+                    connection.reconnect_in_background()
+            elif connection.may_attempt():
+                return self._reconnecting()
         self.note_lateness()
         return None
 
@@ -74,8 +82,21 @@ class SharedTableQueue(WorkerQueue):
 
     def introduce(self) -> tuple[list[int], Armed]:
         """Offer the table that this process has already, if its descriptor is still there."""
-        known = self.table is not None and is_open(self.descriptor, self._inode)
+        known = self.table is not None and self._has_descriptor()
         return [self.descriptor] if known else [], ()
+
+    def _has_descriptor(self) -> bool:
+        """Whether the table's descriptor is there; if the program has closed it, the file is opened anew."""
+        if not is_open(self.descriptor, self._file):
+            try:
+                path = mapped_path(self._file[1])
+                self.descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+                if not is_open(self.descriptor, self._file):  # another mount namespace's path
+                    os.close(self.descriptor)
+                    self.descriptor = -1
+            except OSError:
+                self.descriptor = -1
+        return self.descriptor >= 0
 
     def settle(self, sock: socket.socket, welcome: wire.Welcome, descriptor: int) -> None:
         """Take a connection into use; the first one brings the table.
@@ -98,12 +119,12 @@ class SharedTableQueue(WorkerQueue):
     def _map(self, descriptor: int, offset: float) -> None:
         table = mapped_table(descriptor, self._grow, self.pools, offset)
         self.descriptor = descriptor
-        self._inode = os.fstat(descriptor).st_ino
+        self._file = identity(descriptor)
         self.table = table.prepared()
-        self._stacks = register(self.table, descriptor, self._inode)
+        self._stacks = register(self.table, descriptor, self._file)
 
     def _grow(self, slots: int) -> None:
-        if not is_open(self.descriptor, self._inode):
+        if not self._has_descriptor():
             raise OSError("the program closed the table's descriptor")
         allocate(self.descriptor, slots)
 
@@ -118,17 +139,35 @@ class SharedTableQueue(WorkerQueue):
             connection.outage_over()
 
     def needs_reconnecting(self) -> bool:
-        """Whether an outage has been noticed and is not over."""
+        """Whether an outage has been noticed and is not over, or the program has ended the connection."""
         connection = self.connection
         if connection.unwatched and connection.connected:
             self.note_lateness()
-        return connection.unwatched and connection.users > 0
+        to_do = connection.unwatched or connection.closed_by_program
+        return to_do and connection.users > 0 and not self.ended
 
     def reconnect(self) -> None:
         """Ring a late server; find one if there is none."""
         table = self.table
         if table is None or not self.ring(table.now()):
             self.connection.find_server()
+
+    def end(self) -> None:
+        """Keep the timers of ``acquire``, in a table of their own on the same file; blocks lose theirs."""
+        super().end()
+        former, keyed = self.table, None
+        if former is None or self._file == NO_FILE:
+            return
+        with contextlib.suppress(OSError):
+            if self._has_descriptor():
+                keyed = mapped_table(self.descriptor, self._grow, {}, former.offset)
+        if keyed is None:  # they cannot be told apart any more
+            former.disarm()
+        make_private(former)
+        if keyed is not None:
+            timers = TableReader(lambda size, offset: bytes(keyed.raw[offset : offset + size])).timers()
+            keyed.adopt_cells((t.slot, t.scope, 0) for t in timers if not t.key_ordinal)
+            self.table = keyed
 
     def depart(self) -> None:
         """Disarm what is left, and say BYE: the server forgets this process's timers."""
@@ -142,6 +181,6 @@ class SharedTableQueue(WorkerQueue):
         """Close the table's descriptors."""
         if self._stacks is not None:
             self._stacks.undo()
-        if is_open(self.descriptor, self._inode):
+        if is_open(self.descriptor, self._file):
             os.close(self.descriptor)
         super().let_go()

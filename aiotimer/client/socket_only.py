@@ -18,17 +18,17 @@ import contextlib
 import functools
 import select
 import socket
-import threading
 from collections import deque
 from time import monotonic
 
 from .._core import layout, wire
+from .._core.locks import Lock
 from .._core.reader import TableReader, Timer
 from .._core.requests import RELEASE
 from .._core.table import TimerTable
 from ..errors import ProtocolError, TableFull
 from .connection import RETRY_EVERY, Armed, WorkerQueue
-from .memory import scratch_table
+from .memory import private_table
 from .waiting import BUDGET_ON_LOOP, Steps, Wait, within
 
 _LEAVE_WITHIN = 0.25
@@ -49,7 +49,7 @@ class Messages:
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
-        self._reading = threading.Lock()  # held by the thread that reads
+        self._reading = Lock()  # held by the thread that reads
         self._acknowledged = 0
         self._errors: dict[int, str] = {}
         self._decoder = wire.client_decoder()
@@ -110,14 +110,19 @@ class Messages:
         """
         until = monotonic() + timeout
         while self._acknowledged < number:
-            if not self._reading.acquire(timeout=max(0.0, until - monotonic())):
-                raise ConnectionError(f"no acknowledgement within {timeout:g} s")
+            if self._reading.is_mine():
+                raise ConnectionError("a signal's handler has interrupted the reading of an acknowledgement")
             try:
+                if not self._reading.acquire(timeout=max(0.0, until - monotonic())):
+                    raise ConnectionError(f"no acknowledgement within {timeout:g} s")
                 if self._acknowledged < number:
                     for message in self._receive(until - monotonic()):
                         self._note(message)
             finally:
-                self._reading.release()
+                try:
+                    self._reading.release()  # first of all, see ``_core/locks``
+                except RuntimeError:
+                    pass
         error = self._errors.pop(number, None)
         if error:
             raise TableFull(layout.SLOTS, error)
@@ -162,14 +167,13 @@ class SocketQueue(WorkerQueue):
         super().reset()
         self._messages: Messages | None = None
         self._next_messages: Messages | None = None  # of a connection that is not in use yet
-        self._send_lock = threading.RLock()
-        self._sending_now = False  # something, on the thread that holds the lock
+        self._send_lock = Lock()
         self._pending: dict[str, int] = {}  # by key, the word of each timer that is pending
         self._unlisted: deque[str] = deque()  # keys of armed timers that HELLO has no room for
         self._bye_pending = False  # a server may hold timers of ours that it has not been told to forget
 
     def _first_table(self) -> TimerTable:
-        return scratch_table(self.pools)
+        return private_table(self.pools)
 
     # -- requests --------------------------------------------------------------------------------
 
@@ -213,35 +217,35 @@ class SocketQueue(WorkerQueue):
         If this thread is in the middle of sending already, what is pending is left to that, which looks
         again; but a signal's handler with a timer of its own, who will wait, needs another connection.
         """
-        done = False
-        with self._send_lock:
-            if self._sending_now:
-                if key:
-                    raise ConnectionError("a signal's handler has interrupted the sending of another request")
-                return 0
-            try:
-                self._sending_now = True
-                while self._pending:
-                    try:
-                        pending, its_word = self._pending.popitem()
-                    except KeyError:  # a HELLO on another connection has just listed it all
-                        break
-                    messages.send(pending, self._requested(pending, its_word), 0.0)
-                if key:
-                    messages.send(key, self._requested(key, word), BUDGET_ON_LOOP)
-                number = messages.sent
-                done = True
-            finally:
-                self._sending_now = False
-                if not done:
-                    self._lose(messages)
+        if self._send_lock.is_mine():
+            if key:
+                raise ConnectionError("a signal's handler has interrupted the sending of another request")
+            return 0
+        number = self._send_lock.holding(self._flush_now, messages, key, word)
         if key and self._pending:  # a finaliser's, which came while we were sending
             self._flush(messages)
         return number
 
+    def _flush_now(self, messages: Messages, key: str, word: int) -> int:
+        try:
+            while self._pending:
+                try:
+                    pending, its_word = self._pending.popitem()
+                except KeyError:  # a HELLO on another connection has just listed it all
+                    break
+                messages.send(pending, self._requested(pending, its_word), 0.0)
+            if key:
+                messages.send(key, self._requested(key, word), BUDGET_ON_LOOP)
+        except BaseException:
+            self._lose(messages)
+            raise
+        return messages.sent
+
     def _requested(self, key: str, word: int) -> float:
         """Return what is asked for under a name now."""
         assert self.table is not None
+        if self.ended and layout.split_key(key)[1]:
+            return RELEASE  # a block's
         found = self.table.requested(key, word)
         if found is not None:
             return found
@@ -249,7 +253,13 @@ class SocketQueue(WorkerQueue):
 
     def _armed(self) -> list[tuple[str, float]]:
         """Return every armed timer as (key, deadline), soonest first."""
-        return [(layout.timer_key(t.scope, t.key_ordinal), t.deadline) for t in self._timers()]
+        timers = [t for t in self._timers() if not (self.ended and t.key_ordinal)]
+        return [(layout.timer_key(t.scope, t.key_ordinal), t.deadline) for t in timers]
+
+    def _words(self) -> dict[str, int]:
+        """Return where the deadline of each armed timer is, by its key."""
+        first = layout.FIRST_DEADLINE
+        return {layout.timer_key(t.scope, t.key_ordinal): first + t.slot for t in self._timers()}
 
     def _timers(self) -> list[Timer]:
         assert self.table is not None
@@ -331,11 +341,16 @@ class SocketQueue(WorkerQueue):
             except OSError:
                 self._lose(messages)
 
+    def end(self) -> None:
+        """Release what blocks have armed; it is asked for no more, see :meth:`_requested`."""
+        self._pending.update(self._words())
+        super().end()
+        if self.connection.connected:
+            self._flush_and_wait(within(_LEAVE_WITHIN))
+
     def depart(self) -> None:
         """Disarm what is left; all of it is pending."""
-        for timer in self._timers():
-            key = layout.timer_key(timer.scope, timer.key_ordinal)
-            self._pending[key] = layout.FIRST_DEADLINE + timer.slot
+        self._pending.update(self._words())
         assert self.table is not None
         self.table.disarm()
         if not self._bye_pending:
@@ -348,10 +363,15 @@ class SocketQueue(WorkerQueue):
         connection = self.connection
         if connection.connected:
             self._flush_and_wait(within(_LEAVE_WITHIN))
-            with connection.entering:
-                if connection.users > 0:
-                    return  # a new client goes on with the connection
-                if not self._pending and connection.send_frame(wire.encode(wire.Bye())):
-                    connection.let_go()
-                    return
+            if connection.entering.holding(self._bye):
+                return
         connection.reconnect_in_background()
+
+    def _bye(self) -> bool:
+        """Say it, and return whether nothing is left to do: a new client goes on with the connection."""
+        if self.connection.users > 0:
+            return True
+        said = not self._pending and self.connection.send_frame(wire.encode(wire.Bye()))
+        if said:
+            self.connection.let_go()
+        return said

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import select
 import sys
-from _thread import RLock
 from collections.abc import Callable, Generator
 from math import inf
 from time import monotonic, sleep
@@ -160,32 +159,36 @@ class Turn:
     two bytecodes then leaves nothing taken, which no lock can promise that is not held by a ``with``.
     """
 
-    __slots__ = ("over",)
+    __slots__ = ("next", "over")
 
     def __init__(self) -> None:
         self.over = False
+        self.next: dict[None, Turn] = {}  # whose turn is next, once this one is over
 
 
 class Turns:
-    """One turn at a time."""
+    """One turn at a time. Who is next is decided by ``dict.setdefault``, which is atomic: no lock."""
 
-    __slots__ = ("_lock", "_turn")
+    __slots__ = ("_turn",)
 
     def __init__(self) -> None:
-        self._lock = RLock()  # a signal's handler may want a turn in the middle of the taking of one
-        self._turn: Turn | None = None
+        self._turn = Turn()
+        self._turn.over = True
 
     def take(self, turn: Turn) -> bool:
         """Try to take the turn; return whether it is taken, by this one."""
-        with self._lock:
-            if not self.taken:
-                self._turn = turn
-            return self._turn is turn
+        last = self._turn
+        while last.over:
+            last = last.next.setdefault(None, turn)
+        if last is not turn:
+            return False
+        self._turn = turn
+        return True
 
     @property
     def taken(self) -> bool:
         """Whether it is somebody's turn."""
-        return self._turn is not None and not self._turn.over
+        return not self._turn.over
 
 
 BUDGET = 0.25

@@ -8,6 +8,7 @@ one, or against a table in memory where only the stores matter.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import random
 import sys
@@ -22,7 +23,8 @@ import pytest
 
 from aiotimer import AsyncTimerClient, NotConfigured, ServerUnavailable, TableFull, TimerClient, expires
 from aiotimer._core.layout import FIRST_DEADLINE, HIGH_WATER, SLOTS, row_of
-from aiotimer.client import memory, waiting
+from aiotimer.client import waiting
+from aiotimer.client.block import Block
 from tests.fakes.clock import PATIENCE
 from tests.fakes.interruptions import every_thread_at_once, interruptions
 from tests.fakes.memory import (
@@ -917,9 +919,7 @@ def assert_goes_on(server: ServerThread, client: TimerClient, when: str) -> None
     client.close()
 
 
-def test_fault_50_a_handler_has_a_block_while_its_thread_connects(
-    server: ServerThread, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fault_50_a_handler_has_a_block_while_its_thread_connects(server: ServerThread) -> None:
     with TimerClient(server.path) as client, expires(60, "s", client):
         pass  # now everything is imported
 
@@ -928,7 +928,6 @@ def test_fault_50_a_handler_has_a_block_while_its_thread_connects(
             pass
 
     for interruption in interruptions(handler, by_signals=True):
-        monkeypatch.setattr(memory, "_scratch", None)
         client = TimerClient(server.path, budget=PATIENCE)
         other = TimerClient(server.path, budget=0.001, unavailable="ignore")
         with interruption, expires(60, "s", client):
@@ -939,13 +938,10 @@ def test_fault_50_a_handler_has_a_block_while_its_thread_connects(
 
 
 @pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")  # interrupted as soon as it was made
-def test_fault_50_interrupted_by_a_signal_while_connecting(
-    server: ServerThread, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fault_50_interrupted_by_a_signal_while_connecting(server: ServerThread) -> None:
     with TimerClient(server.path) as client, expires(60, "s", client):
         pass  # now everything is imported
     for interruption in interruptions(by_signals=True):
-        monkeypatch.setattr(memory, "_scratch", None)  # it would grow by the slots that interruptions cost
         client = TimerClient(server.path, budget=PATIENCE)
         with interruption:
             with expires(60, "s", client):
@@ -965,6 +961,51 @@ def test_fault_50_interrupted_by_a_signal_without_a_table(server: ServerThread) 
             assert_nothing_armed(client, f"bytecode {interruption.number}")
             server.wait_armed([])  # what was interrupted is sent again, in the background
     assert interruption.number > 200, "it was hardly interrupted: the test is blind"
+
+
+@pytest.mark.parametrize("promise", PROMISES)
+def test_fault_50_no_interruption_leaves_a_lock_held(promise: str) -> None:
+    """CPython 3.14 may run a handler between the taking of a lock and the ``with`` that it is taken by."""
+    for interruption in interruptions(after_calls=True):
+        client = memory_client(promise)
+        queue = client._queue
+        with interruption:
+            with expires(60, "s", client) as block:
+                block.renew()
+            client.acquire("t", monotonic() + 60)
+            client.release("t")
+        assert not client.table.lock.is_mine(), f"call {interruption.number}"
+        assert not queue.connection.entering.is_mine(), f"call {interruption.number}"
+    assert interruption.number > 20, "it was hardly interrupted: the test is blind"
+
+
+@pytest.mark.parametrize("promise", PROMISES)
+def test_one_object_is_never_entered_twice(promise: str) -> None:
+    """Threads are switched where signals are handled: a handler that enters the block is another one."""
+    entered: list[bool] = []
+
+    def another_thread() -> None:
+        with contextlib.suppress(RuntimeError):
+            blocks[-1].__enter__()
+            entered.append(True)
+
+    blocks: list[Block] = []
+    refused = 0
+    for interruption in interruptions(another_thread, by_signals=True):
+        client = memory_client(promise)
+        blocks.append(expires(60, "s", client))
+        entered.clear()
+        try:
+            with interruption:
+                blocks[-1].__enter__()
+                entered.append(True)
+        except RuntimeError:
+            refused += 1
+        assert entered == [True], f"bytecode {interruption.number}"
+        assert len(timers_of(client.table)) == 1, f"bytecode {interruption.number}"
+        blocks[-1].__exit__(None, None, None)
+        assert_nothing_armed(client, f"bytecode {interruption.number}")
+    assert refused, "the other thread has never been quicker: the test is blind"
 
 
 @pytest.mark.parametrize("renewed", [False, True], ids=["plain", "renewed"])

@@ -229,8 +229,8 @@ def test_the_lock_of_scratch_that_another_thread_held_is_left_with_the_parent(no
             pass
 
     with expires(60, "s", client) as block:
-        assert block._pool.table is memory.scratch()
-        with memory.scratch().lock:
+        assert block._pool.table is memory.scratch
+        with memory.scratch.lock:
             assert fork_and(enter) == 0
     client.close()
 

@@ -33,12 +33,18 @@ class _Opcodes:
     Args:
         code: which code objects.
         where: at which offsets of one.
+        after_calls: instead, after each call of a function of C has returned, as if it were still running.
     """
 
     def __init__(
-        self, code: Callable[[CodeType], bool], where: Callable[[CodeType], frozenset[int]] | None = None
+        self,
+        code: Callable[[CodeType], bool],
+        where: Callable[[CodeType], frozenset[int]] | None = None,
+        *,
+        after_calls: bool = False,
     ) -> None:
         self._code = code
+        self._after_calls = after_calls
         self._where = where or _every_bytecode
         self._known: dict[int, tuple[frozenset[int], CodeType]] = {}
         self._visit: Callable[[], object] | None = None
@@ -49,8 +55,13 @@ class _Opcodes:
         if sys.version_info >= (3, 12):
             sys.monitoring.use_tool_id(_TOOL, "tests")
             self._instrumented = [one for one in _all_code() if code(one)]
+            events = sys.monitoring.events
             for one in self._instrumented:
-                sys.monitoring.set_local_events(_TOOL, one, sys.monitoring.events.INSTRUCTION)
+                sys.monitoring.set_local_events(
+                    _TOOL, one, events.CALL if after_calls else events.INSTRUCTION
+                )
+        elif after_calls:
+            pytest.skip("CPython 3.11 does not tell when a call has returned")
         elif sys.gettrace() is not None:
             pytest.skip("another tracer is at work (coverage, a debugger), and CPython 3.11 has room for one")
 
@@ -65,14 +76,19 @@ class _Opcodes:
         """Visit what is called from ``base``, a frame of this thread."""
         self._visit, self._base = visit, base
         if sys.version_info >= (3, 12):
-            sys.monitoring.register_callback(_TOOL, sys.monitoring.events.INSTRUCTION, self._on_instruction)
+            events = sys.monitoring.events
+            if self._after_calls:
+                sys.monitoring.register_callback(_TOOL, events.C_RETURN, self._on_return)
+            else:
+                sys.monitoring.register_callback(_TOOL, events.INSTRUCTION, self._on_instruction)
         else:
             sys.settrace(self._trace)
 
     def stop(self) -> None:
         """Visit no more."""
         if sys.version_info >= (3, 12):
-            sys.monitoring.register_callback(_TOOL, sys.monitoring.events.INSTRUCTION, None)
+            for event in (sys.monitoring.events.INSTRUCTION, sys.monitoring.events.C_RETURN):
+                sys.monitoring.register_callback(_TOOL, event, None)
         else:
             sys.settrace(None)
         self._visit = self._base = None
@@ -84,9 +100,14 @@ class _Opcodes:
         return known[0]
 
     def _on_instruction(self, code: CodeType, offset: int) -> None:
+        if offset in self._offsets(code):
+            self._on_return(code)
+
+    def _on_return(self, *_: object) -> None:
         if self._visit is None or threading.get_ident() != self._thread:
             return
-        if offset not in self._offsets(code) or self._is_in_destructor(sys._getframe(1)):
+        frame = sys._getframe(1)
+        if self._is_in_destructor(frame):
             return
         try:
             self._visit()
@@ -135,9 +156,10 @@ def at_every_opcode(visit: Callable[[], object], code: Callable[[CodeType], bool
     """Call ``visit`` before every bytecode of the code objects that ``code`` says yes to, in this thread.
 
     What ``visit`` raises is raised there, as from a signal handler; nothing is visited after that. Left out
-    are the bytecodes that call a ``with``'s ``__exit__``, NOP, and those of no line (the ends of handlers):
-    CPython delivers no signal there, and relies on it where its tables of handlers have gaps. Left out is
-    ``__del__``: what is raised in there CPython ignores.
+    are the bytecodes that call a ``with``'s ``__exit__``, those up to the release of a lock with which a
+    ``finally`` begins, NOP, and those of no line (the ends of handlers): CPython delivers no signal there,
+    and relies on it where its tables of handlers have gaps. Left out is ``__del__``: what is raised in
+    there CPython ignores.
     """
     opcodes = _Opcodes(code)
     opcodes.start(visit, sys._getframe(2))
@@ -164,7 +186,24 @@ def _every_bytecode(code: CodeType) -> frozenset[int]:
                 left_out.update(i.offset for i in instructions[first:end])
         if two.opname == "WITH_EXCEPT_START":
             left_out.update((one.offset, two.offset))
-    return frozenset(instruction.offset for instruction in instructions) - left_out
+    return frozenset(instruction.offset for instruction in instructions) - left_out - _releases(instructions)
+
+
+def _releases(instructions: list[dis.Instruction]) -> frozenset[int]:
+    """Return the offsets of what releases a lock, from the test whether to do so up to the call."""
+    found: set[int] = set()
+    for n, instruction in enumerate(instructions):
+        if instruction.argval == "release" and instruction.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+            first, end = n, n + 1
+            while instructions[first - 1].opname.startswith(_LEADS_TO_RELEASE):
+                first -= 1
+            while instructions[end - 1].opname != "CALL":
+                end += 1
+            found.update(i.offset for i in instructions[first:end])
+    return frozenset(found)
+
+
+_LEADS_TO_RELEASE = ("LOAD_FAST", "POP_JUMP", "TO_BOOL", "NOT_TAKEN", "NOP", "PUSH_EXC_INFO")
 
 
 def _loads_none(instruction: dis.Instruction) -> bool:
@@ -182,12 +221,13 @@ def _handles_signals(code: CodeType) -> frozenset[int]:
     and C functions that wait look themselves. The first two count as the bytecode after it.
     """
     found: set[int] = set()
-    for one, two in itertools.pairwise(dis.get_instructions(code)):
+    instructions = list(dis.get_instructions(code))
+    for one, two in itertools.pairwise(instructions):
         if one.opname in _CALLS or one.opname == "RESUME":
             found.add(two.offset)
         if two.opname in _CALLS or "JUMP_BACKWARD" in two.opname:
             found.add(two.offset)
-    return frozenset(found)
+    return frozenset(found) - _releases(instructions)
 
 
 _CALLS = frozenset({"CALL", "CALL_KW", "CALL_FUNCTION_EX"})
@@ -237,7 +277,7 @@ class Interruption:
 
 
 def interruptions(
-    handler: Callable[[], object] = _raises, *, by_signals: bool = False
+    handler: Callable[[], object] = _raises, *, by_signals: bool = False, after_calls: bool = False
 ) -> Iterator[Interruption]:
     """Yield an interruption for every bytecode of a body that is the same each time.
 
@@ -247,8 +287,10 @@ def interruptions(
     Args:
         handler: of the signal.
         by_signals: only where CPython lets a signal interrupt: for code that holds what must be given back.
+        after_calls: only there, and as part of the call: behind it, tables of handlers may have a gap.
     """
-    opcodes = _Opcodes(is_ours, _handles_signals if by_signals else _every_bytecode)
+    where = _handles_signals if by_signals else _every_bytecode
+    opcodes = _Opcodes(is_ours, where, after_calls=after_calls)
     try:
         with collector_rests():
             for number in itertools.count():

@@ -259,12 +259,12 @@ class ServerThread:
         workers = [worker for worker in self.status()["workers"] if worker["pid"] == wanted]
         return sorted(timer["scope"] for worker in workers for timer in worker["timers"])
 
-    def wait_armed(self, names: list[str], timeout: float = PATIENCE) -> None:
-        """Wait until just these timers are armed on this process, asking after every message and request."""
+    def wait_armed(self, names: list[str], pid: int | None = None, timeout: float = PATIENCE) -> None:
+        """Wait until just these timers are armed on a process, asking after every message and request."""
         until = monotonic() + timeout
         while True:
             changes = self._changes
-            armed = self.armed()
+            armed = self.armed(pid)
             if armed == names:
                 return
             with self._happened:

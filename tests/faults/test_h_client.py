@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import socket
+import sys
 from collections.abc import Awaitable, Callable, Iterator
 from time import monotonic
 from typing import cast
@@ -20,8 +21,10 @@ import pytest
 from aiotimer import AsyncTimerClient, ServerUnavailable, TimerClient, expires
 from aiotimer.client.clients import Unavailable
 from aiotimer.client.control import status
+from aiotimer.client.memory import identity, is_open
+from tests.fakes.clock import PATIENCE
 from tests.fakes.places import short_socket
-from tests.fakes.server import ServerProcess, serving
+from tests.fakes.server import ServerProcess, ServerThread, serving
 from tests.fakes.worker import ENTRIES, PRELUDE, UNHURRIED, all_ready, arm_all, program, spawn_worker
 
 POLICIES = ("raise", "warn", "ignore")
@@ -292,6 +295,189 @@ def test_fault_52_the_interpreter_ends_inside_a_block(shared: bool, outage: bool
         server.pass_by(0.0)
         assert status(path)["workers"] == []
         assert [event["event"] for event in server.events if event["event"] == "reaped"] == ["reaped"]
+
+
+@sharing
+def test_fault_52_the_interpreter_ends_slowly(shared: bool) -> None:
+    """A daemon thread that is stopped inside a block, for good, is not hung; what is armed for the end is."""
+    source = (
+        PRELUDE
+        + f"""
+import atexit
+
+@atexit.register
+def end():  # before there is a client: it runs last
+    with expires(600, "at the end", client):
+        say("entered", client.connected)
+        sys.stdin.readline()
+        client.release("exit")
+        say("released")
+        sys.stdin.readline()
+
+client = TimerClient(shared={shared}, budget={PATIENCE})
+client.connect()
+begun = threading.Event()
+
+def work():
+    while True:
+        with expires(600, "step", client):
+            begun.set()
+
+threading.Thread(target=work, daemon=True).start()
+begun.wait()
+never_left = expires(600, "never left", client).__enter__()
+client.acquire("exit", time.monotonic() + 600)
+
+class Slow:
+    def __del__(self, write=os.write, read=os.read):
+        write(1, b"finalising\\n")
+        read(0, 1)
+
+sys.slow = Slow()
+"""
+    )
+    with ServerThread() as server, spawn_worker(source, server.path) as worker:
+        assert worker.wait_line("entered") == "entered True"
+        server.wait_armed(["exit"], worker.pid)
+        worker.say()
+        worker.wait_line("released")
+        server.wait_armed([], worker.pid)
+        worker.say()
+        worker.wait_line("finalising")
+        server.wait_armed([], worker.pid)
+        worker.say()
+        assert worker.wait() == 0
+    assert "Traceback" not in worker.output
+    assert worker.output.count("timers are not being watched") == 1, "the one in the main thread"
+
+
+# -- the process itself --------------------------------------------------------------------------------
+
+
+@sharing
+def test_fault_47_no_address_space(shared: bool) -> None:
+    """What nobody reads takes little; a table that cannot be mapped is as good as a server that is absent."""
+    source = (
+        PRELUDE
+        + f"""
+import resource
+client = TimerClient(shared={shared}, unavailable="ignore", budget={PATIENCE})
+told = TimerClient(shared={shared}, budget={PATIENCE})
+pages = int(open("/proc/self/statm").read().split()[0])
+limit = pages * resource.getpagesize() + 12 * 2**20
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+for one in (told, client, told):
+    with expires(600, "step", one), expires(600, "step", one), expires(600, "other", one):
+        pass
+say("left")
+"""
+    )
+    with ServerThread() as server, spawn_worker(source, server.path) as worker:
+        worker.wait_line("left")
+        assert worker.wait() == 0
+    assert worker.output.count("timers are not being watched") == shared
+
+
+@sharing
+def test_fault_47_every_descriptor_is_closed(shared: bool) -> None:
+    """The table is still there: the next block is watched as before, and nobody says the contrary."""
+    source = f"""
+client = TimerClient(shared={shared}, budget={PATIENCE}, on_unwatched=lambda reason: say("unwatched", reason))
+with expires(600, "before", client):
+    os.closerange(3, 65536)
+    with expires(0.9, "after", client) as block:
+        block.renew(300)
+        say("inside", client.connected)
+        sys.stdin.readline()
+        for number in range(100):
+            client.acquire(str(number), time.monotonic() + 600)
+        say("grown")
+        sys.stdin.readline()
+"""
+    with ServerThread() as server, spawn_worker(PRELUDE + source, server.path) as worker:
+        assert worker.wait_line("inside") == "inside True"
+        server.wait_armed(["after", "before"], worker.pid)
+        worker.say()
+        worker.wait_line("grown")
+        server.wait_armed(sorted(["after", "before", *map(str, range(100))]), worker.pid)
+        worker.say()
+        assert worker.wait() == 0
+    assert "unwatched" not in worker.output
+    assert "not being watched" not in worker.output
+
+
+def test_fault_47_a_file_with_the_inode_of_ours_is_another_one() -> None:
+    """Two file systems number their files from one."""
+    with open_directory("/proc") as proc, open_directory("/sys") as sys_:
+        assert os.fstat(proc).st_ino == os.fstat(sys_).st_ino, "the test is blind"
+        assert is_open(proc, identity(proc))
+        assert not is_open(sys_, identity(proc))
+
+
+@contextlib.contextmanager
+def open_directory(path: str) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    yield descriptor
+    os.close(descriptor)
+
+
+SUB_INTERPRETERS = {
+    "sub-interpreter": """
+from concurrent import interpreters
+
+one = interpreters.create()
+one.exec(BODY)
+one.close()
+""",
+    "codec": """
+import sys
+
+sys.modules["msgspec"] = None
+exec(BODY)
+""",
+}
+
+
+@pytest.mark.parametrize("environment", ["a server", "none"])
+@pytest.mark.parametrize("interpreter", SUB_INTERPRETERS)
+def test_fault_47_an_interpreter_that_cannot_load_the_codec(interpreter: str, environment: str) -> None:
+    """Its blocks are entered and left, and it has been said once that nobody watches them."""
+    if interpreter == "sub-interpreter" and sys.version_info < (3, 14):
+        pytest.skip("the standard library has no sub-interpreters before CPython 3.14")
+    body = """
+import asyncio, time
+from aiotimer import AiotimerError, TimerClient, configure, expires
+
+client = configure()
+
+@expires(5)
+def step():
+    return 7
+
+async def main():
+    async with expires(5, grace=5):
+        client.acquire("t", time.monotonic() + 5)
+        client.release("t")
+
+assert [step(), step()] == [7, 7]
+asyncio.run(main())
+try:
+    with expires(5, client=TimerClient("/nowhere", unavailable="raise")):
+        raise AssertionError
+except AiotimerError as error:
+    print("raised", error)
+configure(None)
+print("done")
+"""
+    with ServerThread() as server:
+        path = server.path if environment == "a server" else None
+        source = f"BODY = {body!r}\n" + SUB_INTERPRETERS[interpreter]
+        with spawn_worker(source, path) as worker:
+            worker.wait_line("raised this interpreter cannot talk to a timer server")
+            worker.wait_line("done")
+            assert worker.wait() == 0
+        assert server.status()["workers"] == []
+    assert worker.output.count("timers are not being watched") == 1
 
 
 # -- fault 53 ------------------------------------------------------------------------------------------

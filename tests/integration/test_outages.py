@@ -7,20 +7,24 @@ the program enters another block; and a client that has left is not reaped for w
 from __future__ import annotations
 
 import asyncio
+import os
 import queue
 import socket
 import threading
 from collections.abc import Iterator
 from math import inf, nan
 from time import monotonic
+from typing import cast
 
 import pytest
 
 import aiotimer
 from aiotimer import AsyncTimerClient, TimerClient, expires
 from aiotimer._core import wire
+from aiotimer._core.layout import PROMISE, TABLE_SIZE
 from aiotimer._linux.procfs import time_namespace
 from aiotimer.client.reconnect import Hook
+from aiotimer.client.shared_table import SharedTableQueue
 from aiotimer.client.waiting import Steps
 from tests.fakes.clock import PATIENCE
 from tests.fakes.places import private_runtime, short_socket
@@ -111,6 +115,27 @@ def test_configure_takes_a_hook_for_the_client_it_makes() -> None:
         for other in (client, None):
             with pytest.raises(TypeError, match="give it to your own client"):
                 aiotimer.configure(other, on_unwatched=hook)
+
+
+async def test_a_program_that_closes_the_connection_of_a_loop(
+    reconnectors: Reconnectors, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The server is there: a thread finds it again, without a word, and the loop is not held up."""
+    with ServerThread() as server:
+        async with AsyncTimerClient(server.path) as client:
+            ours = cast(SharedTableQueue, client._queue)
+            assert ours.table is not None
+            assert ours.connection._socket is not None
+            for descriptor in (ours.connection._socket.fileno(), ours.descriptor):
+                os.close(descriptor)
+            ours.table.cells[PROMISE] = inf  # the next entry rings
+            async with expires(600, "s", client):
+                await asyncio.to_thread(reconnectors.wait_ended)
+                assert client.connected
+                assert server.armed() == ["s"]
+                assert os.fstat(ours.descriptor).st_size >= TABLE_SIZE
+        server.wait_heard(wire.Bye)
+    assert not caplog.records
 
 
 @sharing

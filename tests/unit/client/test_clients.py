@@ -1,7 +1,10 @@
 """The names of the clients: what a user may rely on is what the reference page says, and nothing else."""
 
+import copy
+import pickle
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +23,14 @@ def documented(name: str) -> set[str]:
 @pytest.mark.parametrize("client", [TimerClient, AsyncTimerClient])
 def test_a_client_has_the_public_names_that_are_documented(client: type[object]) -> None:
     assert {name for name in dir(client) if not name.startswith("_")} == documented(client.__name__)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+@pytest.mark.parametrize("kind", [TimerClient, AsyncTimerClient])
+def test_a_client_is_not_copied(kind: type[TimerClient | AsyncTimerClient], copied: Any) -> None:
+    """Whoever closes the copy would disarm the process."""
+    with pytest.raises(TypeError, match="make a new one"):
+        copied(kind("/nowhere"))
 
 
 @pytest.mark.parametrize("client", [TimerClient, AsyncTimerClient])
