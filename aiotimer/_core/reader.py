@@ -8,8 +8,9 @@ held the same deadline before and after it was read; what is read is untrusted.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Collection
-from heapq import nsmallest
+from collections.abc import Callable, Iterator
+from heapq import merge
+from itertools import islice
 from math import inf
 from typing import NamedTuple
 
@@ -22,11 +23,14 @@ Read = Callable[[int, int], bytes]
 _BLOCK = 16
 """Labels that are read at once: a page of them."""
 
+_PART, _BATCH = 1024, 256
+"""Deadlines that are sorted at once, and timers whose labels are read at once."""
+
 _LONGEST = 1e9
 """Seconds; a limit beyond that is none."""
 
-_ROWS = 512
-"""Rows that are read at once: a quarter of a megabyte."""
+_ROWS = 64
+"""Rows that are read at once."""
 
 
 class Timer(NamedTuple):
@@ -117,13 +121,15 @@ class TableReader:
         data = self._read(layout.ROW_SIZE, layout.row_offset(slot))
         return array("d", data[: len(data) // 8 * 8])
 
-    def durations(self, most: int = layout.SLOTS, scopes: Collection[str] | None = None) -> dict[str, Ran]:
-        """Return how long the blocks of every scope took, read many slots at a time.
+    def durations(self, most: int = layout.SLOTS) -> dict[str, Ran]:
+        """Return how long the blocks of every scope took, of the first slots."""
+        found: dict[str, Ran] = {}
+        for found in self.durations_so_far(most):  # noqa: B007 - the last one is all
+            pass
+        return found
 
-        Args:
-            most: slots that are read, the first ones.
-            scopes: only of these.
-        """
+    def durations_so_far(self, most: int = layout.SLOTS) -> Iterator[dict[str, Ran]]:
+        """Yield what :meth:`durations` returns as it becomes more, after every few slots."""
         found: dict[str, Ran] = {}
         counts = self.counts(min(layout.high_water(self.snapshot()), most))
         for first in range(0, len(counts), _ROWS):
@@ -136,8 +142,6 @@ class TableReader:
                     continue  # it has never been armed under this label
                 start = number * layout.LABEL_SIZE
                 scope = layout.decode_label(labels[start : start + layout.LABEL_SIZE])[0]
-                if scopes is not None and scope not in scopes:
-                    continue
                 start = number * layout.ROW_SIZE
                 (row,) = durations.rows_of(rows[start : start + layout.ROW_SIZE])
                 known = found.get(scope) or Ran(0, durations.Durations())
@@ -145,7 +149,7 @@ class TableReader:
                 noted = row[durations.LIMIT]
                 limit = noted if 0.0 < noted < _LONGEST else known.limit
                 found[scope] = Ran(known.count + int(count), known.durations, limit)
-        return found
+            yield found
 
     def timer(self, slot: int, deadline: float) -> Timer | None:
         """Return the timer in a slot, None if it does not hold ``deadline`` any more."""
@@ -158,19 +162,29 @@ class TableReader:
 
     def timers(self, most: int = layout.SLOTS) -> list[Timer]:
         """Return the armed timers, soonest first: so many of them at most."""
+        return [timer for batch in self.batches(most) for timer in batch]
+
+    def batches(self, most: int = layout.SLOTS) -> Iterator[list[Timer]]:
+        """Yield the armed timers in batches, soonest first: so many of them at most.
+
+        What is done for one batch takes a millisecond or two; some are empty.
+        """
         before = self.deadlines()
-        slots = [slot for slot, deadline in enumerate(before) if layout.is_armed(deadline)]
-        if len(slots) > most:
-            slots = sorted(nsmallest(most, slots, key=before.__getitem__))
-        cells = self._labels(slots)
-        after = self.deadlines() if slots else before
-        there = len(after)
-        armed = [
-            _timer(slot, cell, before[slot])
-            for slot, cell in zip(slots, cells, strict=True)
-            if slot < there and after[slot] == before[slot]
-        ]
-        return sorted(armed, key=_soonest_first)
+        parts: list[list[tuple[float, int]]] = []
+        for first in range(0, len(before), _PART):
+            part = enumerate(before[first : first + _PART], first)
+            parts.append(sorted((deadline, slot) for slot, deadline in part if 0.0 < deadline < inf)[:most])
+            if len(before) > _PART:
+                yield []
+        soonest = islice(merge(*parts), most)
+        while batch := list(islice(soonest, _BATCH)):
+            cells = self._labels([slot for _deadline, slot in batch])
+            after = self.deadlines()
+            yield [
+                _timer(slot, cell, deadline)
+                for (deadline, slot), cell in zip(batch, cells, strict=True)
+                if slot < len(after) and after[slot] == deadline
+            ]
 
     def _labels(self, slots: list[int]) -> list[bytes]:
         """Return the label cells of some slots, read many at a time."""
@@ -187,7 +201,3 @@ class TableReader:
 def _timer(slot: int, cell: bytes, deadline: float) -> Timer:
     observed = bool(layout.label_flags(cell) & layout.OBSERVED)
     return Timer(slot, *layout.decode_label(cell), deadline, observed)
-
-
-def _soonest_first(timer: Timer) -> float:
-    return timer.deadline

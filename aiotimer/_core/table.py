@@ -269,12 +269,6 @@ class TimerTable:
             return None
         return layout.as_requested(self.cells[word] if word else inf)
 
-    def armed_cells(self) -> dict[tuple[str, int], float]:
-        """Return the keyed timers that are armed: ``{(scope, ordinal): deadline}``."""
-        cells = self.cells
-        of_keys = self._cells_of.copy()
-        return {key: cells[cell.word] for key, cell in of_keys.items() if layout.is_armed(cells[cell.word])}
-
     # -- the doorbell ----------------------------------------------------------------------------
 
     def must_ring(self, deadline: float, now: float) -> bool:
@@ -401,6 +395,8 @@ class TimerTable:
 
     def _reclaim(self, wanted: int) -> None:
         """Take idle slots from their names, oldest names first."""
+        if inf not in self.cells[FIRST_DEADLINE : FIRST_DEADLINE + self.high_water].tolist():
+            return  # who is full and asks on is told so in a moment
         for key, cell in list(self._cells_of.items()):
             if len(self._fresh) >= wanted:
                 return

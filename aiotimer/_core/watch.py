@@ -11,6 +11,8 @@ The laws of this file:
 
 * Nothing is ever written into a slot. What has been reported, and what has been cleared, is remembered as
   (slot, deadline); another value in that slot is a new timer.
+* One look judges slot by slot no more than ``SLOW`` blocks: what is left is due at once, and the next look
+  begins there. Meanwhile others have their turns.
 * Slots are judged in blocks. One that holds the same bytes as at the last look, or nothing that is past, is
   passed over at the speed of C; slot by slot goes only what is left, so that one expired timer among
   thousands costs one block.
@@ -45,6 +47,9 @@ RESTARTS = 4
 BLOCK = 128
 """Slots that are judged together. Half as many would double the cost of passing over a large table, twice as
 many that of one expired timer."""
+
+SLOW = 16
+"""Blocks that one look judges slot by slot: about two milliseconds if all of their timers are due."""
 
 
 class Due(NamedTuple):
@@ -149,16 +154,18 @@ class _Block:
         self.stored = b""
         self.soonest = inf
 
-    def look(self, deadlines: array[float], now: float, effective: Callable[[float], float]) -> list[Due]:
-        """Return what has expired and has not been reported; now it has been."""
+    def is_quiet(self, deadlines: array[float], now: float) -> bool:
+        """Whether nothing can be due in a reading, as far as that is seen at the speed of C."""
         stored = deadlines.tobytes()
         if stored != self.stored:
             if self.reported or self.cleared:
                 self.reported = self._unchanged(self.reported, deadlines)
                 self.cleared = self._unchanged(self.cleared, deadlines)
             self.stored, self.soonest = stored, self._at_first_sight(deadlines)
-        if self.soonest > now:
-            return []
+        return self.soonest > now
+
+    def look(self, deadlines: array[float], now: float, effective: Callable[[float], float]) -> list[Due]:
+        """Return what has expired and has not been reported; now it has been."""
         past = self.timers(deadlines, now, effective, self.reported)  # stalls move only what has passed
         due = [timer for timer in past if timer.effective <= now]
         self.reported.update((timer.slot, timer.deadline) for timer in due)
@@ -214,12 +221,14 @@ class Watch:
         bound: see :data:`BOUND`; ``inf`` lifts it.
     """
 
-    __slots__ = ("_blocks", "_bound", "_lifeline", "_rung", "connected", "promise")
+    __slots__ = ("_blocks", "_bound", "_first", "_lifeline", "_rung", "connected", "earliest", "promise")
 
     def __init__(self, lifeline: Lifeline, *, connected: bool, bound: float = BOUND) -> None:
         self._lifeline = lifeline
         self._bound = bound
         self._blocks: list[_Block] = []
+        self.earliest = inf  # of the timers that the latest look found
+        self._first = 0  # block that the next look begins with
         self._rung = inf
         self.connected = connected
         self.promise = inf
@@ -236,23 +245,36 @@ class Watch:
         """Decide what is due, what to promise, and when to look next."""
         self._lifeline.tick(now)  # before anything is judged: what passed while we stood still is moved
         effective = self._lifeline.effective
-        due = [d for block, part in self._parts(deadlines) for d in block.look(part, now, effective)]
-        earliest = min([block.soonest for block in self._blocks], default=inf)
+        due: list[Due] = []
+        parts = list(self._parts(deadlines))
+        first, self._first = min(self._first, len(parts)), 0
+        slow = 0
+        for number, (block, part) in enumerate(parts[first:] + parts[:first], first):
+            if not block.is_quiet(part, now):
+                slow += 1
+                if slow > SLOW:
+                    self._first = number % len(parts)
+                    break
+                due += block.look(part, now, effective)
+        # Of what is left nothing is known: it may be due.
+        self.earliest = now if slow > SLOW else min([block.soonest for block in self._blocks], default=inf)
         if self._rung <= now:
             self._rung = inf
-        wake_at = min(earliest, self._rung, now + (self._bound if self.connected else ADOPTED_EVERY))
+        wake_at = min(self.earliest, self._rung, now + (self._bound if self.connected else ADOPTED_EVERY))
         self.promise = wake_at if self.connected else inf
         return Look(tuple(sorted(due, key=_overdue_first)), self.promise, wake_at)
 
     def overlooked(self, deadlines: array[float], wake_at: float) -> bool:
-        """Whether a later reading holds a timer that falls due before the next look."""
+        """Whether a later reading holds a timer that falls due before the next look, or may do so."""
         effective = self._lifeline.effective
-        return any(
-            timer.effective < wake_at
-            for block, part in self._parts(deadlines)
-            if not block.soonest_of(part) >= wake_at
-            for timer in block.timers(part, wake_at, effective, block.reported)
-        )
+        slow = 0
+        for block, part in self._parts(deadlines):
+            if not block.soonest_of(part) >= wake_at:
+                slow += 1
+                timers = block.timers(part, wake_at, effective, block.reported) if slow <= SLOW else ()
+                if slow > SLOW or any(timer.effective < wake_at for timer in timers):
+                    return True
+        return False
 
     def expired(self, deadlines: array[float], now: float) -> list[Due]:
         """Return what has expired at ``now`` and is not cleared, reported before or not; act on nothing."""

@@ -83,7 +83,7 @@ class Refused(msgspec.Struct, tag="refused", array_like=True, frozen=True):
     reason: str
 
 
-class Ring(msgspec.Struct, tag="ring", array_like=True, frozen=True):
+class Ring(msgspec.Struct, tag="ring", array_like=True, frozen=True, gc=False):
     """Client to server: a deadline earlier than your promise has been stored. Look."""
 
     deadline: float
@@ -93,7 +93,7 @@ class Bye(msgspec.Struct, tag="bye", array_like=True, frozen=True):
     """Client to server: this process's last client is leaving; forget its timers."""
 
 
-class Acquire(msgspec.Struct, tag="acquire", array_like=True, frozen=True):
+class Acquire(msgspec.Struct, tag="acquire", array_like=True, frozen=True, gc=False):
     """Client to server, socket-only: arm, move or (negative ``expiration_time``) release a timer.
 
     Attributes:
@@ -173,7 +173,7 @@ class Inspect(msgspec.Struct, tag="inspect", array_like=True, frozen=True):
     slots: tuple[int, ...] = ()
 
 
-class TaskReport(msgspec.Struct, array_like=True, frozen=True):
+class TaskReport(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """One task of an event loop, or several that wait at the same place.
 
     Attributes:
@@ -244,6 +244,11 @@ def encode(message: ToServer | ToClient) -> bytes:
     """Return the frame of a message."""
     body = _encoder.encode(message)
     return len(body).to_bytes(_LENGTH_BYTES, "big") + body
+
+
+def packed(part: Any) -> msgspec.Raw:
+    """Return a part of a message as the bytes that it will be, so that a long one is not made in one go."""
+    return msgspec.Raw(_encoder.encode(part))
 
 
 class Decoder(Generic[M]):

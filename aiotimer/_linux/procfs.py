@@ -233,18 +233,16 @@ def mapped_path(inode: int) -> str:
     raise FileNotFoundError(inode)
 
 
-def maps_file(pid: int, inode: int) -> bool | None:
-    """Whether a process has a file of this inode mapped; None when it has no memory (it is exiting).
+def mapped_inodes(pid: int) -> set[int]:
+    """Return the inodes of the files that a process has mapped; none of one without memory: it is exiting.
+
+    There may be tens of thousands of mappings, and the process may hold the lock that guards them.
 
     Raises:
-        OSError: its maps cannot be read.
+        OSError: they cannot be read.
     """
-    maps = _read(pid, "maps", most=-1)
-    if not maps:
-        return None
     # address perms offset dev inode path: the inode is the fifth field (proc_pid_maps(5)).
-    wanted = b"%d" % inode
-    return any(line.split(None, 5)[4] == wanted for line in maps.split(b"\n") if line)
+    return {int(line.split(None, 5)[4]) for line in _read(pid, "maps", most=-1).split(b"\n") if line}
 
 
 def _stat(pid: int) -> list[bytes]:

@@ -93,15 +93,17 @@ class Found(NamedTuple):
         return self.boot == _boot()
 
 
-def create_table(directory: Path, worker: WorkerId, pidfd_inode: int, kind: Kind) -> TableFile:
-    """Make the table of a worker: pages allocated, header written, first slots ready.
+def create_table(
+    directory: Path, worker: WorkerId, pidfd_inode: int, kind: Kind, known: int = 0
+) -> TableFile:
+    """Make a table of a worker, which has so many: pages allocated, header written, first slots ready.
 
     Raises:
         OSError: no memory or no descriptor; nothing is left behind.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
     identity = f"{_boot()}-{worker.pid}-{worker.started}-{pidfd_inode}"
-    for serial in itertools.count():
+    for serial in itertools.count(known):
         path = directory / f"{identity}-{serial}.{kind}"
         try:
             descriptor = os.open(path, flags, 0o600)

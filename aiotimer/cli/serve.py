@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..events import KINDS, Event
+from ..events import KINDS, Event, log
 from ..server.sinks import CommandSink, LogSink, PipeSink
 from .common import resolve_socket
 from .group import cli, socket_option
@@ -23,6 +23,11 @@ from .options import policy_options
 
 if TYPE_CHECKING:
     from ..server.server import TimerServer
+
+NO_PRIORITY = (
+    "this server has no priority over what it watches: when all processors are busy it may be late, too"
+    " (it takes a nice value of -10 where it may: as root, with CAP_SYS_NICE or LimitNICE=)"
+)
 
 
 LEAVE_WITHIN = 1.0
@@ -133,20 +138,24 @@ def serve(
     Prints one line when it is ready; everything that happens afterwards is a line on standard error.
     Stopping or killing it loses nothing: timers stay armed, the next server on the same socket goes on.
     """
-    from ..server.rights import drop_capabilities
-    from ..server.server import IDLE_BEFORE_END, OwnedServer, TimerServer
+    from ..server.rights import drop_capabilities, raise_priority
+    from ..server.server import IDLE_BEFORE_END, OwnedServer, TimerServer, own_process
 
+    has_priority = raise_priority()
     drop_capabilities()  # before there are threads, that of the log for one
     log_sink = LogSink()
     logging.basicConfig(format="aiotimer: %(message)s", level=logging.INFO, handlers=[log_sink])
     path = resolve_socket(socket_path)
     sinks = EventSinks(events_fd, on_event, events)
     if owner is None:
+        if not has_priority:
+            log.info(NO_PRIORITY)
         server = TimerServer(path, on_event=sinks, **policy)
     else:
         place = None if lock_fd is None or listener_fd is None else (lock_fd, listener_fd)
         idle = IDLE_BEFORE_END if idle_before_end is None else idle_before_end
         server = OwnedServer(path, owner, sinks, log_sink.then, place, idle, **policy)
+    own_process(server)
     factory = asyncio.new_event_loop
     if loop_name == "uvloop":
         import uvloop

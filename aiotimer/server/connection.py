@@ -5,6 +5,7 @@ The laws of this file:
 * Nothing here knows what a message is for, or a worker: whoever receives the messages does.
 * Sockets are raw and non-blocking on both loops, because descriptors travel on them (``SCM_RIGHTS``), which
   no asyncio transport carries.
+* A connection has a turn, and then the others have theirs: it reads when all that it has read is handled.
 * What a peer can make us hold is bounded: one frame in, a reply and ``MAX_UNREAD`` more out, two seconds
   of silence.
 * Looks come first: after a burst of new connections the loop has its turn.
@@ -28,12 +29,16 @@ from typing import Protocol
 
 from .._core import wire
 from ..errors import AiotimerError, ProtocolError
+from .slices import Steps, WorkQueue
 
 SILENCE = 2.0
 """Seconds that a peer may take over its first message, or over the rest of one it has begun."""
 
 MAX_UNREAD = 65_536
 """Bytes of answers that may wait for a peer when it asks for another: one that does not read is dropped."""
+
+MESSAGES, STEP = 64, 0.0005
+"""Messages of one connection, and seconds, that are handled before others have their turns."""
 
 _CHUNK = 65_536
 
@@ -55,15 +60,15 @@ _TELL_EVERY = 1.0
 class Receiver(Protocol):
     """Whom the messages of a connection are for."""
 
-    def received(self, message: wire.ToServer) -> None:
-        """A message came in.
+    def received(self, message: wire.ToServer) -> Steps[None] | None:
+        """A message came in. The steps that its answer takes are taken before the next one is read.
 
         Raises:
             AiotimerError: it breaks the rules: the connection is to be closed.
         """
 
     def all_received(self) -> None:
-        """There is no other one for now: what is done once for all of them is due."""
+        """There is no other one in this step: what is done once for all of them is due."""
 
     def refused(self, reason: str) -> None:
         """The peer broke the rules; the connection is closed next."""
@@ -76,14 +81,16 @@ class ServerConnection:
     """One accepted connection.
 
     Args:
-        receiver: whom its messages are for.
         sock: accepted, non-blocking; owned from here on.
-        loop: where to wait.
     """
 
-    def __init__(self, receiver: Receiver, sock: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, receiver: Receiver, sock: socket.socket, loop: asyncio.AbstractEventLoop, queue: WorkQueue
+    ) -> None:
         self._receiver = receiver
         self._loop = loop
+        self._queue = queue
+        self._has_turn = self._is_waiting = False
         self.socket = sock
         self._decoder = wire.server_decoder()
         self._unsent = memoryview(b"")
@@ -147,6 +154,24 @@ class ServerConnection:
         return self._descriptors.pop() if self._descriptors else -1
 
     def _readable(self) -> None:
+        if self._has_turn:  # which has not come, or is not over
+            self._loop.remove_reader(self.socket)
+            self._is_waiting = True
+            return
+        self._has_turn = True
+        self._queue.take_turn(self._turn())
+
+    def _turn(self) -> Steps[None]:
+        try:
+            if not self.closed:
+                yield from self._read()
+        finally:
+            self._has_turn = False
+            if self._is_waiting and not self.closed:
+                self._is_waiting = False
+                self._loop.add_reader(self.socket, self._readable)
+
+    def _read(self) -> Steps[None]:
         try:
             data, descriptors, _flags, _address = socket.recv_fds(
                 self.socket, _CHUNK, 1, socket.MSG_CMSG_CLOEXEC
@@ -163,16 +188,25 @@ class ServerConnection:
                 return
             if len(self._descriptors) > self._stranger:
                 raise ProtocolError("descriptors that nobody asked for")
-            self._receive(data)
+            yield from self._receive(data)
         except AiotimerError as error:
             self._receiver.refused(str(error))
             self.close()
 
-    def _receive(self, data: bytes) -> None:
-        for message in self._decoder.feed(data):
-            self._receiver.received(message)
+    def _receive(self, data: bytes) -> Steps[None]:
+        step_ends = monotonic() + STEP
+        for number, message in enumerate(self._decoder.feed(data), 1):
+            answer = self._receiver.received(message)
+            if answer is not None:
+                yield from answer
             if self.closed:
                 return
+            if number % MESSAGES == 0 or monotonic() >= step_ends:
+                self._receiver.all_received()
+                yield
+                if self.closed:
+                    return
+                step_ends = monotonic() + STEP
         self._drop_descriptors()
         self._receiver.all_received()
         self._watch_for_silence()
@@ -187,7 +221,10 @@ class ServerConnection:
 
     def _too_silent(self) -> None:
         self._silence = None
-        self.close()
+        if self._has_turn:
+            self._watch_for_silence()  # it has said something, which has not been read
+        else:
+            self.close()
 
     def _writable(self) -> None:
         try:
@@ -210,7 +247,6 @@ class Acceptor:
 
     Args:
         listener: listening and non-blocking; the caller closes it, after :meth:`close`.
-        loop: where to wait.
         on_client: takes an accepted, non-blocking socket.
         on_failure: told in words that clients could not be accepted, at most once a second.
     """

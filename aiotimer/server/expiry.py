@@ -10,7 +10,7 @@ import itertools
 import time
 from collections.abc import Iterable, Sequence
 from math import inf
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from .._core.durations import DEADLINE, Durations
 from .._core.ladder import name_of
@@ -20,13 +20,14 @@ from .._core.watch import Due
 from ..events import Event, Kind
 from ..evidence import NO_FINDINGS, Findings
 from ..evidence.record import Record
+from .slices import Steps
 from .watched_table import WatchedTable
 
 MAX_TIMERS = 100
 """Timers that a record lists."""
 
 MAX_SLOTS = 1024
-"""Slots whose durations are read, on the server's loop: a millisecond or two."""
+"""Slots whose durations are read."""
 
 _serial = itertools.count(1)
 
@@ -68,28 +69,59 @@ def entry(row: Sequence[float], deadline: float) -> Entry:
     return Entry(limit, deadline - limit)
 
 
-def timers_as_json(armed: Sequence[tuple[WatchedTable, Timer]], now: float) -> list[dict[str, Any]]:
-    """Return what a record says of armed timers: the first of them."""
-    listed = armed[:MAX_TIMERS]
-    scopes: dict[WatchedTable, set[str]] = {}
-    for table, timer in listed:
-        scopes.setdefault(table, set()).add(timer.scope)
-    runs = {
-        (table, scope): _as_json(ran)
-        for table, wanted in scopes.items()
-        for scope, ran in table.reader.durations(MAX_SLOTS, wanted).items()
-    }
-    return [
-        {
+class LookAround:
+    """What is armed on a worker, and how long its blocks took: read once for all of its expiries of a moment.
+
+
+    Attributes:
+        at: when it was made.
+        armed: the soonest timers of each table.
+    """
+
+    def __init__(self, tables: Iterable[WatchedTable], now: float) -> None:
+        self.at = now
+        self.armed: list[tuple[WatchedTable, Timer]] = []
+        self._tables = [table for table in tables if not table.closed]
+        self._runs: dict[tuple[WatchedTable, str], dict[str, Any]] = {}
+        self._told: dict[tuple[WatchedTable, int], dict[str, Any]] = {}
+
+    def read(self) -> Steps[Self]:
+        """Read the tables; return this look-around."""
+        for table in self._tables:
+            for batch in table.batches(MAX_TIMERS):
+                self.armed += [(table, timer) for timer in batch]
+                yield
+            ran: dict[str, Ran] = {}
+            for ran in table.reader.durations_so_far(MAX_SLOTS):  # noqa: B007 - the last one is all
+                yield
+            for scope, its in ran.items():
+                self._runs[table, scope] = _as_json(its)
+                yield
+        for table, timer in self.armed[:MAX_TIMERS]:
+            self._told[table, timer.slot] = self._tell(table, timer)
+            yield
+        return self
+
+    def timers(self, first: Sequence[tuple[WatchedTable, Timer]] = ()) -> list[dict[str, Any]]:
+        """Return what a record says of timers: of these, and of others that are armed."""
+        left_out = {(table, timer.slot) for table, timer in first}
+        listed = [self._tell(*one) for one in first]
+        for table, timer in self.armed:
+            if len(listed) == MAX_TIMERS:
+                break
+            if (table, timer.slot) not in left_out:
+                listed.append(self._told.get((table, timer.slot)) or self._tell(table, timer))
+        return listed
+
+    def _tell(self, table: WatchedTable, timer: Timer) -> dict[str, Any]:
+        return {
             "scope": timer.name,
-            "remaining_s": timer.deadline - now,
+            "remaining_s": timer.deadline - self.at,
             "limit_s": entry_of(table, timer).limit_s,
-            "expired": timer.deadline <= now,
+            "expired": timer.deadline <= self.at,
             "observed": timer.observed,
-            "ran": runs.get((table, timer.scope), _NEVER_RAN),
+            "ran": self._runs.get((table, timer.scope), _NEVER_RAN),
         }
-        for table, timer in listed
-    ]
 
 
 def _as_json(ran: Ran) -> dict[str, Any]:
@@ -117,19 +149,12 @@ class Expiry:
     """One expiry, from the first action on.
 
     Args:
-        worker_id: whom it happened to.
-        name: its command name.
-        table: where the timer is.
-        due: what expired.
-        timer: its timer.
         now: when the first action is taken.
         ladder: what is about to happen, as text.
 
     Attributes:
         late_s: seconds between the deadline and the first action.
         findings: what was found out, None as long as that is nothing.
-        outcome: what has become of it.
-        detail: the rest, in words.
         evidence: the directory with what was found out, "" if there is none.
     """
 
@@ -174,18 +199,12 @@ class Expiry:
         """A signal has been sent."""
         self._signals.append({"signal": name_of(number), "after_s": now - self._began})
 
-    def look_around(self, tables: Iterable[WatchedTable]) -> None:
+    def look_around(self, around: LookAround) -> None:
         """Note what is armed on the worker, while that can be read."""
         self._entry = entry_of(self.table, self.timer)
         if self._entry.entered is not None and self._entry.entered > self._began:
             self._entry = Entry(self._entry.limit_s)
-        others = [
-            (table, timer)
-            for table in tables
-            for timer in table.timers(MAX_TIMERS)
-            if table is not self.table or timer.slot != self.timer.slot
-        ]
-        self._timers = timers_as_json([(self.table, self.timer), *others], self._began)
+        self._timers = around.timers([(self.table, self.timer)])
 
     def becomes(self, kind: Kind, outcome: str, detail: str = "") -> None:
         """Something has become of it."""

@@ -25,7 +25,7 @@ from typing import Any, TypeAlias
 from .._core import layout, wire
 from .._linux import table_files
 from .._linux.process import hung_up, peer_uid, pin_peer
-from .._linux.procfs import maps_file, program_of, time_namespace
+from .._linux.procfs import program_of, time_namespace
 from .._version import __version__
 from ..errors import AiotimerError, ProtocolError, ServerError, TableFull
 from ..events import Event, log
@@ -34,9 +34,15 @@ from .connection import EXHAUSTED, OUT_OF_DESCRIPTORS, ServerConnection
 from .inspector import InspectionChannel, dump
 from .policy import Policy
 from .registry import Registry
-from .slices import WorkQueue
+from .slices import Steps, WorkQueue
 from .watched_table import WatchedTable
 from .worker import Worker, drop_after_exec
+
+MAX_CONNECTIONS, MAX_TABLES = 256, 512
+"""Of one worker: its process shares one connection, unless it asks for more clients."""
+
+DUMPS = 2
+"""Dumps under way; others wait."""
 
 
 @dataclass
@@ -44,25 +50,21 @@ class HandlerContext:
     """What the handlers know of their server.
 
     Attributes:
-        registry: its workers.
-        loop: its event loop.
-        emit: takes events.
-        status: says what it is doing; with how long blocks took, if ``scopes`` is true.
-        lag_s: says how late its own heartbeat has been, seconds.
-        queue: for what can wait.
+        report: makes a report, see ``TimerServer.status``, of objects that it has been handed to a function.
         owner_gone: called when the owner of a private server gives it up.
-        sessions: of all its connections.
         worker_left_at: when a worker's connection was last closed; ``CLOCK_MONOTONIC`` seconds.
     """
 
     registry: Registry
     loop: asyncio.AbstractEventLoop
     emit: Callable[[Event], None]
-    status: Callable[..., dict[str, Any]]
+    report: Callable[[bool, Callable[[Any], Any]], Steps[dict[str, Any]]]
     lag_s: Callable[[], float]
     queue: WorkQueue
     owner_gone: Callable[[], object]
     sessions: set[Session] = field(default_factory=set)
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    dumps: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(DUMPS))
     worker_left_at: float = field(default_factory=monotonic)
 
 
@@ -80,19 +82,14 @@ class Session:
     """What a connection has become, and what that takes.
 
     Args:
-        context: of the handlers.
         sock: accepted, non-blocking; owned from here on.
 
     Attributes:
-        context: of the handlers.
-        connection: carries the messages.
-        state: what it has become.
         worker: who is at the other end, since HELLO.
         table: where that worker's timers are, since HELLO.
         inbox: the requests of a worker without a table of its own, not yet applied to the server's.
         offset: what to add to that worker's clock, seconds.
         rung: the earliest deadline it has rung for and that has not been looked for.
-        channel: the inspection channel, if it is one.
         report: under way for a peer that has asked for it.
     """
 
@@ -106,7 +103,7 @@ class Session:
         self.rung: float | None = None
         self.channel: InspectionChannel | None = None
         self.report: asyncio.Task[None] | None = None
-        self.connection = ServerConnection(self, sock, context.loop)
+        self.connection = ServerConnection(self, sock, context.loop, context.queue)
         context.sessions.add(self)
 
     def become(self, state: State) -> None:
@@ -114,8 +111,8 @@ class Session:
         self.state = state
         self.connection.treat_as_stranger(state is State.STRANGER)
 
-    def received(self, message: wire.ToServer) -> None:
-        """Have a message handled, if it may come now.
+    def received(self, message: wire.ToServer) -> Steps[None] | None:
+        """Have a message handled, if it may come now; return what is left to be done of it.
 
         Raises:
             AiotimerError: it may not, or breaks another rule.
@@ -128,7 +125,7 @@ class Session:
                 raise ProtocolError(f"{kind.__name__} of uid {uid}, which is not this server's")
         if self.state not in states:
             raise ProtocolError(f"{kind.__name__} {self.state.value}")
-        handler(self, message)
+        return handler(self, message)
 
     def all_received(self) -> None:
         """Look for what was rung for, once; apply the requests that have come, and acknowledge them."""
@@ -161,16 +158,38 @@ class Session:
             return
         self.context.worker_left_at = monotonic()
         self.worker.connections -= 1
-        self.context.queue.put(self._left, self.worker, self.table)  # most often it is dead by then
+        if self.table.connection is self.connection:  # else its worker has come back on another one already
+            self.table.connection = None
+            if not self.worker.left:
+                self.context.queue.put(_left, self.context, self.worker)  # most often it is dead by then
+            self.worker.left.append(self.table)
 
-    def _left(self, worker: Worker, table: WatchedTable) -> None:
-        if table.closed or worker.process.is_dead() or table.connection is not self.connection:
-            return  # nothing was armed through it, or its worker has come back on another one already
-        table.connection = None
-        if worker.has_left(table, maps=True):
-            drop_after_exec(worker, table, self.context.emit)
+
+def _left(context: HandlerContext, worker: Worker) -> Steps[None]:
+    """Find out whether a worker has left the tables whose connections have ended."""
+    tables, worker.left = worker.left, []
+    if worker.process.is_dead():
+        return
+    for table in tables:
+        if table.closed or table.connection is not None:
+            continue
+        if worker.has_left(table):
+            drop_after_exec(worker, table, context.emit)
         elif table.file.kind == "shared":
             table.connection_lost()
+        yield
+    lost = [t for t in tables if t.file.kind == "shared" and not t.closed and t.connection is None]
+    if lost:
+        task = context.loop.create_task(_drop_unmapped(context, worker, lost))
+        context.tasks.add(task)
+        task.add_done_callback(context.tasks.discard)
+
+
+async def _drop_unmapped(context: HandlerContext, worker: Worker, tables: list[WatchedTable]) -> None:
+    mapped = await worker.process.mapped_inodes()
+    for table in tables:
+        if mapped and table.connection is None and not table.closed and table.file.inode not in mapped:
+            drop_after_exec(worker, table, context.emit)
 
 
 # -- questions -----------------------------------------------------------------------------------------------
@@ -180,13 +199,15 @@ def _ping(session: Session, _message: wire.Ping) -> None:
     session.connection.send(wire.Pong(os.getpid(), session.context.lag_s()))
 
 
-def _status(session: Session, request: wire.StatusRequest) -> None:
-    session.connection.send(wire.Status(session.context.status(scopes=request.scopes)))
+def _status(session: Session, request: wire.StatusRequest) -> Steps[None]:
+    report = yield from session.context.report(request.scopes, wire.packed)
+    if not session.connection.closed:
+        session.connection.send(wire.Status(report))
 
 
 def _disown(session: Session, _message: wire.Disown) -> None:
     session.context.owner_gone()
-    session.connection.send(wire.Pong(os.getpid(), session.context.lag_s()))
+    _ping(session, wire.Ping())
 
 
 def _dump(session: Session, request: wire.DumpRequest) -> None:
@@ -202,7 +223,9 @@ async def _send_dump(session: Session, pid: int) -> None:
         send(wire.Dump({}, f"no worker with pid {pid} is known here"))
         return
     try:
-        found = await dump(worker, registry.policy.evidence_budget or Policy.evidence_budget)
+        async with session.context.dumps:
+            budget = registry.policy.evidence_budget or Policy.evidence_budget
+            found = await dump(worker, budget, session.context.queue)
     except Exception as error:  # noqa: BLE001 - logged, and told to whoever asks
         log.exception("no dump of process %d", pid)
         send(wire.Dump({}, f"it failed: {error}"))
@@ -286,9 +309,9 @@ def forget(worker: Worker, table: WatchedTable) -> None:
 # -- HELLO ---------------------------------------------------------------------------------------------------
 
 
-def _hello(session: Session, hello: wire.Hello) -> None:
+def _hello(session: Session, hello: wire.Hello) -> Steps[None]:
     try:
-        _admit(session, hello)
+        yield from _admit(session, hello)
     except (AiotimerError, OSError, ValueError) as error:
         reason = _why(error)
         session.refused(reason)
@@ -305,7 +328,7 @@ def _why(error: Exception) -> str:
     return str(error)
 
 
-def _admit(session: Session, hello: wire.Hello) -> None:
+def _admit(session: Session, hello: wire.Hello) -> Steps[None]:
     registry, connection = session.context.registry, session.connection
     if hello.version != wire.PROTOCOL_VERSION:
         raise ServerError(
@@ -327,25 +350,30 @@ def _admit(session: Session, hello: wire.Hello) -> None:
             registry.unregister(worker)
             connection.close()
             return
-        _connect(session, worker, hello, program)
+        yield from _connect(session, worker, hello, program)
     except BaseException:
         registry.unregister(worker)
         raise
 
 
-def _connect(session: Session, worker: Worker, hello: wire.Hello, program: int) -> None:
+def _connect(session: Session, worker: Worker, hello: wire.Hello, program: int) -> Steps[None]:
     registry, connection = session.context.registry, session.connection
     same_clock = hello.time_namespace == time_namespace()
     offset = 0.0 if same_clock else monotonic() - hello.clock
+    if worker.connections >= MAX_CONNECTIONS or len(worker.tables) >= MAX_TABLES:
+        raise ServerError(
+            f"process {worker.id.pid} has {worker.connections} connections, {len(worker.tables)} tables; "
+            f"{MAX_CONNECTIONS} and {MAX_TABLES} are the most (one client can serve a whole process)"
+        )
     grant = registry.policy.reap_grant(hello.reap, observe=hello.observe)
     layout.encode_grant(str(grant))  # it must fit
     if hello.shared:
         offered = connection.take_descriptor()
         if hello.offers_table and offered < 0:
             raise ServerError("the table it offered did not arrive: " + OUT_OF_DESCRIPTORS)
-        table, is_new = _shared_table(registry, worker, offered)
+        table, is_new = _shared_table(registry, worker, offered, program)
     else:
-        table, is_new = _socket_table(registry, worker, hello, offset), False
+        table, is_new = (yield from _socket_table(session, worker, hello, offset)), False
         session.inbox = Inbox(worker.id)
     session.worker, session.table, session.offset = worker, table, offset
     session.become(State.SHARING if hello.shared else State.SOCKET_ONLY)
@@ -363,7 +391,9 @@ def _connect(session: Session, worker: Worker, hello: wire.Hello, program: int) 
     connection.send(welcome, descriptor)
 
 
-def _shared_table(registry: Registry, worker: Worker, offered: int) -> tuple[WatchedTable, bool]:
+def _shared_table(
+    registry: Registry, worker: Worker, offered: int, program: int
+) -> tuple[WatchedTable, bool]:
     """Return the worker's table, and whether it is a new one whose descriptor it needs."""
     if offered >= 0:
         known = worker.table_of(os.fstat(offered).st_ino)
@@ -377,23 +407,27 @@ def _shared_table(registry: Registry, worker: Worker, offered: int) -> tuple[Wat
             raise
         return registry.watch(worker, file, connected=True), False
     for table in list(worker.tables):
-        unconnected = not table.watch.connected and table.file.kind == "shared"
-        if unconnected and maps_file(worker.id.pid, table.file.inode) is False:
+        if table.file.kind == "shared" and table.connection is None and 0 != table.program != program != 0:
             forget(worker, table)  # of the program that this process ran before an exec
     return registry.new_table(worker, "shared"), True
 
 
-def _socket_table(registry: Registry, worker: Worker, hello: wire.Hello, offset: float) -> WatchedTable:
+def _socket_table(session: Session, worker: Worker, hello: wire.Hello, offset: float) -> Steps[WatchedTable]:
     """Return the table kept for a peer without one, holding just what it says is armed."""
     if hello.clock < worker.heard_at:  # on a connection that was given up, and read only now
         raise ServerError("a later HELLO of this process has been heard")
     worker.heard_at = hello.clock
-    table, cells = registry.own_table(worker, "socket")
+    table, cells = session.context.registry.own_table(worker, "socket")
     if table.connection is not None:
         table.connection.close()  # an older connection's requests, still on their way, are void
     armed = {layout.split_key(key): layout.shifted(deadline, offset) for key, deadline in hello.armed}
-    for key in cells.armed_cells().keys() - armed.keys():
-        cells.set(key, -1.0, monotonic())
+    for batch in table.reader.batches():
+        for key in ((timer.scope, timer.key_ordinal) for timer in batch):
+            if key not in armed:
+                cells.set(key, -1.0, monotonic())
+        yield
+        if table.closed or session.connection.closed or worker.heard_at != hello.clock:
+            raise ServerError("meanwhile it has gone, or said HELLO again")
     for key, deadline in armed.items():
         cells.set(key, deadline, monotonic())
     return table
@@ -401,7 +435,7 @@ def _socket_table(registry: Registry, worker: Worker, hello: wire.Hello, offset:
 
 # -- which message is for whom -------------------------------------------------------------------------------
 
-Handler: TypeAlias = Callable[[Session, Any], None]
+Handler: TypeAlias = Callable[[Session, Any], Steps[None] | None]
 
 WORKER = frozenset({State.SHARING, State.SOCKET_ONLY})
 ANYBODY = frozenset(State) - {State.CHANNEL}

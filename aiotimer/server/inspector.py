@@ -23,16 +23,15 @@ import os
 import time
 from collections.abc import Callable
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .._core import wire
 from ..errors import ProtocolError
 from ..events import log
-from ..evidence import NO_FINDINGS, Answers, Findings, Subject
+from ..evidence import NO_FINDINGS, Answers, Findings, Subject, gather
 from ..evidence.findings import ASK_WITHIN
-from ..evidence.gather import gather
 from ..evidence.record import Record
-from .expiry import Expiry, record_id, timers_as_json
+from .expiry import MAX_TIMERS, Expiry, LookAround, record_id
 
 if TYPE_CHECKING:
     from .slices import WorkQueue
@@ -48,6 +47,11 @@ a helper that waits for a processor before its ``exec`` holds up the thread that
 MAX_CHANNELS = 64
 """Inspection channels of one worker: one for each of its event loops."""
 
+MAX_TASKS = 1000
+"""Reports of tasks that are evidence, of all event loops of one worker together."""
+
+Then: TypeAlias = Callable[[], object]
+
 
 def nothing(why: str) -> Findings:
     """Return the findings of whoever found nothing."""
@@ -58,7 +62,6 @@ class Inspector:
     """Has evidence gathered, within a budget.
 
     Args:
-        loop: the server's.
         budget: seconds that one inspection may take, the wait for its turn included; 0: none is made.
         queue: where it waits until all that is due has been looked at.
     """
@@ -71,18 +74,18 @@ class Inspector:
         self._tasks: set[asyncio.Task[Findings]] = set()
         self._inspections: set[asyncio.Task[None]] = set()
 
-    def begin(self, worker: Worker, expiry: Expiry, then: Callable[[], None]) -> None:
+    def begin(self, worker: Worker, expiry: Expiry, then: Then) -> None:
         """Begin to find out what a worker is doing; when that is noted, within the budget, call ``then``."""
         until = self._loop.time() + self.budget
         # Not before all that is due has been looked at: threads and helpers keep the loop from it.
         self._queue.put(self._start, worker, expiry, until, then)
 
-    def _start(self, worker: Worker, expiry: Expiry, until: float, then: Callable[[], None]) -> None:
+    def _start(self, worker: Worker, expiry: Expiry, until: float, then: Then) -> None:
         task = self._loop.create_task(self._inspect(worker, expiry, until, then))
         self._inspections.add(task)
         task.add_done_callback(self._inspections.discard)
 
-    async def _inspect(self, worker: Worker, expiry: Expiry, until: float, then: Callable[[], None]) -> None:
+    async def _inspect(self, worker: Worker, expiry: Expiry, until: float, then: Then) -> None:
         await self._gather(worker, expiry, until)
         self._queue.do_first(then)  # when the budgets of hundreds end in one moment
 
@@ -97,7 +100,7 @@ class Inspector:
             self._turns.release()
             return
         left = min(self.budget, max(0.0, until - self._loop.time()))
-        task = self._loop.create_task(gather(_subject(worker, expiry), left))
+        task = self._loop.create_task(gather.gather(_subject(worker, expiry), left))
         self._tasks.add(task)
         task.add_done_callback(self._done)
         awaited: set[asyncio.Future[Any]] = {task, worker.death(self._loop)}
@@ -152,16 +155,16 @@ def subject_of(worker: Worker, scope: str = "", slots: tuple[int, ...] = ()) -> 
     )
 
 
-async def dump(worker: Worker, budget: float) -> dict[str, Any]:
+async def dump(worker: Worker, budget: float, queue: WorkQueue) -> dict[str, Any]:
     """Return, as JSON, a record of what a live worker is doing.
 
     Args:
-        worker: whom; it is not harmed.
         budget: seconds that it may take.
+        queue: where its tables are read.
     """
-    now, wall = monotonic(), time.time()  # noqa: TID251 - for people; no decision rests on it
-    found = ((table, timer) for table in worker.tables for timer in table.timers())
-    armed = sorted(found, key=lambda one: one[1].deadline)
+    wall = time.time()  # noqa: TID251 - for people; no decision rests on it
+    around = await queue.complete(LookAround(worker.tables, monotonic()).read())
+    armed = sorted(around.armed, key=lambda one: one[1].deadline)
     # Of several timers, the one that would expire first is the one to be asked about; only slots of the
     # own table of the worker mean anything to it.
     scope, slots = "", tuple[int, ...]()
@@ -174,9 +177,9 @@ async def dump(worker: Worker, budget: float) -> dict[str, Any]:
         time=wall,
         pid=worker.id.pid,
         name=worker.name,
-        timers=timers_as_json(armed, now),
+        timers=around.timers(armed[:MAX_TIMERS]),
     )
-    findings = await gather(subject_of(worker, scope, slots), budget)
+    findings = await gather.gather(subject_of(worker, scope, slots), budget)
     # Nothing says for how long it has been awaiting.
     verdict = findings.verdict.replace("awaiting forever", "awaiting", 1)
     return record.with_findings(findings._replace(verdict=verdict)).as_json()
@@ -253,8 +256,6 @@ async def inspect_loops(
     """Ask every loop of a worker that has a channel what its tasks wait for.
 
     Args:
-        channels: the worker's.
-        slots: the timers of interest.
         within: seconds to wait for the answers.
 
     Returns:
@@ -270,8 +271,13 @@ async def inspect_loops(
         for question in questions:
             question.cancel()
     answers = []
+    left = MAX_TASKS
     for question in questions:
         if question.done():
             with contextlib.suppress(ConnectionError):
-                answers.append(question.result())
+                answer = question.result()
+                left_out = answer.left_out + len(answer.tasks[left:])  # or more: some stand for several
+                number, loop, thread, tasks = answer.number, answer.loop, answer.thread, answer.tasks[:left]
+                answers.append(wire.Tasks(number, loop, thread, tasks, left_out, answer.stacks))
+                left -= len(tasks)
     return Answers(answers, len(channels))

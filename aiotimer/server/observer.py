@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from functools import partial
+from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from .._core.watch import Due
 from .expiry import Expiry
+from .slices import Steps, finish
 from .watched_table import WatchedTable
 from .worker import Worker
 
@@ -24,9 +26,17 @@ if TYPE_CHECKING:
 _FINEST, _SHARE = 0.1, 0.01
 """Seconds, and share of the time overdue, to which the end of an overdue timer is reported."""
 
+_STEP = 64
+"""Timers that are looked up before others have a turn."""
+
 
 class _Overdue:
-    """The timers of one table that are overdue, by slot, and when they were seen to be released."""
+    """The timers of one table that are overdue, by slot.
+
+    Attributes:
+        ended_at: when they were seen to be released.
+        asks: about those that are to be asked about as soon as their worker has answered for earlier ones.
+    """
 
     def __init__(self, worker: Worker, table: WatchedTable) -> None:
         self.worker = worker
@@ -34,38 +44,12 @@ class _Overdue:
         self.expiries: dict[int, Expiry] = {}
         self.ended_at: dict[int, float] = {}
         self.check: asyncio.TimerHandle | None = None
-
-    def look(self, now: float, *, last: bool = False) -> list[Expiry]:
-        """Read the slots; return those whose end can be reported, which are forgotten.
-
-        Args:
-            now: the present.
-            last: whether there is no later time to report it, after what is still being found out.
-        """
-        deadlines = self.table.reader.deadlines()
-        ended = []
-        for slot, expiry in list(self.expiries.items()):
-            if slot >= len(deadlines) or deadlines[slot] != expiry.due.deadline:
-                self.ended_at.setdefault(slot, now)
-            if slot in self.ended_at and (last or expiry.outcome != "pending"):  # it is reported in order
-                ended.append(self.expiries.pop(slot))
-        return ended
-
-    def next_in(self, now: float) -> float:
-        """Return after how many seconds to look again."""
-        youngest = max(expiry.due.effective for expiry in self.expiries.values())
-        return max(_FINEST, (now - youngest) * _SHARE)
+        self.asks: list[Expiry] = []
+        self.is_asked = False
 
 
 class OverdueTracker:
-    """Tracks what is overdue: reports what was found out about it, and when it ended.
-
-    Args:
-        loop: the server's.
-        inspector: has evidence gathered.
-        reporter: reports what becomes of it.
-        clock: ``CLOCK_MONOTONIC`` seconds.
-    """
+    """Tracks what is overdue: reports what was found out about it, and when it ended."""
 
     def __init__(
         self,
@@ -94,44 +78,78 @@ class OverdueTracker:
             if before is not None:  # it was re-armed, and has expired again, between two looks
                 self._end(before, overdue.ended_at.pop(expiry.due.slot, self._clock()))
             overdue.expiries[expiry.due.slot] = expiry
-        if overdue.check is None:
-            overdue.check = self._loop.call_later(_FINEST, self._check, overdue)
+        self._check_in(overdue, _FINEST)
         for expiry in expiries:
             self._reporter.begin(expiry, worker.tables)
         if self._inspector.budget:
-            self._inspector.begin(worker, expiries[0], partial(self._report, expiries))
+            overdue.asks += expiries
+            self._ask(overdue)
         else:
-            self._report(expiries)
+            finish(self._report(expiries))
 
-    def _report(self, expiries: list[Expiry]) -> None:
-        for expiry in expiries:
+    def _ask(self, overdue: _Overdue) -> None:
+        """Have evidence gathered once for all that have expired so far."""
+        if overdue.asks and not overdue.is_asked:
+            expiries, overdue.asks = overdue.asks, []
+            overdue.is_asked = True
+            self._inspector.begin(overdue.worker, expiries[0], partial(self._answered, overdue, expiries))
+
+    def _answered(self, overdue: _Overdue, expiries: list[Expiry]) -> Steps[None]:
+        overdue.is_asked = False
+        yield from self._report(expiries)
+        if self._overdue.get(overdue.table) is overdue:
+            self._ask(overdue)
+
+    def _report(self, expiries: list[Expiry]) -> Steps[None]:
+        for number, expiry in enumerate(expiries, 1):
             if expiry.outcome == "pending":
                 expiry.findings = expiries[0].findings
                 self._reporter.report(expiry, "observed", "observed")
+            if number % _STEP == 0:
+                yield
+                while self._reporter.queue.crowded:
+                    yield
 
-    def _check(self, overdue: _Overdue) -> None:
-        now = self._clock()
+    def _check_in(self, overdue: _Overdue, seconds: float) -> None:
+        if overdue.check is None:
+            check = partial(self._check, overdue)
+            overdue.check = self._loop.call_later(seconds, lambda: self._reporter.queue.take_turn(check()))
+
+    def _check(self, overdue: _Overdue) -> Steps[None]:
+        """Read the slots; report what has ended."""
+        now, youngest = self._clock(), -inf
+        deadlines = overdue.table.reader.deadlines()
+        for number, (slot, expiry) in enumerate(list(overdue.expiries.items()), 1):
+            if number % _STEP == 0:
+                yield
+            if overdue.expiries.get(slot) is not expiry:
+                continue  # meanwhile
+            youngest = max(youngest, expiry.due.effective)
+            if slot >= len(deadlines) or deadlines[slot] != expiry.due.deadline:
+                overdue.ended_at.setdefault(slot, now)
+            if slot in overdue.ended_at and expiry.outcome != "pending":  # it is reported in order
+                del overdue.expiries[slot]
+                self._end(expiry, overdue.ended_at.pop(slot))
+        if self._overdue.get(overdue.table) is not overdue:
+            return
         overdue.check = None
-        for expiry in overdue.look(now):
-            self._end(expiry, overdue.ended_at.pop(expiry.due.slot))
         if overdue.expiries:
-            overdue.check = self._loop.call_later(overdue.next_in(now), self._check, overdue)
+            self._check_in(overdue, max(_FINEST, (now - youngest) * _SHARE))
         else:
-            self._overdue.pop(overdue.table, None)
+            del self._overdue[overdue.table]
 
     def _end(self, expiry: Expiry, at: float) -> None:
         if expiry.outcome == "pending":
             self._reporter.report(expiry, "observed", "observed")
         after = max(0.0, at - expiry.due.effective)
         if expiry.table.closed:
-            self._reporter.report(
-                expiry, "worker_gone", "gone", f"it left its timers {after:.1f} s after the limit"
-            )
+            detail = f"it left its timers {after:.1f} s after the limit"
+            self._reporter.report(expiry, "worker_gone", "gone", detail)
         else:
             self._reporter.report(expiry, "finished", "finished", f"finished {after:.1f} s after its limit")
 
     def died(self, worker: Worker) -> bool:
-        """A worker is dead; return whether anything of it was overdue, which has been reported then."""
+        """A worker is dead; return whether anything of it was overdue, which is reported then."""
         reported = False
         for table in worker.tables:
             overdue = self._overdue.pop(table, None)
@@ -139,14 +157,19 @@ class OverdueTracker:
                 continue
             if overdue.check is not None:
                 overdue.check.cancel()
-            now = self._clock()
-            for expiry in overdue.look(now, last=True):  # it was released just before
-                self._end(expiry, overdue.ended_at[expiry.due.slot])
-            for expiry in overdue.expiries.values():
-                after = max(0.0, now - expiry.due.effective)
-                self._reporter.report(expiry, "worker_gone", "gone", f"{after:.1f} s after its limit")
-                reported = True
+            now, deadlines = self._clock(), table.reader.deadlines()
+            left = {s for s, e in overdue.expiries.items() if e.due.deadline in deadlines[s : s + 1]}
+            for slot in overdue.expiries.keys() - left:  # it was released just before
+                self._end(overdue.expiries.pop(slot), overdue.ended_at.get(slot, now))
+            self._reporter.queue.put(self._report_gone, list(overdue.expiries.values()), now)
+            reported = reported or bool(left)
         return reported
+
+    def _report_gone(self, expiries: list[Expiry], at: float) -> Steps[None]:
+        for expiry in expiries:
+            after = max(0.0, at - expiry.due.effective)
+            self._reporter.report(expiry, "worker_gone", "gone", f"{after:.1f} s after its limit")
+            yield
 
     def stop(self) -> None:
         """Give up what is under way. The next server reports again what is still overdue."""

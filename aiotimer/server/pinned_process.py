@@ -33,14 +33,11 @@ class PinnedProcess:
     """One process, pinned.
 
     Args:
-        worker_id: who it is.
         pidfd: the process; owned from here on.
 
     Attributes:
-        id: who it is.
         pidfd: the process, -1 when it has been let go of.
         inode: of the pidfd: unique to the process since Linux 6.9 (pidfs), shared by all before.
-        name: its command name.
     """
 
     def __init__(self, worker_id: WorkerId, pidfd: int) -> None:
@@ -50,8 +47,8 @@ class PinnedProcess:
         self.name = procfs.name_of(worker_id.pid)
 
     def is_dead(self) -> bool:
-        """Whether it is dead, waited for or not."""
-        return is_dead(self.pidfd)
+        """Whether it is dead, waited for or not; or let go of, which it is when it is dead."""
+        return self.pidfd < 0 or is_dead(self.pidfd)
 
     def signal(self, target: str, number: int) -> str:
         """Signal it, and those that go with it: see ``_linux/signals``.
@@ -71,11 +68,13 @@ class PinnedProcess:
         """Whether it runs another program by now than the one with this mark, see ``procfs.program_of``."""
         return procfs.runs_another_program(self.id.pid, program) and not self.is_dead()
 
-    def has_unmapped(self, inode: int) -> bool:
-        """Whether it surely does not map a file any more; this can take a while."""
-        with contextlib.suppress(OSError):  # it is not shown
-            return procfs.maps_file(self.id.pid, inode) is False and not self.is_dead()
-        return False
+    async def mapped_inodes(self) -> set[int]:
+        """Return the inodes of the files that it maps, in a second at most; none if that is not shown."""
+        with contextlib.suppress(OSError, TimeoutError, TooManyStuck):
+            read = partial(procfs.mapped_inodes, self.id.pid)
+            mapped = await in_thread(read, _PATIENCE, give_up=lambda: None)
+            return set() if self.is_dead() else mapped
+        return set()
 
     def is_foreign(self) -> bool:
         """Whether it is another user's by now. That it has dropped its uid does not count."""

@@ -32,6 +32,7 @@ from .observer import OverdueTracker
 from .pinned_process import classified
 from .policy import Breaker, Policy
 from .reporter import Reporter
+from .slices import Alarm, Steps
 from .watched_table import WatchedTable
 from .worker import Worker, drop_after_exec
 
@@ -40,26 +41,23 @@ if TYPE_CHECKING:
 
 IN_TIME = "released after its deadline, and before a signal"
 
-_EARLY = 0.001
-"""Seconds: uvloop rounds to whole milliseconds, and may be early by half of one."""
+AT_ONCE = 64
+"""Expired timers of one worker that are dealt with before others have a turn."""
 
 
 class _Case:
     """One worker's reaping.
 
     Attributes:
-        worker: whose.
-        machine: what is decided about it.
         found: what has just been read: a timer that is armed, to be reaped for.
         expiry: what it is being reaped for, from the first action on it on.
         failed: the expiry of a reap that is to be tried again.
         shortfall: why only the process itself was signalled, "" if all that was wanted was.
         inherited: what was found out just before, when it was spared for another timer.
         answer: what whoever had its ladder carried out waits for.
-        wake: the handle that wakes the machine, at ``wakes_at``.
     """
 
-    def __init__(self, worker: Worker, machine: reaping.Reaping) -> None:
+    def __init__(self, worker: Worker, machine: reaping.Reaping, alarm: Alarm) -> None:
         self.worker = worker
         self.machine = machine
         self.found: tuple[Due, Timer] | None = None
@@ -68,28 +66,11 @@ class _Case:
         self.shortfall = ""
         self.inherited: Findings | None = None
         self.answer: asyncio.Future[bool] | None = None
-        self.wake: asyncio.TimerHandle | None = None
-        self.wakes_at = inf
-
-    def sleep(self) -> None:
-        """Wake it no more."""
-        if self.wake is not None:
-            self.wake.cancel()
-            self.wake = None
-        self.wakes_at = inf
+        self.alarm = alarm
 
 
 class Reaper:
-    """Deals with the timers that looks have found expired.
-
-    Args:
-        loop: the server's.
-        reap_worker: how the server's owner reaps a worker.
-        reporter: takes what becomes of expiries.
-        policy: how to reap.
-        inspector: has evidence gathered.
-        clock: ``CLOCK_MONOTONIC`` seconds.
-    """
+    """Deals with the timers that looks have found expired."""
 
     machine = reaping.Reaping
 
@@ -122,7 +103,23 @@ class Reaper:
         """Timers of a worker have expired: reap it, unless they have been released meanwhile."""
         case = self._case(worker)
         case.inherited = None
-        self._tell(case, reaping.Expired(table, due))
+        self._tell(case, reaping.Expired(table, due[:AT_ONCE]))
+        if len(due) > AT_ONCE:
+            self._reporter.queue.take_turn(self._expire_others(worker, table, due[AT_ONCE:]))
+
+    def _expire_others(self, worker: Worker, table: WatchedTable, due: tuple[Due, ...]) -> Steps[None]:
+        for first in range(0, len(due), AT_ONCE):
+            yield
+            while self._reporter.queue.crowded:
+                yield
+            if worker.closed or table.closed:
+                return
+            some = due[first : first + AT_ONCE]
+            try:
+                self._tell(self._case(worker), reaping.Expired(table, some))
+            except Exception:  # noqa: BLE001 - logged; they are due again at the next look
+                log.exception("expired timers could not be dealt with; they will be tried again")
+                table.watch.reopen(some)
 
     def carry_out_ladder(self, worker: Worker) -> bool | Awaitable[bool]:
         """Reap a worker in the steps of its ladder; see ``TimerServer.reap_worker`` for the result."""
@@ -140,14 +137,14 @@ class Reaper:
         """A worker is dead: say so, if that concerns anybody."""
         case = self._case(worker)
         self._tell(case, reaping.Died())
-        case.sleep()
+        case.alarm.set(inf)
         del self._cases[worker]
 
     async def stop(self) -> None:
         """Give up what is under way; the tables tell the next server."""
         self._overdue_tracker.stop()
         for case in self._cases.values():
-            case.sleep()
+            case.alarm.set(inf)
             if case.machine.untouched and case.expiry is not None:
                 self._unmark(case.expiry.table)
         for task in self._tasks:
@@ -160,7 +157,8 @@ class Reaper:
     def _case(self, worker: Worker) -> _Case:
         case = self._cases.get(worker)
         if case is None:
-            case = self._cases[worker] = _Case(worker, self.machine(self._breaker.allows))
+            alarm = Alarm(self._loop, self._clock, lambda: self._woken(worker))
+            case = self._cases[worker] = _Case(worker, self.machine(self._breaker.allows), alarm)
         return case
 
     def _tell(self, case: _Case, event: reaping.Event) -> None:
@@ -179,19 +177,13 @@ class Reaper:
                 answer = reaping.Refused(f"it failed: {type(error).__name__}")
             if answer is not None:
                 self._tell(case, answer)
-        if case.machine.wakes_at != case.wakes_at:
-            self._schedule(case)
+        if case.machine.wakes_at != case.alarm.at:
+            case.alarm.set(case.machine.wakes_at)
 
-    def _schedule(self, case: _Case) -> None:
-        case.sleep()
-        case.wakes_at = when = case.machine.wakes_at
-        if when < inf:
-            delay = max(_EARLY, when - self._clock())
-            case.wake = self._loop.call_at(self._loop.time() + delay, self._woken, case)
-
-    def _woken(self, case: _Case) -> None:
-        case.wake, case.wakes_at = None, inf
-        self._tell(case, reaping.Woken())  # if it is too early, it is to be woken once more
+    def _woken(self, worker: Worker) -> None:
+        case = self._cases[worker]
+        case.alarm.at = inf  # it has rung: to be woken at the same moment is to be woken once more
+        self._tell(case, reaping.Woken())
 
     # -- what is due -----------------------------------------------------------------------------
 
@@ -380,7 +372,7 @@ class Reaper:
             self._reporter.report(expiry, "reaped", "reaped", detail)
         elif expiry is not None:
             self._reporter.report(expiry, "worker_gone", "gone", "by itself, with timers armed")
-        elif not was_overdue and any(True for _timer in worker.timers()):
+        elif not was_overdue and worker.holds_timers():
             self._reporter.emit(Event("worker_gone", worker.id, worker.name, detail="with timers armed"))
 
     def _start(self, coroutine: Coroutine[Any, Any, None]) -> None:

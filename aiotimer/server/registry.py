@@ -47,13 +47,9 @@ class Registry:
     """The workers of a server, by identity.
 
     Args:
-        directory: where table files lie.
-        loop: the server's.
         bound: the furthest ahead that looks are promised, seconds.
-        policy: what workers may ask for.
         on_due: called with a worker, a table and the timers that have expired in it.
         on_dead: called with a worker that is dead, before its tables go.
-        emit: takes events.
         before_removal: called with a table that is about to be deleted.
         queue: where looks come first, and a death waits until everything noted before it is described.
     """
@@ -151,7 +147,9 @@ class Registry:
         Raises:
             OSError: there is no memory or descriptor for it.
         """
-        file = table_files.create_table(self.directory, worker.id, worker.process.inode, kind)
+        file = table_files.create_table(
+            self.directory, worker.id, worker.process.inode, kind, len(worker.tables)
+        )
         return self.watch(worker, file, connected=True)
 
     def own_table(self, worker: Worker, kind: table_files.Kind) -> tuple[WatchedTable, TimerTable]:

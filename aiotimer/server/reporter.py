@@ -11,25 +11,34 @@ The laws of this file:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from .._core.reader import Ran, TableReader
+from .._core.requests import WorkerId
 from ..events import Event, Kind, log
 from ..evidence.record import Record
-from .expiry import MAX_SLOTS
+from .expiry import MAX_SLOTS, LookAround
 from .sinks import CallbackSink
+from .slices import Steps, WorkQueue
 from .watched_table import WatchedTable
 
 if TYPE_CHECKING:
     from .expiry import Expiry
     from .history import History
-    from .slices import WorkQueue
 
 RecordSink: TypeAlias = Callable[[Record, str, str], object]
 """``keep(record, stacks_text, tasks_text)``: takes the record of an expiry, and again at every change."""
 
 PathOf: TypeAlias = Callable[[str], str]
 """``path_of(record_id)``: the directory where a record will be kept, "" if it is not."""
+
+AROUND_FOR = 0.1
+"""Seconds for which a look around at a worker serves all its expiries: there may be thousands at once."""
 
 WRITE_WITHIN = 2.0
 """Seconds that a server which ends gives its history to be written."""
@@ -39,7 +48,6 @@ class Reporter:
     """Reports what happens: each event, and each change of an expiry.
 
     Args:
-        queue: where it waits.
         history: records it first; None: nothing is recorded.
         tell: who takes events, in this order. None of them waits, or raises.
 
@@ -48,26 +56,34 @@ class Reporter:
         path_of: see :data:`PathOf`.
     """
 
-    def __init__(self, queue: WorkQueue, history: History | None, *tell: Callable[[Event], object]) -> None:
+    def __init__(
+        self,
+        queue: WorkQueue,
+        history: History | None,
+        *tell: Callable[[Event], object],
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
         self.keep: RecordSink | None = None if history is None else history.record
         self.path_of: PathOf = (lambda _record_id: "") if history is None else history.path_of
-        self._queue = queue
+        self.queue = queue
+        self._clock = clock
         self._history = history
         self._tell = tell
+        self._around: dict[WorkerId, LookAround] = {}
 
     def emit(self, event: Event) -> None:
         """Something happened."""
-        self._queue.put(self._emit, event)
+        self.queue.put(self._emit, event)
 
     def begin(self, expiry: Expiry, tables: Iterable[WatchedTable]) -> None:
         """The first action on an expired timer has been taken; ``tables`` are its worker's."""
-        self._queue.put(self._describe, expiry, tuple(tables), expiry.event())
+        self.queue.put(self._describe, expiry, tuple(tables), expiry.event())
 
     def record(self, expiry: Expiry) -> None:
         """Record what is known of an expiry by now."""
         if self.keep is not None:
             expiry.evidence = self.path_of(expiry.id)
-            self._queue.put(self._keep, expiry)
+            self.queue.put(self._keep, expiry)
 
     def report(self, expiry: Expiry, kind: Kind, outcome: str, detail: str = "") -> None:
         """Something has become of an expiry."""
@@ -81,9 +97,15 @@ class Reporter:
         for tell in self._tell:
             tell(event)
 
-    def _describe(self, expiry: Expiry, tables: Sequence[WatchedTable], event: Event) -> None:
+    def _describe(self, expiry: Expiry, tables: Sequence[WatchedTable], event: Event) -> Steps[None]:
         if self.keep is not None:
-            expiry.look_around([table for table in tables if not table.closed])
+            now = self._clock()
+            around = self._around.get(expiry.worker_id)
+            if around is None or not around.at <= now < around.at + AROUND_FOR:
+                self._around = {w: known for w, known in self._around.items() if now < known.at + AROUND_FOR}
+                around = yield from LookAround(tables, now).read()
+                self._around[expiry.worker_id] = around
+            expiry.look_around(around)
         self._emit(event)
 
     def _keep(self, expiry: Expiry) -> None:
@@ -96,10 +118,19 @@ class Reporter:
 
     def note_durations(self, table: WatchedTable) -> None:
         """A table is about to be removed: what it says of durations is history."""
-        if self._history is None:
-            return
-        for found in scopes_of(table):
-            self._history.durations(found["scope"], found["durations"], found["count"], found["limit_s"])
+        if self._history is not None:
+            with contextlib.suppress(OSError):  # there is no descriptor left: nor is there for anything else
+                self.queue.put(self._note_durations, os.dup(table.file.descriptor))
+
+    def _note_durations(self, descriptor: int) -> Steps[None]:
+        assert self._history is not None
+        try:
+            for told in scopes_of(TableReader(partial(os.pread, descriptor))):
+                if told is not None:
+                    self._history.durations(told["scope"], told["durations"], told["count"], told["limit_s"])
+                yield
+        finally:
+            os.close(descriptor)
 
     async def close(self) -> None:
         """Have the callback take what waits, and the history write it."""
@@ -115,14 +146,14 @@ class Reporter:
             self._history.abandon()
 
 
-def scopes_of(table: WatchedTable) -> list[dict[str, Any]]:
-    """Return every scope of a table that has been entered: how often, how long it took, its latest limit."""
-    return [
-        {
-            "scope": scope,
-            "count": ran.count,
-            "limit_s": ran.limit,
-            "durations": ran.durations.as_json(),
-        }
-        for scope, ran in table.reader.durations(MAX_SLOTS).items()
-    ]
+def scopes_of(reader: TableReader) -> Iterator[dict[str, Any] | None]:
+    """Yield every scope of a table that has been entered: how often, how long it took, its latest limit.
+
+    None comes in between, when others may have a turn.
+    """
+    found: dict[str, Ran] = {}
+    for found in reader.durations_so_far(MAX_SLOTS):  # noqa: B007 - the last one is all
+        yield None
+    for scope, ran in found.items():
+        durations = ran.durations.as_json()
+        yield {"scope": scope, "count": ran.count, "limit_s": ran.limit, "durations": durations}

@@ -1,7 +1,8 @@
-"""The rights of a server's process: the capabilities that it gives up, and the descriptors that it takes.
+"""The rights of a server's process: the capabilities it gives up, the descriptors and the priority it takes.
 
 The laws of this file: a server serves its own user only, root's too, so it needs no right to act as anybody
-else; ``aiotimer serve`` gives up the capabilities that it does not need before it does anything else.
+else; ``aiotimer serve`` gives up the capabilities that it does not need before it does anything else, but to
+raise its priority, for which it needs one of them.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ CAPABILITIES = (
     _CAP_SYS_PTRACE,  # /proc/PID/maps and the addresses in /proc/PID/stat of such a worker: has it executed?
 )
 """What a server of root's keeps. Its files, its socket and their directories are root's own."""
+
+PRIORITY = -10
+"""The nice value of a server that may have it."""
 
 _CAPABILITY_VERSION_3 = 0x20080522
 _PR_CAPBSET_DROP = 24
@@ -43,6 +47,24 @@ def drop_capabilities() -> None:
         mask = sum(1 << capability for capability in CAPABILITIES)
         effective, permitted = struct.unpack_from("=2I", sets.raw)
         _libc.capset(head, struct.pack("=6I", effective & mask, permitted & mask, 0, 0, 0, 0))
+
+
+def raise_priority() -> bool:
+    """Have the kernel prefer this process to those that it watches, which may take all of the processors.
+
+    To be called before there are other threads, and before :func:`drop_capabilities`.
+
+    Returns:
+        Whether the kernel lets it: of root, of who has CAP_SYS_NICE, or a limit (RLIMIT_NICE) for that.
+    """
+    try:
+        os.setpriority(os.PRIO_PROCESS, 0, min(PRIORITY, os.getpriority(os.PRIO_PROCESS, 0)))
+    except OSError:
+        return False
+    if os.getsid(0) == os.getpid():  # else it would be for everybody in the session; see sched(7), autogroup
+        with contextlib.suppress(OSError), open("/proc/self/autogroup", "w") as autogroup:
+            autogroup.write(str(PRIORITY))
+    return True
 
 
 def raise_descriptor_limit() -> None:

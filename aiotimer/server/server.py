@@ -17,9 +17,11 @@ import asyncio
 import contextlib
 import os
 import socket
+import sys
 import weakref
 from collections.abc import Awaitable, Callable, Iterable
 from math import inf
+from operator import itemgetter
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +35,7 @@ from .._version import __version__
 from ..events import Event, write_to_log
 from . import listener
 from .connection import Acceptor
+from .garbage import GarbageCollector
 from .handlers import HandlerContext, Session
 from .history import History
 from .inspector import Inspector
@@ -42,16 +45,18 @@ from .registry import Registry
 from .reporter import Reporter, scopes_of
 from .rights import raise_descriptor_limit
 from .sinks import CallbackSink
-from .slices import WorkQueue
+from .slices import Steps, WorkQueue, finish
 from .worker import Worker
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from types import TracebackType
     from typing import Self
 
 BEAT = 0.5
 """Seconds between the server's own signs of life."""
+
+SWITCH = 0.001
+"""Seconds that the loop waits for a thread which finds something out, in a process of its own."""
 
 _LAGS = 120
 """Beats over which the worst lag is remembered: a minute."""
@@ -129,6 +134,7 @@ class TimerServer:
         self._reaper: Reaper
         self._queue: WorkQueue
         self._acceptor: Acceptor
+        self._collector: GarbageCollector | None = None
 
     # -- life ------------------------------------------------------------------------------------
 
@@ -181,14 +187,9 @@ class TimerServer:
             reporter.emit, reporter.note_durations, queue,
         )  # fmt: skip
         self._context = HandlerContext(
-            self._registry,
-            self._loop,
-            reporter.emit,
-            self.status,
-            lambda: self.lag_s,
-            queue,
+            self._registry, self._loop, reporter.emit, self._report, lambda: self.lag_s, queue,
             self._owner_gone,
-        )
+        )  # fmt: skip
 
     def _new_reporter(self, queue: WorkQueue, directory: Path) -> Reporter:
         """Make what is told of events and records. Overridden where they are watched."""
@@ -207,6 +208,8 @@ class TimerServer:
         self._registry.unregister_the_dead()  # while the reaper still knows what is to be said of them
         await self._reaper.stop()
         self._queue.flush()
+        for task in self._context.tasks:
+            task.cancel()
         try:
             for session in list(self._context.sessions):
                 session.connection.close()
@@ -231,12 +234,7 @@ class TimerServer:
         await self.start()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_raised: object) -> None:
         """Stop."""
         await self.stop()
 
@@ -320,8 +318,11 @@ class TimerServer:
             scopes: add how long the blocks of the workers that are alive took: a list of objects with
                 ``scope``, ``count``, ``limit_s`` and ``durations``.
         """
+        return finish(self._report(scopes))
+
+    def _report(self, scopes: bool, pack: Callable[[Any], Any] = lambda part: part) -> Steps[dict[str, Any]]:
+        """Make the report of :meth:`status`, of parts that are packed one by one."""
         now = monotonic()
-        workers = self._registry.workers.values()
         server = {
             "pid": os.getpid(),
             "version": __version__,
@@ -329,12 +330,18 @@ class TimerServer:
             "socket": self.socket_path,
             "observing": self._reaper.observing,
         }
-        found: dict[str, Any] = {"server": server}
-        found["workers"] = sorted((worker.status(now) for worker in workers), key=_soonest)
-        if scopes:
-            tables = [table for worker in workers for table in worker.tables]
-            found["scopes"] = [scope for table in tables for scope in scopes_of(table)]
-        return found
+        workers = []
+        ran = []
+        for worker in list(self._registry.workers.values()):
+            soonest, told = yield from worker.status(now, pack)
+            workers.append((soonest, pack(told)))
+            for table in list(worker.tables) if scopes else ():
+                for found in scopes_of(table.reader):
+                    ran += [pack(found)] if found else []
+                    yield
+        workers.sort(key=itemgetter(0))
+        report: dict[str, Any] = {"server": server, "workers": [worker for _soonest, worker in workers]}
+        return report | {"scopes": ran} if scopes else report
 
     @property
     def lag_s(self) -> float:
@@ -363,20 +370,23 @@ class TimerServer:
     def _owner_gone(self) -> None:
         """The owner of a private server is gone, or gives it up. Overridden where that means something."""
 
+    def _due_in(self) -> float:
+        """Return in how many seconds the next timer is due, as far as the latest looks have found it."""
+        tables = (table for worker in self._registry.workers.values() for table in worker.tables)
+        return min((table.watch.earliest for table in tables), default=inf) - monotonic()
+
     # -- signs of life ---------------------------------------------------------------------------
 
-    def _tick(self) -> None:
-        lifeline = self._registry.lifeline
-        lifeline.tick(monotonic())
-        for stalled in lifeline.news():
+    def _show_life(self) -> None:
+        now = monotonic()
+        self._registry.lifeline.tick(now)
+        for stalled in self._registry.lifeline.news():
             detail = f"this server stood still for {stalled:.1f} s; deadlines that passed meanwhile are moved"
             self._reporter.emit(Event("stalled", detail=detail))
-
-    def _show_life(self) -> None:
-        self._tick()
-        now = monotonic()
         self._lags = [*self._lags[-_LAGS:], now - self._next_beat]
         self._next_beat = now + BEAT
+        if self._collector is not None:
+            self._collector.tick()
         self._beat = self._loop.call_later(BEAT, self._show_life)
 
     def _leave(self) -> None:
@@ -410,8 +420,11 @@ class TimerServer:
         self._let_go()
 
 
-def _soonest(worker: dict[str, Any]) -> float:
-    return min((timer["deadline"] for timer in worker["timers"]), default=inf)
+def own_process(server: TimerServer) -> None:
+    """Nothing but this server runs in this process: its garbage is collected while no timer is due."""
+    server._collector = GarbageCollector(server._due_in)
+    server._collector.take_over()
+    sys.setswitchinterval(SWITCH)
 
 
 class OwnedServer(TimerServer):

@@ -257,6 +257,8 @@ class CommandSink(JsonSink):
             )
         except OSError as error:
             return error.strerror or str(error)
+        if os.getpriority(os.PRIO_PROCESS, process.pid) < 0:  # it is the server's, and not for others
+            os.setpriority(os.PRIO_PROCESS, process.pid, 0)
         try:
             process.communicate(data, self._timeout)
         except subprocess.TimeoutExpired:

@@ -1,73 +1,184 @@
-"""A work queue: what can wait is done in slices, between everything else that an event loop has to do.
+"""A work queue: what an event loop has to do is done in slices, and looks that are due before all else.
 
 The laws of this file:
 
-* What is put first is done first; nothing is done by :meth:`WorkQueue.put`, unless so much waits that whoever
-  puts more has to help. A slice ends after ``SLICE`` seconds, and other callbacks of the loop come before the
-  next one.
-* What is urgent is done at once; but when thousands of it are due in one moment, the loop has a turn every
-  ``TURN`` seconds. All of it is done before any work: act first, describe afterwards.
+* A turn of the loop takes no longer than ``TURN`` for looks, and ``SLICE`` for each of the two other lines,
+  but for one piece that takes longer; then timers, which may be due by now, and all other callbacks come.
+* First come looks that are due: act first, describe afterwards. Then connections, each one step in its turn;
+  then work, in the order in which it was put.
+* What is long is a generator, and only its steps are not interrupted. Work keeps its order. A connection goes
+  behind all others after each step; and so does what is left of a look, for there may be thousands of timers
+  of one worker, and looks for others to come.
+* Nothing is done by :meth:`WorkQueue.put`, unless so much waits that whoever puts more has to help.
 * An error of one piece of work is logged, and is no other's.
+* An :class:`Alarm` is never early.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from functools import partial
+from math import ceil, inf
 from time import monotonic
+from typing import Any, TypeAlias, TypeVar
 
 from ..events import log
 
 SLICE = 0.002
-"""Seconds: the longest that the loop is kept, but for one piece of work that takes longer."""
+"""Seconds: the longest that connections keep the loop, and that work does, one long piece apart."""
 
 TURN = 0.005
-"""Seconds: the longest that urgent work keeps the loop, but for one piece that takes longer."""
+"""Seconds: the longest that looks keep the loop, but for one piece that takes longer."""
 
 MOST = 10_000
 """Pieces of work that wait: whoever puts one more has the oldest done first."""
 
+T = TypeVar("T")
+
+Steps: TypeAlias = Generator[None, None, T]
+"""Something long, one step after the other; in the end it returns its result."""
+
+Job: TypeAlias = Callable[[], object] | Generator[Any, Any, Any]
+
+
+def finish(steps: Steps[T]) -> T:
+    """Take all steps at once, and return the result."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]  # it is what the steps return
+
+
+class Alarm:
+    """Calls a function at a moment of a clock, and never before.
+
+    A loop that wakes early (uvloop rounds to whole milliseconds) is sent back to sleep, each time for a
+    little more, so that one which is always early wakes a few times, and never spins.
+
+
+    Attributes:
+        at: the moment; ``inf``: none.
+    """
+
+    __slots__ = ("_clock", "_handle", "_loop", "_ring", "_rounds", "_spare", "at")
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, clock: Callable[[], float], ring: Callable[[], object]
+    ) -> None:
+        self._loop = loop
+        self._clock = clock
+        self._ring = ring
+        self._rounds = not isinstance(loop, asyncio.BaseEventLoop)  # uvloop: to the nearest millisecond
+        self._spare = 0  # milliseconds to add after the next early wake
+        self._handle: asyncio.TimerHandle | None = None
+        self.at = inf
+
+    def set(self, at: float) -> None:
+        """Ring at another moment, instead of the one before."""
+        self.at = at
+        self._spare = 0
+        self._sleep(0)
+
+    def _sleep(self, spare: int) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+        if self.at < inf:
+            delay = max(0.0, self.at - self._clock())
+            if self._rounds:
+                delay = ceil(delay * 1000) / 1000
+            self._handle = self._loop.call_at(self._loop.time() + delay + spare / 1000, self._woken)
+
+    def _woken(self) -> None:
+        self._handle = None
+        if self.at > self._clock():  # early
+            spare, self._spare = self._spare, 2 * self._spare or 1
+            self._sleep(spare)
+        else:
+            self._ring()
+
+
+class _Line:
+    """Jobs that wait, first come, first served.
+
+    Attributes:
+        share: seconds that they may have in a turn of the loop.
+        ends: when what may be done in this turn ends; None: nothing has been done in it.
+    """
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+        self.ends: float | None = None
+        self.jobs: deque[Job] = deque()
+
 
 class WorkQueue:
-    """Work that is done soon, in slices.
+    """Work that is done soon, in slices; only the loop's own thread puts it.
 
     Args:
-        loop: does it.
         clock: tells how long a slice takes, seconds.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, clock: Callable[[], float] = monotonic) -> None:
         self._loop = loop
         self._clock = clock
-        self._work: deque[partial[object]] = deque()
-        self._urgent: deque[Callable[[], object]] = deque()
-        self._turn_ends: float | None = None  # of the turn of the loop in which something urgent was done
+        self._looks, self._turns, self._work = _Line(TURN), _Line(SLICE), _Line(SLICE)
         self._scheduled = False
 
+    @property
+    def crowded(self) -> bool:
+        """Whether so much work waits that whoever can wait with more of it should."""
+        return len(self._work.jobs) >= MOST // 2
+
     def put(self, function: Callable[..., object], *arguments: object) -> None:
-        """Have a function called soon, after all that was put before; only in the loop's own thread."""
-        while len(self._work) >= MOST:
-            _do(self._work.popleft())
-        self._work.append(partial(function, *arguments))
+        """Have a function called soon, after all that was put before; the steps that it returns are taken."""
+        if len(self._work.jobs) >= MOST:
+            self._do_next(self._work)
+        self._work.jobs.append(partial(function, *arguments))
         self._schedule()
 
     def do_first(self, function: Callable[[], object]) -> None:
-        """Call a function now; or before any work, if the loop has been kept for a while without a turn."""
-        now = self._clock()
-        if self._turn_ends is None:
-            self._turn_ends = now + TURN
-            self._schedule()
-        if self._urgent or now >= self._turn_ends:
-            self._urgent.append(function)
-        else:
-            function()
+        """Call a function now; or before all else, if the loop has been kept for a while without a turn."""
+        self._now_or_next(self._looks, function)
+
+    def take_turn(self, steps: Steps[Any]) -> None:
+        """Take these steps, the first one now if nobody waits and the loop has not been kept for a while."""
+        self._now_or_next(self._turns, steps)
+
+    async def complete(self, steps: Steps[T]) -> T:
+        """Take steps in turns with the connections, and return their result."""
+        done: asyncio.Future[T] = self._loop.create_future()
+
+        def to_the_end() -> Steps[None]:
+            try:
+                result = yield from steps
+            except Exception as error:  # noqa: BLE001 - it is raised where the result is awaited
+                if not done.done():
+                    done.set_exception(error)
+            else:
+                if not done.done():
+                    done.set_result(result)
+
+        self.take_turn(to_the_end())
+        return await done
 
     def flush(self) -> None:
-        """Do everything that waits, now; what that brings about as well."""
-        while self._work:
-            _do(self._work.popleft())
+        """Do all the work that waits, now; what that brings about as well."""
+        while self._work.jobs:
+            self._do_next(self._work)
+
+    def _now_or_next(self, line: _Line, job: Job) -> None:
+        now = self._clock()
+        if line.ends is None:
+            line.ends = now + line.share
+            self._schedule()
+        at_once = not (self._looks.jobs or line.jobs) and now < line.ends
+        line.jobs.append(job)
+        if at_once:
+            self._do_next(line)
 
     def _schedule(self) -> None:
         if not self._scheduled:
@@ -76,24 +187,35 @@ class WorkQueue:
 
     def _do_slice(self) -> None:
         self._scheduled = False
-        self._turn_ends = None
-        if self._urgent:
-            until = self._clock() + TURN
-            while self._urgent and self._clock() < until:
-                _do(self._urgent.popleft())
+        for line in (self._looks, self._turns, self._work):
+            line.ends = None
+            if line.jobs:
+                until = self._clock() + line.share
+                while line.jobs:
+                    self._do_next(line)
+                    if self._clock() >= until:
+                        break
+            if self._looks.jobs:
+                break  # all of them come before anything else
+        if self._looks.jobs or self._turns.jobs or self._work.jobs:
             self._schedule()
+
+    def _do_next(self, line: _Line) -> None:
+        job = line.jobs.popleft()
+        left: object = job
+        try:
+            if isinstance(job, Generator):
+                next(job)
+            else:
+                left = job()
+        except StopIteration:
             return
-        until = self._clock() + SLICE
-        while self._work:
-            _do(self._work.popleft())
-            if self._clock() >= until:
-                break
-        if self._work:
-            self._schedule()
-
-
-def _do(work: Callable[[], object]) -> None:
-    try:
-        work()
-    except Exception:  # noqa: BLE001 - logged; what comes after it may fare better
-        log.exception("%s failed", work)
+        except Exception:  # noqa: BLE001 - logged; what comes after it may fare better
+            log.exception("%s failed", job)
+            return
+        if isinstance(left, Generator):
+            if line is self._work:
+                line.jobs.appendleft(left)
+            else:
+                self._turns.jobs.append(left)
+                self._schedule()

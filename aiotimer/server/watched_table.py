@@ -2,9 +2,7 @@
 
 The laws of this file:
 
-* One handle per table wakes the server at its promise, another reads once more after every look.
-* A loop that wakes early (uvloop rounds to whole milliseconds) re-arms, each time for a little more, so that
-  a loop which is always early wakes a few times for a deadline, and never spins.
+* One alarm per table wakes the server at its promise; a handle has it read once more after every look.
 * Nothing here knows what a worker is: what is due is handed on.
 """
 
@@ -12,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
-from math import ceil, inf
+from collections.abc import Callable, Iterator
+from math import inf
 from time import monotonic
 from typing import Protocol
 
@@ -23,10 +21,14 @@ from .._core.watch import LATER_READ, RESTARTS, Due, Watch
 from .._linux.paths import remove
 from .._linux.table_files import TableFile
 from ..events import log
+from .slices import Alarm
 
+LARGE = 65_536
+"""Bytes of deadlines that make a table large: looking at it takes long."""
 
-def _now(look: Callable[[], None]) -> None:
-    look()
+REST, MOST_REST = 8.0, 0.05
+"""How many times as long nobody looks at it again, seconds at most: so one worker of many thousand timers
+that rings all the time has a ninth of the server's loop."""
 
 
 class Closable(Protocol):
@@ -41,30 +43,13 @@ class WatchedTable:
 
     Args:
         file: the table; owned from here on.
-        watch: what is known of it.
-        loop: where to schedule.
         on_due: called with this table and the timers that have expired.
-        clock: what time it is.
         do_first: calls a look that is due, now or soon.
     """
 
     __slots__ = (
-        "_clock",
-        "_do_first",
-        "_later",
-        "_looks",
-        "_loop",
-        "_on_due",
-        "_rounds",
-        "_spare",
-        "_wake",
-        "_wake_at",
-        "before_removal",
-        "connection",
-        "file",
-        "program",
-        "reader",
-        "watch",
+        "_alarm", "_clock", "_do_first", "_later", "_looks", "_loop", "_on_due", "_rests_until",
+        "before_removal", "connection", "file", "program", "reader", "watch",
     )  # fmt: skip
 
     def __init__(
@@ -74,7 +59,7 @@ class WatchedTable:
         loop: asyncio.AbstractEventLoop,
         on_due: Callable[[WatchedTable, tuple[Due, ...]], None],
         clock: Callable[[], float] = monotonic,
-        do_first: Callable[[Callable[[], None]], None] = _now,
+        do_first: Callable[[Callable[[], None]], object] = lambda look: look(),
     ) -> None:
         self.file = file
         self.watch = watch
@@ -83,12 +68,10 @@ class WatchedTable:
         self._do_first = do_first
         self._loop = loop
         self._on_due = on_due
-        self._wake: asyncio.TimerHandle | None = None
+        self._alarm = Alarm(loop, clock, self._woken)
         self._later: asyncio.TimerHandle | None = None
-        self._wake_at = inf
-        self._rounds = not isinstance(loop, asyncio.BaseEventLoop)  # uvloop: to the nearest millisecond
-        self._spare = 0  # milliseconds to add after the next early wake
-        self.before_removal: Callable[[WatchedTable], object] = _nothing  # to read it once more
+        self._rests_until = -inf
+        self.before_removal: Callable[[WatchedTable], object] = lambda _table: None  # to read it once more
         self.connection: Closable | None = None  # on which rings or requests come for this table
         self.program = self.number(layout.PROGRAM)  # see procfs.program_of
         # Go on counting where an earlier server stopped: a worker may remember its last ring by that.
@@ -97,21 +80,27 @@ class WatchedTable:
     def look(self) -> None:
         """Look now: report what is due, promise, and schedule the next look."""
         watch = self.watch
-        self._spare = 0
         for _ in range(RESTARTS):
+            began = self._clock()
             snapshot = self.reader.snapshot()
-            decision = watch.look(layout.deadlines(snapshot), self._clock())
+            now = self._clock()
+            decision = watch.look(layout.deadlines(snapshot), now)
+            if len(snapshot) >= LARGE:
+                self._rests_until = began + min(REST * (self._clock() - began), MOST_REST)
             if decision.due:
                 self._report(decision.due)
                 if self.closed:
                     return
             self._write(decision.promise)
+            if decision.wake_at <= now:
+                break  # it is a long look, of which this is a part: others have a turn, then it goes on
             again = self.reader.snapshot()
             if again == snapshot or not watch.overlooked(layout.deadlines(again), decision.wake_at):
                 break
-        else:
-            decision = decision._replace(wake_at=0.0)  # let others have a turn, then go on
-        self._schedule(decision.wake_at)
+            decision = decision._replace(wake_at=0.0)  # others have a turn, then it goes on
+            if len(snapshot) >= LARGE:
+                break
+        self._wake_at(decision.wake_at)
         if self._later is not None:
             self._later.cancel()
         self._later = self._loop.call_later(LATER_READ, self._read_later)
@@ -127,20 +116,26 @@ class WatchedTable:
     def rung(self, deadline: float) -> None:
         """The worker rang."""
         self.watch.ring(deadline)
-        self.look()
+        self._look_soon()
 
     def wake_by(self, when: float) -> None:
         """Look at ``when`` at the latest, besides what has been promised."""
-        if when < self._wake_at:
-            self._schedule(when)
+        if when < self._alarm.at:
+            self._wake_at(when)
 
     def timer(self, due: Due) -> Timer | None:
         """Return the timer that is due, None if it has been released or re-armed since."""
         return self.reader.timer(due.slot, due.deadline)
 
-    def timers(self, most: int = layout.SLOTS) -> list[Timer]:
-        """Return the timers armed and not dealt with, soonest first: of so many at most."""
-        return [t for t in self.reader.timers(most) if not self.watch.cleared(t.slot, t.deadline)]
+    def batches(self, most: int = layout.SLOTS) -> Iterator[list[Timer]]:
+        """Yield the timers armed and not dealt with in batches, soonest first: of so many at most."""
+        for batch in self.reader.batches(most):
+            yield [t for t in batch if not self.watch.cleared(t.slot, t.deadline)]
+
+    def holds_timers(self) -> bool:
+        """Whether anything is armed and not dealt with."""
+        deadlines = enumerate(self.reader.deadlines())
+        return any(0.0 < d < inf and not self.watch.cleared(slot, d) for slot, d in deadlines)
 
     def mark_reaped(self, now: float) -> None:
         """Write into the header that the worker is about to be signalled, for the next server to know."""
@@ -191,10 +186,10 @@ class WatchedTable:
         """Stop watching. The file stays."""
         if self.closed:
             return
-        for handle in (self._wake, self._later):
-            if handle is not None:
-                handle.cancel()
-        self._wake = self._later = None
+        self._alarm.set(inf)
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None
         self.file.close()
 
     @property
@@ -210,24 +205,11 @@ class WatchedTable:
         self._looks += 1.0
         self._store(layout.server_line(promise, self._looks), 8 * layout.PROMISE)
 
-    def _schedule(self, wake_at: float, spare: int = 0) -> None:
-        self._wake_at = wake_at
-        if self._wake is not None:
-            self._wake.cancel()
-            self._wake = None
-        if wake_at < inf:
-            delay = max(0.0, wake_at - self._clock())
-            if self._rounds:
-                delay = ceil(delay * 1000) / 1000
-            self._wake = self._loop.call_at(self._loop.time() + delay + spare / 1000, self._woken)
+    def _wake_at(self, when: float) -> None:
+        self._alarm.set(max(when, self._rests_until))
 
     def _woken(self) -> None:
-        self._wake = None
-        if self._wake_at > self._clock():  # early
-            spare, self._spare = self._spare, 2 * self._spare or 1
-            self._schedule(self._wake_at, spare)
-        else:
-            self._do_first(self._look_if_open)
+        self._do_first(self._look_if_open)
 
     def _look_if_open(self) -> None:
         if not self.closed:
@@ -235,9 +217,12 @@ class WatchedTable:
 
     def _read_later(self) -> None:
         self._later = None
-        if self.watch.overlooked(self.reader.deadlines(), self._wake_at):
+        if self.watch.overlooked(self.reader.deadlines(), self._alarm.at):
+            self._look_soon()
+
+    def _look_soon(self) -> None:
+        """Look now; at a large table, which takes long, not all the time."""
+        if self._clock() < self._rests_until:
+            self.wake_by(self._rests_until)
+        else:
             self.look()
-
-
-def _nothing(_table: WatchedTable) -> None:
-    return None

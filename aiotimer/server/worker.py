@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from math import inf
 from mmap import mmap
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .._core import wire
 from .._core.ladder import ReapGrant
-from .._core.reader import Timer
 from .._core.requests import TimerRequest
 from .._core.table import TimerTable
 from ..events import Event
+from .slices import Steps
 from .watched_table import WatchedTable
 
 if TYPE_CHECKING:
@@ -34,12 +35,10 @@ class Worker:
         process: the process, pinned; owned from here on.
 
     Attributes:
-        process: the same.
-        id: who it is.
-        name: its command name.
         tables: every table it has timers in.
         own_tables: by kind, the tables that the server itself stores into on its behalf.
         connections: how many are open.
+        left: tables whose connections have ended, to be looked at.
         inspection_channels: to its event loops that answer questions.
         heard_at: its own clock, seconds, in the latest HELLO that listed its timers.
         reap_grant: how it is to be reaped, of what it asked for.
@@ -52,6 +51,7 @@ class Worker:
         self.tables: list[WatchedTable] = []
         self.own_tables: dict[str, tuple[WatchedTable, TimerTable]] = {}
         self.connections = 0
+        self.left: list[WatchedTable] = []
         self.inspection_channels: list[Inspectable] = []
         self.heard_at = -inf
         self.reap_grant = ReapGrant()
@@ -68,44 +68,42 @@ class Worker:
         if self._death is not None and not self._death.done():
             self._death.set_result(None)
 
-    def has_left(self, table: WatchedTable, *, maps: bool = False) -> bool:
+    def has_left(self, table: WatchedTable) -> bool:
         """Whether it runs another program by now than the one that armed what is in a table.
 
         What the server's owner armed is meant for the process, whatever it runs; but not for another user's,
         which it is by now if it has executed a set-uid program. That it has dropped its uid does not count.
-
-        Args:
-            table: one of its tables.
-            maps: look into its memory too, which can take a while: whether it still maps the table.
         """
         kind, process = table.file.kind, self.process
         if kind == "owner":
             # An earlier version noted no program for the owner's timers: then nothing says it is the same.
             return process.is_foreign() and (not table.program or process.runs_another_program(table.program))
-        return process.runs_another_program(table.program) or (
-            maps and kind == "shared" and process.has_unmapped(table.file.inode)
-        )
+        return process.runs_another_program(table.program)
 
     def table_of(self, inode: int) -> WatchedTable | None:
         """Return its table with that inode."""
         return next((t for t in self.tables if t.file.inode == inode), None)
 
-    def timers(self) -> Iterator[Timer]:
-        """Yield its armed timers, soonest first within each table."""
-        for table in self.tables:
-            yield from table.timers()
+    def holds_timers(self) -> bool:
+        """Whether anything is armed and not dealt with."""
+        return any(table.holds_timers() for table in self.tables)
 
-    def status(self, now: float) -> dict[str, Any]:
-        """Return what ``aiotimer status --json`` prints of it."""
-        timers = sorted(self.timers(), key=lambda timer: timer.deadline)
-        return {
-            "pid": self.id.pid,
-            "name": self.name,
-            "connected": self.connections > 0,
-            "timers": [
-                {"scope": t.name, "deadline": t.deadline, "remaining_s": t.deadline - now} for t in timers
-            ],
-        }
+    def status(self, now: float, pack: Callable[[Any], Any]) -> Steps[tuple[float, dict[str, Any]]]:
+        """Return its soonest deadline, and what ``aiotimer status --json`` prints of it: packed timers."""
+        timers: list[tuple[float, Any]] = []
+        for table in list(self.tables):
+            for batch in table.batches():
+                timers += [
+                    (d, pack({"scope": t.name, "deadline": d, "remaining_s": d - now}))
+                    for t in batch
+                    for d in (t.deadline,)
+                ]
+                yield
+        if len(self.tables) > 1:
+            timers.sort(key=itemgetter(0))
+        soonest = timers[0][0] if timers else inf
+        told = {"pid": self.id.pid, "name": self.name, "connected": self.connections > 0}
+        return soonest, told | {"timers": [timer for _deadline, timer in timers]}
 
     def clear(self) -> None:
         """Deal with everything that is armed now."""
@@ -149,7 +147,7 @@ class Worker:
 
 def drop_after_exec(worker: Worker, table: WatchedTable, emit: Callable[[Event], None]) -> None:
     """Drop a table that a process has left by an exec; say so if anything is armed in it."""
-    if table.timers():
+    if table.holds_timers():
         # Or it is an interpreter that has unmapped everything at its end.
         emit(Event("exec", worker.id, worker.name, detail="its timers are dropped"))
     worker.drop(table)

@@ -26,7 +26,7 @@ from aiotimer.client import memory
 from aiotimer.client.block import Block
 from tests.fakes.clock import PATIENCE
 from tests.fakes.interruptions import every_thread_at_once
-from tests.fakes.memory import MemoryClient, acquisitions_of, memory_table, timers_of
+from tests.fakes.memory import MemoryClient, acquisitions_of, armed_cells, memory_table, timers_of
 from tests.fakes.server import ServerThread
 from tests.fakes.worker import FORKS
 
@@ -128,7 +128,7 @@ class Crowd:
     def _own_key(self, me: int, after: float) -> None:
         name, deadline = f"key of {me}", monotonic() + after
         self.client.acquire(name, deadline)
-        if self.table.armed_cells().get((name, 0)) != deadline:
+        if armed_cells(self.table).get((name, 0)) != deadline:
             self.wrong.append("a keyed timer is not what it was set to")
         self.client.release(name)
         self.counted[me] += 1

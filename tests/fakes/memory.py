@@ -85,6 +85,12 @@ def acquisitions_of(table: TimerTable) -> int:
     return int(table.cells[layout.RETIRED] + sum(counts))
 
 
+def armed_cells(table: TimerTable) -> dict[tuple[str, int], float]:
+    """Return the keyed timers that are armed in a table, and their deadlines."""
+    armed = {key: table.cells[cell.word] for key, cell in table._cells_of.copy().items()}
+    return {key: deadline for key, deadline in armed.items() if layout.is_armed(deadline)}
+
+
 def timers_of(table: TimerTable) -> list[Timer]:
     """Return what is armed in a table, soonest first, as a server reads it."""
     return TableReader(reading(table)).timers()

@@ -34,7 +34,7 @@ from aiotimer.server.handlers import HandlerContext, Session
 from aiotimer.server.history import History
 from aiotimer.server.reporter import Reporter
 from aiotimer.server.sinks import CallbackSink
-from aiotimer.server.slices import WorkQueue
+from aiotimer.server.slices import Steps, WorkQueue
 from aiotimer.server.worker import Worker
 from tests.fakes.clock import PATIENCE
 from tests.fakes.places import short_socket
@@ -59,9 +59,13 @@ class WatchedSession(Session):
         self._changed = changed
         super().__init__(context, sock)
 
-    def received(self, message: wire.ToServer) -> None:
+    def received(self, message: wire.ToServer) -> Steps[None] | None:
         """Have it handled, then tell."""
-        super().received(message)
+        return self._tell_when_handled(super().received(message), message)
+
+    def _tell_when_handled(self, left: Steps[None] | None, message: wire.ToServer) -> Steps[None]:
+        if left is not None:
+            yield from left
         self._changed(message)
 
     def all_received(self) -> None:

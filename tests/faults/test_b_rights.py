@@ -22,6 +22,7 @@ from aiotimer import TimerRequest, WorkerId
 from aiotimer._linux.procfs import start_time
 from aiotimer.client.control import status
 from aiotimer.errors import ForeignProcess
+from aiotimer.server.rights import PRIORITY
 from tests.fakes.places import short_socket
 from tests.fakes.server import WatchfulServer, armed, serving
 from tests.fakes.worker import (
@@ -262,6 +263,7 @@ import concurrent.futures.thread, ctypes, hashlib, shutil, sqlite3, subprocess
 import aiotimer.server.server  # before the modules are out of reach
 from aiotimer import TimerRequest, TimerServer
 from aiotimer.errors import ForeignProcess
+from aiotimer.server.rights import PRIORITY
 from aiotimer._linux.procfs import foreign_uid
 
 line, path, restart = sys.argv[1:]
@@ -360,8 +362,33 @@ def test_a_server_of_roots_keeps_the_capabilities_it_needs() -> None:
                 assert armed(status(path), worker.pid) == {}
 
 
+def test_a_server_of_roots_is_preferred_to_what_it_watches() -> None:
+    """The commands that it runs for events are not."""
+    command = "sh -c 'cat >/dev/null; nice >&2'"
+    with short_socket() as path, served(path, "--reap", "KILL", "--on-event", command) as server:
+        assert os.getpriority(os.PRIO_PROCESS, server.pid) == PRIORITY
+        with spawn_worker(program("with", "ctypes.PyDLL(None).sleep(1000)"), path) as worker:
+            assert worker.wait() == -signal.SIGKILL
+        server.wait_line("0")
+
+
+def test_who_may_not_be_preferred_is_no_failure() -> None:
+    without_rights = f"""
+        import os, resource
+        from aiotimer.server.rights import raise_priority
+        resource.setrlimit(resource.RLIMIT_NICE, (0, 0))
+        os.setuid({NOBODY})
+        print("preferred:", raise_priority())
+    """
+    with spawn_worker(without_rights, None) as server:
+        server.wait_line("preferred: False")
+        assert server.wait() == 0
+
+
 @contextlib.contextmanager
-def served(path: str) -> Iterator[SpawnedWorker]:
-    with spawn_worker("import sys; from aiotimer.cli import main; sys.exit(main())", path, "serve") as server:
+def served(path: str, *options: str) -> Iterator[SpawnedWorker]:
+    with spawn_worker(
+        "import sys; from aiotimer.cli import main; sys.exit(main())", path, "serve", *options
+    ) as server:
         server.wait_line("serving on")
         yield server

@@ -188,6 +188,19 @@ async def test_a_process_has_so_many_loops_and_no_more(monkeypatch: pytest.Monke
         assert len(worker.inspection_channels) == 1
 
 
+async def test_of_many_tasks_some_are_evidence_and_the_others_are_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(inspector, "MAX_TASKS", 1)
+    async with serving() as server, worker_of(server) as worker:
+        async with channel_to(server, worker) as one, channel_to(server, worker) as two:
+            asking = asyncio.ensure_future(inspect_loops(worker.inspection_channels, (), PATIENCE))
+            for number, loop in enumerate((one, two)):
+                await loop.say(tasks((await loop.asked()).number, left_out=number))
+            answers = await asking
+            assert [(len(answer.tasks), answer.left_out) for answer in answers] == [(1, 0), (0, 2)]
+
+
 async def test_the_silence_of_a_loop_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aiotimer.server.connection.SILENCE", 0.05)
     async with serving() as server, worker_of(server) as worker, channel_to(server, worker) as loop:
@@ -268,7 +281,7 @@ async def test_a_dump_that_fails_says_so(
     def fail(*_: object) -> None:
         raise ValueError("whatever")
 
-    monkeypatch.setattr("aiotimer.server.worker.Worker.subject", fail)
+    monkeypatch.setattr("aiotimer.server.inspector.subject_of", fail)
     async with serving() as server, worker_of(server):
         with pytest.raises(Refused, match="it failed: whatever"):
             await asyncio.to_thread(control.dump, server.socket_path, os.getpid(), PATIENCE)
@@ -295,7 +308,7 @@ async def test_one_dump_at_a_time_and_none_for_whoever_has_gone(monkeypatch: pyt
     async with serving() as server, worker_of(server):
         for leaves in ("asks again", "goes"):
             endless = Endless()
-            monkeypatch.setattr("aiotimer.server.inspector.gather", endless)
+            monkeypatch.setattr("aiotimer.evidence.gather.gather", endless)
             with raw_client(server.socket_path) as connection:
                 peer = Loop(connection)
                 await peer.say(wire.DumpRequest(os.getpid()))
@@ -322,7 +335,7 @@ async def test_after_a_dump_silence_counts_again(monkeypatch: pytest.MonkeyPatch
 
 async def test_stopping_the_server_ends_a_dump(monkeypatch: pytest.MonkeyPatch) -> None:
     endless = Endless()
-    monkeypatch.setattr("aiotimer.server.inspector.gather", endless)
+    monkeypatch.setattr("aiotimer.evidence.gather.gather", endless)
     async with serving() as server, worker_of(server):
         with raw_client(server.socket_path) as connection:
             await Loop(connection).say(wire.DumpRequest(os.getpid()))

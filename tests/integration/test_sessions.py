@@ -73,7 +73,7 @@ async def peer(server: WatchfulServer, state: State) -> AsyncIterator[socket.soc
 async def test_a_message_out_of_place_closes_the_connection(
     state: State, message: wire.ToServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aiotimer.server.inspector.gather", gathers_for_ever)
+    monkeypatch.setattr("aiotimer.evidence.gather.gather", gathers_for_ever)
     async with serving() as server, peer(server, state) as connection:
         await say(connection, message)
         answers = {type(one) for one in await answer(connection)}
@@ -102,7 +102,7 @@ async def test_a_message_is_in_place_as_soon_as_what_it_needs_has_been_handled()
 
 
 async def test_questions_are_answered_while_a_report_is_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aiotimer.server.inspector.gather", gathers_for_ever)
+    monkeypatch.setattr("aiotimer.evidence.gather.gather", gathers_for_ever)
     async with serving() as server, peer(server, State.REPORT) as connection:
         await say(connection, wire.Ping(), wire.StatusRequest())
         pong, _status = await answer(connection, wire.Status)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from aiotimer._core import layout
 from aiotimer._core.layout import SLOTS
 from aiotimer._core.reader import Read, TableReader
-from aiotimer._core.watch import BOUND, Lifeline, Watch
+from aiotimer._core.watch import BLOCK, BOUND, SLOW, Lifeline, Watch
 
 NOW = 1000.0
 WORDS = st.one_of(
@@ -50,11 +50,16 @@ def test_any_bytes_can_be_read_and_looked_at(read: Read) -> None:
     deadlines = reader.deadlines()
     assert len(deadlines) <= SLOTS
     watch = Watch(Lifeline(NOW), connected=True)
-    look = watch.look(deadlines, NOW)
-    assert NOW < look.wake_at <= NOW + BOUND
-    assert look.promise == look.wake_at
-    assert all(layout.is_armed(due.deadline) and due.deadline <= NOW for due in look.due)
-    assert len(look.due) == sum(0.0 < deadline <= NOW for deadline in deadlines)
+    looks = [watch.look(deadlines, NOW)]
+    while looks[-1].wake_at == NOW:  # there is more than one look can judge
+        looks.append(watch.look(deadlines, NOW))
+        assert len(looks) <= SLOTS / BLOCK / SLOW
+    assert NOW < looks[-1].wake_at <= NOW + BOUND
+    assert all(look.promise == look.wake_at for look in looks)
+    found = [due for look in looks for due in look.due]
+    assert all(layout.is_armed(due.deadline) and due.deadline <= NOW for due in found)
+    assert len(found) == sum(0.0 < deadline <= NOW for deadline in deadlines)
+    look = looks[-1]
     assert not watch.overlooked(deadlines, look.wake_at)
     assert not watch.look(deadlines, NOW).due, "nothing is reported twice"
 

@@ -186,10 +186,10 @@ class WritesSlots(Known):
 class WakesWithoutEnd(JudgedReaper):
     """Whenever it is to be woken, a worker's machine is woken once more besides."""
 
-    def _schedule(self, case: _Case) -> None:
-        super()._schedule(case)
-        if case.wakes_at < inf:
-            self._loop.call_at(case.wakes_at + 1.0, self._woken, case)
+    def _tell(self, case: _Case, event: reaping.Event) -> None:
+        super()._tell(case, event)
+        if case.alarm.at < inf:
+            self._loop.call_at(case.alarm.at + 1.0, case.alarm._woken)
 
 
 @breaks("I3")
@@ -293,7 +293,7 @@ broken("I2", "IgnoresStartTimes", Server, "crash", "die", is_same=_has_its_pid)
 # A process with a reused pid is killed, even by the server that knew the dead one.
 broken("I2", "SignalsPids", PinnedProcess, "stop_server", "die", target=_who_has_its_pid)
 # After a restart, a program is killed for what another one armed before it called exec.
-broken("I2", "TrustsTheUnconnected", PinnedProcess, runs_another_program=_nothing, has_unmapped=_nothing)
+broken("I2", "TrustsTheUnconnected", PinnedProcess, runs_another_program=_nothing)
 # A client that is closed while its server is down is reaped for its timers later.
 broken("I4", "LeavesItsTimersBehind", SimulatedWorker, "crash", "break_line", release_all=_nothing)
 # A child that leaves its parent's block disarms the parent.

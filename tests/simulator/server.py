@@ -205,7 +205,7 @@ class Table(WatchedTable):
             server.world.clock,
             server.queue.do_first,
         )
-        self._rounds = False
+        self._alarm._rounds = False
         self.before_removal = lambda _table: server.world.unlink(file.truth)
 
     def __str__(self) -> str:
@@ -224,8 +224,8 @@ class Table(WatchedTable):
     def look(self) -> None:
         """Look, and be judged."""
         super().look()
-        if not self.closed and self._wake_at > 0.0:
-            self.judge.looked(self, self._wake_at, self.visible)
+        if not self.closed and self._alarm.at > 0.0:
+            self.judge.looked(self, self._alarm.at, self.visible)
 
     def _report(self, due: tuple[Due, ...]) -> None:
         self._on_due(self, due)  # an error is the end of a history, and not of a look
@@ -279,11 +279,6 @@ class PinnedProcess:
         """Whether it has called ``exec`` since it was marked so."""
         return self.process.alive and self.process.program + 1 != program
 
-    def has_unmapped(self, inode: int) -> bool:
-        """Whether it does not map a table: /proc/PID/maps."""
-        file = next(file for file in self._server.world.files if file.number == inode)
-        return self.process.alive and not (file.owner is self.process and file.mapped)
-
     def is_foreign(self) -> bool:
         """Nobody is."""
         return False
@@ -330,7 +325,7 @@ class Inspector:
         def found() -> None:
             self._server.judge.gathered(asked_at)
             expiry.findings = NO_FINDINGS
-            then()
+            self._server.queue.do_first(then)
 
         late = partial(self._server.queue.do_first, found)
         self._server.loop.call_later(world.rng.uniform(0.0, self.takes), late)
@@ -412,7 +407,7 @@ class Server:
         judge.alive(world.now)
         loop = cast(asyncio.AbstractEventLoop, self.loop)
         self.queue = WorkQueue(loop, world.clock)
-        reporter = JudgedReporter(self.queue, None, self.events.append)
+        reporter = JudgedReporter(self.queue, None, self.events.append, clock=world.clock)
         reporter.judge = judge
         self.reaper = self.reaper_kind(
             loop, self.reap_worker, reporter, self.policy, cast(Any, self.inspector(self)), world.clock
@@ -606,7 +601,7 @@ class Server:
         offered = message.offered
         if offered is None:
             for other in list(known.tables):
-                if not other.watch.connected and known.process.has_unmapped(other.file.inode):
+                if other.connection is None and known.process.runs_another_program(other.program):
                     known.drop(other)
             table = self.watch_table(known, self.world.create_table(line.process), connected=True)
         else:
@@ -654,7 +649,7 @@ class Server:
 
     def ended(self, known: Known, table: Table) -> None:
         """A connection has ended without BYE: that releases nothing, but an ``exec`` does."""
-        if known.has_left(table, maps=True):
+        if known.has_left(table):
             known.drop(table)
         else:
             table.connection_lost()

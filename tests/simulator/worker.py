@@ -21,6 +21,7 @@ from aiotimer._core import layout
 from aiotimer._core.layout import COUNT_OF, FIRST_DEADLINE, LATE, PROMISE
 from aiotimer._core.requests import RELEASE
 from aiotimer._core.table import Pool, TimerTable
+from tests.fakes.memory import armed_cells
 
 from .world import Broken, Line, Process, TableFile, World
 
@@ -257,7 +258,7 @@ class Worker:
         """``WorkerQueue.put``: ``TimerTable.set``, and the ring."""
         table, file = self._mine()
         stored = layout.as_stored(expiration_time)
-        if stored == inf and (scope, 0) not in table.armed_cells():
+        if stored == inf and (scope, 0) not in armed_cells(table):
             return
         cell = table._cells_of.get((scope, 0)) or table._new_cell((scope, 0), make_room=True)
         yield "has a cell"
@@ -378,7 +379,7 @@ class Worker:
 
     def release_all(self, table: TimerTable) -> None:
         """``TimerTable.clear_cells``."""
-        for scope, ordinal in list(table.armed_cells()):
+        for scope, ordinal in list(armed_cells(table)):
             self._store(table, table._cells_of[scope, ordinal].word, inf)
 
     # -- life --------------------------------------------------------------------------------------

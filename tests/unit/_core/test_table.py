@@ -19,7 +19,7 @@ from aiotimer._core.layout import COUNT_OF, FIRST_DEADLINE, HIGH_WATER, LATE, LO
 from aiotimer._core.reader import TableReader
 from aiotimer._core.table import FIRST_CHUNK, Pool, TimerTable
 from tests.fakes.interruptions import at_every_opcode, interruptions, is_ours
-from tests.fakes.memory import acquisitions_of, memory_table, names_of, reading, timers_of
+from tests.fakes.memory import acquisitions_of, armed_cells, memory_table, names_of, reading, timers_of
 
 NOW = 1000.0
 
@@ -139,9 +139,9 @@ def test_entries_of_a_peer_are_keyed_by_ordinal() -> None:
     for ordinal in (0, 1, 2):
         table.set(("s", ordinal), 10.0 + ordinal, NOW)
     assert [(t.name, t.deadline) for t in timers_of(table)] == [("s", 10.0), ("s", 11.0), ("s#2", 12.0)]
-    assert table.armed_cells() == {("s", 0): 10.0, ("s", 1): 11.0, ("s", 2): 12.0}
+    assert armed_cells(table) == {("s", 0): 10.0, ("s", 1): 11.0, ("s", 2): 12.0}
     table.set(("s", 1), -1.0, NOW)
-    assert table.armed_cells() == {("s", 0): 10.0, ("s", 2): 12.0}
+    assert armed_cells(table) == {("s", 0): 10.0, ("s", 2): 12.0}
 
 
 def test_cells_are_adopted_from_an_earlier_process() -> None:
@@ -151,7 +151,7 @@ def test_cells_are_adopted_from_an_earlier_process() -> None:
     release(table, "s1")
     heir = TimerTable(table.raw, now=lambda: NOW)
     heir.adopt_cells((t.slot, t.scope, t.ordinal) for t in timers_of(table))
-    assert heir.armed_cells() == {(f"s{n}", 0): 10.0 + n for n in (0, 2, 3, 4)}
+    assert armed_cells(heir) == {(f"s{n}", 0): 10.0 + n for n in (0, 2, 3, 4)}
     release(heir, "s0")
     for n in range(2 * FIRST_CHUNK):
         arm(heir, f"new{n}", 50.0)
@@ -499,7 +499,7 @@ def test_a_slot_has_one_owner_whatever_the_threads_do() -> None:
                 entry.leave()
             else:
                 table.set((f"{me}-{n}", 0), deadline, NOW)
-                if table.armed_cells().get((f"{me}-{n}", 0)) != deadline:
+                if armed_cells(table).get((f"{me}-{n}", 0)) != deadline:
                     wrong.append(deadline)
                 table.set((f"{me}-{n}", 0), -1.0, NOW)
 

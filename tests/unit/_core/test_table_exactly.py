@@ -17,7 +17,7 @@ from aiotimer._core.durations import Durations
 from aiotimer._core.layout import FIRST_DEADLINE, LATE
 from aiotimer._core.reader import TableReader
 from aiotimer._core.table import FIRST_CHUNK, SAMPLE_EVERY, Cell, Pool, TimerTable
-from tests.fakes.memory import memory_table, names_of, reading, timers_of
+from tests.fakes.memory import armed_cells, memory_table, names_of, reading, timers_of
 
 NOW = 1000.0
 
@@ -114,7 +114,7 @@ def test_an_adopted_cell_is_the_timer_of_its_name() -> None:
     after = TimerTable(before.raw.obj, now=lambda: NOW)  # type: ignore[arg-type]  # the same mapping
     after.adopt_cells((t.slot, t.scope, t.ordinal) for t in TableReader(reading(before)).timers())
     after.set(("k1", 0), 50.0, NOW)
-    assert after.armed_cells() == {("k1", 0): 50.0, ("k2", 0): 12.0}
+    assert armed_cells(after) == {("k1", 0): 50.0, ("k2", 0): 12.0}
     mark = after.high_water
     after.set(("new", 0), 60.0, NOW)
     assert after.high_water == mark, "there were idle slots"

@@ -10,7 +10,7 @@ from math import inf, nan
 import pytest
 
 from aiotimer._core.layout import SLOTS
-from aiotimer._core.watch import ADOPTED_EVERY, BLOCK, BOUND, Due, Lifeline, Watch
+from aiotimer._core.watch import ADOPTED_EVERY, BLOCK, BOUND, SLOW, Due, Lifeline, Watch
 
 NOW = 1000.0
 
@@ -88,6 +88,42 @@ def test_a_full_table_is_one_look() -> None:
     look = watch().look(deadlines, NOW)
     assert numbers(look.due) == [SLOTS - 1]
     assert look.wake_at == NOW + 1
+
+
+def test_a_storm_in_one_table_takes_many_looks() -> None:
+    """Each is bounded, none promises to look later than at once, and nothing is reported twice."""
+    deadlines = array("d", [NOW - 1.0]) * SLOTS
+    one = watch()
+    found: list[int] = []
+    while len(found) < SLOTS:
+        look = one.look(deadlines, NOW)
+        assert 0 < len(look.due) <= SLOW * BLOCK
+        found += numbers(look.due)
+        assert look.promise == look.wake_at == (NOW if len(found) < SLOTS else NOW + BOUND)
+    assert sorted(found) == list(range(SLOTS))
+
+
+def test_who_changes_the_first_blocks_all_the_time_does_not_hide_the_others() -> None:
+    deadlines = array("d", [NOW - 1.0]) * (2 * SLOW * BLOCK)
+    one = watch()
+    found: set[int] = set()
+    for number in range(4):
+        found.update(numbers(one.look(deadlines, NOW).due))
+        for slot in range(0, SLOW * BLOCK, BLOCK):
+            deadlines[slot] = NOW - 1.0 - number
+    assert found == set(range(2 * SLOW * BLOCK))
+
+
+def test_what_takes_long_to_judge_may_have_been_overlooked() -> None:
+    deadlines = array("d", [NOW]) * ((SLOW + 1) * BLOCK)
+    one = watch()
+    while one.look(deadlines, NOW).wake_at == NOW:
+        pass
+    for slot in range(0, len(deadlines), BLOCK):
+        deadlines[slot] = inf
+    assert one.overlooked(deadlines, NOW + 1), "nobody knows"
+    assert not one.look(deadlines[: SLOW * BLOCK], NOW).due
+    assert not one.overlooked(deadlines[: SLOW * BLOCK], NOW + 1)
 
 
 def test_a_table_that_shrinks_and_comes_back() -> None:

@@ -115,14 +115,14 @@ def test_what_is_mapped(name: str, tmp_path: Path) -> None:
     with open(tmp_path / name, "wb+") as file:
         file.truncate(mmap.PAGESIZE)
         with mmap.mmap(file.fileno(), mmap.PAGESIZE):
-            assert procfs.maps_file(os.getpid(), os.fstat(file.fileno()).st_ino) is True
-    assert procfs.maps_file(os.getpid(), 2**63) is False
+            assert os.fstat(file.fileno()).st_ino in procfs.mapped_inodes(os.getpid())
+    assert 2**63 not in procfs.mapped_inodes(os.getpid())
 
 
 def test_what_has_no_memory_maps_nothing() -> None:
     with subprocess.Popen(["true"]) as process:
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-        assert procfs.maps_file(process.pid, 1) is None
+        assert procfs.mapped_inodes(process.pid) == set()
         assert procfs.state_of(process.pid) == "Z (zombie)"
         with pytest.raises(ProcessLookupError, match="exiting"):
             procfs.program_of(process.pid)

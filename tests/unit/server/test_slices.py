@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from aiotimer.server import slices
-from aiotimer.server.slices import SLICE, TURN, WorkQueue
+from aiotimer.server.slices import SLICE, TURN, Steps, WorkQueue, finish
 from tests.fakes.clock import Clock
 
 
@@ -41,11 +41,18 @@ class Bench:
         self.loop = Turns()
         loop: Any = self.loop
         self.queue = WorkQueue(loop, self.clock)
-        self.done: list[object] = []
+        self.done: list[Any] = []
 
     def work(self, name: object, takes: float = 0.0) -> None:
         self.done.append(name)
         self.clock.now += takes
+
+    def steps(self, name: object, count: int, takes: float = SLICE) -> Steps[int]:
+        """Return something long: so many steps, which take as long as they are told to."""
+        for number in range(count):
+            self.work((name, number), takes)
+            yield
+        return count
 
 
 def test_nothing_is_done_at_once_and_all_in_order() -> None:
@@ -133,3 +140,73 @@ def test_an_error_of_what_is_urgent_is_no_others(caplog: pytest.LogCaptureFixtur
     bench.loop.turn()
     assert bench.done == ["first", "last"]
     assert "no number" in caplog.text
+
+
+def test_connections_have_their_turns_one_after_the_other() -> None:
+    """However much one of them has to say: it goes behind all others after each step."""
+    bench = Bench()
+    bench.queue.take_turn(bench.steps("long", 4))
+    assert bench.done == [("long", 0)], "the first step is taken at once, if nobody waits"
+    bench.queue.take_turn(bench.steps("short", 1))
+    bench.queue.take_turn(bench.steps("other", 1))
+    while bench.loop.soon:
+        bench.loop.turn()
+    turns = ["long", "long", "short", "other", "long", "long"]
+    assert [name for name, _number in bench.done] == turns
+
+
+def test_looks_come_before_connections_and_these_before_work() -> None:
+    bench = Bench()
+    bench.queue.put(bench.work, "work")
+    bench.queue.take_turn(bench.steps("first", 1, SLICE))
+    bench.queue.take_turn(bench.steps("second", 1))
+    bench.queue.do_first(partial(bench.work, "look", TURN))
+    bench.queue.do_first(partial(bench.work, "another look"))
+    bench.queue.take_turn(bench.steps("third", 1))
+    assert bench.done == [("first", 0), "look"]
+    while bench.loop.soon:
+        bench.loop.turn()
+    assert bench.done == [("first", 0), "look", "another look", ("second", 0), "work", ("third", 0)]
+
+
+def test_work_that_is_long_keeps_its_place_and_leaves_the_loop_free() -> None:
+    bench = Bench()
+    bench.queue.put(bench.steps, "long", 3)
+    bench.queue.put(bench.work, "described later")
+    bench.loop.turn()
+    assert bench.done == [("long", 0)]
+    bench.queue.do_first(partial(bench.work, "look"))
+    while bench.loop.soon:
+        bench.loop.turn()
+    assert bench.done == [("long", 0), "look", ("long", 1), ("long", 2), "described later"]
+
+
+def test_what_is_left_of_a_look_goes_on_among_the_connections() -> None:
+    """There may be thousands of timers of one worker: the looks at others do not wait for them."""
+    bench = Bench()
+    bench.queue.do_first(partial(bench.steps, "storm", 3, TURN))
+    bench.loop.turn()
+    bench.queue.do_first(partial(bench.work, "look"))
+    bench.queue.take_turn(bench.steps("connection", 1))
+    while bench.loop.soon:
+        bench.loop.turn()
+    assert bench.done == [("storm", 0), "look", ("storm", 1), ("connection", 0), ("storm", 2)]
+
+
+def test_an_error_of_a_step_is_no_others(caplog: pytest.LogCaptureFixture) -> None:
+    def failing() -> Steps[None]:
+        yield
+        raise ValueError("a step that fails")
+
+    bench = Bench()
+    bench.queue.take_turn(failing())
+    bench.queue.take_turn(bench.steps("next", 1))
+    bench.loop.turn()
+    assert bench.done == [("next", 0)]
+    assert "a step that fails" in caplog.text
+
+
+def test_all_steps_at_once() -> None:
+    bench = Bench()
+    assert finish(bench.steps("s", 3)) == 3
+    assert bench.done == [("s", 0), ("s", 1), ("s", 2)]

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from aiotimer._core import layout
+from aiotimer._core.reader import TableReader
 from aiotimer._core.table import TimerTable
-from aiotimer._core.watch import BOUND, LATER_READ, RESTARTS, Due, Lifeline, Watch
-from aiotimer.server.watched_table import WatchedTable
+from aiotimer._core.watch import BLOCK, BOUND, LATER_READ, RESTARTS, SLOW, Due, Lifeline, Watch
+from aiotimer.server.watched_table import REST, WatchedTable
 from tests.fakes.clock import Clock
 from tests.fakes.memory import MemoryFile, memory_table
 
@@ -161,7 +162,7 @@ def test_a_table_that_is_closed_is_read_and_looked_at_no_more(served: Served) ->
     assert served.promise == inf
     assert not served.loop.handles
     assert served.table.closed
-    assert not served.table.timers()
+    assert not [timer for batch in served.table.batches() for timer in batch]
     assert served.table.number(layout.LOOKS) == 0
     served.table.note_program(7)
     assert MemoryFile(served.cells).read(8, 8 * layout.PROGRAM) == layout.word(0.0)
@@ -180,3 +181,64 @@ def test_what_is_noted_is_there_for_the_next_server(served: Served) -> None:
     assert after.number(layout.REAPED_AT) == 1000
     after.look()
     assert served.cells.looks() == 3.0, "one look, the end, and another look"
+
+
+TAKES = 0.001
+
+
+class SlowFile(MemoryFile):
+    """A large table: reading it takes a while.
+
+    Attributes:
+        clock: what it takes time of.
+        reads: how often it was read.
+    """
+
+    __slots__ = ("clock", "reads")
+
+    def __init__(self, table: TimerTable, clock: Clock) -> None:
+        super().__init__(table)
+        self.clock = clock
+        self.reads = 0
+
+    def read(self, size: int, offset: int) -> bytes:
+        if offset == layout.SNAPSHOT_OFFSET:
+            self.clock.now += TAKES
+            self.reads += 1
+        return super().read(size, offset)
+
+
+def fill(served: Served, deadline: float) -> None:
+    """Let all slots that a table has hold the same."""
+    served.cells.cells[layout.HIGH_WATER] = layout.SLOTS
+    for slot in range(layout.SLOTS):
+        served.cells.cells[layout.FIRST_DEADLINE + slot] = deadline
+
+
+def test_who_rings_all_the_time_for_a_large_table_has_a_share_of_the_loop(served: Served) -> None:
+    fill(served, inf)
+    file = SlowFile(served.cells, served.clock)
+    served.table.file = file
+    served.table.reader = TableReader(file.read)
+    began, looks = served.clock.now, served.cells.looks()
+    for _ in range(2_000):
+        served.table.rung(served.clock.now + 1.0)
+        served.clock.now += 1e-4
+        while served.loop.next_at() <= served.clock.now:
+            served.loop.call_next()
+    passed = served.clock.now - began
+    assert served.cells.looks() > looks + 2
+    assert file.reads * TAKES < 0.5 * passed
+    assert served.loop.next_at() <= served.clock.now + REST * TAKES, "it is looked at as soon as that is over"
+
+
+def test_a_storm_in_one_table_lets_others_have_their_turns(served: Served) -> None:
+    fill(served, served.clock.now - 1.0)
+    served.table.look()
+    looks = 1
+    while len(served.due) < layout.SLOTS:
+        assert len(served.due) == looks * SLOW * BLOCK
+        assert served.loop.next_at() == served.clock.now
+        served.loop.call_next()
+        looks += 1
+    assert served.promise == served.clock.now + BOUND

@@ -1,0 +1,139 @@
+"""Turns: whatever one process asks of its server, the timers and the connections of others have theirs.
+
+The law of this file: it is shown by order, by what came first, and not by how long it took.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import Awaitable
+from itertools import repeat
+from time import monotonic
+from typing import Any
+
+import pytest
+
+from aiotimer import TimerRequest, WorkerId
+from aiotimer._core import wire
+from aiotimer._linux.procfs import time_namespace
+from aiotimer.evidence import Subject
+from aiotimer.server.slices import Steps
+from tests.fakes.server import WatchfulServer, answer, raw_client, serving, serving_as
+from tests.fakes.worker import bystander
+
+
+def hello(*, shared: bool, observe: bool = False) -> wire.Hello:
+    pid, now = os.getpid(), monotonic()
+    version = wire.PROTOCOL_VERSION
+    return wire.Hello(version, "test", pid, shared, time_namespace(), now, observe=observe)
+
+
+async def say(connection: socket.socket, *messages: wire.ToServer) -> None:
+    await asyncio.get_running_loop().sock_sendall(connection, b"".join(map(wire.encode, messages)))
+
+
+class CountingServer(WatchfulServer):
+    """A server that records what has been done when it answers a ping, or reaps somebody."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.reports = 0
+        self.before_ping: list[int] = []
+        self.before_reap: list[int] = []
+
+    @property
+    def lag_s(self) -> float:
+        """Record how many reports have been made by then: it is asked for every ping."""
+        self.before_ping.append(self.reports)
+        return super().lag_s
+
+    def _report(self, *args: Any) -> Steps[dict[str, Any]]:
+        report = yield from super()._report(*args)
+        self.reports += 1
+        return report
+
+    def reap_worker(self, worker_id: WorkerId) -> bool | Awaitable[bool]:
+        """Record how many observed timers have been dealt with by then."""
+        tracked = self._reaper._overdue_tracker._overdue.values()
+        self.before_reap.append(sum(len(overdue.expiries) for overdue in tracked))
+        return super().reap_worker(worker_id)
+
+
+async def test_who_asks_all_the_time_is_answered_in_turn_with_others() -> None:
+    async with serving_as(CountingServer) as server:
+        with raw_client(server.socket_path) as greedy, raw_client(server.socket_path) as modest:
+            await say(modest, hello(shared=False))
+            await answer(modest, wire.Welcome)
+            greedy.send(b"".join(repeat(wire.encode(wire.StatusRequest()), 200)) + wire.encode(wire.Ping()))
+            modest.send(wire.encode(wire.Ping()))
+            await answer(modest, wire.Pong)
+            answers = await answer(greedy, wire.Pong)
+            assert [type(one) for one in answers] == [*repeat(wire.Status, 200), wire.Pong], "in their order"
+            assert server.before_ping[0] < server.before_ping[1] == 200, "the other one did not wait"
+            assert server.events == []
+
+
+async def test_a_storm_of_observed_timers_does_not_keep_a_hung_worker_alive() -> None:
+    """Thousands of one worker are due together; and a moment later the timer of a worker that hangs."""
+    count = 2000
+    async with serving_as(CountingServer, evidence_budget=0.0) as server:
+        with raw_client(server.socket_path) as observed, bystander() as victim:
+            await say(observed, hello(shared=False, observe=True))
+            await answer(observed, wire.Welcome)
+            deadline = monotonic() + 1.0
+            requests = [wire.Acquire(n + 1, f"timer {n}", deadline) for n in range(count)]
+            await say(observed, *requests)
+            server.register_timers([TimerRequest(victim, "victim", deadline + 0.0005)])
+            await server.told("reaped", victim)
+            assert server.before_reap[0] < count
+            await server.until(lambda: len(server.all_told("observed")) == count, "all are reported")
+            scopes = [event.scope for event in server.all_told("observed")]
+            assert sorted(scopes) == sorted(f"timer {n}" for n in range(count)), "once each"
+
+
+async def test_one_process_has_so_many_connections_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aiotimer.server.handlers.MAX_CONNECTIONS", 3)
+    async with serving() as server:
+        with contextlib.ExitStack() as stack:
+            mine = [stack.enter_context(raw_client(server.socket_path)) for _ in range(4)]
+            for number, connection in enumerate(mine):
+                await say(connection, hello(shared=True))
+                (said,) = await answer(connection, wire.Welcome)
+                assert isinstance(said, wire.Welcome if number < 3 else wire.Refused)
+            assert isinstance(said, wire.Refused)
+            assert said.reason.startswith(f"process {os.getpid()} has 3 connections, 3 tables")
+            await say(mine[0], wire.Bye())
+            assert await answer(mine[0]) == []
+            again = stack.enter_context(raw_client(server.socket_path))
+            await say(again, hello(shared=True))
+            assert isinstance((await answer(again, wire.Welcome))[0], wire.Welcome)
+
+
+async def test_so_many_dumps_are_under_way_and_the_others_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[asyncio.Future[None]] = []
+    monkeypatch.setattr("aiotimer.server.handlers.DUMPS", 2)
+    async with serving() as server:
+
+        async def gathers(_subject: Subject, _budget: float) -> None:
+            begun.append(asyncio.get_running_loop().create_future())
+            server.changed()
+            await begun[-1]
+
+        monkeypatch.setattr("aiotimer.evidence.gather.gather", gathers)
+        with contextlib.ExitStack() as stack:
+            worker = stack.enter_context(raw_client(server.socket_path))
+            await say(worker, hello(shared=True))
+            await answer(worker, wire.Welcome)
+            asking = [stack.enter_context(raw_client(server.socket_path)) for _ in range(3)]
+            for connection in asking:
+                await say(connection, wire.DumpRequest(os.getpid()))
+            for connection in asking:
+                await say(connection, wire.Ping())
+                await answer(connection, wire.Pong)
+            await server.until(lambda: len(begun) == 2, "two have begun")
+            begun[0].set_exception(OSError("nothing was found"))
+            await server.until(lambda: len(begun) == 3, "the third has its turn")
+            assert isinstance((await answer(asking[0], wire.Dump))[-1], wire.Dump)

@@ -1,0 +1,114 @@
+"""A reporter, on a queue and a history of the test's own: what it costs that many timers expire together."""
+
+from __future__ import annotations
+
+from math import inf
+from typing import Any
+
+from aiotimer._core import layout
+from aiotimer._core.reader import Timer
+from aiotimer._core.requests import WorkerId
+from aiotimer._core.table import TimerTable
+from aiotimer._core.watch import Due, Lifeline, Watch
+from aiotimer.evidence.record import Record
+from aiotimer.server.expiry import MAX_TIMERS, Expiry
+from aiotimer.server.reporter import AROUND_FOR, Reporter
+from aiotimer.server.slices import WorkQueue
+from aiotimer.server.watched_table import WatchedTable
+from tests.fakes.clock import Clock
+from tests.fakes.memory import MemoryFile, memory_table
+
+WORKER = WorkerId(1, 1)
+
+
+class Kept:
+    """A history that keeps everything in lists."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+        self.events: list[dict[str, Any]] = []
+
+    def record(self, record: Record, _stacks: str, _tasks: str) -> None:
+        self.records.append(record)
+
+    def path_of(self, record_id: str) -> str:
+        return f"/kept/{record_id}"
+
+    def event(self, event: dict[str, Any]) -> None:
+        self.events.append(event)
+
+
+class CountedFile(MemoryFile):
+    """The file of a table in memory.
+
+    Attributes:
+        bytes_read: how much of it was read.
+    """
+
+    __slots__ = ("bytes_read",)
+
+    def __init__(self, table: TimerTable) -> None:
+        super().__init__(table)
+        self.bytes_read = 0
+
+    def read(self, size: int, offset: int) -> bytes:
+        self.bytes_read += size
+        return super().read(size, offset)
+
+
+class Desk:
+    """A reporter of one worker, which has so many timers that are overdue."""
+
+    def __init__(self, timers: int) -> None:
+        self.clock = Clock()
+        cells = memory_table(now=self.clock)
+        for number in range(timers):
+            cells.set((f"scope {number}", 0), self.clock.now - 1.0 + number * 1e-6, self.clock.now)
+        self.file = CountedFile(cells)
+        self.kept = Kept()
+        loop: Any = self
+        watch = Watch(Lifeline(self.clock.now), connected=True)
+        self.table = WatchedTable(self.file, watch, loop, lambda _table, _due: None, self.clock)
+        self.timers = self.table.reader.timers()
+        history: Any = self.kept
+        self.reporter = Reporter(WorkQueue(loop, self.clock), history, clock=self.clock)
+
+    def call_soon(self, _callback: object) -> None:
+        """Nothing is called by itself: the queue is flushed."""
+
+    def expire(self, timers: list[Timer]) -> int:
+        """Report that these have expired; return how many bytes of the table were read for that."""
+        self.file.bytes_read = 0
+        for timer in timers:
+            due = Due(timer.slot, timer.deadline, timer.deadline)
+            expiry = Expiry(WORKER, "name", self.table, due, timer, self.clock.now, "observe")
+            self.reporter.begin(expiry, [self.table])
+            self.reporter.report(expiry, "observed", "observed")
+        self.reporter.queue.flush()
+        return self.file.bytes_read
+
+
+def test_a_worker_is_looked_around_once_for_all_that_expires_together() -> None:
+    desk = Desk(300)
+    alone = desk.expire(desk.timers[:1])
+    desk.clock.now += AROUND_FOR
+    assert desk.expire(desk.timers) < 2 * alone
+    scopes = [record.scope for record in desk.kept.records]
+    assert scopes == ["scope 0", *(f"scope {number}" for number in range(300))]
+    for record in desk.kept.records:
+        listed = [timer["scope"] for timer in record.timers]
+        assert listed[0] == record.scope, "its own comes first, even if it is not among the soonest"
+        assert len(set(listed)) == len(listed) == MAX_TIMERS
+        assert set(listed) <= {f"scope {number}" for number in range(MAX_TIMERS)} | {record.scope}
+        assert record.timers[0]["ran"]["count"] == 1
+    assert [event["event"] for event in desk.kept.events] == ["expired", "observed"] * 301
+
+
+def test_who_expires_later_is_looked_around_again() -> None:
+    desk = Desk(2)
+    desk.expire(desk.timers[:1])
+    desk.table.file.write(layout.word(inf), layout.deadline_offset(desk.timers[0].slot))
+    desk.clock.now += AROUND_FOR
+    desk.expire(desk.timers[1:])
+    before, after = ([timer["scope"] for timer in record.timers] for record in desk.kept.records)
+    assert (before, after) == (["scope 0", "scope 1"], ["scope 1"])
