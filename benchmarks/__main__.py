@@ -7,7 +7,20 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from . import _report, ancestor, commands, connect, entry, imports, lateness, load, look, memory, rings
+from . import (
+    _report,
+    ancestor,
+    commands,
+    connect,
+    entry,
+    imports,
+    lateness,
+    load,
+    look,
+    memory,
+    neighbours,
+    rings,
+)
 from ._report import Row
 
 MEASURES: dict[str, Callable[[bool], Iterator[Row]]] = {
@@ -20,6 +33,7 @@ MEASURES: dict[str, Callable[[bool], Iterator[Row]]] = {
     "connect": connect.measure,
     "lateness": lateness.measure,
     "load": load.measure,
+    "neighbours": neighbours.measure,
     "ancestor": ancestor.measure,
 }
 

@@ -70,7 +70,7 @@ def serving(loop: str = "uvloop", reap: str = "dump,KILL") -> Iterator[Served]:
 
 
 async def _serve(path: str, reap: str) -> None:
-    from aiotimer.server.server import TimerServer
+    from aiotimer.server.server import TimerServer, own_process
 
     acted_at: dict[int, float] = {}
     late_s: dict[int, float] = {}
@@ -85,7 +85,9 @@ async def _serve(path: str, reap: str) -> None:
             late_s[event.worker_id.pid] = event.late_s
 
     told_to_stop = asyncio.Event()
-    async with Server(path, on_event=note, reap=reap, max_reaps=(10**6, 1.0)):
+    server = Server(path, on_event=note, reap=reap, max_reaps=(10**6, 1.0))
+    own_process(server)
+    async with server:
         asyncio.get_running_loop().add_reader(0, told_to_stop.set)
         print("ready", flush=True)
         await told_to_stop.wait()
@@ -97,7 +99,10 @@ async def _serve(path: str, reap: str) -> None:
 def _main(path: str, loop: str, reap: str) -> None:
     import logging
 
-    logging.disable(logging.WARNING)  # a line per reap would be measured along
+    from aiotimer.server.rights import raise_priority
+
+    raise_priority()  # as ``aiotimer serve`` does
+    logging.disable(logging.ERROR)  # a line per reap would be measured along
     if loop == "uvloop":
         import uvloop
 
