@@ -214,20 +214,27 @@ class Block:
         exit_state = self._exit_state
         if exit_state is None:
             exit_state = self._exit_state = ExitState()
-        pool, deadline, now = exit_state.lock.holding(self._renew, exit_state)
+        lock = exit_state.lock
+        nested = lock.is_mine()
+        try:  # as in ``Lock.holding``, which takes longer
+            if not nested:
+                lock.acquire()
+            if self._deadline is None or self._slot is None:
+                raise RuntimeError("only a block that is active can be renewed")
+            pool = self._pool
+            now = pool.now()
+            self._deadline = deadline = now + self._after
+            pool.cells[self._slot] = deadline
+            if exit_state.entered_at == exit_state.entered_at:  # it is sampled
+                durations.renew(pool.cells, row_of(self._slot), self._after, deadline)
+        finally:
+            if not nested:
+                try:
+                    lock.release()
+                except RuntimeError:
+                    pass
         if not now - LATE <= pool.cells[PROMISE] <= deadline:
             self._send(deadline, now)
-
-    def _renew(self, exit_state: ExitState) -> tuple[Pool, float, float]:
-        if self._deadline is None or self._slot is None:
-            raise RuntimeError("only a block that is active can be renewed")
-        pool = self._pool
-        now = pool.now()
-        self._deadline = deadline = now + self._after
-        pool.cells[self._slot] = deadline
-        if exit_state.entered_at == exit_state.entered_at:  # it is sampled
-            durations.renew(pool.cells, row_of(self._slot), self._after, deadline)
-        return pool, deadline, now
 
     # -- slow paths ------------------------------------------------------------------------------
 

@@ -361,11 +361,12 @@ def test_fault_47_no_address_space(shared: bool) -> None:
         PRELUDE
         + f"""
 import resource
+from aiotimer.client import shared_table, socket_only
+pages = int(open("/proc/self/statm").read().split()[0])
+limit = pages * resource.getpagesize() + 40 * 2**20
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 client = TimerClient(shared={shared}, unavailable="ignore", budget={PATIENCE})
 told = TimerClient(shared={shared}, budget={PATIENCE})
-pages = int(open("/proc/self/statm").read().split()[0])
-limit = pages * resource.getpagesize() + 12 * 2**20
-resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 for one in (told, client, told):
     with expires(600, "step", one), expires(600, "step", one), expires(600, "other", one):
         pass

@@ -51,7 +51,7 @@ def test_no_interruption_leaves_it_held(how: str) -> None:
         with interruption:
             lock.holding(lambda: lock.holding(int))
         assert not lock.is_mine(), f"interruption {interruption.number}"
-    assert interruption.number > 5, "it was hardly interrupted: the test is blind"
+    assert interruption.number >= 4, "it was hardly interrupted: the test is blind"
 
 
 def test_who_is_interrupted_while_waiting_gives_back_nothing() -> None:
