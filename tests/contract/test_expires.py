@@ -23,6 +23,7 @@ import pytest
 
 from aiotimer import AsyncTimerClient, NotConfigured, ServerUnavailable, TableFull, TimerClient, expires
 from aiotimer._core.layout import FIRST_DEADLINE, HIGH_WATER, SLOTS, row_of
+from aiotimer._core.locks import Lock
 from aiotimer.client import waiting
 from aiotimer.client.block import Block
 from tests.fakes.clock import PATIENCE
@@ -908,6 +909,65 @@ def test_fault_50_a_handler_renews_the_block_it_interrupts() -> None:
                 block.renew(70)
             assert 0 < block.remaining() <= 70
     assert_nothing_armed(client, "both")
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "socket"])
+def test_fault_50_a_handler_renews_the_block_that_is_being_left(shared: bool) -> None:
+    """It is refused from the first moment on: what it sent would be the last word about a block."""
+
+    def handler() -> None:
+        with contextlib.suppress(RuntimeError):
+            block.renew(50)
+
+    table = memory_table(inf)
+    queue = queue_over(table, SentQueue)
+    client = MemoryClient(table) if shared else MemoryClient(table, queue)
+    for interruption in interruptions(handler, by_signals=True):
+        with expires(60, "s", client) as block:
+            block.renew(70)
+            stack = ExitStack()
+            stack.push(block)
+            with interruption:
+                stack.close()
+            if not shared:
+                assert queue.sent[-1][1] < 0, f"armed by the last word, at bytecode {interruption.number}"
+            block.__enter__()
+        assert_nothing_armed(client, f"bytecode {interruption.number}")
+    assert interruption.number > 10, "it was hardly interrupted: the test is blind"
+
+
+class AskedLock(Lock):  # type: ignore[misc]
+    """A lock that tells when it is asked for, and counts that."""
+
+    def __init__(self) -> None:
+        self.asked = threading.Event()
+        self.times = 0
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        self.times += 1
+        self.asked.set()
+        return super().acquire(blocking, timeout)
+
+
+def test_leaving_waits_for_a_thread_that_is_renewing() -> None:
+    """Else that one would store into a slot that is idle, or the next entry's."""
+    client = memory_client("silent")
+    block = expires(60, "s", client).__enter__()
+    block.renew(70)
+    assert block._exit_state is not None
+    lock = block._exit_state.lock = AskedLock()
+    leaving = threading.Thread(target=block.__exit__, args=(None, None, None))
+
+    def renewing() -> None:
+        leaving.start()
+        assert lock.asked.wait(PATIENCE)
+        assert names_of(client.table) == ["s"], "it has stored without the lock"
+
+    lock.holding(renewing)
+    leaving.join(PATIENCE)
+    assert not leaving.is_alive()
+    assert lock.times == 3, "the renewing thread, the store, and the giving back of the slot"
+    assert_nothing_armed(client, "nothing")
 
 
 def assert_goes_on(server: ServerThread, client: TimerClient, when: str) -> None:
