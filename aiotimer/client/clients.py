@@ -78,7 +78,7 @@ class BaseClient:
                 raise NotConfigured
         connection = _connection_to(os.fspath(path), shared=shared)
         connection.ask_for(reap, observe=observe)
-        connection.enter(on_unwatched)
+        connection.enter(on_unwatched, aloud=unavailable == "warn")
         self._hook = on_unwatched
         self._closed = False
         self._queue = connection.queue
@@ -127,7 +127,7 @@ class BaseClient:
             AiotimerError: the policy says so, or ``error`` is a full table.
         """
         if not isinstance(error, TableFull):
-            self._queue.connection.outage(str(error), aloud=self._unavailable == "warn")
+            self._queue.connection.outage(str(error), aloud=self._queue.connection.aloud)
         if self._raises(error):
             raise error
 

@@ -337,7 +337,7 @@ class ClientConnection(Reconnector):
         self._resets += 1
         self._next_attempt = -inf
         self._silent_until = -inf  # a server has just let us wait in vain
-        self.unwatched = self._logged = False
+        self.unwatched = self._logged = self.aloud = False
 
     def ask_for(self, reap: str, *, observe: bool) -> None:
         """A client asks how this process is reaped: the first request holds until the last client leaves.
@@ -484,11 +484,15 @@ class ClientConnection(Reconnector):
 
     # -- the end ---------------------------------------------------------------------------------
 
-    def enter(self, hook: Hook | None = None) -> None:
-        """One more client uses this connection; ``hook`` wants to hear of outages."""
+    def enter(self, hook: Hook | None = None, *, aloud: bool = False) -> None:
+        """One more client uses this connection.
+
+        Args:
+            hook: wants to hear of outages, and of one that has begun already.
+            aloud: whether the client wants them in the log.
+        """
         self.entering.holding(self._count, 1)
-        if hook is not None:
-            self.hooks.append(hook)
+        self.listen([] if hook is None else [hook], aloud=aloud)
 
     def leave(self, hook: Hook | None = None) -> None:
         """A client is done; with the last one the server forgets this process's timers, if need be later."""

@@ -54,6 +54,7 @@ class Reconnector:
         queue: what travels on the connection.
         hooks: whom to tell, see :data:`Hook`.
         unwatched: whether there is an outage.
+        aloud: whether a client of the connection wants its outages in the log, whoever meets them.
     """
 
     queue: Unfinished
@@ -67,6 +68,8 @@ class Reconnector:
         """Forget the outage, and the thread: there is none of ours in a forked child."""
         self.unwatched = False
         self._logged = False
+        self._reason = ""
+        self.aloud = False
         self._reconnecting = False
 
     # -- the beginning and the end of an outage --------------------------------------------------
@@ -78,6 +81,7 @@ class Reconnector:
             reason: why.
             aloud: whether to say it in the log; the hooks are told in any case.
         """
+        self._reason = reason
         # One statement without a call: no other thread, and no signal's handler, gets in between.
         begins, log_it, self.unwatched, self._logged = (
             not self.unwatched, aloud and not self._logged, True, self._logged or aloud,
@@ -85,7 +89,7 @@ class Reconnector:
         if log_it:
             log.warning("timers are not being watched: %s", reason)
         if begins:
-            self._call_hooks(reason)
+            self._call_hooks(reason, self.hooks)
         if log_it or (begins and self.hooks):
             self.reconnect_in_background()
 
@@ -97,10 +101,18 @@ class Reconnector:
         if log_it:
             log.warning("the timer server at %r looks again", self.path)
         if ends:
-            self._call_hooks(None)
+            self._call_hooks(None, self.hooks)
 
-    def _call_hooks(self, reason: str | None) -> None:
-        for hook in list(self.hooks):
+    def listen(self, hooks: list[Hook], *, aloud: bool) -> None:
+        """Hear of outages from now on; of one that lasts, at once: it may have begun for others only."""
+        self.hooks += hooks
+        self.aloud = self.aloud or aloud
+        if self.unwatched:
+            self.outage(self._reason, aloud=aloud)
+            self._call_hooks(self._reason, hooks)
+
+    def _call_hooks(self, reason: str | None, hooks: list[Hook]) -> None:
+        for hook in list(hooks):
             try:
                 hook(reason)
             except Exception:
@@ -153,7 +165,7 @@ class NoServer(Reconnector):
 
     def __init__(self, path: str, reason: ImportError) -> None:
         super().__init__(path)
-        self._reason = reason
+        self._error = reason
         self.queue = self.connection = self
         self.worker_id = os.getpid()
         self.pools: dict[str, Pool] = {}
@@ -173,7 +185,7 @@ class NoServer(Reconnector):
 
     def connect(self, budget: float) -> NoReturn:
         """Raise AiotimerError."""
-        raise AiotimerError(f"this interpreter cannot talk to a timer server: {self._reason}")
+        raise AiotimerError(f"this interpreter cannot talk to a timer server: {self._error}")
 
     async def connect_async(self, budget: float) -> NoReturn:
         """Raise ServerUnavailable."""
@@ -196,9 +208,9 @@ class NoServer(Reconnector):
     def ask_for(self, reap: str, *, observe: bool) -> None:
         """Do nothing: nobody reaps."""
 
-    def enter(self, hook: Hook | None = None) -> None:
-        """One more client; ``hook`` wants to hear that nobody watches."""
-        self.hooks += [] if hook is None else [hook]
+    def enter(self, hook: Hook | None = None, *, aloud: bool = False) -> None:
+        """One more client."""
+        self.listen([] if hook is None else [hook], aloud=aloud)
 
     def leave(self, hook: Hook | None = None) -> None:
         """A client is done."""

@@ -1068,6 +1068,22 @@ def test_one_object_is_never_entered_twice(promise: str) -> None:
     assert refused, "the other thread has never been quicker: the test is blind"
 
 
+async def test_two_tasks_do_not_share_a_soft_limit(server: ServerThread) -> None:
+    """The second one comes while the first connects: it is refused, and the first is cancelled in time."""
+    client = AsyncTimerClient(server.path, budget=PATIENCE)
+    block = expires(SOON, "s", client, grace=PATIENCE)
+
+    async def enter() -> None:
+        async with block:
+            await asyncio.Event().wait()
+
+    both = asyncio.gather(enter(), enter(), return_exceptions=True)
+    outcomes = await asyncio.wait_for(both, PATIENCE)
+    assert [type(outcome) for outcome in outcomes] == [TimeoutError, RuntimeError]
+    assert_nothing_armed(client, "nothing")
+    await client.aclose()
+
+
 @pytest.mark.parametrize("renewed", [False, True], ids=["plain", "renewed"])
 def test_fault_50_a_block_that_was_finalised_before_its_body_can_still_be_left(renewed: bool) -> None:
     """The collector may come to a block before it closes the coroutine that is suspended inside it."""

@@ -123,6 +123,27 @@ def test_fault_47_no_server(
         client.close()
 
 
+@sharing
+@pytest.mark.parametrize("use", [enter, acquire])
+def test_fault_47_another_client_has_just_met_it(
+    use: Callable[[TimerClient], None], shared: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A client that ignores it makes the attempt of this second: who wants to be warned is, all the same."""
+    told: list[str | None] = []
+    with nobody() as (path, _knocks):
+        ignores = TimerClient(path, unavailable="ignore", shared=shared, budget=0.02)
+        use(ignores)
+        assert_said(caplog.records, "ignore")
+        warns = TimerClient(path, shared=shared, budget=0.02, on_unwatched=told.append)
+        use(ignores)
+        use(warns)
+        use(ignores)
+        assert_said(caplog.records, "warn")
+        assert len(told) == 1
+        ignores.close()
+        warns.close()
+
+
 @absences
 @policies
 @sharing
@@ -367,7 +388,7 @@ limit = pages * resource.getpagesize() + 40 * 2**20
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 client = TimerClient(shared={shared}, unavailable="ignore", budget={PATIENCE})
 told = TimerClient(shared={shared}, budget={PATIENCE})
-for one in (told, client, told):
+for one in (client, told, told):
     with expires(600, "step", one), expires(600, "step", one), expires(600, "other", one):
         pass
 say("left")
