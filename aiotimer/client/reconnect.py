@@ -133,8 +133,17 @@ class Reconnector:
             start_new_thread(self._keep_reconnecting, ())
         except RuntimeError:  # no thread can be had
             self._reconnecting = False
+        except BaseException:  # a signal's handler has raised
+            self._reconnecting = False
+            raise
 
     def _keep_reconnecting(self) -> None:
+        try:
+            self._reconnect_until_done()
+        finally:
+            self._reconnecting = False  # however it ends: else there would never be another one
+
+    def _reconnect_until_done(self) -> None:
         pause = _FIRST_PAUSE
         while True:
             if not self.queue.needs_reconnecting():

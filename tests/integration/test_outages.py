@@ -11,7 +11,7 @@ import os
 import queue
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import inf, nan
 from time import monotonic
 from typing import cast
@@ -115,6 +115,28 @@ def test_configure_takes_a_hook_for_the_client_it_makes() -> None:
         for other in (client, None):
             with pytest.raises(TypeError, match="give it to your own client"):
                 aiotimer.configure(other, on_unwatched=hook)
+
+
+def test_a_thread_whose_start_was_interrupted_is_started_by_the_next_request(
+    reconnectors: Reconnectors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interruptions = [KeyboardInterrupt]
+
+    def start(function: Callable[..., object], arguments: tuple[object, ...]) -> None:
+        if interruptions:
+            raise interruptions.pop()
+        reconnectors.start(function, arguments)
+
+    monkeypatch.setattr("aiotimer.client.reconnect.start_new_thread", start)
+    with short_socket() as path:
+        client = TimerClient(path, shared=False, budget=0.02)
+        with pytest.raises(KeyboardInterrupt):
+            client.acquire("s", monotonic() + 600)
+        client.acquire("s", monotonic() + 600)
+        with ServerThread(path) as server:
+            server.wait_armed(["s"])
+            reconnectors.wait_ended()
+            client.close()
 
 
 async def test_a_program_that_closes_the_connection_of_a_loop(
