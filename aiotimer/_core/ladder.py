@@ -73,6 +73,15 @@ class Ladder(tuple[Step, ...]):
         """Seconds from the first signal to SIGKILL."""
         return sum(step.grace for step in self)
 
+    @property
+    def kills_at_once(self) -> bool:
+        """Whether SIGKILL is the only signal.
+
+        Only then may a worker be sent its dump signal, which might crash it: it has no time to recover, or to
+        end by itself, that it could lose.
+        """
+        return all(step in (DUMP, _LAST) for step in self)
+
 
 def name_of(number: int) -> str:
     """Return the name of a signal of a ladder, as kill(1) prints it but for its prefix: ``SIGTERM``."""

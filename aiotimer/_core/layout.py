@@ -17,13 +17,13 @@ offset                written by  what
 112 ``GRANT``         server     80 bytes of ASCII, padded with NUL: its reap grant, how it is to be reaped
 192 ``HIGH_WATER``    worker     float64: slots below this are allocated and initialised
 200 ``RETIRED``       worker     float64: acquisitions counted in slots that were relabelled since
-208 ``DUMP_SIGNAL``   worker     float64: the signal that makes it write its stacks, or 0.0
-216 ``DUMP_FILE``     worker     float64: its descriptor of this file, to which it writes them
+208 ``DUMP_SIGNAL``   worker     float64: the signal that makes a thread write its stack, or 0.0
+216 ``DUMP_FILE``     worker     float64: its descriptor of this file, to which it writes it
 256 deadlines         worker     65,536 x float64; ``inf`` or 0.0 = not armed
 528,384 counts        worker     65,536 x float64: acquisitions through this slot, under this label
 1,052,672 labels      worker     65,536 x 256 bytes: length, flags, ordinal, UTF-8 text
 17,829,888 rows       worker     65,536 x 64 float64: how long the blocks of this slot took
-51,384,320 stacks     worker     what it wrote when it was sent ``DUMP_SIGNAL``, one dump after the other
+51,384,320 stacks     worker     what threads wrote when sent ``DUMP_SIGNAL``, one after the other
 ====================  =========  ==========================================================
 
 What stands in the worker's part is untrusted: any double may be a deadline (NaN, -inf, denormal), any

@@ -223,7 +223,13 @@ class Reap:
 
 @dataclass(frozen=True, slots=True)
 class Gather:
-    """Find out what the worker is doing, then say :class:`Gathered`."""
+    """Find out what the worker is doing, then say :class:`Gathered`.
+
+    Attributes:
+        kills_next: the only thing that is done to it afterwards is SIGKILL.
+    """
+
+    kills_next: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -558,7 +564,7 @@ class Reaping:
         self._acted = False
         if DUMP in event.ladder and not event.gathered:
             self.state = State.GATHERING
-            return [Gather()]
+            return [Gather(event.ladder.kills_at_once)]
         return [Confirm()]
 
     def _on_gathered(self, _event: Gathered, _now: float) -> list[Action]:

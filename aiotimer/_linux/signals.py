@@ -1,4 +1,4 @@
-"""A sender of signals to the worker alone, to its process group, or to its cgroup.
+"""A sender of signals to the worker alone, to its process group, to its cgroup, or to one thread of it.
 
 The laws of this file:
 
@@ -15,10 +15,13 @@ import os
 
 from .._core.ladder import KILL
 from .process import is_dead, send_signal
-from .procfs import cgroup_of
+from .procfs import cgroup_of, tids_of
 
 PIDFD_SIGNAL_PROCESS_GROUP = 4
 """Linux >= 6.9 (include/uapi/linux/pidfd.h)."""
+
+PIDFD_THREAD = os.O_EXCL
+"""Linux >= 6.9: a pidfd of one thread, to which a signal then goes."""
 
 CGROUP_ROOTS = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified")
 """Where cgroup version 2 is mounted: alone, or beside version 1."""
@@ -53,6 +56,24 @@ def signal_group(pid: int, pidfd: int, number: int) -> str:
         if leader != pidfd:
             os.close(leader)
     return ""
+
+
+def pin_thread(pid: int, pidfd: int, tid: int) -> int:
+    """Return a pidfd of one thread of a pinned process, which the caller closes.
+
+    Raises:
+        ProcessLookupError: there is no such thread of it (any more).
+        OSError: this kernel pins no threads (EINVAL).
+    """
+    thread = os.pidfd_open(tid, PIDFD_THREAD)
+    try:
+        # Pinned, it is still there, or the number is gone; and so is the process, or all of its numbers are.
+        if tid not in tids_of(pid) or is_dead(thread) or is_dead(pidfd):
+            raise ProcessLookupError(f"process {pid} has no thread {tid}")
+    except BaseException:
+        os.close(thread)
+        raise
+    return thread
 
 
 def open_cgroup(pid: int, pidfd: int) -> int | str:

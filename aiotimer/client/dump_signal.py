@@ -1,9 +1,10 @@
-"""A signal handler that writes the stacks of this process into its timer table.
+"""A signal handler that writes the stack of the thread that it reaches into the timer table.
 
 The laws of this file: it takes only a real-time signal that nobody in this process catches, ignores or
 blocks, and handles it to the end; ``faulthandler``'s handler needs neither the GIL nor memory, so that a
-worker stuck in C code writes too; what goes wrong here is nobody's trouble: then there is no such signal, and
-the table says so. A descriptor that may not be ours any more is left alone.
+worker stuck in C code writes too. A thread writes its own stack only (``all_threads=False``): those of others
+move while it reads them, and it would crash. What goes wrong here is nobody's trouble: then there is no such
+signal, and the table says so. A descriptor that may not be ours any more is left alone.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Stacks:
         with contextlib.suppress(Exception):
             if not is_open(_nowhere, identity(os.devnull)):
                 _nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-            faulthandler.register(self.signum, file=_nowhere, all_threads=True, chain=False)
+            faulthandler.register(self.signum, file=_nowhere, all_threads=False, chain=False)
             _idle.append(self.signum)
             if is_open(self.descriptor, self.file):
                 os.close(self.descriptor)
@@ -59,7 +60,7 @@ _nowhere = -1
 
 
 def register(table: TimerTable, descriptor: int, file: tuple[int, int]) -> Stacks | None:
-    """Make this process write its stacks into a table's file when it is sent a signal.
+    """Make each thread of this process write its stack into a table's file when it is sent a signal.
 
     Args:
         table: where the signal is announced.
@@ -76,7 +77,7 @@ def register(table: TimerTable, descriptor: int, file: tuple[int, int]) -> Stack
         if not signum:
             return None
         ours = _opened_anew(descriptor)
-        faulthandler.register(signum, file=ours, all_threads=True, chain=False)
+        faulthandler.register(signum, file=ours, all_threads=False, chain=False)
         stacks = Stacks(signum, ours, file)
         table.cells[layout.DUMP_FILE] = float(ours)
         table.cells[layout.DUMP_SIGNAL] = float(signum)  # last: it says that the other holds
@@ -124,7 +125,7 @@ def _is_used(number: int) -> bool:
 
 
 def allow_tracing(sock: socket.socket) -> None:
-    """Let the server look into this process (py-spy), where the kernel asks for a permission (Yama)."""
+    """Let the server look into this process, where the kernel asks for a permission (Yama)."""
     try:
         if Path("/proc/sys/kernel/yama/ptrace_scope").read_text().strip() != "1":
             return

@@ -46,6 +46,8 @@ class Subject(NamedTuple):
         table_inode: of that file.
         ask: ask every loop of the worker; None: none has said that it would answer. It returns
             :class:`Answers`, or a plain list if all answered.
+        kills_next: it is sent SIGKILL next, so it may be stopped for a while before, or sent its dump signal;
+            else nothing is done that could harm it.
     """
 
     id: WorkerId
@@ -56,6 +58,7 @@ class Subject(NamedTuple):
     table: int = -1
     table_inode: int = 0
     ask: Callable[[], Awaitable[list[wire.Tasks]]] | None = None
+    kills_next: bool = False
 
 
 class Findings(NamedTuple):

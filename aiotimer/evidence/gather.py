@@ -4,9 +4,12 @@ The laws of this file:
 
 * It never takes longer than its budget, never blocks the loop and never raises: a probe that fails, hangs
   or is refused is a word in ``Findings.probes``.
-* What does not touch the worker comes first. If every loop of it answered, that is all. Else py-spy, which
-  stops it for some milliseconds and lets it go on where it was. Its dump signal comes last, and only if
-  there are no stacks yet: C code that a handler interrupts sees EINTR, and may end what it hung in.
+* What does not touch the worker comes first. If every loop of it answered, that is all. Else the unwinder of
+  its interpreter, which only reads its memory; then, if that shows more, py-spy, which stops it for some
+  milliseconds (longer if it is killed next) and lets it go on where it was.
+* *No probe may kill what it looks at.* Its dump signal might: it is sent only if there are no stacks yet, and
+  SIGKILL comes next. So it never is to a worker that is observed, that is dumped for a person, or that has
+  some grace.
 * It works on duplicates of the descriptors it is given: they may be closed meanwhile.
 """
 
@@ -80,7 +83,6 @@ class _Probing:
         self._tasks: list[dict[str, Any]] = []
         self._stacks: list[dict[str, Any]] = []
         self._raw = ""
-        self._pstree = ""
         self._asked = self._answered = self._left_out = 0
         self._gone = False
 
@@ -104,14 +106,16 @@ class _Probing:
         if every_loop_answered and self._stacks:
             self._probes["py-spy"] = self._probes["stacks"] = "not needed: every loop answered"
             return
-        if not self._is_gone():
+        answered = self._stacks
+        command = pyspy.unwind_command(self._subject.id.pid)
+        if command is not None and not self._is_gone():
+            await self._probe("unwinder", partial(self._unwind, command))
+        if self._stacks is not answered and not pyspy.shows_more(self._stacks):
+            self._probes["py-spy"] = "not needed: the unwinder saw all that it would"
+        elif not self._is_gone():
             await self._probe("py-spy", self._spy)
         if not self._is_gone() and not self._stacks:
             await self._probe("stacks", self._have_stacks_written)
-        if not self._is_gone() and not every_loop_answered:
-            command = pyspy.pstree_command(self._subject.id.pid)
-            if command is not None:
-                await self._probe("pstree", partial(self._see_tasks, command))
 
     def close(self) -> None:
         """Let go of the descriptors; threads that still run have their own."""
@@ -145,7 +149,7 @@ class _Probing:
             process,
             probes,
             stacks_text(self._stacks, self._raw),
-            tasks_text(self._tasks, self._pstree, self._left_out),
+            tasks_text(self._tasks, self._left_out),
         )
 
     # -- the probes ------------------------------------------------------------------------------
@@ -188,40 +192,52 @@ class _Probing:
         if self._answered < self._asked:
             raise _Not(f"of {self._asked} loops only {self._answered} answered within {ASK_WITHIN:g} s")
 
-    async def _have_stacks_written(self) -> None:
-        if self._table < 0:
-            raise _Not("the worker shares no table to write them to")
-        limit = min(STACKS_WITHIN, self._left())
+    async def _unwind(self, command: list[str]) -> None:
+        limit, ends_by = self._helper_within()
 
-        def collect(pidfd: int, table: int, given_up: threading.Event) -> str:
-            pid, inode = self._subject.id.pid, self._subject.table_inode
-            return stacks.collect(pid, pidfd, table, inode, limit, given_up)
+        def unwind(given_up: threading.Event) -> list[dict[str, Any]]:
+            return pyspy.parse(pyspy.run(command, ends_by, given_up), self._subject.id.pid)
 
-        text = await self._with_duplicates(collect, limit + 0.1, self._pidfd, self._table)
-        if found := stacks.parse(text):
-            self._raw, self._stacks = text, found
-        else:
-            raise _Not("what the worker wrote is no dump")
+        self._see(await self._in_thread(unwind, limit))
 
     async def _spy(self) -> None:
         program = pyspy.find_pyspy()
         if program is None:
             raise _Not("not installed")
-        # A share of what is left is kept for the dump signal, and some for ending it in time.
-        limit = min(HELPER_WITHIN, self._left() - min(STACKS_WITHIN, self._left() / 3))
-        ends_by = limit - min(0.1, limit / 5)
+        limit, ends_by = self._helper_within()
 
         def spy(pidfd: int, given_up: threading.Event) -> list[dict[str, Any]]:
-            return pyspy.collect(program, self._subject.id.pid, pidfd, ends_by, given_up)
+            gently = not self._subject.kills_next
+            return pyspy.collect(program, self._subject.id.pid, pidfd, ends_by, given_up, gently=gently)
 
-        found = await self._with_duplicates(spy, limit, self._pidfd)
-        if any(one["frames"] for one in found):
+        self._see(await self._with_duplicates(spy, limit, self._pidfd))
+
+    def _helper_within(self) -> tuple[float, float]:
+        """Return for how long to wait for a helper, and when it is to end by itself, seconds."""
+        # A share of what is left is kept for what comes later.
+        limit = min(HELPER_WITHIN, self._left() - min(STACKS_WITHIN, self._left() / 3))
+        return limit, limit - min(0.1, limit / 5)
+
+    def _see(self, found: list[dict[str, Any]]) -> None:
+        """Keep what a helper has seen, unless that was another process, which has the pid by now."""
+        if not self._is_gone() and any(one["frames"] for one in found):
             self._stacks = found
 
-    async def _see_tasks(self, command: list[str]) -> None:
-        limit = min(HELPER_WITHIN, self._left())
-        found = await self._in_thread(partial(pyspy.run, command, limit), limit)
-        self._pstree = found.decode(errors="backslashreplace")
+    async def _have_stacks_written(self) -> None:
+        if not self._subject.kills_next:
+            raise _Not("not sent, because SIGKILL is not what comes next")
+        if self._table < 0:
+            raise _Not("the worker shares no table to write them to")
+        limit = min(STACKS_WITHIN, self._left())
+
+        def collect(pidfd: int, table: int, given_up: threading.Event) -> tuple[list[dict[str, Any]], str]:
+            pid, inode = self._subject.id.pid, self._subject.table_inode
+            return stacks.collect(pid, pidfd, table, inode, limit, given_up)
+
+        found, text = await self._with_duplicates(collect, limit + 0.1, self._pidfd, self._table)
+        if not found:
+            raise _Not("what the worker wrote is no dump")
+        self._raw, self._stacks = text, found
 
     # -- how they are carried out ----------------------------------------------------------------
 
@@ -292,3 +308,6 @@ def _know_threads(found: list[dict[str, Any]], process: dict[str, Any]) -> None:
         if known is not None:
             one["tid"] = known["tid"]
             one["state"], one["syscall"] = known["state"], known["syscall"]
+            # From CPython 3.14 on threads have the names that Python knows them by; before, the program's.
+            if not one["thread"] and first is not None and known["name"] != first["name"]:
+                one["thread"] = known["name"]

@@ -1,14 +1,16 @@
 """A runner of helpers that look into a worker from outside.
 
-They are py-spy, and from CPython 3.14 on ``asyncio pstree``.
+They are py-spy, and from CPython 3.14 on the interpreter's own unwinder: ``unwind.py`` prints the same.
 
 The laws of this file:
 
 * A helper is a process of its own session with a time limit; it is killed when that has passed, through its
   pidfd, and when nobody waits for it any more. What it prints is bounded.
-* py-spy stops the worker for the milliseconds in which it reads, or it might read nonsense; one that is
-  stopped already, traced or in uninterruptible sleep is read as it is. Should py-spy leave it stopped
-  because it was killed in between, it is continued.
+* py-spy stops the worker while it reads, or it might read nonsense; one that is stopped already, traced or in
+  uninterruptible sleep is read as it is. Should py-spy leave it stopped because it was killed in between, it
+  is continued.
+* Plain stacks take milliseconds, but native ones ten times as long, and more the larger the libraries are:
+  for so long a worker that lives on would be late for its other timers. It is looked at gently.
 * One look is a moment. A thread that is seen holding the GIL in native code may be a loop in Python, caught
   in a call that takes a nanosecond: it is looked at again before anybody says that it holds it.
 """
@@ -31,6 +33,7 @@ from typing import Any
 
 from .._linux.process import send_signal
 from .._linux.procfs import state_of
+from . import unwind
 from .findings import Frame, stack
 from .stacks import MAX_FRAMES, MAX_NAME, MAX_STACKS
 
@@ -50,6 +53,9 @@ Of looks at a loop in Python, 5 to 8 % find it in native code, on interpreters w
 _START = re.compile(r"0x[0-9a-f]+|_*libc_start\w*|start_thread|_*clone\d?")
 """The functions of libc that begin a thread, few of which have a symbol."""
 
+_BEGINNING = re.compile(r"<module>|Thread\.(run|_bootstrap)")
+"""The outermost function of a program and of a thread; 3.14 begins with ``run``, which C calls."""
+
 _MAX_ERRORS = 4096
 _STANDING = ("T", "t", "D")
 
@@ -64,11 +70,22 @@ def find_pyspy() -> str | None:
     return str(beside) if os.access(beside, os.X_OK) else shutil.which("py-spy")
 
 
-def pstree_command(pid: int) -> list[str] | None:
-    """Return the command that prints the await chains of another process; None before CPython 3.14."""
+def unwind_command(pid: int) -> list[str] | None:
+    """Return the command that reads stacks with the interpreter's own unwinder; None before CPython 3.14."""
     if sys.version_info < (3, 14):
         return None
-    return [sys.executable, "-P", "-m", "asyncio", "pstree", str(pid)]
+    return [sys.executable, "-I", "-S", unwind.__file__, str(pid)]
+
+
+def shows_more(found: list[dict[str, Any]]) -> bool:
+    """Whether py-spy can tell more than these stacks, which the interpreter's unwinder has read.
+
+    It can if a thread holds on to the GIL, which it may do in native code; and if a stack does not begin
+    where a program or a thread does.
+    """
+    return not found or any(
+        one["gil"] or not one["frames"] or not _BEGINNING.fullmatch(one["frames"][0][2]) for one in found
+    )
 
 
 def run(command: Sequence[str], limit: float, given_up: threading.Event) -> bytes:
@@ -104,17 +121,15 @@ def run(command: Sequence[str], limit: float, given_up: threading.Event) -> byte
                 send_signal(pidfd, signal.SIGKILL)
             os.close(pidfd)
     if status != 0:
-        raise HelperFailed(f"failed: {_reason(errors) or _reason(output) or _end(status)}"[:200])
+        raise HelperFailed(f"failed: {_reason(errors) or _end(status)}"[:200])
     return output
 
 
 def _reason(said: bytes) -> str:
-    """Return the line that says why a helper failed: about its rights if there is one, else the last one.
-
-    ``asyncio pstree`` says it on its standard output, with the address of a page about rights behind it.
-    """
-    lines = said[-_MAX_ERRORS:].decode(errors="backslashreplace").splitlines()
-    words = [line for line in map(str.strip, lines) if line and "://" not in line]
+    """Return the line that says why a helper failed: about its rights if there is one, else the last one."""
+    said = said.partition(b"Stack backtrace:")[0]  # $RUST_BACKTRACE is set
+    lines = said.decode(errors="backslashreplace").splitlines()
+    words = [line for line in map(str.strip, lines) if line]
     rights = [line for line in words if "ermission" in line or "ptrace" in line]
     return (rights or words or [""])[-1]
 
@@ -159,9 +174,17 @@ def _wait(helper: subprocess.Popen[bytes], pidfd: int, until: float) -> int:
 
 
 def collect(
-    program: str, pid: int, pidfd: int, limit: float, given_up: threading.Event
+    program: str, pid: int, pidfd: int, limit: float, given_up: threading.Event, *, gently: bool
 ) -> list[dict[str, Any]]:
     """Return the stacks of a worker's threads as py-spy sees them. Blocks for at most ``limit`` seconds.
+
+    Args:
+        program: py-spy.
+        pid: the worker's.
+        pidfd: it, pinned.
+        limit: seconds.
+        given_up: set when nobody waits for it any more.
+        gently: native stacks are not asked for, unless a thread stands at one line with the GIL.
 
     Raises:
         HelperFailed: it did not deliver.
@@ -179,13 +202,21 @@ def collect(
     standing = state_of(pid)[:1] in _STANDING
     if standing:
         return look("--nonblocking")
+    plain: list[dict[str, Any]] = []
+    if gently:
+        holders: list[Any] = []
+        while len(holders) < _LOOKS:
+            plain = look("")
+            holders.append(next(((one["tid"], one["frames"]) for one in plain if one["gil"]), None))
+            if holders[-1] is None or holders[-1] != holders[0]:
+                return plain
     try:
         # Native stacks need what plain ones do not, symbols above all, and may take too long.
         found = look("--native", _SHARE)
     except HelperFailed:
         if given_up.is_set():
             raise
-        return look("")
+        return plain or look("")
     for _again in range(_LOOKS - 1):
         if not _holder_in_native_code(found):
             break

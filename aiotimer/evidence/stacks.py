@@ -4,14 +4,18 @@ They are asked for by the worker's dump signal, and read from its table's file.
 
 A worker registers ``faulthandler`` on a real-time signal and says in its table which one, and which
 descriptor the stacks are written to: the table's own file, behind the table. It is C code that writes them,
-in the signal's handler: it needs no GIL.
+in the signal's handler: it needs no GIL. A thread writes its own stack and no other's: those of others move
+while it would walk them, and that crashes it.
 
 The laws of this file:
 
+* Whoever calls this is about to send SIGKILL. Even a thread's own stack is not whole at every instruction: of
+  signals to threads that call functions as fast as they can, one in some ten thousand crashed CPython 3.11.
 * The signal's default action is death. It is sent only if the kernel says that the process catches it, that
-  some thread does not block it, and that the descriptor it said is the table: so it is still the program
+  the thread does not block it, and that the descriptor it said is the table: so it is still the program
   that registered it. A process that is stopped or traced is not sent anything: it would not answer.
-* The signal goes through the pidfd.
+* The signal goes through the thread's own pidfd, to one after the other. Where the kernel has none, it goes
+  to the process, and reaches the main thread unless that blocks it.
 * What the worker wrote is untrusted: bounded in size, any bytes.
 """
 
@@ -23,12 +27,14 @@ import os
 import re
 import signal
 import threading
+from collections.abc import Iterator
 from time import monotonic
 from typing import Any
 
 from .._core import layout
 from .._linux import procfs
 from .._linux.process import is_dead, send_signal
+from .._linux.signals import pin_thread
 from .findings import Frame, stack
 
 MAX_SIZE = 1024 * 1024
@@ -36,16 +42,21 @@ MAX_SIZE = 1024 * 1024
 
 MAX_STACKS = 256
 MAX_FRAMES = 200
+MAX_ASKED = 32
 MAX_NAME = 1000
-"""Threads, frames of each, and characters of a file's or function's name that are kept."""
+"""Threads and frames of each that are kept; threads that are sent the signal; characters of a file's or
+function's name."""
 
-_POLL = 0.004
-"""Seconds between two looks at the size of what is written: there is no event to wait for."""
+_POLL = 0.002
+"""Seconds between two looks at whether a thread has written: there is no event to wait for."""
+
+_QUIET = 5
+"""Of these, so many without a trace of the signal mean that the thread has no Python stack."""
 
 _FALLOC_FL_KEEP_SIZE, _FALLOC_FL_PUNCH_HOLE = 1, 2
 
 _THREAD = re.compile(
-    r"(Current thread|Thread) 0x([0-9a-fA-F]{1,16})(?: \[(.*)\])? \(most recent call first\):\s*"
+    r"(?:(Current thread|Thread) 0x([0-9a-fA-F]{1,16})(?: \[(.*)\])?|Stack) \(most recent call first\):\s*"
 )
 _FRAME = re.compile(r'  File (?:"(.*)"|\?\?\?), line (\d{1,9}|\?\?\?) in (.*)')
 
@@ -71,7 +82,7 @@ def parse(text: str) -> list[dict[str, Any]]:
             word, ident, name = header.groups()
             frames = []
             stacks.append(
-                stack((name or "")[:MAX_NAME], frames, current=word != "Thread", ident=int(ident, 16))
+                stack((name or "")[:MAX_NAME], frames, current=word != "Thread", ident=int(ident or "0", 16))
             )
         elif stacks and len(frames) < MAX_FRAMES and (found := _FRAME.fullmatch(line)):
             file, number, function = found.groups()
@@ -89,8 +100,8 @@ def parse(text: str) -> list[dict[str, Any]]:
 
 def collect(
     pid: int, pidfd: int, table: int, table_inode: int, limit: float, given_up: threading.Event
-) -> str:
-    """Have a worker write its stacks, and return them. Blocks for ``limit`` seconds, or a little more.
+) -> tuple[list[dict[str, Any]], str]:
+    """Have a worker's threads write their stacks, the main one first. Blocks for ``limit`` seconds at most.
 
     Args:
         pid: the worker's.
@@ -101,35 +112,62 @@ def collect(
         given_up: set when nobody waits for it any more.
 
     Returns:
-        What it wrote; cut off if it had not finished in time.
+        The stacks, the main thread's last, and what was written, cut off if that had not finished in time.
 
     Raises:
         NotSafe: nothing was sent.
         OSError: it cannot be sent, or the table not read.
-        TimeoutError: it wrote nothing.
+        TimeoutError: nothing was written.
     """
     signum, descriptor = _words(table)
-    check_safe(pid, pidfd, table, table_inode, signum, descriptor)
-    blocked_before = _threads_blocking(pid, signum)
-    start = max(layout.STACKS_OFFSET, os.fstat(table).st_size)
-    send_signal(pidfd, signum)
+    found: list[dict[str, Any]] = []
+    texts: list[str] = []
+    why_not: NotSafe | None = None
     until = monotonic() + limit
-    size = last = start
-    while monotonic() < until and not given_up.wait(_POLL) and not is_dead(pidfd):
-        last, size = size, os.fstat(table).st_size
-        # Its handler runs with the signal blocked, in the thread that was interrupted.
-        if size == last > start and not _threads_blocking(pid, signum) - blocked_before:
+    for tid in sorted(procfs.tids_of(pid), key=lambda tid: tid != pid)[:MAX_ASKED]:
+        now = monotonic()
+        if now >= until or given_up.is_set():
             break
-    if size <= start:
-        raise TimeoutError
-    text = os.pread(table, min(size - start, MAX_SIZE), start)
-    _give_back(table, start, size - start)
-    # NUL: stacks that somebody else had asked for at the same time, and has given back already.
-    return text.lstrip(b"\0").decode(errors="backslashreplace")
+        try:
+            check_safe(pid, pidfd, tid, table, table_inode, signum, descriptor)
+            with _pinned(pid, pidfd, tid) as target:
+                # Whoever does not get to run leaves half of the time to the others.
+                text = _written(pid, tid, target, table, signum, (now + until) / 2, given_up)
+        except NotSafe as error:
+            why_not = why_not or error
+            continue
+        except ProcessLookupError:  # the thread has ended
+            continue
+        texts.append(text)
+        for one in parse(text)[-1:]:
+            main = tid == pid
+            found.append({**one, "tid": tid, "main": main, "thread": "MainThread" if main else ""})
+    if not any(texts):
+        raise why_not or TimeoutError
+    return found[1:] + found[:1], "".join(texts)
 
 
-def check_safe(pid: int, pidfd: int, table: int, table_inode: int, signum: int, descriptor: int) -> None:
-    """Check that a worker's dump signal can be sent to it without harm.
+@contextlib.contextmanager
+def _pinned(pid: int, pidfd: int, tid: int) -> Iterator[int]:
+    """Yield a descriptor through which a signal reaches a thread."""
+    try:
+        thread = pin_thread(pid, pidfd, tid)
+    except ProcessLookupError:
+        raise
+    except OSError:
+        if tid != pid:
+            raise NotSafe("this kernel sends no signal to a thread") from None
+        thread = os.dup(pidfd)  # it reaches the main thread, which does not block it
+    try:
+        yield thread
+    finally:
+        os.close(thread)
+
+
+def check_safe(
+    pid: int, pidfd: int, tid: int, table: int, table_inode: int, signum: int, descriptor: int
+) -> None:
+    """Check that a thread of a worker can be sent its dump signal without harm.
 
     Raises:
         NotSafe: it cannot.
@@ -137,24 +175,43 @@ def check_safe(pid: int, pidfd: int, table: int, table_inode: int, signum: int, 
     if not signal.SIGRTMIN <= signum <= signal.SIGRTMAX:
         raise NotSafe("the worker has no dump signal")
     try:
-        fields = procfs.status(pid)
+        fields = procfs.status(pid, tid)
         state = fields.get("State", "")
         if fields.get("TracerPid", "0") != "0":
             raise NotSafe("not sent to a process that is traced")
         if state[:1] in ("T", "t"):
             raise NotSafe("not sent to a process that is stopped")
         if state[:1] == "D":
-            raise NotSafe("not sent to a process in uninterruptible sleep")
-        if not _has(fields, "SigCgt", signum):
+            raise NotSafe("not sent to a thread in uninterruptible sleep")
+        if not _has(fields, signum, "SigCgt"):
             raise NotSafe("the worker does not catch its dump signal any more")
-        if len(_threads_blocking(pid, signum)) == len(procfs.tids_of(pid)):
-            raise NotSafe("every thread blocks the dump signal")
+        if _has(fields, signum, "SigBlk"):
+            raise NotSafe("the thread blocks the dump signal")
         if procfs.inode_of(pid, descriptor) != (os.fstat(table).st_dev, table_inode):
             raise NotSafe("the descriptor for its stacks is another file by now")
     except (OSError, ValueError) as error:
         raise NotSafe(f"it cannot be told whether it is safe: {error}") from None
     if is_dead(pidfd):
         raise NotSafe("the worker is gone")
+
+
+def _written(
+    pid: int, tid: int, target: int, table: int, signum: int, until: float, given_up: threading.Event
+) -> str:
+    """Send one thread the signal, and return what is written until its handler has ended."""
+    start = size = max(layout.STACKS_OFFSET, os.fstat(table).st_size)
+    send_signal(target, signum)
+    quiet = 0
+    while quiet < (_QUIET if size == start else 1) and monotonic() < until:
+        if given_up.wait(_POLL) or is_dead(target):
+            break
+        # Its handler runs with the signal blocked.
+        quiet = 0 if _has(procfs.status(pid, tid), signum, "SigPnd", "ShdPnd", "SigBlk") else quiet + 1
+        size = os.fstat(table).st_size
+    text = os.pread(table, min(size - start, MAX_SIZE), start)
+    _give_back(table, start, size - start)
+    # NUL: stacks that somebody else had asked for at the same time, and has given back already.
+    return text.lstrip(b"\0").decode(errors="backslashreplace")
 
 
 def _words(table: int) -> tuple[int, int]:
@@ -167,19 +224,8 @@ def _words(table: int) -> tuple[int, int]:
     return found[0], found[1]
 
 
-def _has(fields: dict[str, str], name: str, signum: int) -> bool:
-    return bool(int(fields.get(name, "0"), 16) >> (signum - 1) & 1)
-
-
-def _threads_blocking(pid: int, signum: int) -> set[int]:
-    """Return the threads of a process that block a signal."""
-    blocking = set()
-    with contextlib.suppress(OSError):
-        for tid in procfs.tids_of(pid):
-            with contextlib.suppress(OSError, ValueError):
-                if _has(procfs.status(pid, tid), "SigBlk", signum):
-                    blocking.add(tid)
-    return blocking
+def _has(fields: dict[str, str], signum: int, *names: str) -> bool:
+    return any(int(fields.get(name, "0"), 16) >> (signum - 1) & 1 for name in names)
 
 
 def _give_back(table: int, start: int, size: int) -> None:

@@ -22,18 +22,17 @@ def stacks_text(stacks: list[dict[str, Any]], raw: str) -> str:
     return "\n".join(_stack(one) for one in stacks)
 
 
-def tasks_text(tasks: list[dict[str, Any]], more: str, left_out: int = 0) -> str:
+def tasks_text(tasks: list[dict[str, Any]], left_out: int = 0) -> str:
     """Return what tasks wait for, the innermost frame last.
 
     Args:
         tasks: of a record.
-        more: a text to go with it.
         left_out: how many further tasks did not fit into the answers of the loops.
     """
     blocks = [_task(task) for task in tasks]
     if left_out:
         blocks.append(f"and {left_out} tasks more, which did not fit\n")
-    return "\n".join([*blocks, _printable(more)] if more else blocks)
+    return "\n".join(blocks)
 
 
 def _stack(one: dict[str, Any]) -> str:

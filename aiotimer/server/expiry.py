@@ -155,6 +155,7 @@ class Expiry:
     Attributes:
         late_s: seconds between the deadline and the first action.
         findings: what was found out, None as long as that is nothing.
+        kills_next: SIGKILL is what comes when that is known; never of an expiry that is only observed.
         evidence: the directory with what was found out, "" if there is none.
     """
 
@@ -175,6 +176,7 @@ class Expiry:
         self.timer = timer
         self.late_s = now - due.effective
         self.findings: Findings | None = None
+        self.kills_next = False
         self.kind: Kind = "expired"
         self.outcome = "pending"
         self.detail = ""

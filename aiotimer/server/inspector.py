@@ -130,7 +130,8 @@ class Inspector:
 def _subject(worker: Worker, expiry: Expiry) -> Subject:
     """Only slots of the worker's own table mean anything to the worker."""
     shared = expiry.table.file.kind == "shared"
-    return subject_of(worker, expiry.timer.name, (expiry.timer.slot,) if shared else ())
+    subject = subject_of(worker, expiry.timer.name, (expiry.timer.slot,) if shared else ())
+    return subject._replace(kills_next=expiry.kills_next)
 
 
 def subject_of(worker: Worker, scope: str = "", slots: tuple[int, ...] = ()) -> Subject:

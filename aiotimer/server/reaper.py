@@ -289,8 +289,9 @@ class Reaper:
             done = True
         self._tell(case, reaping.Done(done))
 
-    def _gather(self, case: _Case, _action: reaping.Gather) -> None:
+    def _gather(self, case: _Case, action: reaping.Gather) -> None:
         assert case.expiry is not None
+        case.expiry.kills_next = action.kills_next
         self._inspector.begin(case.worker, case.expiry, partial(self._gathered, case, case.expiry))
 
     def _gathered(self, case: _Case, expiry: Expiry) -> None:

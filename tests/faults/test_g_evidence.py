@@ -10,6 +10,7 @@ import asyncio
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -20,8 +21,9 @@ import pytest
 
 from aiotimer._linux import procfs
 from aiotimer._linux.process import pin
-from aiotimer.evidence import Answers, Findings, Subject, proc, pyspy, threads
+from aiotimer.evidence import Answers, Findings, Subject, proc, pyspy, threads, unwind
 from aiotimer.evidence import gather as gathering
+from aiotimer.evidence.findings import stack
 from aiotimer.evidence.gather import gather
 from tests.fakes.clock import PATIENCE
 from tests.fakes.worker import bystander, is_alive, wait_dead
@@ -35,6 +37,7 @@ HELPERS = {
     "complains without end": "echo $$ > {pid}; exec yes '[1, 2, 3]' >&2",
     "hangs with its output closed": "echo $$ > {pid}; exec sleep 1000 >&- 2>&-",
     "refused by ptrace": "echo 'Error: Permission denied (os error 13)' >&2; exit 1",
+    "fails at length": "printf 'Error: what it is\\n\\nStack backtrace:\\n  0: main\\n' >&2; exit 1",
     "fails silently": "exit 3",
     "prints nonsense": "echo nonsense",
     "prints nothing": "exit 0",
@@ -48,6 +51,7 @@ WORDS = {
     "complains without end": "took too long",
     "hangs with its output closed": "took too long",
     "refused by ptrace": "failed: Error: Permission denied (os error 13)",
+    "fails at length": "failed: Error: what it is",
     "fails silently": "failed: exit status 3",
     "prints nonsense": "wrote what is no dump: JSONDecodeError",
     "prints nothing": "wrote what is no dump: JSONDecodeError",
@@ -61,8 +65,9 @@ TOO_LONG = re.compile(r"took too long|no answer within .* s")
 
 @pytest.fixture(autouse=True)
 def patient_probes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No probe gives up before the budget runs out."""
+    """No probe gives up before the budget runs out; and there is no unwinder, unless a test wants it."""
     monkeypatch.setattr(gathering, "PROC_WITHIN", PATIENCE)
+    monkeypatch.setattr(pyspy, "unwind_command", lambda _pid: None)
 
 
 @pytest.fixture
@@ -141,7 +146,7 @@ async def test_fault_45_a_helper_without_native_stacks(
     trace = f'[{{"os_thread_id": {subject.id.pid}, "thread_id": 1, "owns_gil": false, "frames": [{frame}]}}]'
     helper(f"case $* in *--native*) {native};; esac; echo '{trace}'".replace("{", "{{").replace("}", "}}"))
     monkeypatch.setattr(gathering, "HELPER_WITHIN", PATIENCE)
-    found = await gather(subject, PATIENCE)
+    found = await gather(subject._replace(kills_next=True), PATIENCE)
     assert found.where == "x.py:3"
     assert found.verdict.startswith("blocked in Python at x.py:3 in f")
 
@@ -253,6 +258,7 @@ async def test_so_many_probes_may_hang_and_no_more(
     await asyncio.to_thread(threads_ended)
     monkeypatch.undo()
     monkeypatch.setattr(pyspy, "find_pyspy", lambda: None)
+    monkeypatch.setattr(pyspy, "unwind_command", lambda _pid: None)
     assert (await gather(subject, PATIENCE)).process["command"] == ["sleep", "1000"]
 
 
@@ -314,7 +320,7 @@ async def test_a_probe_with_a_fault_is_a_word_and_a_line_in_the_log(
     monkeypatch.setattr(proc, "collect", fail)
     found = await gather(subject, PATIENCE)
     assert found.probes["proc"] == "failed: a fault of ours"
-    assert found.probes["stacks"] == "the worker shares no table to write them to"
+    assert found.probes["stacks"] == "not sent, because SIGKILL is not what comes next"
     assert "the probe proc" in caplog.text
 
 
@@ -362,37 +368,59 @@ async def test_a_moment_in_uninterruptible_sleep_is_no_verdict(
 
 # -- CPython 3.14 ------------------------------------------------------------------------------------------
 
-
-async def test_the_tasks_from_outside(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pyspy, "pstree_command", lambda pid: ["echo", f"tasks of {pid}"])
-    found = await gather(subject, PATIENCE)
-    assert found.tasks_text == f"tasks of {subject.id.pid}\n"
-    assert found.probes["pstree"].endswith(" s")
+UNWOUND = """[{{"os_thread_id": {pid}, "owns_gil": {gil}, "frames":
+[{{"name": "{outermost}", "filename": "/app/x.py", "line": 3, "module": null}}]}}]"""
+"""What stands in for the interpreter's unwinder prints this."""
 
 
-PSTREE = {
-    "echo 'Error retrieving tasks: Failed to read it'": "Error retrieving tasks: Failed to read it",
-    "printf 'Error: insufficient permissions.\\nSee:\\nhttps://x/#permission-requirements\\n\\n'": (
-        "Error: insufficient permissions."
-    ),
-    "echo 'a tree'; printf 'ERROR: cycles\\n\\ncycle: one, two\\n' >&2": "cycle: one, two",
-    "echo; echo ' ' >&2": "exit status 1",
-}
-"""What ``asyncio pstree`` prints when it fails, mostly to its standard output; and what is made of it."""
+def unwinding(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """Let a script stand in for the unwinder."""
+    monkeypatch.setattr(pyspy, "unwind_command", lambda _pid: ["sh", "-c", script])
 
 
-@pytest.mark.parametrize("script", PSTREE)
-async def test_the_tasks_that_are_not_shown_from_outside(
-    script: str, subject: Subject, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("gil", "outermost", "needed"),
+    [("false", "<module>", False), ("true", "<module>", True), ("false", "f", True)],
+    ids=["all is seen", "who holds the GIL may be in C", "what called C is not seen"],
+)
+async def test_py_spy_is_asked_for_what_the_unwinder_does_not_see(
+    gil: str, outermost: str, needed: bool, subject: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pyspy, "pstree_command", lambda _pid: ["sh", "-c", f"{script}; exit 1"])
+    trace = UNWOUND.format(pid=subject.id.pid, gil=gil, outermost=outermost)
+    unwinding(monkeypatch, f"echo '{trace}'")
     found = await gather(subject, PATIENCE)
-    assert found.probes["pstree"] == f"failed: {PSTREE[script]}"
-    assert found.tasks_text == ""
+    assert found.probes["unwinder"].endswith(" s")
+    said = "not installed" if needed else "not needed: the unwinder saw all that it would"
+    assert found.probes["py-spy"] == said
+    assert found.where == "x.py:3"
+    assert "stacks" not in found.probes
 
 
-def test_the_command_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "version_info", (3, 13))
-    assert pyspy.pstree_command(7) is None
-    monkeypatch.setattr(sys, "version_info", (3, 14))
-    assert pyspy.pstree_command(7) == [sys.executable, "-P", "-m", "asyncio", "pstree", "7"]
+async def test_an_unwinder_that_may_not_look(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    unwinding(monkeypatch, "echo '[Errno 1] Operation not permitted' >&2; exit 1")
+    found = await gather(subject, PATIENCE)
+    assert found.probes["unwinder"] == "failed: [Errno 1] Operation not permitted"
+    assert found.probes["py-spy"] == "not installed"
+    nothing_lost(found)
+
+
+async def test_what_is_seen_of_a_pid_that_another_process_has_by_now_is_dropped(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def parse(*_: object) -> list[dict[str, Any]]:
+        os.kill(subject.id.pid, signal.SIGKILL)
+        wait_dead(subject.id.pid)
+        return [stack("", [["/app/x.py", 3, "<module>"]])]
+
+    unwinding(monkeypatch, "true")
+    monkeypatch.setattr(pyspy, "parse", parse)
+    found = await gather(subject, PATIENCE)
+    assert (found.verdict, found.stacks) == ("gone", [])
+
+
+def test_the_program_says_why_it_cannot_read() -> None:
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", unwind.__file__, "4194305"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.strip()

@@ -1,6 +1,6 @@
 """``python -m tests.hangs``: run the twelve programs, and print the table for the documentation.
 
-It needs everything that one of them needs: torch, and py-spy (the extra ``dump``).
+It needs everything that one of them needs: torch, and py-spy.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,13 @@ import pytest
 
 from aiotimer import WorkerId
 from aiotimer._core import layout, wire
-from aiotimer._linux import procfs
-from aiotimer._linux.process import pin
+from aiotimer._linux import procfs, signals
+from aiotimer._linux.process import is_dead, pin
 from aiotimer.evidence import Answers, Findings, Subject, proc, pyspy, stacks
 from aiotimer.evidence.gather import gather
 from aiotimer.evidence.stacks import NotSafe
 from tests.fakes.clock import PATIENCE
+from tests.fakes.server import serving
 from tests.fakes.worker import SpawnedWorker, bystander, spawn_worker
 
 WORKER = """\
@@ -37,7 +39,7 @@ ctypes.CDLL(None).prctl(0x59616D61, ctypes.c_ulong(-1))  # PR_SET_PTRACER: anybo
 table = int(sys.argv[1])
 signum = signal.SIGRTMIN + 7
 own = os.open(f"/proc/self/fd/{table}", os.O_RDWR | os.O_APPEND)
-faulthandler.register(signum, file=own, all_threads=True)
+faulthandler.register(signum, file=own, all_threads=False)
 os.pwrite(table, struct.pack("=dd", signum, own), 8 * 26)
 go = b"go\\n"
 def run(step):
@@ -60,10 +62,11 @@ BODIES = {
 
 @pytest.fixture(autouse=True)
 def patient_probes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No probe gives up before a test does; and there is no py-spy, unless a test wants it."""
+    """No probe gives up before a test does; and nobody looks in from outside, unless a test wants it."""
     monkeypatch.setattr("aiotimer.evidence.gather.PROC_WITHIN", PATIENCE)
     monkeypatch.setattr("aiotimer.evidence.gather.STACKS_WITHIN", PATIENCE)
     monkeypatch.setattr(pyspy, "find_pyspy", lambda: None)
+    monkeypatch.setattr(pyspy, "unwind_command", lambda _pid: None)
 
 
 class Hanging:
@@ -78,9 +81,9 @@ class Hanging:
     def subject(
         self, ask: Callable[[], Awaitable[list[wire.Tasks]]] | None = None, scope: str = ""
     ) -> Subject:
-        """Return it as what evidence is gathered about."""
+        """Return it as what evidence is gathered about, and what is killed next."""
         inode = os.fstat(self.table).st_ino
-        return Subject(self.id, self.pidfd, "python", scope, (), self.table, inode, ask)
+        return Subject(self.id, self.pidfd, "python", scope, (), self.table, inode, ask, kills_next=True)
 
     def announce(self, signum: float, descriptor: float) -> None:
         """Announce another dump signal."""
@@ -169,8 +172,9 @@ async def test_the_block_in_a_thread_by_its_scope(tmp_path: Path) -> None:
     run = "thread = threading.Thread(target=step); thread.start(); thread.join()"
     with hanging(tmp_path, body, run=run) as it:
         found = await gather(it.subject(scope=f"app.py:{LINE}"), PATIENCE)
-        assert found.verdict == f"blocked in Python at app.py:{LINE} in step"
-        assert len(found.stacks) == 2
+        assert re.fullmatch(rf"blocked in Python at app.py:{LINE} in step \(.*\)", found.verdict), found
+        assert [one["main"] for one in found.stacks] == [False, True]
+        assert {one["tid"] for one in found.stacks} == set(procfs.tids_of(it.pid))
         assert found.process["thread_count"] == 2
 
 
@@ -271,22 +275,66 @@ async def test_who_asks_for_ever_is_not_waited_for(tmp_path: Path, monkeypatch: 
         assert found.verdict.startswith("event loop blocked in Python at ")
 
 
+HANDLER = """\
+faulthandler.unregister(signum)
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)({handler})
+    ctypes.CDLL(None).signal(signum, handler)
+    """
+
+
 @pytest.mark.parametrize(
     ("handler", "words"),
     [
-        ("lambda *_: None", "no answer within "),
-        ("lambda *_: os.write(own, go)", "what the worker wrote is no dump"),
+        ("lambda _: None", "no answer within "),
+        ("lambda _: os.write(own, go) and None", "what the worker wrote is no dump"),
+        ("lambda _: time.sleep(1000)", "no answer within "),
     ],
+    ids=["it writes nothing", "it writes no stacks", "it never ends"],
 )
 async def test_a_worker_that_does_not_write_its_stacks(
     handler: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aiotimer.evidence.gather.STACKS_WITHIN", 0.1 if "answer" in words else PATIENCE)
-    body = f"faulthandler.unregister(signum); signal.signal(signum, {handler}); {BODIES['sleep']}"
-    with hanging(tmp_path, body) as it:
+    monkeypatch.setattr("aiotimer.evidence.gather.STACKS_WITHIN", 0.1 if "sleep" in handler else PATIENCE)
+    with hanging(tmp_path, HANDLER.format(handler=handler) + BODIES["sleep"]) as it:
         found = await gather(it.subject(), PATIENCE)
         assert found.probes["stacks"].startswith(words)
         assert found.stacks == []
+
+
+async def test_a_thread_that_writes_nothing_does_not_keep_the_others_from_it(tmp_path: Path) -> None:
+    """A thread of C code has no Python stack."""
+    start = "ctypes.CDLL(None).pthread_create(bytes(8), None, ctypes.CDLL(None).pause, None)"
+    with hanging(tmp_path, f"{start}; {BODIES['sleep']}") as it:
+        assert len(procfs.tids_of(it.pid)) == 2
+        found = await gather(it.subject(), PATIENCE)
+        assert [one["tid"] for one in found.stacks] == [it.pid]
+        assert found.where == f"app.py:{LINE}"
+
+
+async def test_where_the_kernel_pins_no_thread_the_main_one_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(stacks, "pin_thread", refuse)
+    start = "threading.Thread(target=time.sleep, args=[1000]).start()"
+    with hanging(tmp_path, f"{start}; {BODIES['sleep']}") as it:
+        found = await gather(it.subject(), PATIENCE)
+        assert [one["tid"] for one in found.stacks] == [it.pid]
+        assert found.where == f"app.py:{LINE}"
+
+
+def test_a_thread_is_pinned_if_it_is_one_of_the_process(tmp_path: Path) -> None:
+    with hanging(tmp_path, BODIES["sleep"]) as it, bystander() as other:
+        pinned = signals.pin_thread(it.pid, it.pidfd, it.pid)
+        assert not is_dead(pinned)
+        os.close(pinned)
+        before = os.listdir("/proc/self/fd")
+        for tid in (other, 4194305):  # the largest there can be is 4194304
+            with pytest.raises(ProcessLookupError):
+                signals.pin_thread(it.pid, it.pidfd, tid)
+        assert len(os.listdir("/proc/self/fd")) == len(before)
 
 
 async def test_a_pyspy_that_sees_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -379,7 +427,7 @@ async def test_no_other_signal_is_sent_than_a_real_time_one(signum: float, tmp_p
         ("", (1, 0), "does not catch"),
         ("", (0, -1), "another file"),
         ("", (0, 1000), "cannot be told"),
-        ("signal.pthread_sigmask(signal.SIG_BLOCK, [signum]); ", (0, 0), "every thread blocks"),
+        ("signal.pthread_sigmask(signal.SIG_BLOCK, [signum]); ", (0, 0), "the thread blocks"),
         ("faulthandler.unregister(signum); ", (0, 0), "does not catch"),
     ],
 )
@@ -393,6 +441,13 @@ async def test_the_signal_is_not_sent_where_it_would_harm(
         assert reason in found.probes["stacks"]
         assert signals_waiting(it.pid) == 0
         assert it.worker.process.poll() is None
+
+
+async def test_the_signal_is_not_sent_to_who_may_live_on(tmp_path: Path) -> None:
+    with hanging(tmp_path, BODIES["sleep"]) as it:
+        found = await gather(it.subject()._replace(kills_next=False), PATIENCE)
+        assert found.probes["stacks"] == "not sent, because SIGKILL is not what comes next"
+        assert os.fstat(it.table).st_size == layout.TABLE_SIZE, "nothing has been written"
 
 
 async def test_a_stopped_worker_is_told_and_left_alone(tmp_path: Path) -> None:
@@ -444,7 +499,8 @@ async def test_a_dead_worker_is_gone(waited_for: bool, tmp_path: Path) -> None:
         found = await gather(it.subject(), PATIENCE)
         assert (found.verdict, found.stacks) == ("gone", [])
         with pytest.raises(NotSafe):
-            stacks.check_safe(it.pid, it.pidfd, it.table, it.subject().table_inode, *it.announced())
+            inode = it.subject().table_inode
+            stacks.check_safe(it.pid, it.pidfd, it.pid, it.table, inode, *it.announced())
         with pytest.raises(ProcessLookupError) if waited_for else contextlib.nullcontext():
             proc.collect(it.id, proc.nothing())
 
@@ -480,45 +536,75 @@ async def test_a_worker_that_has_become_another_user(tmp_path: Path) -> None:
         assert found.where == f"app.py:{LINE}"
 
 
-# -- py-spy ----------------------------------------------------------------------------------------------
+# -- from outside ----------------------------------------------------------------------------------------
+
+HELPERS = ["py-spy", "unwinder"] if sys.version_info >= (3, 14) else ["py-spy"]
+"""What looks into a worker from outside."""
 
 
-def real_pyspy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Use the py-spy that is installed, if one is."""
+def use(helper: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Use one of the helpers, if it is installed."""
     monkeypatch.undo()
     monkeypatch.setattr("aiotimer.evidence.gather.PROC_WITHIN", PATIENCE)
-    monkeypatch.setattr("aiotimer.evidence.gather.STACKS_WITHIN", PATIENCE)
-    if pyspy.find_pyspy() is None:
-        pytest.skip("py-spy is not installed")
+    monkeypatch.setattr("aiotimer.evidence.gather.HELPER_WITHIN", PATIENCE)
+    if helper == "py-spy":
+        monkeypatch.setattr(pyspy, "unwind_command", lambda _pid: None)
+        if pyspy.find_pyspy() is None:
+            pytest.skip("py-spy is not installed")
+    else:
+        monkeypatch.setattr(pyspy, "find_pyspy", lambda: None)
 
 
-def succeeded(found: Findings) -> None:
-    """py-spy did deliver; skip the test where the machine lets nobody trace."""
-    if "ermission" in found.probes["py-spy"]:
+def succeeded(found: Findings, helper: str) -> None:
+    """It did deliver; skip the test where the machine lets nobody trace."""
+    if "ermission" in found.probes[helper] or "not permitted" in found.probes[helper]:
         pytest.skip("this machine does not let us trace our own processes")
-    assert found.probes["py-spy"].endswith(" s"), found.probes
+    assert found.probes[helper].endswith(" s"), found.probes
+    assert "stacks" not in found.probes
 
 
-async def test_pyspy_sees_who_holds_the_gil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real_pyspy(monkeypatch)
+@pytest.mark.parametrize("helper", HELPERS)
+@pytest.mark.parametrize("name", BODIES)
+async def test_synchronous_code_is_seen_from_outside(
+    name: str, helper: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(helper, monkeypatch)
+    with hanging(tmp_path, BODIES[name]) as it:
+        found = await gather(it.subject()._replace(kills_next=False), PATIENCE)
+        succeeded(found, helper)
+        assert found.where in (f"app.py:{LINE + (name == 'spin')}", f"app.py:{LINE}")
+        assert found.stacks[-1]["main"]
+        assert it.worker.process.poll() is None
+
+
+@pytest.mark.parametrize("helper", HELPERS)
+async def test_who_holds_the_gil_is_seen_from_outside(
+    helper: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(helper, monkeypatch)
     with hanging(tmp_path, BODIES["gil"]) as it:
         await asyncio.to_thread(wait_for_syscall, it.pid, "futex")
         found = await gather(it.subject(), PATIENCE)
-        succeeded(found)
-        assert found.verdict == f"holding the GIL in native code, called at app.py:{LINE} in step"
+        succeeded(found, helper)
+        in_c = f"holding the GIL in native code, called at app.py:{LINE} in step"
+        in_python = f"blocked in Python at app.py:{LINE} in step (in futex)"
+        assert found.verdict == (in_c if helper == "py-spy" else in_python)
         (one,) = found.stacks
         assert (one["gil"], one["main"], one["state"]) == (True, True, "S (sleeping)")
         assert it.pid == one["tid"]
         assert it.worker.process.poll() is None
 
 
-async def test_pyspy_sees_what_a_stopped_worker_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real_pyspy(monkeypatch)
+@pytest.mark.parametrize("helper", HELPERS)
+async def test_what_a_stopped_worker_did_is_seen_from_outside(
+    helper: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(helper, monkeypatch)
     with hanging(tmp_path, BODIES["sleep"]) as it:
         os.kill(it.pid, signal.SIGSTOP)
         os.waitid(os.P_PID, it.pid, os.WSTOPPED | os.WNOWAIT)
         found = await gather(it.subject(), PATIENCE)
-        succeeded(found)
+        succeeded(found, helper)
         assert found.verdict == f"stopped at app.py:{LINE} in step"
         assert procfs.state_of(it.pid) == "T (stopped)"
 
@@ -530,3 +616,50 @@ def wait_for_syscall(pid: int, name: str) -> None:
             return
         signal.sigtimedwait([], 0.01)
     raise AssertionError(f"process {pid} is not in {name}")
+
+
+# -- no probe kills what it looks at -----------------------------------------------------------------------
+
+BUSY = """\
+import os, sys, threading
+from aiotimer import configure, expires
+
+def f(n):
+    return f(n - 1) if n else 0
+
+def healthy():
+    while True:
+        f(20); [g() for g in [lambda: f(3)] * 5]
+
+configure(os.environ["AIOTIMER_SOCKET"])
+for _ in range(4):
+    threading.Thread(target=healthy, daemon=True).start()
+for number in range(int(sys.argv[1])):
+    with expires(after=0.01, scope="slow", observe=True):
+        sys.stdin.readline()
+    print("left", number, flush=True)
+os._exit(0)
+"""
+"""A worker of which four threads push and pop frames as fast as they can, while its blocks are observed."""
+
+EXPIRIES = 60
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("permitted", [True, False], ids=["ptrace is permitted", "ptrace is refused"])
+async def test_a_busy_worker_that_is_looked_at_again_and_again_is_alive(
+    permitted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    if not permitted:
+        refuse = "echo 'Error: Permission denied (os error 13)' >&2; exit 1"
+        monkeypatch.setattr(pyspy, "unwind_command", lambda _pid: ["sh", "-c", refuse])
+        monkeypatch.setattr(pyspy, "find_pyspy", lambda: None)
+    async with serving() as server:
+        with spawn_worker(BUSY, server.socket_path, str(EXPIRIES)) as worker:
+            for number in range(EXPIRIES):
+                enough = partial(lambda n: len(server.all_told("observed")) > n, number)
+                await server.until(enough, f"number {number}")
+                worker.say("go on")
+                await asyncio.to_thread(worker.wait_line, f"left {number}")
+            assert await asyncio.to_thread(worker.process.wait, PATIENCE) == 0

@@ -95,7 +95,7 @@ def during_evidence(
             await happening
         return FINDINGS
 
-    monkeypatch.setattr("aiotimer.evidence.gather.gather", gather)
+    monkeypatch.setattr("aiotimer.server.inspector.gather", gather)
     return subjects
 
 
@@ -163,6 +163,7 @@ async def test_evidence_comes_before_the_signal(monkeypatch: pytest.MonkeyPatch,
             (subject,) = subjects
             assert subject[0].pid == pid
             assert subject[2:5] == ("sleep", "victim", ())
+            assert subject.kills_next
             assert (event.verdict, event.outcome) == ("idle", "reaped")
             assert server.outcomes(pid) == ["pending", "reaped"]
             for record, stacks, tasks in server.kept:
@@ -226,6 +227,17 @@ async def test_a_worker_that_dies_while_evidence_is_gathered_was_not_reaped(
             assert (event.scope, event.outcome) == ("s", "gone")
             assert server.all_told("reaped") == []
             assert sent == []
+
+
+async def test_who_has_some_grace_is_not_looked_at_in_a_way_that_could_kill(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with serving_as(KeepingServer, reap="dump,TERM:60,KILL") as server:
+        subjects = during_evidence(monkeypatch, lambda _subject: None)
+        with bystander() as pid:
+            server.register_timers([due(pid)])
+            await server.told("reaped", pid)
+            assert [subject.kills_next for subject in subjects] == [False]
 
 
 async def test_a_server_that_stops_while_evidence_is_gathered_has_reaped_nobody(

@@ -46,7 +46,7 @@ async def test_a_server_that_observes_signals_nobody(monkeypatch: pytest.MonkeyP
             event = await server.told("observed", pid)
             assert (event.scope, event.outcome, event.verdict) == ("s", "observed", "idle")
             assert server.status()["server"]["observing"] == "asked"
-            assert [subject.scope for subject in subjects] == ["s"]
+            assert [(subject.scope, subject.kills_next) for subject in subjects] == [("s", False)]
             least = monotonic() - deadline
             release(server, pid, "s")
             event = await server.told("finished", pid)
@@ -173,7 +173,7 @@ async def test_a_record_has_every_key(monkeypatch: pytest.MonkeyPatch) -> None:
     async def silent(_subject: Subject, _budget: float) -> Findings:
         raise LookupError
 
-    monkeypatch.setattr("aiotimer.evidence.gather.gather", silent)
+    monkeypatch.setattr("aiotimer.server.inspector.gather", silent)
     async with serving_as(KeepingServer, observe=True) as server:
         with bystander() as pid:
             server.register_timers([TimerRequest(pid, f"t{n}", monotonic() + 1000 + n) for n in range(150)])

@@ -32,6 +32,14 @@ def test_a_ladder_is_its_steps() -> None:
     assert Ladder.parse("KILL").total_grace == 0.0
 
 
+@pytest.mark.parametrize(
+    ("ladder", "at_once"),
+    [("dump,KILL", True), ("KILL", True), ("dump,ABRT:2,TERM:10,KILL", False), ("CONT:1,KILL", False)],
+)
+def test_where_sigkill_is_all_there_is(ladder: str, at_once: bool) -> None:
+    assert Ladder.parse(ladder).kills_at_once is at_once
+
+
 def test_names_are_taken_as_people_write_them() -> None:
     assert Ladder.parse(" Dump , sigabrt:2,term : 10, Kill ") == LONG
     assert str(Ladder.parse("term,SIGKILL")) == "TERM:5,KILL", "five seconds if it does not say"

@@ -152,7 +152,7 @@ def expired(*slots: int, table: str = "t") -> Expired:
 
 def test_a_ladder_to_its_last_step() -> None:
     shell = Shell()
-    assert shell.tell(expired()) == [ReadAgain("t", (due(),)), Reap("t", due(), False), Gather()]
+    assert shell.tell(expired()) == [ReadAgain("t", (due(),)), Reap("t", due(), False), Gather(False)]
     assert (shell.state, shell.machine.wakes_at, shell.machine.untouched) == ("gathering", inf, True)
     assert shell.tell(Gathered()) == [Confirm(), Signal(ABRT, True)]
     assert (shell.state, shell.machine.wakes_at, shell.machine.untouched) == ("signalled", 22.0, False)
@@ -172,11 +172,15 @@ def test_kill_at_once_reads_again_all_the_same() -> None:
     assert did[2:] == [Confirm(), Signal(KILL, False), Answer(True), Clear()]
 
 
+def test_evidence_is_gathered_knowing_what_comes_next() -> None:
+    assert Gather(True) in Shell(Ladder.parse("dump,KILL")).tell(expired())
+
+
 def test_evidence_that_is_known_is_not_gathered_again() -> None:
     shell = Shell()
     shell.gathered = True
     shell.tell(expired())
-    assert Gather() not in shell.did
+    assert not any(isinstance(action, Gather) for action in shell.did)
     assert shell.signals == [ABRT]
 
 
@@ -286,7 +290,7 @@ def test_of_what_was_found_with_it_the_rest_is_read_again() -> None:
     shell.tell(expired(0, 1))
     shell.armed -= {0}
     did = shell.tell(Gathered())
-    assert did[2:] == [Spare(), ReadAgain("t", (due(1),)), Reap("t", due(1), False), Gather()]
+    assert did[2:] == [Spare(), ReadAgain("t", (due(1),)), Reap("t", due(1), False), Gather(False)]
 
 
 def test_of_several_that_were_postponed_the_kill_clears_all() -> None:

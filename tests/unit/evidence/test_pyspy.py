@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from aiotimer.evidence import pyspy
+from aiotimer.evidence.findings import Frame, stack
 from aiotimer.evidence.pyspy import HelperFailed
 
 
@@ -71,15 +72,46 @@ def test_what_is_no_dump_of_pyspy(output: bytes) -> None:
         pyspy.parse(output, 7)
 
 
-def looks_of(directory: Path, looks: Sequence[list[dict[str, Any]]]) -> str:
-    """Write a helper that prints one dump after the other, and fails when there are no more."""
+THREAD_OF_3_14: list[Frame] = [["/lib/threading.py", 1, "Thread.run"], ["/app/x.py", 3, "f"]]
+THREAD_OF_3_15: list[Frame] = [["/lib/threading.py", 1, "Thread._bootstrap"], *THREAD_OF_3_14]
+PROGRAM: list[Frame] = [["/app/x.py", 9, "<module>"], ["/app/x.py", 3, "f"]]
+CALLED_BY_C: list[Frame] = [["/app/x.py", 3, "f"]]
+
+
+@pytest.mark.parametrize(
+    ("frames", "gil", "more"),
+    [
+        (PROGRAM, False, False),
+        (THREAD_OF_3_14, False, False),
+        (THREAD_OF_3_15, False, False),
+        (PROGRAM, True, True),
+        (CALLED_BY_C, False, True),
+        ([], False, True),
+    ],
+)
+def test_what_the_unwinder_does_not_show(frames: list[Frame], gil: bool, more: bool) -> None:
+    """Native frames of a thread that holds the GIL; and in 3.14, what has called the C that called Python."""
+    assert pyspy.shows_more([stack("", PROGRAM), {**stack("", frames), "gil": gil}]) is more
+
+
+def test_of_nothing_py_spy_shows_more() -> None:
+    assert pyspy.shows_more([])
+
+
+def looks_of(directory: Path, looks: Sequence[list[dict[str, Any]]], *, gil: bool = True) -> str:
+    """Write a helper that prints one dump after the other, and fails when there are no more.
+
+    It notes its last argument in a file.
+    """
     for number, frames in enumerate(looks):
-        trace = {"os_thread_id": 7, "thread_id": 77, "thread_name": None, "owns_gil": True, "frames": frames}
+        trace = {"os_thread_id": 7, "thread_id": 77, "thread_name": None, "owns_gil": gil, "frames": frames}
         (directory / f"look{number}").write_text(json.dumps([trace]))
     program = directory / "helper"
     program.write_text(
         f"""#!/bin/sh
         cd {directory}
+        for last; do :; done
+        echo " $last" >>asked
         for look in look*; do mv $look seen.$look && exec cat seen.$look; done
         """
     )
@@ -108,9 +140,49 @@ def test_who_is_in_native_code_for_a_moment_does_not_hold_the_gil_there(
     program = looks_of(tmp_path, looks)
     own = os.pidfd_open(os.getpid())
     try:
-        [one] = pyspy.collect(program, os.getpid(), own, 60, threading.Event())
+        [one] = pyspy.collect(program, os.getpid(), own, 60, threading.Event(), gently=False)
     finally:
         os.close(own)
     assert bool(one["native"]) is native
     assert len(list(tmp_path.glob("look*"))) == left
     assert one["frames"] == [["/app/x.py", 9, "<module>"], ["/app/x.py", 3, "spin"]]
+
+
+FURTHER = [spied("spin", 4), spied("<module>", 9)]
+
+
+@pytest.mark.parametrize(
+    ("looks", "native", "left"),
+    [
+        ([LOOP, FURTHER, INSIDE], False, 1),
+        ([LOOP, LOOP, LOOP, FURTHER, INSIDE], False, 1),
+        ([LOOP] * 4 + [INSIDE] * 4, True, 0),
+        ([LOOP] * 4 + [INSIDE, LOOP, INSIDE], False, 1),
+        ([LOOP] * 4, False, 0),
+    ],
+    ids=["it goes on", "it goes on at last", "it stands in C", "it stands in Python", "no more to be had"],
+)
+def test_who_lives_on_is_stopped_for_native_stacks_only_if_it_stands_with_the_gil(
+    tmp_path: Path, looks: list[list[dict[str, Any]]], native: bool, left: int
+) -> None:
+    program = looks_of(tmp_path, looks)
+    own = os.pidfd_open(os.getpid())
+    try:
+        [one] = pyspy.collect(program, os.getpid(), own, 60, threading.Event(), gently=True)
+    finally:
+        os.close(own)
+    assert bool(one["native"]) is native
+    assert len(list(tmp_path.glob("look*"))) == left
+    asked = (tmp_path / "asked").read_text().split()
+    assert asked[:4] == ["--json"] * min(4, len(asked))
+    assert set(asked[4:]) <= {"--native"}
+
+
+def test_who_lives_on_and_lets_go_of_the_gil_is_looked_at_once(tmp_path: Path) -> None:
+    program = looks_of(tmp_path, [LOOP, INSIDE], gil=False)
+    own = os.pidfd_open(os.getpid())
+    try:
+        pyspy.collect(program, os.getpid(), own, 60, threading.Event(), gently=True)
+    finally:
+        os.close(own)
+    assert (tmp_path / "asked").read_text().split() == ["--json"]

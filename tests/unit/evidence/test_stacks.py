@@ -37,6 +37,12 @@ def test_the_main_thread_is_not_called_as_the_kernel_calls_it() -> None:
     assert [one["thread"] for one in stacks.parse(written)] == ["", "a name", "MainThread"]
 
 
+def test_a_thread_that_writes_its_own_stack() -> None:
+    (one,) = stacks.parse('Stack (most recent call first):\n  File "/app/train.py", line 9 in <module>\n')
+    assert one["frames"] == [["/app/train.py", 9, "<module>"]]
+    assert (one["ident"], one["thread"], one["current"]) == (0, "MainThread", True)
+
+
 def test_of_many_threads_the_last_is_not_the_main_one() -> None:
     found = stacks.parse("Thread 0x1 (most recent call first):\n" * 100)
     assert len(found) == 100

@@ -23,17 +23,13 @@ def test_tasks_for_people() -> None:
     one = {"loop": "a loop", "thread": "MainThread", "name": "Task-1", "count": 3, "own": True}
     one.update(frames=[["/app/x.py", 3, "f"]], waits_for="a queue")
     two = {**one, "name": "Task-2", "count": 1, "own": False, "frames": [], "waits_for": ""}
-    assert tasks_text([one, two], "more") == (
+    assert tasks_text([one, two]) == (
         "Task Task-1 and 2 more like it (of the timer's block), a loop in thread MainThread\n"
         '  File "/app/x.py", line 3, in f\n'
         "  waits for a queue\n"
         "\n"
         "Task Task-2, a loop in thread MainThread\n"
         "  runs, or is about to\n"
-        "\n"
-        "more"
     )
-    assert tasks_text([two], "", 7).endswith(
-        "\n  runs, or is about to\n\nand 7 tasks more, which did not fit\n"
-    )
-    assert tasks_text([], "") == ""
+    assert tasks_text([two], 7).endswith("\n  runs, or is about to\n\nand 7 tasks more, which did not fit\n")
+    assert tasks_text([]) == ""
