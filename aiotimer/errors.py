@@ -31,6 +31,15 @@ def _rebuild(kind: type[AiotimerError], facts: dict[str, object], args: tuple[ob
     return error
 
 
+class _AboutPath(AiotimerError):
+    """What has to do with a path, and the reason."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+
 class NotConfigured(AiotimerError, RuntimeError):
     """``expires()`` was used, but no server is known to this process."""
 
@@ -42,18 +51,13 @@ class NotConfigured(AiotimerError, RuntimeError):
         )
 
 
-class ServerUnavailable(AiotimerError, ConnectionError):
+class ServerUnavailable(_AboutPath, ConnectionError):
     """No server answered on the socket within the time allowed.
 
     Attributes:
         path: the socket that was tried.
         reason: what happened there.
     """
-
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(path, reason)
-        self.path = path
-        self.reason = reason
 
     def __str__(self) -> str:
         return (
@@ -62,18 +66,13 @@ class ServerUnavailable(AiotimerError, ConnectionError):
         )
 
 
-class Refused(AiotimerError, ConnectionError):
+class Refused(_AboutPath, ConnectionError):
     """A server answered and does not want this client.
 
     Attributes:
         path: the socket of the server.
         reason: the server's own words.
     """
-
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(path, reason)
-        self.path = path
-        self.reason = reason
 
     def __str__(self) -> str:
         return f"the timer server at {self.path!r} refused this client: {self.reason}"
@@ -152,18 +151,13 @@ class NewerLayout(ServerError):
     exit_code = 78  # EX_CONFIG
 
 
-class HistoryUnreadable(AiotimerError, RuntimeError):
+class HistoryUnreadable(_AboutPath, RuntimeError):
     """A history is there and cannot be read.
 
     Attributes:
         path: of its database.
         reason: why not.
     """
-
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(path, reason)
-        self.path = path
-        self.reason = reason
 
     def __str__(self) -> str:
         return f"cannot read the history in {self.path!r}: {self.reason}"

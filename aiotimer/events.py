@@ -70,36 +70,22 @@ class Event(NamedTuple):
 
     def as_json(self) -> dict[str, Any]:
         """Return the event as the object that goes into a JSON line; ``time`` is wall time, for people."""
-        return {
-            "event": self.event,
-            "time": time.time(),  # noqa: TID251 - for reports; no decision rests on it
-            "pid": None if self.worker_id is None else self.worker_id.pid,
-            "name": self.name,
-            "scope": self.scope,
-            "late_s": self.late_s,
-            "detail": self.detail,
-            "outcome": self.outcome,
-            "verdict": self.verdict,
-            "evidence": self.evidence,
-        }
+        fields = self._asdict()
+        worker = fields.pop("worker_id")
+        now = time.time()  # noqa: TID251 - for reports; no decision rests on it
+        return {"event": self.event, "time": now, "pid": worker and worker.pid, **fields}
 
     def __str__(self) -> str:
-        fields = []
-        if self.worker_id is not None:
-            fields.append(f"pid={self.worker_id.pid}")
-        if self.name:
-            fields.append(f"name={shown(self.name)}")
-        if self.scope:
-            fields.append(f"scope={shown(self.scope)}")
-        if self.late_s is not None:
-            fields.append(f"late={self.late_s * 1000:.1f}ms")
-        if self.verdict:
-            fields.append(f"verdict={shown(self.verdict)}")
-        if self.evidence:
-            fields.append(f"evidence={shown(self.evidence)}")
-        if self.detail:
-            fields.append(f"({printable(self.detail)})")
-        return f"{self.event} " + " ".join(fields)
+        fields = (
+            self.worker_id and f"pid={self.worker_id.pid}",
+            self.name and f"name={shown(self.name)}",
+            self.scope and f"scope={shown(self.scope)}",
+            self.late_s is not None and f"late={self.late_s * 1000:.1f}ms",
+            self.verdict and f"verdict={shown(self.verdict)}",
+            self.evidence and f"evidence={shown(self.evidence)}",
+            self.detail and f"({printable(self.detail)})",
+        )
+        return f"{self.event} " + " ".join(field for field in fields if field)
 
 
 def write_to_log(event: Event) -> None:

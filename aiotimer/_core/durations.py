@@ -120,9 +120,8 @@ class Durations:
         durations = cls()
         if isinstance(value, dict):
             counts = value.get("counts")
-            maximum = value.get("max_s")
             row = [0.0] * FIRST_BUCKET + list(map(_number, counts if isinstance(counts, list) else ()))
-            row[MAXIMUM] = _number(maximum)
+            row[MAXIMUM] = _number(value.get("max_s"))
             durations.add_row(row)
         return durations
 

@@ -11,31 +11,21 @@ import struct
 PING = b"\x00\x00\x00\x06\x91\xa4ping"
 """The frame of ``wire.Ping()``."""
 
-_PONG = b"\x93\xa4pong"
-_FLOAT = b"\xcb"
+_PONG, _FLOAT = b"\x93\xa4pong", b"\xcb"
 
-_INTEGERS = {0xCC: ">B", 0xCD: ">H", 0xCE: ">I"}
-"""How MessagePack says of what size an integer is; one below 128 stands for itself."""
+_INTEGERS = {2: b"\xcc", 3: b"\xcd", 5: b"\xce"}
+"""How MessagePack begins an integer of so many bytes; one below 128 stands for itself."""
 
 
 def read_pong(frame: bytes) -> tuple[int, float] | None:
     """Return ``pid`` and ``lag_s`` of a ``wire.Pong``; None if the frame is none, or not whole."""
-    length, body = frame[:4], frame[4:]
-    if len(body) <= len(_PONG) or int.from_bytes(length, "big") != len(body) or not body.startswith(_PONG):
+    name, number, lag_s = frame[4:10], frame[10:-9], frame[-9:]
+    if int.from_bytes(frame[:4], "big") != len(frame) - 4 or name != _PONG or lag_s[:1] != _FLOAT:
         return None
-    first, rest = body[len(_PONG)], body[len(_PONG) + 1 :]
-    layout = _INTEGERS.get(first)
-    if layout is not None:
-        size = struct.calcsize(layout)
-        number, rest = rest[:size], rest[size:]
-        if len(number) < size:
-            return None
-        (pid,) = struct.unpack(layout, number)
-    elif first < 0x80:
-        pid = first
+    if len(number) == 1 and number[0] < 0x80:
+        pid = number[0]
+    elif number and number[:1] == _INTEGERS.get(len(number)):
+        pid = int.from_bytes(number[1:], "big")
     else:
         return None
-    if rest[:1] != _FLOAT or len(rest) != 9:
-        return None
-    (lag_s,) = struct.unpack(">d", rest[1:])
-    return pid, lag_s
+    return pid, struct.unpack(">d", lag_s[1:])[0]

@@ -109,8 +109,7 @@ class TableReader:
 
     def counts(self, slots: int) -> array[float]:
         """Return how often each of the first ``slots`` slots was armed under its present label."""
-        data = self._read(8 * slots, layout.count_offset(0))
-        return array("d", data[: len(data) // 8 * 8])
+        return self._words(slots, layout.count_offset(0))
 
     def key(self, slot: int) -> str:
         """Return the ``layout.timer_key`` on a slot's label, whatever the slot holds."""
@@ -118,8 +117,7 @@ class TableReader:
 
     def row(self, slot: int) -> array[float]:
         """Return a slot's row (see ``_core/durations.py``); it is short if the table is cut off."""
-        data = self._read(layout.ROW_SIZE, layout.row_offset(slot))
-        return array("d", data[: len(data) // 8 * 8])
+        return self._words(layout.ROW_WORDS, layout.row_offset(slot))
 
     def durations(self, most: int = layout.SLOTS) -> dict[str, Ran]:
         """Return how long the blocks of every scope took, of the first slots."""
@@ -140,8 +138,7 @@ class TableReader:
                 count = counts[first + number]
                 if not 1 <= count < inf:
                     continue  # it has never been armed under this label
-                start = number * layout.LABEL_SIZE
-                scope = layout.decode_label(labels[start : start + layout.LABEL_SIZE])[0]
+                scope = layout.decode_label(_cell(labels, number))[0]
                 start = number * layout.ROW_SIZE
                 (row,) = durations.rows_of(rows[start : start + layout.ROW_SIZE])
                 known = found.get(scope) or Ran(0, durations.Durations())
@@ -186,16 +183,20 @@ class TableReader:
                 if slot < len(after) and after[slot] == deadline
             ]
 
+    def _words(self, number: int, offset: int) -> array[float]:
+        data = self._read(8 * number, offset)
+        return array("d", data[: len(data) // 8 * 8])
+
     def _labels(self, slots: list[int]) -> list[bytes]:
         """Return the label cells of some slots, read many at a time."""
         blocks = {slot // _BLOCK for slot in slots}
         size = _BLOCK * layout.LABEL_SIZE
         read = {block: self._read(size, layout.label_offset(block * _BLOCK)) for block in blocks}
-        return [
-            read[slot // _BLOCK][start : start + layout.LABEL_SIZE]
-            for slot in slots
-            for start in (slot % _BLOCK * layout.LABEL_SIZE,)
-        ]
+        return [_cell(read[slot // _BLOCK], slot % _BLOCK) for slot in slots]
+
+
+def _cell(labels: bytes, number: int) -> bytes:
+    return labels[number * layout.LABEL_SIZE : (number + 1) * layout.LABEL_SIZE]
 
 
 def _timer(slot: int, cell: bytes, deadline: float) -> Timer:

@@ -67,17 +67,8 @@ class Pool(list[int]):
     """
 
     __slots__ = (
-        "cells",
-        "key",
-        "next_ordinal",
-        "now",
-        "observed",
-        "sample_at",
-        "scope",
-        "size",
-        "table",
-        "text",
-    )
+        "cells", "key", "next_ordinal", "now", "observed", "sample_at", "scope", "size", "table", "text", 
+    )  # fmt: skip
 
     def __init__(self, table: TimerTable, scope: str, *, observed: bool) -> None:
         self.text = layout.encode_scope(scope)
@@ -436,8 +427,7 @@ class TimerTable:
             if not self._fresh:
                 raise TableFull(mark, f"the table cannot grow: {error}") from error
             return
-        first = FIRST_DEADLINE + mark
-        last = FIRST_DEADLINE + target
+        first, last = FIRST_DEADLINE + mark, FIRST_DEADLINE + target
         for word in range(first, last):
             self.cells[word] = inf
         self.cells[HIGH_WATER] = float(target)

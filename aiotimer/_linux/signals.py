@@ -118,22 +118,20 @@ def signal_target(target: str, pid: int, pidfd: int, number: int) -> str:
     Raises:
         OSError: the worker cannot be signalled.
     """
+    others: int | str = ""
     if target == "group":
         send_signal(pidfd, 0)
-        why_not = signal_group(pid, pidfd, number)
-        if why_not:
-            send_signal(pidfd, number)
-        return why_not
-    if target == "cgroup" and number == KILL:
-        cgroup = open_cgroup(pid, pidfd)
-        try:
-            send_signal(pidfd, number)
-            if isinstance(cgroup, int):
-                os.write(cgroup, b"1")
-                return ""
-            return cgroup
-        finally:
-            if isinstance(cgroup, int):
-                os.close(cgroup)
-    send_signal(pidfd, number)
+        others = signal_group(pid, pidfd, number)
+        if not others:
+            return ""
+    elif target == "cgroup" and number == KILL:
+        others = open_cgroup(pid, pidfd)
+    try:
+        send_signal(pidfd, number)
+        if isinstance(others, str):
+            return others
+        os.write(others, b"1")
+    finally:
+        if isinstance(others, int):
+            os.close(others)
     return ""

@@ -13,17 +13,8 @@ from .._linux.paths import SOCKET_VARIABLE
 from .._version import __version__
 from .common import HELP, Failed
 
-MODULES = {
-    "dump": "why",
-    "history": "history",
-    "ping": "status",
-    "run": "run",
-    "serve": "serve",
-    "status": "status",
-    "suggest": "suggest",
-    "watchdog": "serve",
-    "why": "why",
-}
+MODULES = {name: name for name in ("history", "run", "serve", "status", "suggest", "why")}
+MODULES |= {"dump": "why", "ping": "status", "watchdog": "serve"}
 """In which module of this package a command is; importing it adds the command to the group."""
 
 

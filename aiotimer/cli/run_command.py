@@ -37,7 +37,7 @@ from .._linux.table_files import find_tables
 from ..client.launch import READY_WITHIN, announcement, owner_argument, wait_ready
 from ..errors import AiotimerError, ServerUnavailable
 from ..server.listener import clean_up
-from .supervisor import Place, SupervisedServer
+from .supervisor import Place, SupervisedServer, end_child
 
 REAPED, FAILED, NOT_EXECUTABLE, NOT_FOUND = 124, 125, 126, 127
 """Exit statuses, as in timeout(1)."""
@@ -51,9 +51,6 @@ FORWARDED = (
 )  # fmt: skip
 
 AWAITED = frozenset({signal.SIGCHLD, signal.SIGIO, *FORWARDED})
-
-_END_WITHIN = 5.0
-"""Seconds that the command has to end in, when it is ended because there is no server."""
 
 _SI_KERNEL = 0x80
 """``si_code`` of a signal that the kernel itself sent, to a whole process group (sigaction(2))."""
@@ -161,7 +158,7 @@ def _wait(pid: int, server: _Server, reaped: _Reaped) -> int:
     try:
         return _wait_for_both(pid, server, reaped)
     except ServerUnavailable:
-        _end(pid)
+        end_child(pid)
         raise
 
 
@@ -182,18 +179,6 @@ def _wait_for_both(pid: int, server: _Server, reaped: _Reaped) -> int:
             reaped.read()
         elif caught.si_signo != signal.SIGCHLD and caught.si_code != _SI_KERNEL:
             os.kill(pid, caught.si_signo)  # noqa: TID251 - our own child, not waited for yet
-
-
-def _end(pid: int) -> None:
-    """End the command, which is our own child and has not been waited for."""
-    pidfd = os.pidfd_open(pid)
-    try:
-        signal.pidfd_send_signal(pidfd, signal.SIGTERM)
-        if not select.select([pidfd], [], [], _END_WITHIN)[0]:
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        os.waitpid(pid, 0)
-    finally:
-        os.close(pidfd)
 
 
 class _Server(SupervisedServer):

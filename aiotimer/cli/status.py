@@ -62,11 +62,8 @@ def _print(report: dict[str, Any]) -> None:
     armed = 0
     for worker in workers:
         name = shown(worker["name"])[1:-1] + ("" if worker["connected"] else " (not connected)")
-        rows = worker["timers"] or [None]
-        for row in rows:
-            scope, left = (
-                ("-", "-") if row is None else (shown(row["scope"])[1:-1], seconds(row["remaining_s"]))
-            )
+        timers = [(shown(row["scope"])[1:-1], seconds(row["remaining_s"])) for row in worker["timers"]]
+        for scope, left in timers or [("-", "-")]:
             table.add_row(str(worker["pid"]), Text(name), Text(scope), left)
         armed += len(worker["timers"])
     console = Console(file=sys.stdout, highlight=False, soft_wrap=True)

@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from .._core.durations import Durations
+from .._core.reader import Ran
 from .._linux.paths import SOCKET_VARIABLE, check_socket_path, known_sockets, state_directories
 from ..client import control
 from ..errors import AiotimerError, HistoryUnreadable
@@ -40,7 +41,7 @@ def suggest(socket_path: str | None, as_json: bool) -> None:
     names one. A worker that is alive counts as soon as its server tells of it.
     """
     path = socket_path or os.environ.get(SOCKET_VARIABLE)
-    rows = [_row(scope) for scope in _scopes(None if path is None else check_socket_path(path))]
+    rows = [_row(*found) for found in _scopes(None if path is None else check_socket_path(path))]
     if as_json:
         click.echo(json.dumps(rows))
     elif rows:
@@ -57,27 +58,15 @@ def proposal(p99: float, maximum: float) -> float:
     return round(scaled / 10.0**digits, max(0, digits))
 
 
-class _Scope:
-    """What is known of one scope, of all servers together."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.count = 0
-        self.limit: float | None = None
-        self.durations: Durations = Durations.from_json(None)
-
-    def add(self, found: dict[str, Any]) -> None:
-        """Add what one server knows."""
-        self.count += found["count"]
-        self.limit = self.limit if found["limit_s"] is None else found["limit_s"]
-        self.durations = history.merged(self.durations.as_json(), found["durations"])
-
-
-def _scopes(socket_path: str | None) -> list[_Scope]:
-    scopes: dict[str, _Scope] = {}
+def _scopes(socket_path: str | None) -> list[tuple[str, Ran]]:
+    """Return what is known of each scope, of all servers together."""
+    scopes: dict[str, Ran] = {}
     for found in (*_recorded(socket_path), *_living(socket_path)):
-        scopes.setdefault(found["scope"], _Scope(found["scope"])).add(found)
-    return sorted(scopes.values(), key=lambda scope: scope.name)
+        known = scopes.get(found["scope"]) or Ran(0, Durations())
+        known.durations.add(Durations.from_json(found["durations"]))
+        limit = known.limit if found["limit_s"] is None else found["limit_s"]
+        scopes[found["scope"]] = Ran(known.count + found["count"], known.durations, limit)
+    return sorted(scopes.items())
 
 
 def _recorded(socket_path: str | None) -> Iterator[dict[str, Any]]:
@@ -97,13 +86,13 @@ def _living(socket_path: str | None) -> Iterator[dict[str, Any]]:
             continue
 
 
-def _row(scope: _Scope) -> dict[str, Any]:
-    durations, limit = scope.durations, scope.limit
+def _row(scope: str, ran: Ran) -> dict[str, Any]:
+    durations, limit = ran.durations, ran.limit
     sampled = durations.count
     p99 = durations.quantile(0.99) if sampled else None
     return {
-        "scope": scope.name,
-        "count": scope.count,
+        "scope": scope,
+        "count": ran.count,
         "sampled": sampled,
         "median_s": durations.quantile(0.5) if sampled else None,
         "p99_s": p99,

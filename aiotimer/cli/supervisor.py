@@ -28,9 +28,24 @@ _CALM = 0.5
 """Seconds that a server lives if it can live at all. The second in a row that does not is not restarted at
 once, but after as long a pause."""
 
+_END_WITHIN = 5.0
+"""Seconds that a child has to end in when it is asked to."""
+
 _RESET = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 """Signals that Python, or a shell's background, may ignore; a child is to find them at their defaults. By
 that of SIGTERM a server ends that is still importing."""
+
+
+def end_child(pid: int) -> None:
+    """End a process that is our own child and has not been waited for."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+        if not select.select([pidfd], [], [], _END_WITHIN)[0]:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    finally:
+        os.close(pidfd)
 
 
 class Place:
@@ -142,12 +157,7 @@ class SupervisedServer:
         """Ask it to end, and wait until it has."""
         if self.pid:
             pid, self.pid = self.pid, 0
-            pidfd = os.pidfd_open(pid)
-            signal.pidfd_send_signal(pidfd, signal.SIGTERM)
-            if not select.select([pidfd], [], [], 5.0)[0]:
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            os.close(pidfd)
+            end_child(pid)
 
     def _spawn(self, *more: str, descriptors: tuple[int, ...] = ()) -> None:
         self._started_at = monotonic()

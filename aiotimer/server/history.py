@@ -205,7 +205,9 @@ class _Writer:
             if known is not None:
                 count += known[0]
                 limit = known[1] if limit is None else limit
-                durations = merged(_object(known[2]).get(""), durations).as_json()
+                together = Durations.from_json(_object(known[2]).get(""))
+                together.add(Durations.from_json(durations))
+                durations = together.as_json()
                 connection.execute("DELETE FROM scopes WHERE scope = ?", (scope,))  # it becomes the newest
             found = connection.execute(
                 "INSERT INTO scopes (scope, count, limit_s, durations, number)"
@@ -306,13 +308,6 @@ def scopes(directory: Path) -> list[dict[str, Any]]:
         {"scope": scope, "count": count, "limit_s": limit, "durations": _object(text).get("")}
         for scope, count, limit, text in _rows(directory, query, ())
     ]
-
-
-def merged(known: Any, more: Any) -> Durations:
-    """Return the durations of two ``Durations.as_json()`` together."""
-    durations = Durations.from_json(known)
-    durations.add(Durations.from_json(more))
-    return durations
 
 
 def _rows(directory: Path, query: str, arguments: tuple[object, ...]) -> list[Any]:
