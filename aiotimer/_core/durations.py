@@ -21,8 +21,8 @@ ENTERED, LIMIT, DEADLINE, MAXIMUM, FIRST_BUCKET = 0, 1, 2, 3, 4
 BUCKETS = ROW_WORDS - FIRST_BUCKET
 _LOWEST = -16
 _ROOT_HALF = 0.5**0.5
-_MOST = 2.0**53
-"""A larger count is none: what is added to it is lost."""
+MOST = 2**53
+"""A larger count is none: a worker stored something else. Sums end there: they fit wherever they go."""
 
 
 def bucket(seconds: float) -> int:
@@ -86,7 +86,7 @@ class Durations:
     def add(self, other: Durations) -> None:
         """Add those of another."""
         self.maximum = max(self.maximum, other.maximum)
-        self.counts = [ours + theirs for ours, theirs in zip(self.counts, other.counts, strict=True)]
+        self.counts = [min(sum(both), MOST) for both in zip(self.counts, other.counts, strict=True)]
 
     def add_row(self, row: Sequence[float]) -> None:
         """Add a row of a table; what is no number of entries is ignored, and so is what is cut off."""
@@ -94,8 +94,8 @@ class Durations:
             self.maximum = max(self.maximum, _seconds(row[MAXIMUM]))
         counts = row[FIRST_BUCKET:ROW_WORDS]
         for number, count in enumerate(counts) if any(counts) else ():  # most have not been sampled
-            if 1 <= count <= _MOST:
-                self.counts[number] += int(count)
+            if 1 <= count <= MOST:
+                self.counts[number] = min(self.counts[number] + int(count), MOST)
 
     def quantile(self, q: float) -> float:
         """Return what the ``q``-th part of the entries (0 to 1) did not exceed; 0.0 if there are none.
@@ -137,5 +137,5 @@ def _seconds(value: float) -> float:
 
 
 def _number(value: Any) -> float:
-    number = isinstance(value, (int, float)) and abs(value) <= _MOST  # False for NaN, and for long ints
+    number = isinstance(value, (int, float)) and abs(value) <= MOST  # False for NaN, and for long ints
     return float(value) if number else 0.0

@@ -136,8 +136,8 @@ class TableReader:
             rows = self._read(layout.ROW_SIZE * slots, layout.row_offset(first))
             for number in range(len(rows) // layout.ROW_SIZE):
                 count = counts[first + number]
-                if not 1 <= count < inf:
-                    continue  # it has never been armed under this label
+                if not 1 <= count <= durations.MOST:
+                    continue  # it has never been armed under this label, or that is no count
                 scope = layout.decode_label(_cell(labels, number))[0]
                 start = number * layout.ROW_SIZE
                 (row,) = durations.rows_of(rows[start : start + layout.ROW_SIZE])
@@ -145,7 +145,8 @@ class TableReader:
                 known.durations.add_row(row)
                 noted = row[durations.LIMIT]
                 limit = noted if 0.0 < noted < _LONGEST else known.limit
-                found[scope] = Ran(known.count + int(count), known.durations, limit)
+                together = min(known.count + int(count), durations.MOST)
+                found[scope] = Ran(together, known.durations, limit)
             yield found
 
     def timer(self, slot: int, deadline: float) -> Timer | None:

@@ -74,6 +74,12 @@ def test_what_is_no_count_is_ignored(value: float) -> None:
     assert Durations([row(1.0, b3=value, b4=1.0)]).count == 1
 
 
+def test_sums_end_where_counts_do() -> None:
+    together = Durations([row(1.0, b3=2.0**53), row(1.0, b3=2.0**53)])
+    together.add(together)
+    assert together.counts[3] == 2**53
+
+
 @pytest.mark.parametrize("value", [nan, inf, -inf, -1.0])
 def test_what_is_no_maximum_is_ignored(value: float) -> None:
     assert Durations([row(2.0), row(value)]).maximum == 2.0

@@ -161,6 +161,18 @@ def test_rows_of_a_scope_are_read_together() -> None:
     assert list(reader.row(2)[:3]) == [5.0, 4.0, 9.0]
 
 
+def test_what_is_no_count_counts_for_nobody() -> None:
+    """Sums stay small enough to be told: more than 64 bits would fit into no message."""
+    table = table_of(*((f"s{n}", 10.0) for n in range(4)))
+    for slot, count in enumerate((1e300, 2.0**60, inf, nan)):
+        table.cells[layout.FIRST_COUNT + slot] = count
+    assert TableReader(reading(table)).durations() == {}
+    pool = table.pool("many")
+    for _ in range(5):
+        table.cells[table.take(pool)[1] + layout.COUNT_OF] = 2.0**53
+    assert TableReader(reading(table)).durations()["many"].count == 2**53
+
+
 def test_a_row_is_cleared_for_another_scope() -> None:
     table = TimerTable(bytearray(layout.TABLE_SIZE), now=lambda: 7.0)
     table.set(("keyed", 0), 9.0, 5.0)
