@@ -67,7 +67,7 @@ class Pool(list[int]):
     """
 
     __slots__ = (
-        "cells", "key", "next_ordinal", "now", "observed", "sample_at", "scope", "size", "table", "text", 
+        "cells", "key", "next_ordinal", "now", "observed", "sample_at", "scope", "size", "table", "text",
     )  # fmt: skip
 
     def __init__(self, table: TimerTable, scope: str, *, observed: bool) -> None:

@@ -13,15 +13,15 @@ import gc
 import random
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack, ExitStack, nullcontext
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, ExitStack
 from math import inf
 from time import monotonic
 from typing import Any, TypeAlias
 
 import pytest
 
-from aiotimer import AsyncTimerClient, NotConfigured, ServerUnavailable, TableFull, TimerClient, expires
+from aiotimer import AsyncTimerClient, NotConfigured, TableFull, TimerClient, expires
 from aiotimer._core.layout import FIRST_DEADLINE, HIGH_WATER, SLOTS, row_of
 from aiotimer._core.locks import Lock
 from aiotimer.client import waiting
@@ -74,26 +74,6 @@ def test_fault_51_nested_at_two_sites(server: ServerThread, client: TimerClient)
             assert server.armed() == [outer.scope, inner.scope]
         assert server.armed() == [outer.scope], "leaving the inner block frees the inner timer alone"
         assert 0 < outer.remaining() <= 60
-    assert server.armed() == []
-
-
-def test_fault_51_nested_on_one_line(server: ServerThread, client: TimerClient) -> None:
-    with expires(60, client=client) as a, expires(60, client=client) as b:
-        assert a.scope == b.scope
-        assert server.armed() == [a.scope, f"{a.scope}#2"]
-    assert server.armed() == []
-
-
-def test_fault_51_nested_at_one_site(server: ServerThread, client: TimerClient) -> None:
-    blocks = [expires(60 - n, client=client) for n in range(3)]
-    scope = blocks[0].scope
-    names = [scope, f"{scope}#2", f"{scope}#3"]
-    with blocks[0]:
-        with blocks[1]:
-            with blocks[2]:
-                assert server.armed() == names
-            assert server.armed() == names[:2]
-        assert server.armed() == names[:1]
     assert server.armed() == []
 
 
@@ -208,81 +188,7 @@ async def test_fault_51_1000_concurrent_tasks(server: ServerThread, client: Time
     await asyncio.to_thread(server.wait_armed, [])  # what a budget was too short for is said later
 
 
-def test_fault_51_64_threads(server: ServerThread, client: TimerClient) -> None:
-    inside, leave = threading.Barrier(65), threading.Barrier(65)
-    failures: list[BaseException] = []
-
-    def work(n: int) -> None:
-        try:
-            with expires(1000 + n, scope="thread", client=client) as mine:
-                inside.wait(PATIENCE)
-                leave.wait(PATIENCE)
-                for _ in range(5):
-                    with expires(500 + n, scope="inner", client=client) as inner:
-                        assert inner.remaining() <= 500 + n
-                    assert 500 < mine.remaining() <= 1000 + n
-        except Exception as error:  # noqa: BLE001 - it is told below
-            failures.append(error)
-
-    threads = [threading.Thread(target=work, args=(n,)) for n in range(64)]
-    for thread in threads:
-        thread.start()
-    inside.wait(PATIENCE)
-    assert server.armed() == sorted(["thread", *(f"thread#{n}" for n in range(2, 65))])
-    leave.wait(PATIENCE)
-    for thread in threads:
-        thread.join(PATIENCE)
-    assert failures == []
-    assert server.armed() == []
-
-
-def test_fault_51_threads_at_full_speed_never_touch_each_others_timers() -> None:
-    client = MemoryClient(memory_table(promise=inf))
-    table = client.table
-    wrong: list[float] = []
-
-    def work(me: int) -> None:
-        for n in range(1000):
-            after = 1e6 * me + n
-            with expires(after, scope=f"s{n % 3}", client=client) as block:
-                found = [t.deadline for t in timers_of(table)] if n % 50 == 0 else [table.cells[_slot(block)]]
-                if block.deadline not in found:
-                    wrong.append(after)
-
-    with every_thread_at_once():
-        run_threads(work, 8)
-    assert wrong == []
-    assert timers_of(table) == []
-    assert acquisitions_of(table) == 8000
-
-
-def _slot(block: Any) -> int:
-    slot = block._slot
-    assert isinstance(slot, int)
-    return slot
-
-
-def run_threads(work: Callable[[int], None], count: int) -> None:
-    threads = [threading.Thread(target=work, args=(n,)) for n in range(1, count + 1)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(PATIENCE)
-        assert not thread.is_alive()
-
-
 # --- decorators
-
-
-def test_a_decorated_function_is_a_block_per_call(server: ServerThread, client: TimerClient) -> None:
-    @expires(60, client=client)
-    def work(depth: int) -> list[str]:
-        return work(depth - 1) if depth else server.armed()
-
-    scope = f"{HERE}:{line() - 4}"
-    for _ in range(2):
-        assert work(2) == [scope, f"{scope}#2", f"{scope}#3"]
-    assert server.armed() == []
 
 
 async def test_a_decorated_coroutine_function_is_a_block_per_call(
@@ -400,16 +306,6 @@ def test_a_timer_may_be_renewed_to_an_earlier_deadline(server: ServerThread, cli
     with expires(1000, scope="s", client=client) as block:
         block.renew(0.01)
         assert server.wait_reaps(1)[0][1] == ["s"]
-
-
-def test_renew_from_another_thread(server: ServerThread, client: TimerClient) -> None:
-    with expires(60, scope="s", client=client) as block:
-        before = block.deadline
-        thread = threading.Thread(target=block.renew, args=(500,))
-        thread.start()
-        thread.join(PATIENCE)
-        assert block.deadline > before + 400
-    assert server.armed() == []
 
 
 @pytest.mark.parametrize("promise", [1000.0, inf], ids=["silent", "ringing"])
@@ -635,27 +531,6 @@ async def test_an_active_block_with_grace_cannot_be_entered_again(client: TimerC
 # --- entering in vain
 
 
-@pytest.mark.parametrize("shared", [True, False], ids=["shared", "socket"])
-@pytest.mark.parametrize("unavailable", ["raise", "warn", "ignore"])
-async def test_without_a_server_the_policy_decides(nobody: str, shared: bool, unavailable: Any) -> None:
-    client = AsyncTimerClient(nobody, shared=shared, unavailable=unavailable, budget=0.05)
-    outcome = pytest.raises(ServerUnavailable) if unavailable == "raise" else nullcontext()
-    done = []
-    for grace in (None, 5):
-        with outcome:
-            async with expires(60, scope="s", client=client, grace=grace) as block:
-                assert block.remaining() > 0
-                done.append("async with")
-    with outcome, expires(60, scope="s", client=client):
-        done.append("with")
-    assert done == ([] if unavailable == "raise" else ["async with", "async with", "with"])
-    assert client._queue.table is None or timers_of(client._queue.table) == []
-    with ServerThread(nobody) as server:
-        await client.connect(PATIENCE)
-        assert await asyncio.to_thread(server.armed) == []
-        await client.aclose()
-
-
 async def test_not_configured() -> None:
     with pytest.raises(NotConfigured):
         async with expires(60):
@@ -843,8 +718,7 @@ def memory_client(promise: str) -> MemoryClient:
     return MemoryClient(memory_table(PROMISES[promise]))
 
 
-@pytest.mark.parametrize("promise", PROMISES)
-@pytest.mark.parametrize("scope", ["s", None], ids=["scope", "no scope"])
+@pytest.mark.parametrize(("promise", "scope"), [*((promise, "s") for promise in PROMISES), ("silent", None)])
 def test_fault_50_interrupted_at_every_bytecode(promise: str, scope: str | None) -> None:
     for interruption in interruptions():
         client = memory_client(promise)
@@ -861,8 +735,7 @@ def test_fault_50_interrupted_at_every_bytecode(promise: str, scope: str | None)
 
 
 @pytest.mark.filterwarnings("ignore:coroutine '.*' was never awaited")
-@pytest.mark.parametrize("promise", PROMISES)
-@pytest.mark.parametrize("grace", [None, 5], ids=["plain", "grace"])
+@pytest.mark.parametrize(("promise", "grace"), [*((promise, None) for promise in PROMISES), ("ringing", 5)])
 def test_fault_50_interrupted_at_every_bytecode_async(promise: str, grace: float | None) -> None:
     async def work(client: MemoryClient) -> None:
         for _ in range(2):

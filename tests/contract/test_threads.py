@@ -233,15 +233,3 @@ def test_the_lock_of_scratch_that_another_thread_held_is_left_with_the_parent(no
         with memory.scratch.lock:
             assert fork_and(enter) == 0
     client.close()
-
-
-@FORKS
-@pytest.mark.parametrize("shared", [True, False], ids=["shared", "socket"])
-def test_a_child_that_leaves_its_parents_block_releases_nothing(server: ServerThread, shared: bool) -> None:
-    with TimerClient(server.path, shared=shared, budget=PATIENCE) as client:
-        with expires(60, "s", client) as block:
-            assert fork_and(lambda: block.__exit__(None, None, None)) == 0
-            assert client._queue.table is not None
-            assert [timer.deadline for timer in timers_of(client._queue.table)] == [block.deadline]
-            assert server.armed() == ["s"]
-        assert server.armed() == []

@@ -218,18 +218,6 @@ class ServerThread:
         assert result, f"{what} did not happen within {timeout:g} s; events: {self.events}"
         return result
 
-    def wait_event(self, kind: str, timeout: float = PATIENCE, *, since: int = 0) -> Event:
-        """Wait for an event of a kind and return it.
-
-        Args:
-            kind: ``Event.event``.
-            timeout: seconds.
-            since: how many events to pass over.
-        """
-        return self.wait(
-            lambda: next((e for e in self.events[since:] if e.event == kind), None), timeout, repr(kind)
-        )
-
     @property
     def server(self) -> SparingServer:
         """The server, to look at its records from this thread."""

@@ -34,9 +34,7 @@ from tests.fakes.worker import (
     AIOTIMER,
     HANGS,
     PRELUDE,
-    ended,
     environment,
-    line,
     program,
     spawn_worker,
     wait_dead,
@@ -53,24 +51,6 @@ async def test_fault_08_a_second_server_is_turned_away() -> None:
             await TimerServer(server.socket_path).start()
         assert server.socket_path in str(caught.value)
         assert os.stat(server.socket_path).st_ino == inode
-        async with AsyncTimerClient(server.socket_path, unavailable="raise") as client:
-            assert client.connected
-
-
-async def test_fault_08_a_second_server_in_another_process_is_turned_away() -> None:
-    """The lock is the kernel's, not this process's."""
-    source = """
-        import asyncio, sys
-        from aiotimer import TimerServer
-        try:
-            asyncio.run(TimerServer(sys.argv[1]).serve_forever())
-        except RuntimeError as error:
-            print(type(error).__name__, error.exit_code)
-    """
-    async with serving() as server:
-        with spawn_worker(source, None, server.socket_path) as other:
-            await line(other, "AlreadyServing 69")
-            assert await ended(other) == 0
         async with AsyncTimerClient(server.socket_path, unavailable="raise") as client:
             assert client.connected
 
@@ -102,15 +82,6 @@ async def test_fault_08_a_stale_socket_file_is_replaced() -> None:
             assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
             async with AsyncTimerClient(path, unavailable="raise") as client:
                 assert client.connected
-
-
-def test_fault_08_the_socket_file_of_a_killed_server_is_replaced() -> None:
-    with short_socket() as path, ServerProcess(path) as server:
-        server.kill()
-        assert os.path.exists(path)
-        assert os.path.exists(path + ".lock")
-        server.start()
-        assert ping(path).pid == server.pid
 
 
 @pytest.mark.parametrize("backlog", ["free", "full"])

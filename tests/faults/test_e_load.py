@@ -36,7 +36,6 @@ from aiotimer import Refused, TimerRequest
 from aiotimer._core import wire
 from aiotimer._linux import procfs
 from aiotimer.client.control import ping, status
-from aiotimer.events import Event
 from aiotimer.server.connection import Acceptor
 from aiotimer.server.listener import BACKLOG
 from aiotimer.server.sinks import CAPACITY
@@ -528,25 +527,6 @@ with expires(0.1, "the end"):
         stderr=subprocess.DEVNULL, timeout=2 * PATIENCE, env=environment(), check=False,
     )  # fmt: skip
     assert result.returncode == 124
-
-
-async def test_fault_35_an_on_event_that_raises(caplog: pytest.LogCaptureFixture) -> None:
-    """It is the owner's code: each failure is logged, and no timer waits for it. That it must not block is
-    documented (docs/how-to/embed-a-server.md): it runs in the loop."""
-    told: list[str] = []
-
-    def sink(event: Event) -> None:
-        told.append(event.event)
-        raise RuntimeError("the sink is dead")
-
-    async with serving(on_event=sink) as server:
-        with bystander() as one, bystander() as two:
-            server.register_timers([TimerRequest(pid, "s", monotonic() + 0.1) for pid in (one, two)])
-            await server.told("reaped", one)
-            await server.told("reaped", two)
-    assert sorted(told) == ["expired"] * 4 + ["reaped"] * 4  # each call was made once more
-    failures = [record.getMessage() for record in caplog.records if record.exc_info]
-    assert sorted(failures) == [f"on_event failed for {kind}" for kind in sorted(told)]
 
 
 async def test_fault_35_peers_that_ask_for_the_status_and_never_read_it() -> None:

@@ -164,8 +164,8 @@ EARLY = 0.002
 """Seconds by which the loops of fault 37 fire early: more than uvloop's rounding."""
 
 
-class EarlyLoop(asyncio.SelectorEventLoop):
-    """asyncio's loop, too early."""
+class Early(asyncio.AbstractEventLoop):
+    """A loop that is too early."""
 
     def call_at(
         self, when: float, callback: Callable[..., object], *args: object, context: Context | None = None
@@ -173,13 +173,12 @@ class EarlyLoop(asyncio.SelectorEventLoop):
         return super().call_at(when - EARLY, callback, *args, context=context)
 
 
-class EarlyUvloop(uvloop.Loop):
-    """uvloop's, too early."""
+class EarlyLoop(Early, asyncio.SelectorEventLoop):
+    """asyncio's."""
 
-    def call_at(
-        self, when: float, callback: Callable[..., object], *args: object, context: Context | None = None
-    ) -> asyncio.TimerHandle:
-        return super().call_at(when - EARLY, callback, *args, context=context)
+
+class EarlyUvloop(Early, uvloop.Loop):  # type: ignore[misc]  # its signatures are not those of its base
+    """uvloop's."""
 
 
 @pytest.mark.parametrize("loop", [EarlyLoop, EarlyUvloop])
@@ -378,34 +377,3 @@ async def test_fault_39_a_worker_on_hold(
                 assert await ended(worker) == -signal.SIGKILL
             assert len(server.all_told("held")) == 1
             assert len(server.all_told("expired", worker.pid)) == (0 if leaves else 1)
-
-
-async def test_fault_39_a_worker_on_hold_that_dies(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aiotimer._core.reaping.CHECKED_EVERY", 0.02)
-    async with serving(stopped="hold") as server:
-        with bystander() as pid:
-            stop(pid)
-            server.register_timers([TimerRequest(pid, "s", 0.0), TimerRequest(pid, "t", 0.0)])
-            await server.told("held", pid)
-            os.kill(pid, signal.SIGKILL)
-            await server.told("worker_gone", pid)
-            await server.pass_by(monotonic())
-            assert server.all_told("reaped", pid) == []
-
-
-async def test_fault_39_what_was_released_while_it_was_held_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By its launcher, say; and when it is stopped anew, it is held anew."""
-    monkeypatch.setattr("aiotimer._core.reaping.CHECKED_EVERY", 0.02)
-    monkeypatch.setattr("aiotimer._core.reaping.TO_LEAVE", 0.02)
-    async with serving(stopped="hold") as server:
-        with bystander() as pid:
-            stop(pid)
-            server.register_timers([TimerRequest(pid, "s", monotonic())])
-            await server.told("held", pid)
-            server.register_timers([TimerRequest(pid, "s", -1.0)])
-            go_on(pid)
-            await server.told("late", pid)
-            assert is_alive(pid)
-            stop(pid)
-            server.register_timers([TimerRequest(pid, "s", monotonic())])
-            await server.until(lambda: len(server.all_told("held", pid)) == 2, "the second time")

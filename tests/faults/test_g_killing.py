@@ -38,7 +38,6 @@ from tests.fakes.worker import (
     is_alive,
     line,
     number,
-    program,
     spawn_worker,
     wait_dead,
 )
@@ -220,23 +219,11 @@ def test_fault_42_what_is_said_of_others(monkeypatch: pytest.MonkeyPatch) -> Non
         assert classify(pid).startswith("it is pid 1 of its pid namespace")
 
 
-@pytest.mark.parametrize("ladder", ["TERM:0.05,KILL", "INT:0.02,TERM:0.02,KILL"])
-async def test_fault_41_polite_signals_are_ignored(ladder: str) -> None:
-    """Or blocked: the ladder ends with SIGKILL all the same."""
-    deaf = "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})"
-    async with serving(reap=ladder) as server:
-        with spawn_worker(program("with", HANGS["gil"], first=deaf), server.socket_path) as worker:
-            deadline = await number(worker, "deadline")
-            await server.told("reaped", worker.pid)
-            assert await ended(worker) == -signal.SIGKILL
-            assert server.acted[worker.pid] >= deadline
-
-
 # -- faults 45 and 46 ------------------------------------------------------------------------------------
 
 
-async def test_fault_45_an_owner_who_hangs_delays_no_signal() -> None:
-    """Whatever ``on_event`` does, it does after the signal."""
+async def test_fault_45_an_owner_who_hangs_delays_no_signal(caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever ``on_event`` does, it does after the signal; and if it fails, that is logged."""
     dead: list[bool] = []
 
     def slow(event: Event) -> None:
@@ -251,6 +238,8 @@ async def test_fault_45_an_owner_who_hangs_delays_no_signal() -> None:
             await server.told("reaped", one)
             await server.told("reaped", other)
     assert dead == [True] * 4  # each call was made once more, since it raised
+    failures = [record.getMessage() for record in caplog.records if record.exc_info]
+    assert failures == ["on_event failed for reaped"] * 4
 
 
 async def gathers_for_ever() -> None:
@@ -343,19 +332,3 @@ async def test_fault_46_the_breaker(ladder: str, sent: list[int]) -> None:
             server.register_timers([TimerRequest(pids[-1], "another", 0.0)])
             await server.until(lambda: len(server.all_told("observed", pids[-1])) == 2, "another one")
             assert len(server.all_told("expired")) == 31
-
-
-@pytest.mark.asyncio(loop_factories=["uvloop"])
-async def test_fault_46_a_limit_that_is_wrong_for_500_workers() -> None:
-    """With the breaker as it is by default, half of them live on."""
-    async with serving(evidence_budget=0.0) as server:
-        with contextlib.ExitStack() as stack:
-            pids = [stack.enter_context(bystander()) for _ in range(500)]
-            server.register_timers([TimerRequest(pid, "s", 0.0) for pid in pids])
-            for pid in pids[:256]:
-                await server.told("reaped", pid)
-            for pid in pids[256:]:
-                await server.told("observed", pid)
-            assert sorted(worker_id.pid for worker_id in server.reaps) == sorted(pids[:256])
-            assert len(server.all_told("breaker")) == 1
-            assert all(map(is_alive, pids[256:]))

@@ -122,14 +122,6 @@ def test_values_of_any_shape(server: ServerThread, value: Any) -> None:
     assert_unharmed(server)
 
 
-@quick
-@given(data=st.binary(min_size=1, max_size=3000))
-def test_random_bytes(server: ServerThread, data: bytes) -> None:
-    """Fault 24."""
-    talk(server.path, data, [])
-    assert_unharmed(server)
-
-
 def sealed(content: bytes = b"") -> int:
     """Return a memfd of a table's size that nobody may write to, shrink or grow."""
     descriptor = os.memfd_create("sealed", os.MFD_ALLOW_SEALING)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -23,13 +22,12 @@ from aiotimer._core import wire
 from aiotimer._core.layout import LATE
 from aiotimer.cli import entry, group
 from aiotimer.cli.common import HELP, Failed
-from aiotimer.client.control import ping, status
+from aiotimer.client.control import ping
 from tests.fakes.clock import PATIENCE
 from tests.fakes.memory import memory_table
 from tests.fakes.places import private_runtime, short_socket
 from tests.fakes.server import stand_in
-
-AIOTIMER = [sys.executable, "-m", "aiotimer"]
+from tests.fakes.worker import AIOTIMER, environment, wait_dead
 
 HANG = """
 import sys, time
@@ -47,11 +45,6 @@ def _own_runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr("aiotimer.client.control.ANSWER_WITHIN", PATIENCE)
     with private_runtime():
         yield
-
-
-def environment(**more: str) -> dict[str, str]:
-    """This process's environment without a server, plus what is given."""
-    return {k: v for k, v in os.environ.items() if k != "AIOTIMER_SOCKET"} | more
 
 
 def call(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
@@ -84,18 +77,6 @@ def serving(path: str, *options: str) -> Iterator[subprocess.Popen[str]]:
         finally:
             server.terminate()
             assert server.wait(PATIENCE) in (0, -signal.SIGKILL)
-
-
-def wait_gone(pid: int) -> None:
-    """Wait until a process that is not our child has ended."""
-    try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    try:
-        assert select.select([pidfd], [], [], PATIENCE)[0], f"process {pid} lives on"
-    finally:
-        os.close(pidfd)
 
 
 # -- serve, status, ping ---------------------------------------------------------------------------
@@ -238,14 +219,6 @@ def test_ping_and_the_workers_call_the_same_server_late(beyond: float) -> None:
     assert ("alive but slow" in asked.stderr) is worker.is_late(late_s) is (beyond > 0), asked
 
 
-def test_a_second_server_is_refused_and_the_first_goes_on() -> None:
-    with short_socket() as path, serving(path) as server:
-        second = call("serve", "--socket", path)
-        assert second.returncode == 69
-        assert_one_line(second.stderr, "another timer server")
-        assert ping(path).pid == server.pid
-
-
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
@@ -351,7 +324,7 @@ sys.exit(9)
         server_pid = ping(path).pid
         run.send_signal(signal.SIGTERM)
         assert run.wait(PATIENCE) == 9
-    wait_gone(server_pid)
+    wait_dead(server_pid)
     assert list(Path(os.environ["XDG_RUNTIME_DIR"], "aiotimer").iterdir()) == []
 
 
@@ -397,43 +370,3 @@ def test_history_follows_until_ctrl_c() -> None:
         assert json.loads(follower.stdout.readline())["event"] == "reaped"
         follower.send_signal(signal.SIGINT)
         assert follower.wait(PATIENCE) == 130
-
-
-def test_run_restarts_a_killed_server_and_the_command_does_not_notice() -> None:
-    worker = """
-import os, sys, aiotimer
-aiotimer.configure()
-with aiotimer.expires(after=600, scope="kept"):
-    print(os.environ["AIOTIMER_SOCKET"], flush=True)
-    sys.stdin.readline()
-with aiotimer.expires(after=600, scope="next"):
-    print("went on", flush=True)
-    sys.stdin.readline()
-"""
-    command = [*AIOTIMER, "run", "--", sys.executable, "-c", worker]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, env=environment(),
-    ) as run:  # fmt: skip
-        assert run.stdin is not None
-        assert run.stdout is not None
-        path = run.stdout.readline().strip()
-        first = ping(path).pid
-        before = status(path)["workers"][0]["timers"]
-        os.kill(first, signal.SIGKILL)
-        wait_gone(first)
-        after: list[dict[str, object]] = []
-        while not after:
-            with contextlib.suppress(aiotimer.ServerUnavailable):
-                report = status(path)
-                after = report["workers"][0]["timers"]
-        assert report["server"]["pid"] != first
-        assert [(t["scope"], t["deadline"]) for t in after] == [(t["scope"], t["deadline"]) for t in before]
-        run.stdin.write("\n")
-        run.stdin.flush()
-        assert run.stdout.readline() == "went on\n"
-        (timer,) = status(path)["workers"][0]["timers"]
-        assert timer["scope"] == "next"
-        run.stdin.write("\n")
-        run.stdin.close()
-        assert run.wait(PATIENCE) == 0

@@ -22,7 +22,7 @@ from aiotimer.server.server import OwnedServer
 from tests.fakes.clock import PATIENCE
 from tests.fakes.places import private_runtime
 from tests.fakes.server import ServerThread
-from tests.integration.test_cli import environment, wait_gone
+from tests.fakes.worker import environment, wait_dead
 from tests.unit.test_structure import not_for_a_synchronous_worker
 
 
@@ -196,7 +196,7 @@ def test_it_is_restarted_when_it_dies_and_keeps_its_timers() -> None:
         path = program.stdout.readline().strip()
         first = ping(path).pid
         os.kill(first, signal.SIGKILL)
-        wait_gone(first)
+        wait_dead(first)
         code = (
             "import sys\nfrom aiotimer.client.control import status\nfrom aiotimer import ServerUnavailable\n"
             "while True:\n"
@@ -233,8 +233,8 @@ def test_it_ends_and_leaves_nothing_when_its_owner_is_gone() -> None:
         program.kill()
         # Its owner's standard error is let go of at once, before it ends.
         assert program.stderr.read() == ""
-    wait_gone(pid)
-    wait_gone(supervisor)
+    wait_dead(pid)
+    wait_dead(supervisor)
     assert list(Path(os.environ["XDG_RUNTIME_DIR"], "aiotimer").iterdir()) == []
 
 
@@ -285,14 +285,3 @@ def test_modules_of_the_current_directory_do_not_reach_the_server(tmp_path: Path
         capture_output=True, text=True, timeout=PATIENCE, env=environment(), check=False, cwd=tmp_path,
     )  # fmt: skip
     assert (result.stdout, result.stderr) == ("fine\n", "")
-
-
-def test_the_report_is_the_json_that_is_documented() -> None:
-    with ServerThread() as server:
-        out = subprocess.run(
-            [sys.executable, "-m", "aiotimer", "status", "--json", "--socket", server.path],
-            capture_output=True, text=True, timeout=PATIENCE, check=True,
-        ).stdout  # fmt: skip
-    report = json.loads(out)
-    assert report["workers"] == []
-    assert report["server"]["pid"] == os.getpid()

@@ -127,27 +127,6 @@ async def test_every_step_is_taken_until_the_worker_is_dead(sent: list[int]) -> 
             assert record["evidence"] == event.evidence == f"/evidence/{record['id']}"
 
 
-async def test_a_worker_that_dies_of_the_first_signal_gets_no_other(sent: list[int]) -> None:
-    async with serving(reap="TERM:1000,KILL", max_grace=1) as server:
-        with bystander() as pid:
-            os.kill(pid, signal.SIGSTOP)
-            server.register_timers([due(pid)])
-            await server.told("reaped", pid)
-            assert sent == [signal.SIGTERM, signal.SIGCONT]
-            assert server.armed(pid) == {}
-
-
-async def test_a_release_after_the_first_signal_comes_too_late(sent: list[int]) -> None:
-    async with serving(reap="TERM:0.1,KILL") as server:
-        with stubborn() as pid:
-            server.register_timers([due(pid)])
-            await server.until(lambda: server.all_told("expired", pid), "the first signal")
-            server.register_timers([TimerRequest(pid, "s", -1.0)])
-            await server.told("reaped", pid)
-            assert sent[-1] == signal.SIGKILL
-            assert server.all_told("late") == []
-
-
 # -- evidence ------------------------------------------------------------------------------------------
 
 

@@ -121,27 +121,6 @@ async def test_each_expiry_is_told_once_and_a_later_one_again() -> None:
             assert len(server.all_told("observed", pid)) == 2
 
 
-async def test_a_release_while_evidence_is_gathered_is_told_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with serving(observe=True) as server:
-        with bystander() as pid:
-            during_evidence(monkeypatch, lambda _subject: release(server, pid, "s"))
-            arm(server, pid, "s")
-            await server.told("finished", pid)
-            kinds = [event.event for event in server.events]
-            assert kinds == ["expired", "observed", "finished"]
-
-
-async def test_a_death_while_evidence_is_gathered(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with serving(observe=True) as server:
-        with bystander() as pid:
-            during_evidence(monkeypatch, lambda _subject: os.kill(pid, signal.SIGKILL))
-            arm(server, pid, "s")
-            await server.told("worker_gone", pid)
-            await server.until(lambda: len(server.events) >= 2, "all")
-            assert server.events[0].event == "expired"
-            assert len(server.all_told("worker_gone")) == 1
-
-
 async def test_a_worker_that_ends_just_before_its_server_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     """As under ``aiotimer run``: there is no next server, and the evidence will not come any more."""
     subjects = during_evidence(monkeypatch, lambda _subject: asyncio.sleep(1000))

@@ -145,17 +145,6 @@ async def test_timers_on_a_process_that_is_gone_are_moot() -> None:
         assert server.status()["workers"] == []
 
 
-async def test_nonsense_is_refused_by_register_timers() -> None:
-    async with serving() as server:
-        with bystander() as pid:
-            for bad in (float("nan"), float("inf")):
-                with pytest.raises(ValueError, match="finite"):
-                    server.register_timers([TimerRequest(pid, "s", bad)])
-            with pytest.raises(ValueError, match="scope"):
-                server.register_timers([acquire(pid, "x" * 10_000, 60)])
-            assert server.armed(pid) == {}
-
-
 async def test_expired_timers_are_listed_until_they_are_cleared() -> None:
     async with serving_as(SparingServer) as server:
         with bystander() as pid:
@@ -203,30 +192,6 @@ async def test_one_expired_timer_reaps_once_and_clears_all(kind: type[SparingSer
             assert server.calls[1] >= last.expiration_time
 
 
-async def test_a_worker_goes_on_after_an_overridden_reap() -> None:
-    source = """
-        import sys, time
-        from aiotimer import TimerClient
-
-        client = TimerClient(unavailable="raise", budget=30)
-        for scope in ("first", "second"):
-            client.acquire("bystander", time.monotonic() + 60)
-            client.acquire(scope, time.monotonic() + 0.1)
-            print("armed", scope)
-            sys.stdin.readline()
-    """
-    async with serving_as(SparingServer) as server:
-        with spawn_worker(source, server.socket_path) as worker:
-            await server.calls_made(1)
-            assert await soon(lambda: not server.armed(worker.pid))
-            await line(worker, "armed first")
-            worker.say()
-            await server.calls_made(2)
-            assert server.due == [["first"], ["second"]]
-            worker.say()
-            assert await ended(worker) == 0
-
-
 @both_kinds
 async def test_a_reap_that_fails_is_tried_again_with_pauses(kind: type[SparingServer]) -> None:
     async with serving_as(kind) as server:
@@ -240,21 +205,6 @@ async def test_a_reap_that_fails_is_tried_again_with_pauses(kind: type[SparingSe
             assert all(pause >= 0.9 * least for pause, least in zip(pauses, (0.1, 0.2, 0.4), strict=True))
             assert len(server.all_told("reap_failed", pid)) == 3
             assert await soon(lambda: not server.armed(pid))
-
-
-@both_kinds
-async def test_a_timer_released_between_two_attempts_is_not_reaped_for(kind: type[SparingServer]) -> None:
-    async with serving_as(kind) as server:
-        with bystander() as pid:
-            server.verdicts = [False]
-            server.register_timers([acquire(pid, "a", 0.1)])
-            await server.told("reap_failed", pid)
-            server.register_timers([release(pid, "a")])
-            request = acquire(pid, "b", 0.3)
-            server.register_timers([request])
-            await server.calls_made(2)
-            assert server.due == [["a"], ["b"]]
-            assert server.calls[1] >= request.expiration_time
 
 
 @both_kinds
@@ -294,42 +244,6 @@ async def test_a_worker_is_not_reaped_again_while_it_is_being_reaped() -> None:
             assert [scopes[0] for scopes in server.due] == ["a", "o", "c"]
 
 
-async def test_what_fell_due_during_a_reap_that_fails_is_not_forgotten() -> None:
-    async with serving_as(AsyncSparingServer) as server:
-        with bystander() as pid, bystander() as other:
-            server.gate.clear()
-            server.verdicts = [False]
-            last = acquire(pid, "b", 0.2)
-            server.register_timers([acquire(pid, "a", 0.1), last])
-            await server.calls_made(1)
-            server.register_timers([acquire(other, "o", last.expiration_time - monotonic() + 0.1)])
-            await server.calls_made(2)
-            server.register_timers([release(pid, "a")])
-            server.gate.set()
-            await server.calls_made(3)
-            assert [scopes[0] for scopes in server.due] == [
-                "a",
-                "o",
-                "b",
-            ]  # on a busy machine b is due with a
-
-
-async def test_a_worker_that_dies_while_it_is_being_reaped_is_not_tried_again() -> None:
-    async with serving_as(AsyncSparingServer) as server:
-        with bystander() as other:
-            with bystander() as pid:
-                server.gate.clear()
-                server.verdicts = [False]
-                server.register_timers([acquire(pid, "a", 0.0)])
-                await server.calls_made(1)
-            await server.told("reaped", pid)  # by itself, while it was being reaped: who can tell
-            server.gate.set()
-            server.register_timers([acquire(other, "b", 0.3)])
-            await server.calls_made(2)
-        assert server.due == [["a"], ["b"]]
-        assert server.all_told("reap_failed") == []
-
-
 async def test_a_release_just_before_the_signal_spares_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     """The slot is read again before the signal, and what was released by then is late and no more."""
     async with serving() as server:
@@ -350,24 +264,6 @@ async def test_a_release_just_before_the_signal_spares_the_worker(monkeypatch: p
             await server.pass_by(request.expiration_time)
             assert is_alive(pid)
             assert pid not in server.acted
-
-
-async def test_of_two_timers_due_the_one_not_released_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with serving() as server:
-        with bystander() as pid:
-            read_again = WatchedTable.timer
-
-            def release_first(table: WatchedTable, due: Due) -> Timer | None:
-                monkeypatch.setattr(WatchedTable, "timer", read_again)
-                server.register_timers([release(pid, "a")])
-                return table.timer(due)
-
-            until = monotonic() + 0.2
-            monkeypatch.setattr(WatchedTable, "timer", release_first)
-            server.register_timers([TimerRequest(pid, "a", until), TimerRequest(pid, "b", until)])
-            event = await server.told("reaped", pid)
-            assert event.scope == "b"
-            assert len(server.all_told("late", pid)) == 1
 
 
 async def test_what_is_not_a_socket_is_refused_and_not_removed() -> None:

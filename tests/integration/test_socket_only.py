@@ -12,7 +12,7 @@ from time import monotonic
 
 import pytest
 
-from aiotimer import TimerClient, expires
+from aiotimer import TimerClient
 from aiotimer._core import wire
 from tests.fakes.clock import clock_passes
 from tests.fakes.places import private_runtime, short_socket
@@ -44,17 +44,6 @@ def armed_after_restart(server: ServerThread, reconnectors: Reconnectors) -> lis
     reconnectors.wait_ended()
     server.wait_heard(wire.Hello)
     return server.armed()
-
-
-def test_leaving_a_block_while_the_server_is_down_releases_it(reconnectors: Reconnectors) -> None:
-    with short_socket() as path, ServerThread(path) as server, TimerClient(path, shared=False) as client:
-        with expires(after=2.0, scope="block", client=client) as block:
-            assert server.armed() == ["block"]
-            deadline = block.deadline
-            server.stop()
-        clock_passes(deadline)
-        assert armed_after_restart(server, reconnectors) == []
-        assert server.reaps == []
 
 
 def test_more_timers_than_a_hello_has_room_for_come_back(reconnectors: Reconnectors) -> None:

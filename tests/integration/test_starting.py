@@ -29,7 +29,8 @@ from aiotimer.errors import AlreadyServing
 from aiotimer.server.listener import SocketLock
 from tests.fakes.clock import PATIENCE, Clock, clock_passes
 from tests.fakes.places import private_runtime, short_socket
-from tests.integration.test_cli import AIOTIMER, assert_one_line, call, environment
+from tests.fakes.worker import AIOTIMER, environment
+from tests.integration.test_cli import assert_one_line, call
 
 
 @pytest.fixture(autouse=True)

@@ -44,12 +44,14 @@ class Variant:
         server: the class of servers.
         worker: the class of workers.
         only: the misfortunes that happen, by name; all if it is empty.
+        seed: where to look for it first.
     """
 
     name: str = ""
     server: type[Server] = Server
     worker: type[Worker] = Worker
     only: tuple[str, ...] = ()
+    seed: int = 0
 
 
 class Failure(BaseException):

@@ -1,9 +1,7 @@
-"""Errors: caught as what they are, survive a pickle, and tell their reader what to do.
+"""Errors: caught as what they are, and tell their reader what to do.
 
 (That all of them have one root and pickle is in test_structure.py; here are the facts they carry.)
 """
-
-import pickle
 
 import pytest
 
@@ -68,26 +66,6 @@ def test_another_users_process_is_named_with_both_ways_out() -> None:
     assert "process 7 belongs to uid 1000, and this server serves uid 0 only" in str(error)
     assert "run a server as uid 1000" in str(error)
     assert "start the process as uid 0" in str(error)
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        ServerUnavailable("/p", "r"),
-        Refused("/p", "r"),
-        TableFull(3, "r"),
-        ForeignProcess(7, 8, 9),
-        ProtocolError("r"),
-        NotConfigured(),
-    ],
-)
-def test_the_facts_survive_a_pickle(error: AiotimerError) -> None:
-    error.__cause__ = OSError(2, "gone")
-    error.add_note("seen in worker 3")
-    twin = pickle.loads(pickle.dumps(error))
-    assert type(twin) is type(error)
-    assert vars(twin) == vars(error)
-    assert str(twin) == str(error)
 
 
 @pytest.mark.parametrize(

@@ -118,14 +118,6 @@ def test_a_snapshot_truncated_anywhere_gives_the_slots_that_are_there() -> None:
         assert layout.deadlines(whole[:length]).tolist() == [5.0, 6.0, 7.0][:there]
 
 
-def test_any_bytes_are_a_snapshot() -> None:
-    chance = random.Random(4)
-    for _ in range(500):
-        data = chance.randbytes(chance.randrange(400))
-        there = max(0, len(data) - layout.DEADLINES_IN_SNAPSHOT) // 8
-        assert len(layout.deadlines(data)) <= there
-
-
 @pytest.mark.parametrize("value", QUIET, ids=lambda value: struct.pack(">d", value).hex())
 def test_what_no_timer_stores_is_not_armed(value: float) -> None:
     assert not layout.is_armed(value)

@@ -1,12 +1,11 @@
 """Reading a table from outside: few reads, labels that belong to their deadlines, and any bytes survived."""
 
-import random
 from math import inf, nan
 
 import pytest
 
 from aiotimer._core import durations, layout
-from aiotimer._core.layout import FIRST_SLOTS, SLOTS
+from aiotimer._core.layout import FIRST_SLOTS
 from aiotimer._core.reader import Read, TableReader, Timer
 from aiotimer._core.table import TimerTable
 from tests.fakes.memory import memory_table, reading
@@ -119,23 +118,6 @@ def test_the_soonest_of_many_are_read_alone() -> None:
     every = reader.timers()
     assert [timer.name for timer in every] == ["t4", "t2", "t3", "t0", "t1"]
     assert [reader.timers(most) for most in (0, 3, 5, 9)] == [[], every[:3], every, every]
-
-
-def test_any_bytes_are_a_table() -> None:
-    chance = random.Random(7)
-    for _ in range(20):
-        data = chance.randbytes(chance.choice([300, 5_000, 60_000]))
-        reader = TableReader(lambda size, offset, data=data: data[offset : offset + size])  # type: ignore[misc]
-        timers = reader.timers()
-        assert len(timers) <= SLOTS
-        assert all(layout.is_armed(timer.deadline) for timer in timers)
-
-
-def test_a_table_full_of_one_value_is_bounded() -> None:
-    for value in (nan, inf, -inf, 0.0, 1.0, 1e308):
-        word = layout.word(value)
-        reader = TableReader(lambda size, _offset, word=word: (word * (size // 8 + 1))[:size])  # type: ignore[misc]
-        assert len(reader.deadlines()) <= SLOTS
 
 
 # --- durations

@@ -1,6 +1,5 @@
 """The codec: however the bytes are cut, the same messages come out; from garbage, only ProtocolError."""
 
-import random
 import struct
 from collections.abc import Iterator
 from math import inf, nan
@@ -50,21 +49,6 @@ def test_messages_to_a_server_arrive() -> None:
 
 def test_messages_to_a_client_arrive() -> None:
     assert list(wire.client_decoder().feed(frames(TO_CLIENT))) == TO_CLIENT
-
-
-def test_frames_may_be_split_into_single_bytes() -> None:
-    decoder = wire.server_decoder()
-    data = frames(TO_SERVER)
-    received = [message for byte in data for message in decoder.feed(bytes([byte]))]
-    assert received == TO_SERVER
-    assert not decoder.pending
-
-
-def test_a_thousand_frames_may_come_in_one_write() -> None:
-    rings: list[wire.ToServer] = [wire.Ring(float(n)) for n in range(1000)]
-    decoder = wire.server_decoder()
-    assert list(decoder.feed(frames(rings))) == rings
-    assert not decoder.pending
 
 
 def test_half_a_frame_is_pending_until_its_rest_comes() -> None:
@@ -182,17 +166,3 @@ def test_a_message_to_the_other_side_is_a_protocol_error() -> None:
 def test_fields_that_a_later_version_adds_are_passed_over() -> None:
     later = msgspec.msgpack.encode(["ring", 5.0, "why", {"more": 1}])
     assert list(wire.server_decoder().feed(frame(later))) == [wire.Ring(5.0)]
-
-
-def test_one_flipped_byte_is_a_message_or_a_protocol_error() -> None:
-    chance = random.Random(6)
-    whole = frames(TO_SERVER)
-    errors = 0
-    for _ in range(2000):
-        data = bytearray(whole)
-        data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
-        try:
-            assert len(list(wire.server_decoder().feed(bytes(data)))) <= len(data)
-        except ProtocolError:
-            errors += 1
-    assert errors > 100, "hardly anything was damaged: the test is blind"

@@ -44,7 +44,7 @@ def test_a_server_takes_every_option_with_its_default() -> None:
 
 
 def test_the_default_policy() -> None:
-    assert str(Policy().ladder) == "dump,KILL"
+    assert (str(Policy().ladder), Policy().max_reaps) == ("dump,KILL", (256, 60.0))
     assert Policy().read_reap_grant("observe TERM:60,KILL") == ReapGrant(
         Ladder.parse("TERM:60,KILL"), observe=True
     )
