@@ -279,7 +279,7 @@ async def test_fault_45_evidence_that_cannot_be_had(
         await how()
         raise AssertionError
 
-    monkeypatch.setattr("aiotimer.server.inspector.gather", gather)
+    monkeypatch.setattr("aiotimer.evidence.gather.gather", gather)
     async with serving_as(KeepingServer, reap="dump,KILL", evidence_budget=0.2) as server:
         with bystander() as pid:
             server.register_timers([TimerRequest(pid, "s", 0.0)])
@@ -298,7 +298,7 @@ async def test_fault_45_a_storm_of_evidence_that_cannot_be_had(monkeypatch: pyte
         await gathers_and_will_not_be_cancelled()
         raise AssertionError
 
-    monkeypatch.setattr("aiotimer.server.inspector.gather", gather)
+    monkeypatch.setattr("aiotimer.evidence.gather.gather", gather)
     async with serving_as(KeepingServer, reap="dump,KILL", evidence_budget=0.2) as server:
         with contextlib.ExitStack() as stack:
             pids = [stack.enter_context(bystander()) for _ in range(12)]

@@ -95,7 +95,7 @@ def during_evidence(
             await happening
         return FINDINGS
 
-    monkeypatch.setattr("aiotimer.server.inspector.gather", gather)
+    monkeypatch.setattr("aiotimer.evidence.gather.gather", gather)
     return subjects
 
 

@@ -152,7 +152,7 @@ async def test_a_record_has_every_key(monkeypatch: pytest.MonkeyPatch) -> None:
     async def silent(_subject: Subject, _budget: float) -> Findings:
         raise LookupError
 
-    monkeypatch.setattr("aiotimer.server.inspector.gather", silent)
+    monkeypatch.setattr("aiotimer.evidence.gather.gather", silent)
     async with serving_as(KeepingServer, observe=True) as server:
         with bystander() as pid:
             server.register_timers([TimerRequest(pid, f"t{n}", monotonic() + 1000 + n) for n in range(150)])
