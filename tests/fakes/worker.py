@@ -168,6 +168,9 @@ def bystander() -> Iterator[int]:
     """Yield the pid of a child of this process that does nothing until its end."""
     with subprocess.Popen(["sleep", "1000"]) as process:
         try:
+            # Popen returns when its exec has closed a descriptor; the command line is noted after that.
+            while not Path(f"/proc/{process.pid}/cmdline").read_bytes() and process.poll() is None:
+                os.sched_yield()
             yield process.pid
         finally:
             process.kill()
