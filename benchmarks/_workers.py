@@ -91,7 +91,8 @@ class Workers:
             os.write(self._answers, _ANSWER.pack(os.getpid(), perf_counter() - before))
             order = os.read(self._orders, _ORDER.size)
             if order:
-                timer = expires(_ORDER.unpack(order)[0] + delay - monotonic(), "hang", self._client)
+                left = _ORDER.unpack(order)[0] + delay - monotonic()
+                timer = expires(max(0.001, left), "hang", self._client)  # it may be late itself
                 with timer:
                     os.write(self._answers, _ANSWER.pack(os.getpid(), timer.deadline))
                     _wait_for(self._orders, 0, None)  # its end; what is in it is for the others

@@ -123,17 +123,20 @@ def create_table(
     return TableFile(descriptor, path, inode, kind)
 
 
-def allocate(descriptor: int, slots: int) -> None:
+def allocate(descriptor: int, slots: int, first: int = 0) -> None:
     """Allocate the pages of a table that ``slots`` slots need: a sparse page on a full tmpfs is SIGBUS.
+
+    Those of the slots before the first one are there already.
 
     Raises:
         OSError: ENOSPC, or the descriptor is not the table's any more.
     """
-    last = slots - 1
-    os.posix_fallocate(descriptor, 0, layout.deadline_offset(last) + 8)
-    os.posix_fallocate(descriptor, layout.count_offset(0), 8 * slots)
-    os.posix_fallocate(descriptor, layout.label_offset(0), layout.LABEL_SIZE * slots)
-    os.posix_fallocate(descriptor, layout.row_offset(0), layout.ROW_SIZE * slots)
+    more = slots - first
+    start = layout.deadline_offset(first) if first else 0  # with the header
+    os.posix_fallocate(descriptor, start, layout.deadline_offset(slots) - start)
+    os.posix_fallocate(descriptor, layout.count_offset(first), 8 * more)
+    os.posix_fallocate(descriptor, layout.label_offset(first), layout.LABEL_SIZE * more)
+    os.posix_fallocate(descriptor, layout.row_offset(first), layout.ROW_SIZE * more)
 
 
 def check_offered(descriptor: int) -> TableFile:

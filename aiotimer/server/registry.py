@@ -331,7 +331,14 @@ def _program_of_ours(worker: Worker) -> int:
 def _stored_by_us(descriptor: int) -> TimerTable:
     """Return the storing side of a table that no worker maps."""
     mapping = mmap.mmap(descriptor, layout.TABLE_SIZE)
-    return TimerTable(mapping, functools.partial(table_files.allocate, descriptor), now=monotonic)
+    allocated = 0
+
+    def grow(slots: int) -> None:
+        nonlocal allocated
+        table_files.allocate(descriptor, slots, min(allocated, slots - 1))
+        allocated = slots
+
+    return TimerTable(mapping, grow, now=monotonic)
 
 
 def _restored(descriptor: int) -> TimerTable:
