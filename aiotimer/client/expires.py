@@ -31,7 +31,8 @@ def expires(
     """Return a countdown around a block: if the block is not left in time, this process is reaped.
 
     Use it in ``with``, in ``async with``, or as a decorator of a function or coroutine function. What it
-    returns serves one block at a time; a decorated function gets a new one for every call.
+    returns serves one block at a time; a decorated function gets a new one for every call. Once the
+    interpreter ends, blocks are armed no more: what shall limit that end is armed by a client's ``acquire``.
 
     Args:
         after: seconds from entering the block; a finite number greater than 0.
