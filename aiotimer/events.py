@@ -22,6 +22,9 @@ Kind: TypeAlias = Literal[
 
 KINDS: tuple[str, ...] = get_args(Kind)
 
+OUTCOMES = frozenset(KINDS) - {"expired", "held", "adopted", "stalled", "refused"}
+"""Kinds that say what has become of a timer, of a worker, or of a job; the others can be done without."""
+
 _LEVELS = {
     "expired": logging.DEBUG,
     "adopted": logging.DEBUG,
@@ -53,7 +56,8 @@ class Event(NamedTuple):
         late_s: seconds between the deadline and the first action on the worker (or its release).
         detail: the rest, in words.
         outcome: what has become of an expiry: ``pending``, ``reaped``, ``unkillable``, ``late``,
-            ``observed``, ``finished``, ``gone``; "" for other events.
+            ``observed``, ``finished``, ``gone``; "" for other events. In the history it is ``unknown`` if the
+            server ended before.
         verdict: what the worker was doing, in words.
         evidence: the directory with what was found out.
     """

@@ -45,6 +45,7 @@ class Hello(msgspec.Struct, tag="hello", array_like=True, frozen=True):
             an older connection of this client armed and that are not in this list are released.
         reap: its reap request, the ladder that it wants (see ``_core/ladder.py``); "" as the server does it.
         observe: nobody is to be signalled for this worker's timers; their expiry is recorded.
+        run: the job that it belongs to; "" if it does not know.
     """
 
     version: int
@@ -57,6 +58,7 @@ class Hello(msgspec.Struct, tag="hello", array_like=True, frozen=True):
     armed: tuple[tuple[str, float], ...] = ()
     reap: str = ""
     observe: bool = False
+    run: str = ""
 
 
 class Welcome(msgspec.Struct, tag="welcome", array_like=True, frozen=True):
@@ -147,6 +149,20 @@ class Status(msgspec.Struct, tag="status", array_like=True, frozen=True):
     report: dict[str, Any]
 
 
+class Resume(msgspec.Struct, tag="resume", array_like=True, frozen=True):
+    """Anyone to server: reap again, in every job for which the breaker is broken."""
+
+
+class Resumed(msgspec.Struct, tag="resumed", array_like=True, frozen=True):
+    """Server: done.
+
+    Attributes:
+        jobs: those for which that is new.
+    """
+
+    jobs: tuple[str, ...]
+
+
 class Disown(msgspec.Struct, tag="disown", array_like=True, frozen=True):
     """Owner to its private server: end as if I had gone."""
 
@@ -229,9 +245,9 @@ class Dump(msgspec.Struct, tag="dump", array_like=True, frozen=True):
 
 
 ToServer: TypeAlias = (
-    Hello | Ring | Bye | Acquire | Ping | StatusRequest | Disown | Attend | Tasks | DumpRequest
+    Hello | Ring | Bye | Acquire | Ping | StatusRequest | Resume | Disown | Attend | Tasks | DumpRequest
 )
-ToClient: TypeAlias = Welcome | Refused | Ack | Pong | Status | Inspect | Dump
+ToClient: TypeAlias = Welcome | Refused | Ack | Pong | Status | Resumed | Inspect | Dump
 
 M = TypeVar("M")
 

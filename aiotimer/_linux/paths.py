@@ -36,6 +36,12 @@ STARTING_VARIABLE = "AIOTIMER_STARTING"
 MAX_SOCKET_PATH = 107
 """Bytes in ``sockaddr_un.sun_path`` less the final NUL (unix(7))."""
 
+RUN_VARIABLES = ("AIOTIMER_RUN", "TORCHELASTIC_RUN_ID", "SLURM_JOB_ID")
+"""What names the job that a process belongs to; the first of them that is set does."""
+
+RUN_LENGTH = 64
+"""Characters of such a name that count."""
+
 OBSERVE_VARIABLE = "AIOTIMER_OBSERVE"
 """1: nobody is signalled for this process's timers; their expiry is recorded."""
 
@@ -51,6 +57,12 @@ _MEMORY_FILESYSTEMS = frozenset({0x01021994, 0x858458F6})  # tmpfs, ramfs (statf
 def observes() -> bool:
     """Whether the environment says that nobody is to be signalled for this process's timers."""
     return os.environ.get(OBSERVE_VARIABLE) == "1"
+
+
+def run_name() -> str:
+    """Return what the environment says of the job that this process belongs to, "" if nothing."""
+    name = next(filter(None, map(os.environ.get, RUN_VARIABLES)), "")
+    return name.encode(errors="replace").decode()[:RUN_LENGTH]  # what is no text cannot be sent
 
 
 def check_socket_path(path: str) -> str:
@@ -242,12 +254,36 @@ def _private_directory(path: Path) -> None:
         raise UnsafePath(f"{path} belongs to uid {facts.st_uid}, not to {uid}")
     if facts.st_mode & 0o077:
         raise UnsafePath(f"{path} is open to other users (mode {facts.st_mode & 0o7777:o}, want 700)")
+    _check_above(path)
+
+
+def _check_above(path: Path) -> None:
     for parent in path.parents:
-        facts = parent.lstat()
-        if facts.st_uid not in (0, uid):
+        try:
+            facts = parent.lstat()
+        except FileNotFoundError:
+            continue  # it is going to be made
+        if facts.st_uid not in (0, os.geteuid()):
             raise UnsafePath(f"{parent}, above {path}, belongs to uid {facts.st_uid}")
         if facts.st_mode & 0o022 and not facts.st_mode & stat.S_ISVTX and stat.S_ISDIR(facts.st_mode):
             raise UnsafePath(f"{parent}, above {path}, can be written by others")
+
+
+def check_ours(path: Path) -> None:
+    """Check that only this user can put something into a directory, whether or not it is there yet.
+
+    Raises:
+        UnsafePath: others can, or they can put something else in its place.
+    """
+    directory = path.resolve()
+    if directory.exists():
+        facts = directory.stat()
+        if facts.st_uid != os.geteuid():
+            raise UnsafePath(f"{path} belongs to uid {facts.st_uid}, not to {os.geteuid()}")
+        if facts.st_mode & 0o022:
+            raise UnsafePath(f"{path} can be written by others (mode {facts.st_mode & 0o7777:o}; chmod go-w)")
+    for way in (path, directory):  # and the links on the way
+        _check_above(way)
 
 
 def _in_memory(path: Path) -> bool:

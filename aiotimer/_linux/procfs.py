@@ -207,6 +207,19 @@ def pinned_by(pidfd: int) -> int:
     return next((int(line[4:]) for line in lines if line.startswith("Pid:")), 0)
 
 
+def members_of(session: int) -> list[int]:
+    """Return the pids of the living processes of a session, as far as they can be seen."""
+    found = []
+    for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))):
+        try:
+            stat = _stat(pid)
+        except OSError:
+            continue
+        if int(stat[6]) == session and stat[3] not in (b"Z", b"X"):
+            found.append(pid)
+    return found
+
+
 def is_taken(pid: int | str) -> bool:
     """Whether a pid is some process's."""
     return os.path.exists(f"/proc/{pid}")

@@ -1,4 +1,4 @@
-"""The command line: ``aiotimer serve | run | status | ping | why | history | suggest | dump``."""
+"""The command line: ``aiotimer serve | run | status | ping | why | history | suggest | dump | resume``."""
 
 from .entry import main
 

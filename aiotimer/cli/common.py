@@ -40,6 +40,7 @@ Commands:
   dump     Say what a living worker is doing.
   history  Show what has happened.
   ping     Check that a server answers and looks on time.
+  resume   Reap again after too many reaps.
   run      Run a command, protected by a server of its own.
   serve    Run the timer server.
   status   Show workers and their armed timers.

@@ -14,7 +14,7 @@ from .._version import __version__
 from .common import HELP, Failed
 
 MODULES = {name: name for name in ("history", "run", "serve", "status", "suggest", "why")}
-MODULES |= {"dump": "why", "ping": "status", "watchdog": "serve"}
+MODULES |= {"dump": "why", "ping": "status", "resume": "status", "watchdog": "serve"}
 """In which module of this package a command is; importing it adds the command to the group."""
 
 

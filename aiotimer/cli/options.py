@@ -65,7 +65,11 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "default": "{}/{:g}".format(*Policy.max_reaps),
         "callback": _max_reaps,
         "metavar": "N/SECONDS",
-        "help": "After more reaps than that only observe, until started again.",
+        "help": "After more reaps than that in one job only observe its workers, until `aiotimer resume`.",
+    },
+    "resume_after": {
+        "metavar": "SECONDS",
+        "help": "Reap again by itself so long after that; 0: never.",
     },
     "evidence_dir": {
         "type": click.Path(file_okay=False),

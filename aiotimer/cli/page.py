@@ -31,6 +31,7 @@ Frame: TypeAlias = Sequence[Any]
 
 _OUTCOMES = {
     "pending": "is being dealt with",
+    "unknown": "was being dealt with when its server ended",
     "reaped": "was reaped",
     "unkillable": "was signalled and did not die",
     "late": "left its block before the signal",

@@ -21,6 +21,7 @@ import select
 import signal
 import sys
 import time
+from collections.abc import Callable
 from time import monotonic
 
 from .._linux.paths import (
@@ -193,8 +194,7 @@ class _Server(SupervisedServer):
 
     def __init__(self, socket_path: str, arguments: tuple[str, ...], events: int, place: Place) -> None:
         super().__init__(socket_path, arguments, (events,))
-        self._place = place
-        self._known = False  # whether it has taken its place, or never will
+        self._place: Place | None = place  # until it is known whether it has taken it
         self._ready = -1
         self._until = 0.0
 
@@ -219,8 +219,7 @@ class _Server(SupervisedServer):
             return
         if select.select([self._ready], [], [], 0.0)[0] or monotonic() >= self._until:
             wait_ready(self._ready, self.socket_path, 0.0)
-            self._know()
-            self._place.hand_over()
+            self._settle(Place.hand_over)
 
     def look_within(self) -> float | None:
         """Return within how many seconds to look again if nothing happens; None: there is no need to."""
@@ -239,13 +238,13 @@ class _Server(SupervisedServer):
     def stop(self) -> None:
         """Ask it to end, and wait until it has; leave nothing behind of one that has never served."""
         super().stop()
-        if not self._known:
-            self._know()
-            self._place.give_up()
+        self._settle(Place.give_up)
 
-    def _know(self) -> None:
-        """Look no more: it is known what has become of it."""
-        self._known = True
+    def _settle(self, how: Callable[[Place], object]) -> None:
+        """Look no more: it is known what has become of it, if it was not before."""
+        place, self._place = self._place, None
+        if place is not None:
+            how(place)
         if self._ready >= 0:
             os.close(self._ready)
             self._ready = -1

@@ -1,4 +1,4 @@
-"""The commands ``aiotimer status`` and ``ping``: what a server watches, and whether it looks on time."""
+"""The commands ``aiotimer status``, ``ping`` and ``resume``: a question to a server, and its answer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 from .._linux.paths import known_sockets
 from ..client import control
 from ..errors import AiotimerError
-from ..events import shown
+from ..events import printable, shown
 from .common import count, resolve_socket, seconds
 from .entry import ping as ping_server
 from .group import cli, socket_option
@@ -41,6 +41,20 @@ def status(socket_path: str | None, as_json: bool, every: bool) -> None:
 def ping(socket_path: str | None) -> None:
     """Exit with 0 when the server answers and looks on time, else with 69."""
     ping_server(socket_path)
+
+
+@cli.command(short_help="Reap again after too many reaps.")
+@socket_option
+def resume(socket_path: str | None) -> None:
+    """Have a server reap again in the jobs in which its breaker has tripped.
+
+    What it has observed meanwhile stays observed; what expires from now on is reaped.
+    """
+    jobs = control.resume(resolve_socket(socket_path))
+    for job in jobs:
+        click.echo(f"reaping again: {printable(job)}")
+    if not jobs:
+        click.echo("the breaker has not tripped")
 
 
 def _report_of(path: str) -> dict[str, Any] | None:
@@ -73,6 +87,12 @@ def _print(report: dict[str, Any]) -> None:
             f"{server['socket']}"
         )
     )
+    for broken in server.get("broken", ()):
+        left = broken["resumes_in_s"]
+        until = (
+            "until `aiotimer resume`" if left is None else f"for {seconds(left)}, or until `aiotimer resume`"
+        )
+        console.print(Text(f"too many reaps in {printable(broken['job'])}: only observing {until}"))
     console.print(f"{count(len(workers), 'worker')}, {count(armed, 'timer')} armed")
     if workers:
         console.print(table)

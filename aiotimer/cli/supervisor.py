@@ -9,7 +9,6 @@ copies this process nor runs Python between fork and exec.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import signal
@@ -79,8 +78,7 @@ class Place:
 
     def give_up(self) -> None:
         """No server has taken it, or will: leave nothing behind."""
-        with contextlib.suppress(OSError):
-            os.unlink(self._lock.socket_path)
+        self._lock.remove_socket()
         for directory in state_directories(self._lock.socket_path):
             remove_if_empty(directory)
         self.hand_over()

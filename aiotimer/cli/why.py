@@ -11,7 +11,7 @@ import click
 
 from .._linux.paths import SOCKET_VARIABLE, check_socket_path, known_sockets, state_directories
 from ..client import control
-from ..errors import HistoryUnreadable, Refused, ServerUnavailable
+from ..errors import HistoryUnreadable, Refused, ServerUnavailable, UnsafePath
 from ..evidence import store
 from ..evidence.record import Record
 from ..server import history
@@ -107,7 +107,7 @@ def _kept(directory: Path, pid: int | None, limit: int) -> Iterator[Record]:
         if limit and (pid is None or f"-{pid}-" in path.name):
             try:
                 yield store.load(path)
-            except (OSError, ValueError):
+            except (OSError, ValueError, UnsafePath):
                 continue
             limit -= 1
 
@@ -116,6 +116,13 @@ def _whole(summary: Record) -> Record:
     """Return the record that a summary is of; the summary if that is not kept any more."""
     try:
         record = store.load(Path(summary.evidence))
+    except UnsafePath as error:
+        click.echo(f"aiotimer: what is kept of it is not believed: {error}", err=True)
+        return summary
     except (OSError, ValueError):
         return summary
-    return record if record.id == summary.id else summary
+    if record.id != summary.id:
+        return summary
+    if record.outcome == "pending":  # or whoever dealt with it has ended: then the history knows
+        record = record._replace(outcome=summary.outcome, detail=summary.detail)
+    return record

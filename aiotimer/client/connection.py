@@ -38,7 +38,7 @@ from .._core.layout import PROMISE, encode_scope, shifted
 from .._core.locks import Lock
 from .._core.requests import RELEASE, TimerRequest
 from .._core.table import Pool, TimerTable
-from .._linux.paths import check_socket_path, observes
+from .._linux.paths import check_socket_path, observes, run_name
 from .._linux.procfs import time_namespace
 from .._version import __version__
 from ..errors import AiotimerError, ServerUnavailable
@@ -429,6 +429,7 @@ class ClientConnection(Reconnector):
             armed=armed,
             reap=self.reap_request.reap,
             observe=self.reap_request.observe or observes(),
+            run=run_name(),
         )
         return hello, offered
 

@@ -64,6 +64,13 @@ def status(path: str, *, scopes: bool = False) -> dict[str, Any]:
     return _ask_by_codec(path, wire.StatusRequest(scopes), wire.Status).report
 
 
+def resume(path: str) -> tuple[str, ...]:
+    """Have a server reap again whom its breaker spares; return the jobs. Raises as :func:`status`."""
+    from .._core import wire
+
+    return _ask_by_codec(path, wire.Resume(), wire.Resumed).jobs
+
+
 def give_up_private_server(path: str) -> None:
     """Tell a private server that its owner does not need it any more; if it is gone, so be it."""
     from .._core import wire

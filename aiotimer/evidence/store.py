@@ -4,7 +4,9 @@ The laws of this file:
 
 * A directory is whole or not there: it is filled under another name and renamed. A file in it is replaced,
   never rewritten. A crash leaves nothing that a reader trips over, and its remains are removed later.
-* It is capped, in number and in size: the oldest go first. Nothing is removed that was not made here.
+* It is capped, in number and in size: the oldest go; but first those of a worker that has more than a tenth
+  of all. Nothing is removed that was not made here.
+* A directory in which others can write is refused, and what lies in one is not believed.
 * A file system that is full or read-only costs the evidence and one line in the log, nothing else.
 
 It blocks: only the history's thread calls it.
@@ -19,11 +21,14 @@ import os
 import re
 import shutil
 import stat
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .._linux.paths import check_ours
 from .._linux.procfs import is_taken
+from ..errors import UnsafePath
 from ..events import log, shown
 from .record import Record
 
@@ -52,10 +57,14 @@ class Store:
         directory: made when something is first saved.
         keep: how many expiries are kept.
         size: how many bytes they may take together.
+
+    Raises:
+        UnsafePath: others can write there.
     """
 
     def __init__(self, directory: Path, keep: int = KEEP, size: int = SIZE) -> None:
         self.directory = directory.absolute()
+        check_ours(self.directory)
         self._keep = keep
         self._size = size
         self._saves = 0
@@ -89,9 +98,9 @@ class Store:
         }
         try:
             self._write(path, files)
-        except OSError as error:
+        except (OSError, UnsafePath) as error:
             if not self._told:
-                reason = error.strerror or str(error)
+                reason = getattr(error, "strerror", None) or str(error)
                 log.error("no evidence can be kept in %s: %s", shown(str(self.directory)), reason)
             self._told = True
             return False
@@ -100,6 +109,7 @@ class Store:
 
     def _write(self, path: Path, files: dict[str, bytes]) -> None:
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        check_ours(self.directory)
         if self._saves % self._keep == 0:  # others may share the directory, or clean it up
             self._remove_unfinished()
             self._sizes = {kept: _size_of(kept) for kept in entries(self.directory)}
@@ -131,9 +141,16 @@ class Store:
         others = [kept for kept in self._sizes if kept != path]
         size += sum(self._sizes[kept] for kept in others)
         while others and (len(others) >= self._keep or size > self._size):
-            oldest = others.pop(0)
+            oldest = self._first_to_go(others)
+            others.remove(oldest)
             size -= self._sizes.pop(oldest)
             shutil.rmtree(oldest, ignore_errors=True)
+
+    def _first_to_go(self, kept: list[Path]) -> Path:
+        """Return the oldest; of the worker that has the most, if that crowds out others."""
+        ((whose, count),) = Counter(map(_pid_of, kept)).most_common(1)
+        crowds = count > max(1, self._keep // 10)
+        return next(path for path in kept if not crowds or _pid_of(path) == whose)
 
     def _remove_unfinished(self) -> None:
         """Remove what processes that are gone did not finish."""
@@ -161,7 +178,9 @@ def load(directory: Path) -> Record:
     Raises:
         OSError: there is none, or it cannot be read.
         ValueError: it is not a record.
+        UnsafePath: somebody else may have written it.
     """
+    check_ours(directory)
     descriptor = os.open(directory / RECORD, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     with open(descriptor, "rb") as file:
         record = json.loads(file.read(2 * JSON_BYTES))
@@ -235,6 +254,10 @@ def _replace(path: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             unfinished.unlink()
         raise
+
+
+def _pid_of(directory: Path) -> str:
+    return directory.name.split("-")[1]
 
 
 def _size_of(directory: Path) -> int:

@@ -16,7 +16,7 @@ import enum
 import errno
 import os
 import socket
-from collections.abc import Callable, Set
+from collections.abc import Callable, Hashable, Set
 from dataclasses import dataclass, field
 from math import inf, isfinite
 from time import monotonic
@@ -24,7 +24,8 @@ from typing import Any, TypeAlias
 
 from .._core import layout, wire
 from .._linux import table_files
-from .._linux.process import hung_up, peer_uid, pin_peer
+from .._linux.paths import RUN_LENGTH
+from .._linux.process import hung_up, peer_of, pin_peer
 from .._linux.procfs import program_of, time_namespace
 from .._version import __version__
 from ..errors import AiotimerError, ProtocolError, ServerError, TableFull
@@ -50,7 +51,9 @@ class HandlerContext:
     """What the handlers know of their server.
 
     Attributes:
+        refused: takes the events of clients that are not served, with whom they are about: they are counted.
         report: makes a report, see ``TimerServer.status``, of objects that it has been handed to a function.
+        resume: has every job reaped again; returns the names of those for which that is new.
         owner_gone: called when the owner of a private server gives it up.
         worker_left_at: when a worker's connection was last closed; ``CLOCK_MONOTONIC`` seconds.
     """
@@ -58,7 +61,9 @@ class HandlerContext:
     registry: Registry
     loop: asyncio.AbstractEventLoop
     emit: Callable[[Event], None]
+    refused: Callable[[Hashable, Event], None]
     report: Callable[[bool, Callable[[Any], Any]], Steps[dict[str, Any]]]
+    resume: Callable[[], list[str]]
     lag_s: Callable[[], float]
     queue: WorkQueue
     owner_gone: Callable[[], object]
@@ -96,6 +101,7 @@ class Session:
     def __init__(self, context: HandlerContext, sock: socket.socket) -> None:
         self.context = context
         self.state = State.STRANGER
+        self._peer = peer_of(sock)
         self.worker: Worker | None = None
         self.table: WatchedTable | None = None
         self.inbox: Inbox | None = None
@@ -120,7 +126,7 @@ class Session:
         kind = type(message)
         handler, states = HANDLERS[kind]
         if self.state is State.STRANGER and kind is not wire.Hello:
-            uid = peer_uid(self.connection.socket)
+            uid = self._peer[1]
             if uid not in (os.geteuid(), 0):  # the socket's mode keeps others out, unless somebody changed it
                 raise ProtocolError(f"{kind.__name__} of uid {uid}, which is not this server's")
         if self.state not in states:
@@ -138,7 +144,7 @@ class Session:
     def refused(self, reason: str) -> None:
         """Report that it broke the rules, or is not served."""
         worker_id = None if self.worker is None else self.worker.id
-        self.context.emit(Event("refused", worker_id, detail=reason))
+        self.context.refused(self._peer, Event("refused", worker_id, detail=reason))
 
     def reported(self, report: asyncio.Task[None]) -> None:
         """What it has asked for was sent, or cannot be."""
@@ -203,6 +209,10 @@ def _status(session: Session, request: wire.StatusRequest) -> Steps[None]:
     report = yield from session.context.report(request.scopes, wire.packed)
     if not session.connection.closed:
         session.connection.send(wire.Status(report))
+
+
+def _resume(session: Session, _message: wire.Resume) -> None:
+    session.connection.send(wire.Resumed(tuple(session.context.resume())))
 
 
 def _disown(session: Session, _message: wire.Disown) -> None:
@@ -381,6 +391,7 @@ def _connect(session: Session, worker: Worker, hello: wire.Hello, program: int) 
     table.note_program(program)
     table.note_reap_grant(str(grant))
     worker.reap_grant = grant
+    worker.run = hello.run[:RUN_LENGTH]
     worker.connections += 1
     table.watch.connected = True
     table.look()
@@ -447,6 +458,7 @@ HANDLERS: dict[type[wire.ToServer], tuple[Handler, Set[State]]] = {
     wire.Bye: (_bye, WORKER),
     wire.Ping: (_ping, ANYBODY),
     wire.StatusRequest: (_status, ANYBODY),
+    wire.Resume: (_resume, ANYBODY),
     wire.Disown: (_disown, ANYBODY),
     wire.DumpRequest: (_dump, {State.STRANGER}),
     wire.Attend: (_attend, {State.STRANGER}),

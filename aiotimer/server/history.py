@@ -8,7 +8,10 @@ The laws of this file:
   do not hold it up. They only read.
 * A process killed at any moment leaves a database that opens: SQLite's journal sees to that, and tmpfs
   outlives the process. One that is corrupt all the same is moved aside, with a line in the log.
-* It is capped, in events, expiries and scopes: the oldest go.
+* It is capped, in events, expiries and scopes: the oldest go; but first those of a worker that has more than
+  a tenth of all. What is told about one worker never crowds out another's.
+* Nothing is pending for ever: what an earlier server has not seen the end of is said to be unknown.
+* What happened goes before how long scopes took, in the queue and if there is no room in it.
 * A record is the store's, whole, in a directory of its own. A row has only a summary of it, which names the
   directory and outlives it; and the record itself if no directory could be made.
 * ``sqlite3`` is imported by the thread that writes and by readers, never by a worker.
@@ -18,17 +21,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .._core.durations import Durations
+from .._core.durations import MOST, Durations
 from ..errors import HistoryUnreadable
 from ..events import log, shown
 from ..evidence.record import Record
 from ..evidence.store import Store, as_json, cut
-from .sinks import CAPACITY, Backlog
+from .sinks import CAPACITY, Backlog, Rank, rank_of
 
 if TYPE_CHECKING:
     import sqlite3
@@ -42,6 +46,8 @@ RECORD_BYTES = 32 * 1024
 """What one expiry takes in the database, at most."""
 
 EVENT_BYTES = 4 * 1024
+
+UNKNOWN = "its server ended before it was known what became of it"
 
 _VERSION = 1
 _BUSY_WITHIN = 5.0
@@ -92,12 +98,13 @@ class History(Backlog[Callable[[], object]]):
             stacks_text, tasks_text: see :meth:`Store.save`.
         """
         texts = cut(stacks_text), cut(tasks_text)  # what waits in the queue is bounded
-        self.put(partial(self._record, record, *texts), record.pid)
+        rank = Rank.EVENT if record.outcome == "pending" else Rank.OUTCOME
+        self.put(partial(self._record, record, *texts), record.pid, rank)
 
     def event(self, event: Mapping[str, Any]) -> None:
         """Write an event, as :meth:`Event.as_json` returns it."""
         action = partial(self._writer.event, dict(event))
-        self.put(partial(self._writer.attempt, action), event.get("pid"))
+        self.put(partial(self._writer.attempt, action), event.get("pid"), rank_of(event["event"]))
 
     def durations(self, scope: str, durations: Any, count: int, limit: float | None) -> None:
         """Add what a worker has done in a scope to what is known: once per worker, when it is gone.
@@ -109,7 +116,7 @@ class History(Backlog[Callable[[], object]]):
             limit: seconds; the last one known.
         """
         action = partial(self._writer.durations, scope, durations, count, limit)
-        self.put(partial(self._writer.attempt, action))
+        self.put(partial(self._writer.attempt, action), rank=Rank.DETAIL)
 
     def abandon(self) -> None:
         """In a forked child: the thread and the database are the parent's."""
@@ -137,6 +144,8 @@ class _Writer:
         self._path = path
         self._connection: sqlite3.Connection | None = None
         self._inode = 0
+        self._rows: dict[str, Counter[int | None]] = {}  # of each table, by worker
+        self._pending_is_known = False  # what is pending is this server's
         self._told = False
         self._newer = False
 
@@ -172,11 +181,11 @@ class _Writer:
         """Add an event."""
         text = as_json({key: _shortened(value) for key, value in event.items()}, EVENT_BYTES)
         with self._transaction() as connection:
-            found = connection.execute(
+            connection.execute(
                 "INSERT INTO events (time, pid, event) VALUES (?, ?, ?)",
                 (event.get("time"), event.get("pid"), text),
             )
-            connection.execute("DELETE FROM events WHERE number <= ?", (_number(found) - EVENTS,))
+            self._make_room(connection, "events", EVENTS, event.get("pid"))
 
     def expiry(self, record: Record) -> None:
         """Add an expiry, or replace what was known of it."""
@@ -188,12 +197,12 @@ class _Writer:
                 (*words, text, record.id),
             )
             if not updated.rowcount:
-                found = connection.execute(
+                connection.execute(
                     "INSERT INTO expiries (scope, outcome, evidence, record, id, time, pid)"
                     " VALUES (?, ?, ?, ?, ?, ?, ?)",
                     (*words, text, record.id, record.time, record.pid),
                 )
-                connection.execute("DELETE FROM expiries WHERE number <= ?", (_number(found) - EXPIRIES,))
+                self._make_room(connection, "expiries", EXPIRIES, record.pid)
 
     def durations(self, scope: str, durations: Any, count: int, limit: float | None) -> None:
         """Add durations to those of a scope."""
@@ -203,7 +212,7 @@ class _Writer:
                 "SELECT count, limit_s, durations FROM scopes WHERE scope = ?", (scope,)
             ).fetchone()
             if known is not None:
-                count += known[0]
+                count = min(count + known[0], MOST)
                 limit = known[1] if limit is None else limit
                 together = Durations.from_json(_object(known[2]).get(""))
                 together.add(Durations.from_json(durations))
@@ -221,6 +230,20 @@ class _Writer:
                     (SCOPES,),
                 )
 
+    def _make_room(self, connection: sqlite3.Connection, table: str, most: int, pid: int | None) -> None:
+        """A row about a worker has been added: if there are too many, the oldest goes."""
+        rows = self._rows[table]
+        rows[pid] += 1
+        while rows.total() > most:
+            greatest = max(rows, key=rows.__getitem__)
+            crowds = rows[greatest] > max(1, most // 10)
+            query = f"SELECT number, pid FROM {table}{' WHERE pid IS ?' * crowds} ORDER BY number LIMIT 1"  # noqa: S608
+            number, whose = connection.execute(query, (greatest,) * crowds).fetchone() or (0, greatest)
+            connection.execute(f"DELETE FROM {table} WHERE number = ?", (number,))  # noqa: S608
+            rows[whose] -= 1
+            if not rows[whose]:
+                del rows[whose]
+
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         connection = self._opened()
@@ -236,9 +259,25 @@ class _Writer:
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):  # SQLite would make it with the process's umask
             os.close(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        self._connection = self._connect()
+        self._connection = connection = self._connect()
         self._inode = _inode(self._path)
+        if not self._pending_is_known:
+            self._end_pending(connection)
+        for table in ("events", "expiries"):
+            by_worker = f"SELECT pid, COUNT(*) FROM {table} GROUP BY pid"  # noqa: S608 - constants
+            self._rows[table] = Counter(dict(connection.execute(by_worker).fetchall()))
         return self._connection
+
+    def _end_pending(self, connection: sqlite3.Connection) -> None:
+        """Whoever dealt with what is pending has ended."""
+        pending = "SELECT number, record FROM expiries WHERE outcome = 'pending'"
+        for number, text in connection.execute(pending).fetchall():
+            record = Record.from_json(_object(text))._replace(outcome="unknown", detail=UNKNOWN)
+            connection.execute(
+                "UPDATE expiries SET outcome = ?, record = ? WHERE number = ?",
+                (record.outcome, as_json(record.as_json(), RECORD_BYTES), number),
+            )
+        self._pending_is_known = True
 
     def _connect(self) -> sqlite3.Connection:
         import sqlite3

@@ -5,6 +5,8 @@ The laws of this file:
 * One server per socket, which is whoever holds the lock on ``SOCKET.lock``; the kernel drops it with its
   holder. It is a POSIX lock, which no child inherits; or the open file's, which the server takes over from
   ``aiotimer run``. Stale files are removed only under that lock. Sockets are 0600.
+* Lock and socket may be removed under a server, and another one may start: whoever removes a socket checks
+  that it is its own.
 * Private servers (of ``aiotimer run``, of ``configure()``) leave no socket, no lock and no tables. If a timer
   expired, their history and evidence stay, so that ``aiotimer why`` works at 3 a.m. At most :data:`KEEP` such
   directories stay per user; the oldest go.
@@ -26,7 +28,7 @@ import struct
 from pathlib import Path
 
 from .._linux import paths, table_files
-from .._linux.process import pin
+from .._linux.process import peer_of, pin
 from .._linux.procfs import is_taken
 from ..errors import AlreadyServing, HistoryUnreadable, ServerError, UnsafePath
 
@@ -58,6 +60,7 @@ class SocketLock:
 
     def __init__(self, socket_path: str, *, inherited: bool = False) -> None:
         self.socket_path = socket_path
+        self._socket: tuple[int, ...] | None = None
         path = socket_path + ".lock"
         try:
             os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
@@ -80,13 +83,33 @@ class SocketLock:
     def inherit(cls, socket_path: str, descriptor: int) -> SocketLock:
         """Return a lock that this process has inherited."""
         lock = cls.__new__(cls)
-        lock.socket_path, lock._descriptor = socket_path, descriptor
+        lock.socket_path, lock._descriptor, lock._socket = socket_path, descriptor, None
         os.set_inheritable(descriptor, False)
         return lock
 
     def fileno(self) -> int:
         """Return the descriptor of the lock file."""
         return self._descriptor
+
+    def claim(self) -> None:
+        """What is at the path now is the socket of whoever holds this lock."""
+        self._socket = _file_at(self.socket_path)
+
+    def owns_socket(self) -> bool:
+        """Whether the socket at the path is still the one that was claimed."""
+        there = _file_at(self.socket_path)
+        if there is None or self._socket is None or there == self._socket:
+            return there is not None and there == self._socket
+        if there[:2] != self._socket[:2] or not _is_our_own(self.socket_path):
+            return False
+        self._socket = there  # somebody has touched it
+        return True
+
+    def remove_socket(self) -> None:
+        """Remove the socket, if it is still the one that was claimed."""
+        if self.owns_socket():
+            with contextlib.suppress(OSError):
+                os.unlink(self.socket_path)
 
     def release(self) -> None:
         """Give the lock up. The lock file stays: removing it would let two servers hold 'the' lock."""
@@ -109,10 +132,32 @@ def bind(lock: SocketLock, backlog: int) -> socket.socket:
         listener.bind(path)
         os.chmod(path, 0o600)
         listener.listen(backlog)
+        lock.claim()
     except OSError as error:
         listener.close()
         raise UnsafePath(f"cannot listen on {path}: {error.strerror}") from error
     return listener
+
+
+def _file_at(path: str) -> tuple[int, ...] | None:
+    """Return what tells a file from the next one at its path, which may be given the same number."""
+    try:
+        file = os.lstat(path)
+    except OSError:
+        return None
+    return file.st_dev, file.st_ino, file.st_mtime_ns
+
+
+def _is_our_own(path: str) -> bool:
+    """Whether this process listens at a path; True if that cannot be told."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        try:
+            probe.connect(path)
+            return peer_of(probe)[0] == os.getpid()
+        except BlockingIOError:  # alive, with a full backlog
+            return True
+        except OSError:
+            return False
 
 
 def _remove_stale(path: str) -> None:
@@ -139,12 +184,26 @@ def _remove_stale(path: str) -> None:
 
 def clean_up(socket_path: str) -> None:
     """Remove what belongs to a private socket that nobody will serve again, but what was found out."""
-    for directory in paths.state_directories(socket_path):
-        _keep_records_only(directory)
-    for file in (socket_path, socket_path + ".lock"):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(file)
+    _clean_up(socket_path, paths.state_directories(socket_path))
     remove_orphaned()
+
+
+def _clean_up(socket_path: str, directories: list[Path]) -> None:
+    """Remove what belongs to a socket, unless somebody serves there."""
+    if not os.path.isdir(os.path.dirname(socket_path)):
+        return
+    try:
+        lock = SocketLock(socket_path)
+    except ServerError:
+        return  # it is about to end, or another one has begun there
+    try:
+        for directory in directories:
+            _keep_records_only(directory)
+        for file in (socket_path, socket_path + ".lock"):
+            with contextlib.suppress(OSError):
+                os.unlink(file)
+    finally:
+        lock.release()
 
 
 def remove_orphaned() -> None:
@@ -198,17 +257,7 @@ def _remove_if_orphaned(directory: Path) -> None:
     private = _PRIVATE.match(name)
     if private is None or directory.parent != Path(parent) or is_taken(private[1]):
         return  # one that dies is started again, and must not find its lock taken by us at that moment
-    try:
-        lock = SocketLock(path)
-    except ServerError:
-        return  # it is about to end
-    try:
-        _keep_records_only(directory)
-        for file in (path, path + ".lock"):
-            with contextlib.suppress(OSError):
-                os.unlink(file)
-    finally:
-        lock.release()
+    _clean_up(path, [directory])
 
 
 def _has_living_workers(directory: Path) -> bool:

@@ -38,6 +38,7 @@ class PinnedProcess:
     Attributes:
         pidfd: the process, -1 when it has been let go of.
         inode: of the pidfd: unique to the process since Linux 6.9 (pidfs), shared by all before.
+        session: the number of its session when it was pinned, 0 if it is not shown.
     """
 
     def __init__(self, worker_id: WorkerId, pidfd: int) -> None:
@@ -45,6 +46,10 @@ class PinnedProcess:
         self.pidfd = pidfd
         self.inode = os.fstat(pidfd).st_ino
         self.name = procfs.name_of(worker_id.pid)
+        try:
+            self.session = os.getsid(worker_id.pid)
+        except OSError:
+            self.session = 0
 
     def is_dead(self) -> bool:
         """Whether it is dead, waited for or not; or let go of, which it is when it is dead."""

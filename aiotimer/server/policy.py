@@ -37,13 +37,14 @@ class Policy:
     max_grace: float = 60.0
     max_reaps: tuple[int, float] = (256, 60.0)  # beyond, it is the limit that is wrong, not the workers
     evidence_dir: str | os.PathLike[str] | None = None
+    resume_after: float = 0.0
     ladder: Ladder = field(init=False)
 
     def __post_init__(self) -> None:
         for name, allowed in (("target", TARGETS), ("stopped", STOPPED)):
             if (value := getattr(self, name)) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
-        for name in ("evidence_budget", "max_grace"):
+        for name in ("evidence_budget", "max_grace", "resume_after"):
             if not 0.0 <= (value := getattr(self, name)) < inf:
                 raise ValueError(f"{name} must be a number of seconds, 0 or more, not {value!r}")
         count, period = self.max_reaps
@@ -67,28 +68,59 @@ class Policy:
             return ReapGrant()
 
 
+_JOBS = 1000
+"""Jobs whose reaps are remembered before those are forgotten of which none is recent."""
+
+
 class Breaker:
-    """Counts reaps, and breaks for good when there are too many.
+    """Counts the reaps of each job, and breaks for one that has too many.
 
     Args:
         max_reaps: see :class:`Policy`.
-
-    Attributes:
-        broken: nobody is to be reaped any more.
+        resume_after: seconds until it is whole again by itself; 0: it waits for :meth:`resume`.
     """
 
-    def __init__(self, max_reaps: tuple[int, float]) -> None:
+    def __init__(self, max_reaps: tuple[int, float], resume_after: float = 0.0) -> None:
         self._limit, self._seconds = max_reaps
-        self._begun: deque[float] = deque(maxlen=self._limit)
-        self.broken = False
+        self._resume_after = resume_after
+        self._begun: dict[str, deque[float]] = {}
+        self._broken: dict[str, float] = {}  # until when
 
-    def allows(self, now: float) -> bool:
-        """Whether one more reap may begin now; if so it is counted."""
-        if not self.broken and len(self._begun) == self._limit:
-            self.broken = now - self._begun[0] < self._seconds
-        if not self.broken:
-            self._begun.append(now)
-        return not self.broken
+    def allows(self, job: str, now: float) -> bool:
+        """Whether one more reap of a job may begin now; if so it is counted."""
+        if self.is_broken(job, now):
+            return False
+        if job not in self._begun and len(self._begun) >= _JOBS:
+            recent = now - self._seconds
+            self._begun = {known: begun for known, begun in self._begun.items() if begun[-1] > recent}
+        begun = self._begun.setdefault(job, deque(maxlen=self._limit))
+        if len(begun) == self._limit and now - begun[0] < self._seconds:
+            del self._begun[job]
+            self._broken[job] = now + (self._resume_after or inf)
+            return False
+        begun.append(now)
+        return True
 
-    def __str__(self) -> str:
-        return f"more than {self._limit} reaps within {self._seconds:g} s"
+    def is_broken(self, job: str, now: float) -> bool:
+        """Whether nobody of a job is to be reaped."""
+        if now >= self._broken.get(job, inf):
+            del self._broken[job]
+        return job in self._broken
+
+    def broken(self, now: float) -> dict[str, float | None]:
+        """Return the jobs of which nobody is to be reaped: for how many seconds more, None for good."""
+        jobs = [job for job in list(self._broken) if self.is_broken(job, now)]
+        return {job: None if self._broken[job] == inf else self._broken[job] - now for job in jobs}
+
+    def resume(self) -> list[str]:
+        """Reap again; return the jobs for which that is new."""
+        jobs, self._broken = list(self._broken), {}
+        return jobs
+
+    def why(self, job: str) -> str:
+        """Return in words why nobody of a job is reaped, and until when."""
+        until = f", or for {self._resume_after:g} s" if self._resume_after else ""
+        return (
+            f"more than {self._limit} reaps within {self._seconds:g} s in {job}: "
+            f"its workers are only observed until `aiotimer resume`{until}"
+        )

@@ -90,14 +90,22 @@ class Reaper:
         self._inspector = inspector
         self._clock = clock
         self._overdue_tracker = OverdueTracker(loop, self._inspector, reporter, clock)
-        self._breaker = Breaker(policy.max_reaps)
+        self._breaker = Breaker(policy.max_reaps, policy.resume_after)
         self._cases: dict[Worker, _Case] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def observing(self) -> str:
-        """Why this server reaps nobody: ``asked``, ``breaker``; "": it does reap."""
-        return "asked" if self._policy.observe else "breaker" if self._breaker.broken else ""
+        """Why there is somebody whom this server does not reap: ``asked``, ``breaker``; "": it reaps all."""
+        return "asked" if self._policy.observe else "breaker" if self.broken() else ""
+
+    def broken(self) -> dict[str, float | None]:
+        """Return the jobs of which it reaps nobody any more: for how many seconds, None for good."""
+        return self._breaker.broken(self._clock())
+
+    def resume(self) -> list[str]:
+        """Reap again, in every job; return those for which that is new. What is observed stays so."""
+        return self._breaker.resume()
 
     def expire(self, worker: Worker, table: WatchedTable, due: tuple[Due, ...]) -> None:
         """Timers of a worker have expired: reap it, unless they have been released meanwhile."""
@@ -158,8 +166,18 @@ class Reaper:
         case = self._cases.get(worker)
         if case is None:
             alarm = Alarm(self._loop, self._clock, lambda: self._woken(worker))
-            case = self._cases[worker] = _Case(worker, self.machine(self._breaker.allows), alarm)
+            machine = self.machine(partial(self._allows, worker))
+            case = self._cases[worker] = _Case(worker, machine, alarm)
         return case
+
+    def _allows(self, worker: Worker, now: float) -> bool:
+        return self._breaker.allows(worker.job, now)
+
+    def _observes(self, worker: Worker) -> bool:
+        """Whether nobody is to be signalled for any timer of a worker."""
+        if self._policy.observe or worker.reap_grant.observe:
+            return True
+        return self._breaker.is_broken(worker.job, self._clock())
 
     def _tell(self, case: _Case, event: reaping.Event) -> None:
         """Tell a machine what has happened, and carry out what it wants; questions are answered at once."""
@@ -224,7 +242,7 @@ class Reaper:
             if timer is None:
                 late_s = self._clock() - effective
                 self._reporter.emit(Event("late", worker.id, worker.name, "", late_s, IN_TIME, "late"))
-            elif timer.observed or worker.reap_grant.observe or self.observing:
+            elif timer.observed or self._observes(worker):
                 observed.append((candidate, timer))
             else:
                 found = (candidate, timer)
@@ -236,9 +254,8 @@ class Reaper:
     def _expiry(self, worker: Worker, table: WatchedTable, due: Due, timer: Timer, ladder: str) -> Expiry:
         return Expiry(worker.id, worker.name, table, due, timer, self._clock(), ladder)
 
-    def _break(self, _case: _Case, _action: reaping.Break) -> None:
-        detail = f"{self._breaker}; until it is started again this server only observes"
-        self._reporter.emit(Event("breaker", detail=detail))
+    def _break(self, case: _Case, _action: reaping.Break) -> None:
+        self._reporter.emit(Event("breaker", detail=self._breaker.why(case.worker.job)))
 
     def _hold(self, case: _Case, action: reaping.Hold) -> None:
         assert case.found is not None

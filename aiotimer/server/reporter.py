@@ -6,6 +6,7 @@ The laws of this file:
   not kept, and everything that is due is acted upon before anything of it is written down.
 * Nobody's error reaches the server; what a sink cannot take in time is dropped and counted by that sink.
 * A record is kept before its event is told, so that whoever hears of it finds it.
+* Whoever is refused again and again is told of once a minute.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -44,6 +47,64 @@ WRITE_WITHIN = 2.0
 """Seconds that a server which ends gives its history to be written."""
 
 
+REFUSALS_EVERY = 60.0
+"""Seconds from one event about refusals of one peer to the next."""
+
+PEERS, REASONS = 100, 5
+"""Peers that are told of one by one, and reasons that are told of each; the others are put together."""
+
+
+@dataclass
+class _Refused:
+    """A peer that has been refused: since when, the event that said so, and for what reasons again since."""
+
+    since: float
+    event: Event
+    reasons: Counter[str] = field(default_factory=Counter)
+
+
+class Refusals:
+    """Counts the refusals of each peer: the first is told at once, the others together when a minute is over.
+
+    Args:
+        emit: takes events.
+        clock: ``CLOCK_MONOTONIC`` seconds.
+    """
+
+    def __init__(self, emit: Callable[[Event], object], clock: Callable[[], float] = monotonic) -> None:
+        self._emit = emit
+        self._clock = clock
+        self._peers: dict[Hashable, _Refused] = {}
+
+    def add(self, peer: Hashable, event: Event) -> None:
+        """A peer has been refused."""
+        if peer not in self._peers and len(self._peers) >= PEERS:
+            peer = _OTHERS
+        known = self._peers.get(peer)
+        if known is None:
+            self._peers[peer] = _Refused(self._clock(), event)
+            self._emit(event)
+            return
+        is_told = event.detail in known.reasons or len(known.reasons) < REASONS
+        known.reasons[event.detail if is_told else "other reasons"] += 1
+
+    def tell(self, *, all_of_them: bool = False) -> None:
+        """Tell of those whose minute is over; forget those who have kept quiet."""
+        now = self._clock()
+        for peer, known in list(self._peers.items()):
+            if not all_of_them and now - known.since < REFUSALS_EVERY:
+                continue
+            del self._peers[peer]
+            if known.reasons:
+                many = f"{known.reasons.total()} more refusals {'of many peers ' * (peer is _OTHERS)}"
+                detail = f"{many}within {now - known.since:.0f} s: {'; '.join(known.reasons)}"
+                self._peers[peer] = _Refused(now, known.event)
+                self._emit(known.event._replace(detail=detail))
+
+
+_OTHERS = object()
+
+
 class Reporter:
     """Reports what happens: each event, and each change of an expiry.
 
@@ -70,10 +131,19 @@ class Reporter:
         self._history = history
         self._tell = tell
         self._around: dict[WorkerId, LookAround] = {}
+        self._refusals = Refusals(self.emit, clock)
 
     def emit(self, event: Event) -> None:
         """Something happened."""
         self.queue.put(self._emit, event)
+
+    def refused(self, peer: Hashable, event: Event) -> None:
+        """A client is not served."""
+        self._refusals.add(peer, event)
+
+    def tell_refusals(self, *, all_of_them: bool = False) -> None:
+        """Tell of further refusals, if it is time."""
+        self._refusals.tell(all_of_them=all_of_them)
 
     def begin(self, expiry: Expiry, tables: Iterable[WatchedTable]) -> None:
         """The first action on an expired timer has been taken; ``tables`` are its worker's."""

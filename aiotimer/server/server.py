@@ -14,7 +14,6 @@ It keeps the verbs of ``torch.distributed.elastic.timer.TimerServer`` (``registe
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import socket
 import sys
@@ -32,7 +31,8 @@ from .._linux.paths import check_socket_path
 from .._linux.process import let_go_of_stderr, pin_named
 from .._linux.procfs import check_proc
 from .._version import __version__
-from ..events import Event, write_to_log
+from ..errors import AlreadyServing
+from ..events import Event, log, shown, write_to_log
 from . import listener
 from .connection import Acceptor
 from .garbage import GarbageCollector
@@ -86,8 +86,10 @@ class TimerServer:
             it is not reaped for so long.
         evidence_budget: seconds that evidence may delay the first signal by; 0: none is gathered.
         max_grace: seconds; the longest that a worker's own ladder may take to SIGKILL.
-        max_reaps: (N, seconds): after more than N reaps within so many seconds the server only observes.
+        max_reaps: (N, seconds): after more than N reaps in one job within so many seconds its workers are
+            only observed, until ``aiotimer resume``.
         evidence_dir: where evidence is kept; by default under the state directory.
+        resume_after: seconds after which they are reaped again by itself; 0: never.
 
     Attributes:
         socket_path: where it listens.
@@ -111,6 +113,7 @@ class TimerServer:
         max_grace: float = Policy.max_grace,
         max_reaps: tuple[int, float] = Policy.max_reaps,
         evidence_dir: str | os.PathLike[str] | None = Policy.evidence_dir,
+        resume_after: float = Policy.resume_after,
     ) -> None:
         path = paths.default_socket() if socket_path is None else os.fspath(socket_path)
         self.socket_path = check_socket_path(path)
@@ -118,10 +121,12 @@ class TimerServer:
         self._bound = bound
         self._policy = Policy(
             reap=reap, target=target, observe=observe, stopped=stopped, evidence_budget=evidence_budget,
-            max_grace=max_grace, max_reaps=max_reaps, evidence_dir=evidence_dir,
+            max_grace=max_grace, max_reaps=max_reaps, evidence_dir=evidence_dir, resume_after=resume_after,
         )  # fmt: skip
         self._lock: listener.SocketLock | None = None
         self._listener: socket.socket | None = None
+        self._lost = False  # the path is not its own any more
+        self._displaced: asyncio.Task[None] | None = None  # another server is at the path: this one stops
         self._beat: asyncio.TimerHandle | None = None
         self._next_beat = 0.0
         self._lags: list[float] = []
@@ -161,7 +166,7 @@ class TimerServer:
         except BaseException:
             self._leave()
             raise
-        self._stopped = asyncio.Event()
+        self._stopped, self._lost, self._displaced = asyncio.Event(), False, None
         self._started_at = self._context.worker_left_at = monotonic()
         self._acceptor = Acceptor(self._listener, self._loop, self._connected, self._not_accepted)
         self._next_beat = monotonic() + BEAT
@@ -187,7 +192,8 @@ class TimerServer:
             reporter.emit, reporter.note_durations, queue,
         )  # fmt: skip
         self._context = HandlerContext(
-            self._registry, self._loop, reporter.emit, self._report, lambda: self.lag_s, queue,
+            self._registry, self._loop, reporter.emit, reporter.refused, self._report, self._reaper.resume,
+            lambda: self.lag_s, queue,
             self._owner_gone,
         )  # fmt: skip
 
@@ -207,6 +213,7 @@ class TimerServer:
             self._beat.cancel()
         self._registry.unregister_the_dead()  # while the reaper still knows what is to be said of them
         await self._reaper.stop()
+        self._reporter.tell_refusals(all_of_them=True)
         self._queue.flush()
         for task in self._context.tasks:
             task.cancel()
@@ -228,6 +235,8 @@ class TimerServer:
             await self._stopped.wait()
         finally:
             await self.stop()
+        if self._displaced is not None:
+            raise AlreadyServing(f"another timer server is serving {self.socket_path}")
 
     async def __aenter__(self) -> Self:
         """Start."""
@@ -329,6 +338,7 @@ class TimerServer:
             "uptime_s": now - self._started_at,
             "socket": self.socket_path,
             "observing": self._reaper.observing,
+            "broken": [{"job": j, "resumes_in_s": seconds} for j, seconds in self._reaper.broken().items()],
         }
         workers = []
         ran = []
@@ -361,7 +371,7 @@ class TimerServer:
         Session(self._context, sock)
 
     def _not_accepted(self, reason: str) -> None:
-        self._reporter.emit(Event("refused", detail=reason))
+        self._reporter.refused(None, Event("refused", detail=reason))
 
     def _worker_died(self, worker: Worker) -> None:
         self._context.worker_left_at = monotonic()
@@ -383,21 +393,35 @@ class TimerServer:
         for stalled in self._registry.lifeline.news():
             detail = f"this server stood still for {stalled:.1f} s; deadlines that passed meanwhile are moved"
             self._reporter.emit(Event("stalled", detail=detail))
+        self._reporter.tell_refusals()
+        self._check_place()
         self._lags = [*self._lags[-_LAGS:], now - self._next_beat]
         self._next_beat = now + BEAT
         if self._collector is not None:
             self._collector.tick()
         self._beat = self._loop.call_later(BEAT, self._show_life)
 
+    def _check_place(self) -> None:
+        """Say so, once, if the path is not this server's any more; leave it to another one that is there."""
+        assert self._lock is not None
+        if self._displaced is not None or self._lock.owns_socket():
+            return
+        if os.path.exists(self.socket_path):
+            log.error("another timer server is at %s: this one ends", shown(self.socket_path))
+            self._displaced = self._loop.create_task(self.stop())
+        elif not self._lost:
+            log.error("%s is gone: nobody can find this server any more", shown(self.socket_path))
+        self._lost = True
+
     def _leave(self) -> None:
         """Close everything, and leave nothing behind but the tables of the living."""
         try:
             if self._started_registry is not None:
                 self._started_registry.close()
-                paths.remove_if_empty(self._started_registry.directory)
-            if self._listener is not None:
-                with contextlib.suppress(OSError):
-                    os.unlink(self.socket_path)
+                if self._lock is not None and self._lock.owns_socket():  # else it is another one's by now
+                    paths.remove_if_empty(self._started_registry.directory)
+            if self._lock is not None:
+                self._lock.remove_socket()
         finally:
             self._let_go()
 
@@ -482,6 +506,7 @@ class OwnedServer(TimerServer):
         inherited = socket.socket(fileno=descriptor)
         inherited.setblocking(False)
         inherited.listen(listener.BACKLOG)  # anew: the kernel tells who connects that it is this process now
+        lock.claim()
         return inherited
 
     async def stop(self) -> None:

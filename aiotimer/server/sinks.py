@@ -5,7 +5,8 @@ The laws of this file:
 * The server's loop never waits for a sink, and no sink's error reaches it: what is told waits in a bounded
   queue. There is one kind of queue; a thread takes from it, or the loop itself, one item in a turn.
 * What does not fit is dropped and counted, and the count is told once, as soon as items are taken again.
-* What is told about one worker never crowds out another's: in a full queue each has its share.
+* What matters less makes room for what matters more: see :class:`Rank`. Of the same rank, what is told about
+  one worker never crowds out another's: in a full queue each has its share.
 * At least once within the process: a sink that fails is tried again, a bounded number of times.
 * At the end of the server, what is queued still gets out, within a bound.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import enum
 import json
 import logging
 import os
@@ -27,7 +29,8 @@ from collections.abc import Callable, Hashable, Mapping
 from time import monotonic
 from typing import Any, Generic, TypeVar
 
-from ..events import Event, log
+from .._linux.procfs import members_of
+from ..events import OUTCOMES, Event, log
 
 CAPACITY = 1000
 """Items that wait for one sink: a storm of reaps, in full."""
@@ -41,7 +44,24 @@ TRIES = 3
 RETRY_AFTER = 1.0
 """Seconds between two of these runs."""
 
+_ROUNDS, _DIE_WITHIN = 10, 100
+"""How often it is looked for members of a session that is killed, which may have forked meanwhile; and how
+many milliseconds each has to die in: one in an uninterruptible sleep does so later."""
+
 T = TypeVar("T")
+
+
+class Rank(enum.IntEnum):
+    """What an item matters: in a full queue those of a higher number are dropped first."""
+
+    OUTCOME = 0
+    EVENT = 1
+    DETAIL = 2  # which is taken last, too: when nothing else waits
+
+
+def rank_of(kind: str) -> Rank:
+    """Return what an event of a kind matters."""
+    return Rank.OUTCOME if kind in OUTCOMES else Rank.EVENT
 
 
 class Backlog(Generic[T]):
@@ -73,27 +93,29 @@ class Backlog(Generic[T]):
         self._finish = finish
         self._capacity = capacity
         self._tell = tell
-        self._items: deque[tuple[Hashable, T]] = deque()
-        self._waiting: Counter[Hashable] = Counter()
+        self._items: deque[tuple[Rank, Hashable, T]] = deque()
+        self._details: deque[tuple[Rank, Hashable, T]] = deque()
+        self._waiting: dict[Rank, Counter[Hashable]] = {rank: Counter() for rank in Rank}
         self._changed = threading.Condition()
         self._busy = False
         self._ended = False
         self._thread: threading.Thread | None = None
 
-    def put(self, item: T, about: Hashable = None, *, always: bool = False) -> bool:
+    def put(self, item: T, about: Hashable = None, rank: Rank = Rank.EVENT, *, always: bool = False) -> bool:
         """Queue an item, if there is room. Never waits, never raises; returns whether it was queued.
 
         Args:
             item: what is to be taken.
             about: the worker that it is about, None if it is about none.
+            rank: what it matters.
             always: even if there is no room.
         """
         with self._changed:
-            if self._ended or not (always or self._has_room(about)) or not self._has_taker():
+            if self._ended or not (always or self._has_room(about, rank)) or not self._has_taker():
                 self.dropped += 1
                 return False
-            self._items.append((about, item))
-            self._waiting[about] += 1
+            (self._details if rank is Rank.DETAIL else self._items).append((rank, about, item))
+            self._waiting[rank][about] += 1
             self._changed.notify_all()
             return True
 
@@ -101,9 +123,9 @@ class Backlog(Generic[T]):
         """Wait until everything is taken, for so many seconds at most; return whether it is."""
         until = monotonic() + within
         with self._changed:
-            while (self._items or self._busy) and (left := until - monotonic()) > 0:
+            while (self._left() or self._busy) and (left := until - monotonic()) > 0:
                 self._changed.wait(left)
-            return not self._items and not self._busy
+            return not self._left() and not self._busy
 
     def close(self, within: float) -> bool:
         """Take no more, and wait until what there is has been taken; return whether it was.
@@ -116,8 +138,9 @@ class Backlog(Generic[T]):
             self._changed.notify_all()
         self.flush(within)
         with self._changed:
-            left = len(self._items)
+            left = self._left()
             self._items.clear()
+            self._details.clear()
             self.dropped += left
             thread, done = self._thread, not self._busy
             self._changed.notify_all()
@@ -129,26 +152,39 @@ class Backlog(Generic[T]):
     def abandon(self) -> None:
         """In a forked child: the thread and what waits are the parent's; its lock may be held for ever."""
         self._changed = threading.Condition()
-        self._items = deque()
+        self._items, self._details = deque(), deque()
         self._thread = None
         self._busy = False
         self._ended = True
 
-    def _has_room(self, about: Hashable) -> bool:
-        """Return whether an item fits: the worker with the most items makes room for one with fewer."""
-        if len(self._items) < self._capacity:
+    def _left(self) -> int:
+        return len(self._items) + len(self._details)
+
+    def _has_room(self, about: Hashable, rank: Rank) -> bool:
+        """Return whether an item fits: what matters less makes room, then the worker with the most items."""
+        if self._left() < self._capacity:
             return True
-        mine = self._waiting[about]
-        if not self._waiting or mine >= self._capacity // len(self._waiting):  # usually: it is that worker's
+        least = max((other for other in Rank if self._waiting[other]), default=rank)
+        if least < rank:
             return False
-        greatest = max(self._waiting, key=self._waiting.__getitem__)
-        if self._waiting[greatest] <= mine + 1:
+        waiting = self._waiting[least]
+        mine = waiting[about] if least is rank else -1
+        if mine >= waiting.total() // max(1, len(waiting)):  # usually: it is that worker's
             return False
-        newest = next(n for n in reversed(range(len(self._items))) if self._items[n][0] == greatest)
-        del self._items[newest]
-        self._waiting[greatest] -= 1
+        greatest = max(waiting, key=waiting.__getitem__)
+        if waiting[greatest] <= mine + 1:
+            return False
+        items = self._details if least is Rank.DETAIL else self._items
+        newest = next(n for n in reversed(range(len(items))) if items[n][:2] == (least, greatest))
+        del items[newest]
+        self._no_longer_waits(least, greatest)
         self.dropped += 1
         return True
+
+    def _no_longer_waits(self, rank: Rank, about: Hashable) -> None:
+        self._waiting[rank][about] -= 1
+        if not self._waiting[rank][about]:
+            del self._waiting[rank][about]
 
     def _has_taker(self) -> bool:
         if self._thread is None:
@@ -169,21 +205,19 @@ class Backlog(Generic[T]):
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not self._items and not self._ended:
+                while not self._left() and not self._ended:
                     self._changed.wait()
-                if not self._items:
+                if not self._left():
                     break
             self._take_next()
         self._finish()
 
     def _take_next(self) -> None:
         with self._changed:
-            if not self._items:  # dropped meanwhile, by whoever closes it
+            if not self._left():  # dropped meanwhile, by whoever closes it
                 return
-            about, item = self._items.popleft()
-            self._waiting[about] -= 1
-            if not self._waiting[about]:
-                del self._waiting[about]
+            rank, about, item = (self._items or self._details).popleft()
+            self._no_longer_waits(rank, about)
             self._busy = True
         try:
             self._tell_dropped()
@@ -201,7 +235,7 @@ class JsonSink(Backlog[Mapping[str, Any]]):
 
     def __call__(self, event: Mapping[str, Any]) -> None:
         """Queue an event. Never waits, never raises."""
-        self.put(event, event.get("pid"))
+        self.put(event, event.get("pid"), rank_of(event["event"]))
 
 
 class CommandSink(JsonSink):
@@ -268,17 +302,33 @@ class CommandSink(JsonSink):
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError):  # somebody else in this process has waited for it
-        pidfd = os.pidfd_open(process.pid)  # ours, and not waited for by us: the pid is its own
-        try:
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        finally:
-            os.close(pidfd)
+    """Kill a process of ours with the session that it leads, and wait for it."""
+    with contextlib.suppress(ChildProcessError):  # somebody else in this process has waited for it
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        # Until it is waited for, its number, which is the session's too, is nobody else's.
+        for _ in range(_ROUNDS):
+            for pid in (members := members_of(process.pid)):
+                with contextlib.suppress(OSError):
+                    _kill_member(pid, process.pid)
+            if not members:
+                break
     if process.stdin is not None:
         with contextlib.suppress(OSError):
             process.stdin.close()
     with contextlib.suppress(subprocess.TimeoutExpired):  # uninterruptible: it is waited for later
         process.wait(1.0)
+
+
+def _kill_member(pid: int, session: int) -> None:
+    pidfd = os.pidfd_open(pid)
+    try:
+        if os.getsid(pid) == session:  # else it is another process by now
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            dead = select.poll()
+            dead.register(pidfd, select.POLLIN)
+            dead.poll(_DIE_WITHIN)
+    finally:
+        os.close(pidfd)
 
 
 class CallbackSink(Backlog[Event]):
@@ -299,13 +349,13 @@ class CallbackSink(Backlog[Event]):
 
     def __call__(self, event: Event) -> None:
         """Queue an event."""
-        self.put(event, event.worker_id)
+        self.put(event, event.worker_id, rank_of(event.event))
 
     def flush(self, within: float = 0.0) -> bool:
         """Call for everything that waits, now; what these calls bring about waits again."""
-        for _ in range(len(self._items)):
+        for _ in range(self._left()):
             self._take_next()
-        return not self._items
+        return not self._left()
 
     def _has_taker(self) -> bool:
         if self._turn is None:
@@ -315,7 +365,7 @@ class CallbackSink(Backlog[Event]):
     def _take_one(self) -> None:
         self._turn = None
         self._take_next()
-        if self._items:
+        if self._left():
             self._has_taker()
 
     def _call(self, event: Event) -> None:
@@ -368,7 +418,11 @@ class LogSink(logging.Handler):
         except Exception:  # noqa: BLE001 - as every handler: logging decides what is said of it
             self.handleError(record)
         else:
-            self._backlog.put(line)
+            told = record.args[0] if isinstance(record.args, tuple) and record.args else None
+            if isinstance(told, Event):
+                self._backlog.put(line, told.worker_id, rank_of(told.event))
+            else:
+                self._backlog.put(line)
 
     def then(self, action: Callable[[], object]) -> None:
         """Do something as soon as every line so far is written: at once, or in the thread that writes."""

@@ -42,6 +42,7 @@ class Worker:
         inspection_channels: to its event loops that answer questions.
         heard_at: its own clock, seconds, in the latest HELLO that listed its timers.
         reap_grant: how it is to be reaped, of what it asked for.
+        run: the job that it belongs to, by its own account; "" if it has not said.
     """
 
     def __init__(self, process: PinnedProcess) -> None:
@@ -55,7 +56,13 @@ class Worker:
         self.inspection_channels: list[Inspectable] = []
         self.heard_at = -inf
         self.reap_grant = ReapGrant()
+        self.run = ""
         self._death: asyncio.Future[None] | None = None
+
+    @property
+    def job(self) -> str:
+        """The name of the job that it belongs to: its run if that is known, else its session."""
+        return f"job {self.run}" if self.run else f"session {self.process.session}"
 
     def death(self, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:
         """Return what is done when it is dead."""

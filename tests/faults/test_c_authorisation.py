@@ -79,6 +79,8 @@ async def test_fault_18_another_uid_is_refused_and_logged(
             await line(stranger, "done")
             assert stranger.lines.count("answer b''") == 5
             assert not server.status()["workers"]
+            server._reporter.tell_refusals(all_of_them=True)
+            await server.until(lambda: len(server.all_told("refused")) == 2, "the others together")
             told = [event.detail for event in server.all_told("refused")]
             for what in ("belongs to", "Ping of", "StatusRequest of", "Disown of", "Ring of", "Acquire of"):
                 assert any(what in detail and f"uid {NOBODY}" in detail for detail in told)

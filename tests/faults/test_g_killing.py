@@ -324,10 +324,13 @@ async def test_fault_46_the_breaker(ladder: str, sent: list[int]) -> None:
                 await server.told("observed", pid)
             assert sent == [signal.SIGKILL] * 10
             (alarm,) = server.all_told("breaker")
+            job = f"session {os.getsid(0)}"
             assert alarm.detail == (
-                "more than 10 reaps within 1000 s; until it is started again this server only observes"
+                f"more than 10 reaps within 1000 s in {job}: "
+                "its workers are only observed until `aiotimer resume`"
             )
             assert server.status()["server"]["observing"] == "breaker"
+            assert server.status()["server"]["broken"] == [{"job": job, "resumes_in_s": None}]
             assert all(map(is_alive, pids[10:]))
             server.register_timers([TimerRequest(pids[-1], "another", 0.0)])
             await server.until(lambda: len(server.all_told("observed", pids[-1])) == 2, "another one")

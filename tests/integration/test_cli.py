@@ -76,7 +76,7 @@ def serving(path: str, *options: str) -> Iterator[subprocess.Popen[str]]:
             yield server
         finally:
             server.terminate()
-            assert server.wait(PATIENCE) in (0, -signal.SIGKILL)
+            assert server.wait(PATIENCE) in (0, 69, -signal.SIGKILL)
 
 
 # -- serve, status, ping ---------------------------------------------------------------------------
@@ -85,7 +85,7 @@ def serving(path: str, *options: str) -> Iterator[subprocess.Popen[str]]:
 def test_help_teaches_and_version_is_the_packages() -> None:
     text = call("--help").stdout
     assert "aiotimer run -- python train.py" in text
-    for command in ("serve", "run", "status", "ping", "why", "history", "suggest", "dump"):
+    for command in ("serve", "run", "status", "ping", "why", "history", "suggest", "dump", "resume"):
         assert command in text
         assert "Usage: aiotimer " + command in call(command, "--help").stdout
     assert aiotimer.__version__ in call("--version").stdout
@@ -173,7 +173,7 @@ with aiotimer.expires(after=300, scope="so\\x1b[31mon"):
         assert process.stdout.readline() == b"armed\n"
         report = json.loads(call("status", "--json", AIOTIMER_SOCKET=path).stdout)
         assert report["server"]["socket"] == path
-        assert set(report["server"]) == {"pid", "version", "uptime_s", "socket", "observing"}
+        assert set(report["server"]) == {"pid", "version", "uptime_s", "socket", "observing", "broken"}
         (shown,) = report["workers"]
         assert shown["pid"] == process.pid
         assert shown["connected"] is True
@@ -236,6 +236,46 @@ def test_errors_are_one_line(arguments: tuple[str, ...], code: int, words: tuple
     result = call(*arguments)
     assert result.returncode == code
     assert_one_line(result.stderr, *words)
+
+
+def test_resume_has_a_job_reaped_again_whose_breaker_has_tripped() -> None:
+    with short_socket() as path, serving(path, "--reap", "KILL", "--max-reaps", "1/1000"):
+        assert call("resume", "--socket", path).stdout == "the breaker has not tripped\n"
+        hang = [sys.executable, "-c", HANG]
+        mine = environment(AIOTIMER_SOCKET=path, AIOTIMER_RUN="mine \x1b")
+        other = environment(AIOTIMER_SOCKET=path, AIOTIMER_RUN="other")
+        assert subprocess.run(hang, env=mine, check=False, stdout=subprocess.DEVNULL).returncode == -9
+        with subprocess.Popen(hang, env=mine, stdout=subprocess.DEVNULL) as spared:
+            assert subprocess.run(hang, env=other, check=False, stdout=subprocess.DEVNULL).returncode == -9
+            while "too many reaps" not in (text := call("status", "--socket", path).stdout):
+                assert spared.poll() is None
+            assert "too many reaps in job mine \\x1b: only observing until `aiotimer resume`" in text
+            (broken,) = json.loads(call("status", "--json", "--socket", path).stdout)["server"]["broken"]
+            assert broken == {"job": "job mine \x1b", "resumes_in_s": None}
+            assert call("resume", "--socket", path).stdout == "reaping again: job mine \\x1b\n"
+            assert subprocess.run(hang, env=mine, check=False, stdout=subprocess.DEVNULL).returncode == -9
+            assert spared.poll() is None, "what has been observed stays so"
+            spared.kill()
+
+
+def test_an_evidence_directory_in_which_others_can_write_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    with short_socket() as path:
+        result = call("serve", "--socket", path, "--evidence-dir", str(tmp_path))
+    assert result.returncode == 77
+    assert_one_line(result.stderr, str(tmp_path), "can be written by others")
+
+
+def test_a_server_whose_place_is_taken_ends_and_takes_nothing_with_it() -> None:
+    with short_socket() as path, serving(path) as first:
+        os.unlink(path)
+        assert first.stderr is not None
+        assert "is gone: nobody can find this server" in first.stderr.readline()
+        os.unlink(path + ".lock")
+        with serving(path) as second:
+            assert first.wait(PATIENCE) == 69
+            assert "another timer server is at" in first.stderr.read()
+            assert ping(path).pid == second.pid
 
 
 def test_without_a_socket_commands_use_the_per_user_default() -> None:

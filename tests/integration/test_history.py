@@ -149,6 +149,54 @@ def test_every_table_is_capped(directory: Path, monkeypatch: pytest.MonkeyPatch)
     assert [one["scope"] for one in scopes(directory)] == ["s9", "s0"], "what is in use stays"
 
 
+def test_no_worker_crowds_out_what_is_told_about_another(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "EVENTS", 30)
+    monkeypatch.setattr(module, "EXPIRIES", 30)
+    for _ in range(2):  # and a later history knows it too
+        history = History(directory)
+        history.event(event(1, event="reaped"))
+        history.record(record(1, outcome="reaped"))
+        for number in range(100):
+            history.event(event(2, detail=str(number)))
+            history.record(record(2, id=f"20261123T040000-4002-{number}"))
+            assert history.flush(PATIENCE)
+        assert history.close(PATIENCE)
+    about = [found["pid"] for _, found in events(directory)]
+    assert (about.count(1), about.count(2)) == (2, 28)
+    assert events(directory)[-1][1]["detail"] == "99"
+    about = [found.pid for found in expiries(directory)]
+    assert (about.count(4001), about.count(4002)) == (1, 29)
+
+
+def test_what_happened_goes_before_how_long_scopes_took(directory: Path) -> None:
+    """Sixteen workers die at once, of which each brings more scopes than can wait."""
+    write(directory, record(1))
+    history = History(directory, capacity=40)  # there is room for their ends, and not for much else
+    with contextlib.closing(sqlite3.connect(directory / DATABASE, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        for number in range(16):
+            history.record(record(number + 2))
+            history.event(event(number, event="expired"))
+            for scope in range(1500):
+                history.durations(f"s{scope}", durations(30), 1, None)
+            history.record(record(number + 2, outcome="reaped"))
+            history.event(event(number, event="reaped"))
+        other.execute("ROLLBACK")
+    history.close(PATIENCE)
+    assert [found.outcome for found in expiries(directory, limit=16)] == ["reaped"] * 16
+    assert [found["event"] for _, found in events(directory)].count("reaped") == 16
+
+
+def test_nothing_is_pending_for_ever(directory: Path) -> None:
+    """The server that dealt with it was killed; what is pending in the next one is its own."""
+    write(directory, record(1), record(2, outcome="late"))
+    write(directory, record(3))
+    assert [found.outcome for found in expiries(directory)] == ["pending", "late", "unknown"]
+    assert "its server ended" in expiries(directory)[2].detail
+
+
 def test_a_later_history_goes_on(directory: Path) -> None:
     write(directory, record(1))
     write(directory, record(2))

@@ -18,7 +18,7 @@ from time import monotonic
 import pytest
 
 from aiotimer import TimerRequest, TimerServer, WorkerId, __version__
-from aiotimer._core import wire
+from aiotimer._core import layout, wire
 from aiotimer._core.reader import Timer
 from aiotimer._core.watch import Due
 from aiotimer._linux.procfs import start_time
@@ -266,6 +266,53 @@ async def test_a_release_just_before_the_signal_spares_the_worker(monkeypatch: p
             assert pid not in server.acted
 
 
+LONG = """
+import sys, aiotimer
+with aiotimer.expires(after=1000, scope="long"):
+    print("armed", flush=True)
+    sys.stdin.readline()
+"""
+
+
+async def test_whoever_stops_removes_only_its_own_socket() -> None:
+    async with serving() as first:
+        path = first.socket_path
+        with bystander() as pid:
+            os.unlink(path)
+            os.unlink(path + ".lock")
+            async with serving(path) as second:
+                await first.stop()
+                assert os.path.exists(path)
+                second.register_timers([TimerRequest(pid, "s", 0.0)])  # its state directory is there, too
+                await second.told("reaped", pid)
+                assert not second.all_told("refused")
+        assert not os.path.exists(path)
+
+
+async def test_a_socket_that_was_touched_is_still_the_servers() -> None:
+    async with serving() as server:
+        os.utime(server.socket_path, (1, 1))
+        server._check_place()
+        assert server._displaced is None
+    assert not os.path.exists(server.socket_path)
+
+
+async def test_a_server_whose_place_is_taken_leaves_it_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving() as first:
+        path = first.socket_path
+        with spawn_worker(LONG, path) as worker:
+            await line(worker, "armed")
+            os.unlink(path)
+            os.unlink(path + ".lock")
+            serving_first = asyncio.create_task(first.serve_forever())
+            async with serving(path) as second:
+                with pytest.raises(AlreadyServing):
+                    await serving_first
+                await second.until(lambda: second.armed(worker.pid), "it comes over")
+                assert worker.process.poll() is None
+        assert "another timer server is at" in caplog.text
+
+
 async def test_what_is_not_a_socket_is_refused_and_not_removed() -> None:
     with short_socket() as path:
         Path(path).write_text("precious")
@@ -364,6 +411,18 @@ STATUS = """
 """
 
 
+async def test_no_count_in_a_table_costs_others_their_status() -> None:
+    async with serving() as server:
+        with bystander() as pid:
+            server.register_timers([acquire(pid, "s", 1000)])
+            (table,) = server._registry.workers[WorkerId(pid, start_time(pid))].tables
+            table.file.write(layout.word(1e300), layout.count_offset(0))
+            status = wire.encode(wire.Status(server.status(scopes=True)))
+            assert len(status) > 100
+            table.file.write(layout.word(7.0), layout.count_offset(0))
+            assert server.status(scopes=True)["scopes"][0]["count"] == 7
+
+
 async def test_status() -> None:
     async with serving() as server:
         with bystander() as pid, spawn_worker(STATUS, server.socket_path) as worker:
@@ -371,7 +430,7 @@ async def test_status() -> None:
             deadlines = {name: await number(worker, name) for name in ("soon", "inner", "later")}
             report = server.status()
             assert report.keys() == {"server", "workers"}
-            assert report["server"].keys() == {"pid", "version", "uptime_s", "socket", "observing"}
+            assert report["server"].keys() == {"pid", "version", "uptime_s", "socket", "observing", "broken"}
             assert report["server"]["pid"] == os.getpid()
             assert report["server"]["version"] == __version__
             assert report["server"]["socket"] == server.socket_path

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -17,9 +18,10 @@ import click
 import pytest
 
 from aiotimer._core.requests import WorkerId
+from aiotimer._linux import procfs
 from aiotimer.cli.serve import EventSinks, event_options
-from aiotimer.events import KINDS, Event
-from aiotimer.server.sinks import Backlog, CallbackSink, CommandSink, LogSink, PipeSink
+from aiotimer.events import KINDS, Event, Kind
+from aiotimer.server.sinks import Backlog, CallbackSink, CommandSink, LogSink, PipeSink, Rank
 from tests.fakes.clock import PATIENCE
 from tests.fakes.worker import FORKS
 
@@ -74,6 +76,63 @@ def test_what_is_about_one_worker_crowds_out_nothing_about_another(caplog: pytes
     assert backlog.close(PATIENCE)
     assert sink.taken == [0, 1, 10, 20, 30]
     assert caplog.messages == ["7 things dropped: they came faster than they were taken"]
+
+
+def test_what_matters_less_makes_room_for_what_matters_more() -> None:
+    sink = Sink()
+    backlog = Backlog("things", sink, capacity=4)
+    backlog.put(0)
+    assert sink.began.acquire(timeout=PATIENCE)
+    details = [backlog.put(n, rank=Rank.DETAIL) for n in (1, 2, 3, 4, 5)]
+    assert details == [True] * 4 + [False]
+    assert [backlog.put(n, "one") for n in (10, 11)] == [True] * 2
+    assert [backlog.put(n, "two", Rank.OUTCOME) for n in (20, 21)] == [True] * 2
+    assert not backlog.put(6, rank=Rank.DETAIL)
+    assert backlog.put(22, "two", Rank.OUTCOME), "for which an event goes"
+    assert not backlog.put(12, "three"), "nobody has more than one"
+    assert backlog.put(30, "three", Rank.OUTCOME)
+    assert not backlog.put(13, "three"), "no outcome goes for an event"
+    assert not backlog.put(23, "two", Rank.OUTCOME)
+    assert backlog.put(40, "four", Rank.OUTCOME), "of outcomes each worker has its share"
+    for _ in range(5):
+        sink.may.release()
+    assert backlog.close(PATIENCE)
+    assert sink.taken == [0, 20, 21, 30, 40]
+
+
+def test_details_are_taken_when_nothing_else_waits() -> None:
+    sink = Sink()
+    backlog = Backlog("things", sink)
+    backlog.put(0)
+    assert sink.began.acquire(timeout=PATIENCE)
+    for number, rank in enumerate((Rank.DETAIL, Rank.EVENT, Rank.DETAIL, Rank.OUTCOME), start=1):
+        backlog.put(number, rank=rank)
+    for _ in range(5):
+        sink.may.release()
+    assert backlog.close(PATIENCE)
+    assert sink.taken == [0, 2, 4, 1, 3]
+
+
+@pytest.mark.parametrize("noise", ["refused", "expired"])
+def test_no_noise_about_others_costs_a_pipe_an_outcome(noise: Kind) -> None:
+    """Nobody reads at first: the pipe is full. Of none of the others there is more to tell."""
+    reader, writer = os.pipe()
+    sink = PipeSink(writer)
+    for number in range(5000):
+        sink(Event(noise, WorkerId(number + 10, 1), detail="x" * 1000).as_json())
+    sink(Event("reaped", WorkerId(7, 8)).as_json())
+
+    def end() -> None:
+        sink.close(PATIENCE)
+        os.close(writer)
+
+    ending = threading.Thread(target=end)
+    ending.start()
+    with open(reader) as lines:
+        told = [json.loads(line) for line in lines]
+    ending.join()
+    assert len(told) < 2000, "the noise was too much"
+    assert [event["event"] for event in told if event["pid"] == 7] == ["reaped"]
 
 
 def test_closing_waits_no_longer_than_it_may(caplog: pytest.LogCaptureFixture) -> None:
@@ -198,6 +257,31 @@ def test_a_command_that_takes_too_long_is_killed(tmp_path: Path, caplog: pytest.
     assert "it took longer than 0.2 s" in caplog.text
     if (tmp_path / "told").exists():  # else none came that far
         assert not [pid for pid in told(tmp_path) if Path("/proc", pid).exists()]
+
+
+def test_all_that_a_command_has_started_ends_with_it(tmp_path: Path) -> None:
+    """Whatever group it is in; what is in another session goes on."""
+    program = tmp_path / "hang"
+    program.write_text(
+        "#!/bin/sh\nset -m\n"  # each job in a group of its own
+        f"sleep 600 & echo $! > {tmp_path}/told.new\n"
+        f"setsid sleep 600 & echo $! >> {tmp_path}/told.new\n"
+        f"mv {tmp_path}/told.new {tmp_path}/told; wait\n"
+    )
+    program.chmod(0o755)
+    sink = CommandSink(str(program), timeout=1.0, retry_after=0.0)
+    sink(Event("reaped").as_json())
+    assert sink.close(PATIENCE)
+    assert sink.failed == 1
+    member, stranger = map(int, told(tmp_path))
+    assert not alive(member)
+    assert alive(stranger)
+    os.kill(stranger, signal.SIGKILL)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process is there, and no zombie that nobody waits for."""
+    return procfs.state_of(pid)[:1] not in ("", "Z", "X")
 
 
 def test_a_command_that_is_not_there_is_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from aiotimer.errors import UnsafePath
 from aiotimer.evidence import store as module
 from aiotimer.evidence.record import Record
 from aiotimer.evidence.store import Store, as_json, cut, entries, load
@@ -76,6 +77,45 @@ def test_the_oldest_go_first_by_size(tmp_path: Path) -> None:
     for number in range(5):
         store.save(record(number), "x" * 10_000, "")
     assert names(tmp_path) == [record(number).id for number in (3, 4)]
+
+
+def test_no_worker_crowds_out_another(tmp_path: Path) -> None:
+    store = Store(tmp_path, keep=20)
+    store.save(record(1, id="20261123T030000-1-1"), "", "")
+    for number in range(100):
+        store.save(record(number), "", "")
+    assert names(tmp_path) == ["20261123T030000-1-1", *(record(number).id for number in range(81, 100))]
+
+
+@pytest.mark.parametrize("where", ["evidence", "above"])
+def test_a_directory_in_which_others_can_write_is_refused(
+    where: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    above = tmp_path / "above"
+    directory = above / "evidence"
+    store = Store(directory)
+    assert store.save(record())
+    kept = store.path_of(record().id)
+    (directory if where == "evidence" else above).chmod(0o777)
+    with pytest.raises(UnsafePath, match="can be written by others"):
+        Store(directory)
+    with pytest.raises(UnsafePath, match="can be written by others"):
+        load(kept)
+    assert not store.save(record(2))
+    (line,) = caplog.messages
+    assert "no evidence can be kept" in line
+    assert "can be written by others" in line
+    assert names(directory) == [kept.name]
+
+
+def test_a_directory_behind_a_link_is_as_safe_as_where_it_leads(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.mkdir(mode=0o700)
+    (tmp_path / "link").symlink_to(target)
+    assert Store(tmp_path / "link").save(record())
+    target.chmod(0o770)
+    with pytest.raises(UnsafePath):
+        load(tmp_path / "link" / record().id)
 
 
 def test_texts_that_come_later_count_too(tmp_path: Path) -> None:

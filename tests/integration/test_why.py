@@ -557,6 +557,34 @@ def test_suggest_counts_living_workers_if_their_server_tells() -> None:
     assert (row["scope"], row["count"], row["limit_s"]) == ("step", 40, 5.0)
 
 
+def test_a_page_is_not_pending_for_ever() -> None:
+    for pid in (1, 2):
+        with recorded() as made:
+            made.record(kept(pid=pid, id=f"20261123T031200-{pid}-1", outcome="pending"))
+    assert "is being dealt with" in call("why", "2").stdout
+    assert "was being dealt with when its server ended" in call("why", "1").stdout
+
+
+# -- what others may have written -----------------------------------------------------------------------
+
+
+def test_a_page_that_somebody_else_may_have_written_is_not_believed(tmp_path: Path) -> None:
+    """What is in the history, which nobody else can write, is still told."""
+    directory = tmp_path / "evidence"
+    made = History(state(), directory)
+    made.record(kept(verdict="it waits for a lock"))
+    assert made.close(PATIENCE)
+    assert call("why").stderr == ""
+    directory.chmod(0o777)
+    page = directory / kept().id / "expiry.json"
+    page.write_text(page.read_text().replace("it waits for a lock", "forged"))
+    result = call("why")
+    assert "it waits for a lock" in result.stdout
+    assert "forged" not in result.stdout
+    assert "not believed" in result.stderr
+    assert "can be written by others" in result.stderr
+
+
 # -- dump -------------------------------------------------------------------------------------------------
 
 

@@ -243,6 +243,7 @@ class PinnedProcess:
 
     def __init__(self, process: Process, server: Server) -> None:
         self.process = process
+        self.session = 1  # one job: its breaker is the server's
         self.id = process.id
         self.inode = process.inode
         self.reason: tuple[Table, Due, int] | None = None

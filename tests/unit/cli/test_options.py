@@ -42,9 +42,9 @@ def test_every_option_of_a_policy_has_its_default() -> None:
 def test_every_option_can_be_written() -> None:
     written = (
         "--reap TERM:2,KILL --target group --observe --stopped hold --evidence-budget 0 --max-grace 2.5 "
-        "--max-reaps 1/0.5 --evidence-dir e"
+        "--max-reaps 1/0.5 --evidence-dir e --resume-after 9"
     )
-    expected = Policy("TERM:2,KILL", "group", True, "hold", 0.0, 2.5, (1, 0.5), "e")
+    expected = Policy("TERM:2,KILL", "group", True, "hold", 0.0, 2.5, (1, 0.5), "e", 9.0)
     assert Policy(**options(*written.split())) == expected
 
 
@@ -53,6 +53,7 @@ def test_every_option_can_be_written() -> None:
     [
         ("--max-reaps", ("", "256", "256/", "/60", "a/b", "1.5/60"), "is not N/SECONDS, such as 256/60"),
         ("--max-reaps", ("0/60", "-1/60", "1/0", "1/inf", "1/nan"), "both above 0"),
+        ("--resume-after", ("-1", "nan", "inf"), "must be a number of seconds, 0 or more"),
         ("--evidence-budget", ("-1", "nan", "inf"), "must be a number of seconds, 0 or more"),
         ("--max-grace", ("-1", "nan", "inf"), "must be a number of seconds, 0 or more"),
         ("--reap", ("TERM",), "a ladder ends with KILL"),

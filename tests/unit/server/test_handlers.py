@@ -7,7 +7,7 @@ from typing import get_args
 from aiotimer._core import wire
 from aiotimer.server.handlers import HANDLERS, State
 
-QUESTIONS = "Ping StatusRequest Disown"
+QUESTIONS = "Ping StatusRequest Resume Disown"
 MAY_COME = {
     State.STRANGER: f"Hello Attend DumpRequest {QUESTIONS}",
     State.SHARING: f"Ring Bye {QUESTIONS}",
