@@ -159,7 +159,7 @@ async def change(worker: SpawnedWorker) -> None:
 
 
 @pytest.mark.parametrize("restart", [False, True], ids=["the same server", "the next server"])
-@pytest.mark.parametrize("how", ["dropped its uid", "executed"])
+@pytest.mark.parametrize("how", ["dropped its uid", "executed", "both"])
 async def test_it_is_reaped_if_it_did_only_one_of_them(how: str, restart: bool) -> None:
     """It is the process that was pinned; and either its program is the one of then, or its user is."""
     with short_socket() as path, changing(how) as worker:
@@ -168,27 +168,21 @@ async def test_it_is_reaped_if_it_did_only_one_of_them(how: str, restart: bool) 
             await change(worker)
             if not restart:
                 overdue(server, worker.pid)
-                assert await ended(worker) == -signal.SIGKILL
+                await assert_acted_upon(server, worker, how != "both")
         if restart:
             async with serving(path) as server:
-                assert server.armed(worker.pid).keys() == {"of its owner's"}
-                overdue(server, worker.pid)
-                assert await ended(worker) == -signal.SIGKILL
+                if how != "both":
+                    assert server.armed(worker.pid).keys() == {"of its owner's"}
+                    overdue(server, worker.pid)
+                await assert_acted_upon(server, worker, how != "both")
+
+
+async def assert_acted_upon(server: WatchfulServer, worker: SpawnedWorker, reaped: bool) -> None:
+    if reaped:
+        assert await ended(worker) == -signal.SIGKILL
         assert server.all_told("exec") == []
-
-
-@pytest.mark.parametrize("restart", [False, True], ids=["the same server", "the next server"])
-async def test_it_is_not_acted_upon_if_it_is_another_users_by_an_exec(restart: bool) -> None:
-    with short_socket() as path, changing("both") as worker:
-        async with serving(path) as server:
-            server.register_timers([request(worker.pid)])
-            await change(worker)
-            if not restart:
-                overdue(server, worker.pid)
-                await assert_let_go(server, worker.pid)
-        if restart:
-            async with serving(path) as server:
-                await assert_let_go(server, worker.pid)
+    else:
+        await assert_let_go(server, worker.pid)
 
 
 async def test_a_table_of_a_version_that_noted_no_program_is_not_enough() -> None:
@@ -227,33 +221,6 @@ async def test_a_worker_of_roots_that_runs_a_set_uid_program(shared: bool, progr
             assert is_alive(worker.pid)
             assert uids(worker.pid) == {str(NOBODY), "0"}
             assert worker.pid not in server.acted
-
-
-UNPRIVILEGED = (
-    PRELUDE
-    + f"""
-import subprocess
-from aiotimer._linux.procfs import program_of, runs_another_program
-
-os.setresgid({NOBODY}, {NOBODY}, {NOBODY})
-os.setresuid({NOBODY}, {NOBODY}, {NOBODY})
-with subprocess.Popen(["/bin/sh", "-c", "read go; " + sys.argv[1]], stdin=subprocess.PIPE) as shell:
-    mark = program_of(shell.pid)
-    same = runs_another_program(shell.pid, mark)
-    shell.stdin.write(b"\\n")
-    shell.stdin.flush()
-    sys.stdin.readline()
-    say("marks", mark > 0, same, program_of(shell.pid), runs_another_program(shell.pid, mark))
-"""
-)
-
-
-def test_a_set_uid_program_is_another_program_to_an_unprivileged_server(programs: Path) -> None:
-    """It may not see where the program lies in memory any more, and sees that it is root's."""
-    with spawn_worker(UNPRIVILEGED, None, become_root(programs)) as worker:
-        worker.wait_line("root")
-        worker.say()
-        assert worker.wait_line("marks") == "marks True False 0 True"
 
 
 UNPRIVILEGED_SERVER = (

@@ -1,4 +1,4 @@
-"""Faults 47 to 53: what a worker notices of a server that is absent, stuck, or dies meanwhile.
+"""Faults 47 to 53 but 48: what a worker notices of a server that is absent, stuck, or dies meanwhile.
 
 The laws of this file: leaving a block never fails for want of a server; entering one fails only if the client
 was told to; what goes wrong is said once.
@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import logging
 import os
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from time import monotonic
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -23,9 +24,10 @@ from aiotimer.client.clients import Unavailable
 from aiotimer.client.control import status
 from aiotimer.client.memory import identity, is_open
 from tests.fakes.clock import PATIENCE
+from tests.fakes.memory import timers_of
 from tests.fakes.places import short_socket
 from tests.fakes.server import ServerProcess, ServerThread, serving
-from tests.fakes.worker import ENTRIES, PRELUDE, UNHURRIED, all_ready, arm_all, program, spawn_worker
+from tests.fakes.worker import PRELUDE, spawn_worker
 
 POLICIES = ("raise", "warn", "ignore")
 
@@ -81,6 +83,11 @@ async def acquire_async(client: AsyncTimerClient) -> None:
     await client.release("step")
 
 
+async def enter_with_grace(client: AsyncTimerClient) -> None:
+    async with expires(60, "step", client, grace=5):
+        pass
+
+
 def enter(client: TimerClient) -> None:
     with expires(60, "step", client):
         pass
@@ -99,28 +106,35 @@ def assert_said(records: list[logging.LogRecord], policy: str) -> None:
 @absences
 @policies
 @sharing
-@pytest.mark.parametrize("use", [enter, acquire])
-def test_fault_47_no_server(
-    use: Callable[[TimerClient], None],
+@pytest.mark.parametrize("use", [enter, acquire, enter_async, enter_with_grace, acquire_async])
+async def test_fault_47_no_server(
+    use: Callable[[Any], Awaitable[None] | None],
     shared: bool,
     policy: str,
     absence: Callable[[], contextlib.AbstractContextManager[tuple[str, Callable[[], int]]]],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A hundred steps, each within the budget; after the first failure none of them even tries."""
+    kind = AsyncTimerClient if inspect.iscoroutinefunction(use) else TimerClient
+
+    async def do(client: TimerClient | AsyncTimerClient) -> None:
+        done = use(client) if kind is AsyncTimerClient else asyncio.to_thread(use, client)
+        assert done is not None
+        await done
+
     with absence() as (path, knocks):
-        client = TimerClient(path, unavailable=cast(Unavailable, policy), shared=shared, budget=0.02)
+        client = kind(path, unavailable=cast(Unavailable, policy), shared=shared, budget=0.02)
         if policy == "raise":
             with pytest.raises(ServerUnavailable) as caught:
-                use(client)
+                await do(client)
             assert caught.value.path == path
         else:
             for _ in range(100):
-                use(client)
+                await do(client)
         assert knocks() <= 3, "it tries once a second"
         assert not client.connected
-        assert_said(caplog.records, policy)
-        client.close()
+        assert client._queue.table is None or not timers_of(client._queue.table)
+        assert_said([record for record in caplog.records if record.name == "aiotimer"], policy)
 
 
 @sharing
@@ -144,32 +158,6 @@ def test_fault_47_another_client_has_just_met_it(
         warns.close()
 
 
-@absences
-@policies
-@sharing
-@pytest.mark.parametrize("use", [enter_async, acquire_async])
-async def test_fault_47_no_server_for_coroutines(
-    use: Callable[[AsyncTimerClient], Awaitable[None]],
-    shared: bool,
-    policy: str,
-    absence: Callable[[], contextlib.AbstractContextManager[tuple[str, Callable[[], int]]]],
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    with absence() as (path, knocks):
-        client = AsyncTimerClient(path, unavailable=cast(Unavailable, policy), shared=shared, budget=0.02)
-        if policy == "raise":
-            with pytest.raises(ServerUnavailable) as caught:
-                await use(client)
-            assert caught.value.path == path
-        else:
-            for _ in range(100):
-                await use(client)
-        assert knocks() <= 3, "it tries once a second"
-        assert not client.connected
-        assert_said([r for r in caplog.records if r.name == "aiotimer"], policy)
-        await client.aclose()
-
-
 @sharing
 async def test_fault_47_a_server_that_comes_later(shared: bool) -> None:
     """Without a server the worker goes on, and with the first one that comes it is protected."""
@@ -184,44 +172,6 @@ async def test_fault_47_a_server_that_comes_later(shared: bool) -> None:
             async with expires(60, "watched", client):
                 assert server.armed(os.getpid()).keys() == {"watched"}
             await client.aclose()
-
-
-# -- fault 48 ------------------------------------------------------------------------------------------
-
-THEN = "\nsay('unharmed')\nsys.stdin.readline()\n"
-
-
-@sharing
-def test_fault_48_the_server_dies_inside_the_block(shared: bool) -> None:
-    """No exception leaves the block, and the next server reaps nobody for it."""
-    with short_socket() as path, ServerProcess(path) as server, contextlib.ExitStack() as stack:
-        workers = [
-            stack.enter_context(
-                spawn_worker(
-                    program(entry, "sys.stdin.readline()", after=UNHURRIED, shared=shared, told=True) + THEN,
-                    path,
-                )
-            )
-            for entry in ENTRIES
-            if shared or entry != "with on a loop"
-        ]
-        all_ready(*workers)
-        deadlines = arm_all(*workers)
-        server.kill()
-        for worker in workers:
-            worker.say()
-            worker.wait_line("left")
-            worker.wait_line("unharmed")
-        server.start()
-        server.pass_by(max(deadlines))
-        for worker in workers:
-            assert server.armed(worker.pid) == {}
-        for worker in workers:
-            worker.say()
-            assert worker.wait() == 0
-            assert "Traceback" not in worker.output
-        reaped = {event["pid"] for event in server.events if event["event"] == "reaped"}
-        assert reaped.isdisjoint(worker.pid for worker in workers)
 
 
 # -- fault 52 ------------------------------------------------------------------------------------------
@@ -537,63 +487,37 @@ KIND
 """
 )
 
+SYNC = """
+client = TimerClient(budget=30, on_unwatched=hook)
+client.connect()
+for until in plan():
+    while not until():
+        STEP
+"""
+
+ASYNC = """
+async def main():
+    client = AsyncTimerClient(budget=30, on_unwatched=hook)
+    await client.connect()
+    for until in plan():
+        while not until():
+            STEP
+asyncio.run(main())
+"""
+
+ACQUIRE = 'client.acquire("step", time.monotonic() + 1.5); '
+
 KINDS = {
-    "with": """
-client = TimerClient(budget=30, on_unwatched=hook)
-client.connect()
-for until in plan():
-    while not until():
-        with expires(1.5, "step", client):
-            time.sleep(0.001)
-""",
-    "long with": """
-client = TimerClient(budget=30, on_unwatched=hook)
-client.connect()
-for until in plan():
-    while not until():
-        with expires(600.0, "step", client):
-            time.sleep(0.001)
-""",
-    "acquire": """
-client = TimerClient(budget=30, on_unwatched=hook)
-client.connect()
-for until in plan():
-    while not until():
-        client.acquire("step", time.monotonic() + 1.5)
-        time.sleep(0.001)
-        client.release("step")
-""",
-    "async with": """
-async def main():
-    client = AsyncTimerClient(budget=30, on_unwatched=hook)
-    await client.connect()
-    for until in plan():
-        while not until():
-            async with expires(1.5, "step", client):
-                await asyncio.sleep(0.001)
-asyncio.run(main())
-""",
-    "with on a loop": """
-async def main():
-    client = AsyncTimerClient(budget=30, on_unwatched=hook)
-    await client.connect()
-    for until in plan():
-        while not until():
-            with expires(1.5, "step", client):
-                await asyncio.sleep(0.001)
-asyncio.run(main())
-""",
-    "async acquire": """
-async def main():
-    client = AsyncTimerClient(budget=30, on_unwatched=hook)
-    await client.connect()
-    for until in plan():
-        while not until():
-            await client.acquire("step", time.monotonic() + 1.5)
-            await asyncio.sleep(0.001)
-            await client.release("step")
-asyncio.run(main())
-""",
+    "with": SYNC.replace("STEP", 'with expires(1.5, "step", client): time.sleep(0.001)'),
+    "long with": SYNC.replace("STEP", 'with expires(600.0, "step", client): time.sleep(0.001)'),
+    "acquire": SYNC.replace("STEP", f'{ACQUIRE}time.sleep(0.001); client.release("step")'),
+    "async with": ASYNC.replace(
+        "STEP", 'async with expires(1.5, "step", client): await asyncio.sleep(0.001)'
+    ),
+    "with on a loop": ASYNC.replace("STEP", 'with expires(1.5, "step", client): await asyncio.sleep(0.001)'),
+    "async acquire": ASYNC.replace(
+        "STEP", f'await {ACQUIRE}await asyncio.sleep(0.001); await client.release("step")'
+    ),
 }
 
 

@@ -6,8 +6,6 @@ table), a deadline stored into it, and on leaving ``inf``, and the slot goes bac
 
 import errno
 import gc
-import sys
-import threading
 from collections.abc import Callable
 from math import inf, nan
 
@@ -57,23 +55,6 @@ def armed(table: TimerTable) -> dict[str, float]:
 # --- keyed timers
 
 
-def test_an_acquire_arms_and_a_release_disarms() -> None:
-    table = memory_table()
-    arm(table, "s", 10.0)
-    arm(table, "t", 20.0)
-    assert armed(table) == {"s": 10.0, "t": 20.0}
-    release(table, "s")
-    assert armed(table) == {"t": 20.0}
-
-
-def test_a_second_acquire_replaces_the_first() -> None:
-    table = memory_table()
-    arm(table, "s", 10.0)
-    arm(table, "s", 5.0)
-    arm(table, "s", 7.0)
-    assert armed(table) == {"s": 7.0}
-
-
 def test_releasing_what_is_unknown_does_nothing() -> None:
     table = memory_table()
     assert release(table, "s") is False
@@ -81,14 +62,6 @@ def test_releasing_what_is_unknown_does_nothing() -> None:
     arm(table, "t")
     release(table, "t")
     assert release(table, "t") is False
-
-
-@pytest.mark.parametrize("until", [-1.0, -5e-324, -inf])
-def test_any_negative_expiration_is_a_release(until: float) -> None:
-    table = memory_table()
-    arm(table, "s")
-    assert table.set(("s", 0), until, NOW) is False
-    assert armed(table) == {}
 
 
 def test_zero_is_armed_and_has_expired() -> None:
@@ -482,40 +455,6 @@ def test_an_entry_may_take_the_last_idle_slot_while_labels_are_taken_away() -> N
     assert len(taken) == 1
     assert list(table._fresh) == []
     assert table.pools["s"] is pool, "its slot is in use, and comes back to it"
-
-
-def test_a_slot_has_one_owner_whatever_the_threads_do() -> None:
-    table = memory_table()
-    wrong: list[float] = []
-
-    def work(me: int) -> None:
-        for n in range(1500):
-            deadline = 1e6 * me + n
-            scope = f"s{n % 7}" if n % 3 else f"once-{me}-{n}"
-            if n % 5:
-                entry = Entry(table, scope, deadline)
-                if table.cells[entry.word] != deadline:
-                    wrong.append(deadline)
-                entry.leave()
-            else:
-                table.set((f"{me}-{n}", 0), deadline, NOW)
-                if armed_cells(table).get((f"{me}-{n}", 0)) != deadline:
-                    wrong.append(deadline)
-                table.set((f"{me}-{n}", 0), -1.0, NOW)
-
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        threads = [threading.Thread(target=work, args=(me,)) for me in range(1, 9)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(interval)
-    assert not wrong
-    assert armed(table) == {}
-    assert table.high_water <= 1024
 
 
 # --- counters
