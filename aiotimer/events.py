@@ -45,8 +45,10 @@ class Event(NamedTuple):
             ``reap_failed``: ``reap_worker`` returned False or raised. ``late``: a timer expired, and was
             released before the signal. ``observed``: a timer expired, and nobody was signalled, as was
             wanted; ``finished``: such a timer was released after all. ``held``: the worker is stopped or
-            in a debugger, and is not reaped for that long, as was wanted. ``breaker``: too many reaps, the
-            server only observes from now on. ``worker_gone``: a worker died by itself with timers armed.
+            in a debugger, and is not reaped for that long, as was wanted; or nobody can tell whether it runs
+            the program that armed the timer. ``breaker``: too many reaps, the server only observes from now
+            on. ``worker_gone``: a worker died by itself with timers armed, or an expired one runs another
+            program.
             ``exec``: a worker runs another program now, its timers are dropped (those of the server's owner
             only if it is another user's now). ``adopted``: a table of an
             earlier server. ``stalled``: the server stood still. ``refused``: a client that is not served.

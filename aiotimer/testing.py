@@ -71,12 +71,13 @@ class VirtualTimers:
         self._lock = threading.RLock()
         self._soft_limits: list[_SoftLimit] = []
         self._wake_at = inf
-        self._watch = Watch(Lifeline(0.0, beat=inf), connected=True, bound=inf)  # we never stand still
         self._path = f"/dev/null/virtual-timers-{next(_numbers)}"  # no process can ever connect there
         memory = mmap.mmap(-1, layout.TABLE_SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._table = table = TimerTable(memory, now=lambda: self._now, offset=-self._began)
         table.cells[layout.PROMISE] = inf
         self._reader = TableReader(lambda size, offset: bytes(table.raw[offset : offset + size]))
+        still = Lifeline(0.0, beat=inf)  # we never stand still
+        self._watch = Watch(still, connected=True, bound=inf, armings=self._reader.armings)
         self._connection = connection = ClientConnection(self._path, lambda one: _VirtualQueue(one, self))
         connection.queue.watched = table
         connection.connected = connection.welcomed = True

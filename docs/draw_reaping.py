@@ -34,7 +34,7 @@ RARE = {
     (State.REFUSED, State.CONFIRMING), (State.WATCHED, State.HELD), (State.WATCHED, State.ASKED),
     (State.CONFIRMING, State.WATCHED), (State.CONFIRMING, State.DUE), (State.CONFIRMING, State.REFUSED),
     (State.SIGNALLED, State.WATCHED), (State.SIGNALLED, State.REFUSED), (State.SIGNALLED, State.DEAD),
-    (State.CONFIRMING, State.DEAD),
+    (State.CONFIRMING, State.DEAD), (State.SIGNALLED, State.DUE), (State.SIGNALLED, State.SPARED),
 }  # fmt: skip
 """Arrows that are drawn faintly: something had gone before, or the owner acts without being asked."""
 

@@ -111,6 +111,11 @@ class TableReader:
         """Return how often each of the first ``slots`` slots was armed under its present label."""
         return self._words(slots, layout.count_offset(0))
 
+    def armings(self, first: int, slots: int) -> array[int]:
+        """Return the counts of some slots as the bits they are: a worker may store what equals nothing."""
+        data = self._read(8 * slots, layout.count_offset(first))
+        return array("q", data.ljust(8 * slots, b"\0"))
+
     def key(self, slot: int) -> str:
         """Return the ``layout.timer_key`` on a slot's label, whatever the slot holds."""
         return layout.label_key(self._read(layout.LABEL_SIZE, layout.label_offset(slot)))

@@ -11,7 +11,9 @@ The laws of this file:
   a worker that was told to end is not trusted to have recovered.
 * *One reap at a time.* What falls due meanwhile is postponed, and dealt with when the worker is spared, runs
   again, or is tried again.
-* *Every reap ends*: in SIGKILL, in death, in sparing, or in a retry; these come ever more slowly.
+* *The same program.* It is looked at before every signal: one that has been executed since is never signalled
+  for what an earlier one has armed, not even in the middle of a ladder.
+* *Every reap ends*: in SIGKILL, in death or an exec, in sparing, or in a retry; these come ever more slowly.
 * *Who is dying is left alone*: one SIGKILL is sent, not a stream of them.
 
 Which transitions there are stands in :data:`TRANSITIONS`; every other one is an error of this package's. The
@@ -50,7 +52,7 @@ class State(Enum):
     DUE = "due"
     """Something has expired; its slots are being read again."""
     HELD = "held"
-    """It is stopped or in a debugger, and left alone."""
+    """It is left alone: it is stopped or in a debugger, or nobody can tell which program it runs."""
     RESUMED = "resumed"
     """It was held, runs again, and has ``TO_LEAVE`` seconds to leave its block."""
     ASKED = "asked"
@@ -62,7 +64,7 @@ class State(Enum):
     SIGNALLED = "signalled"
     """It was sent a signal, and has the grace of that step to die of it."""
     SPARED = "spared"
-    """It was released in time; the server's owner is told."""
+    """It was released in time, or it executes another program; the server's owner is told."""
     REFUSED = "refused"
     """It could not be reaped, and will be tried again."""
     KILLED = "killed"
@@ -92,13 +94,13 @@ class Read:
         table: which.
         due: what was asked about.
         armed: the longest overdue that is still armed and to be reaped for; None: there is none.
-        stopped: why the worker cannot run, "" if it can or that does not matter.
+        held: why the worker is to be left alone, "" if it is not.
     """
 
     table: Hashable
     due: tuple[Due, ...]
     armed: Due | None
-    stopped: str = ""
+    held: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +142,13 @@ class Gone:
 
 
 @dataclass(frozen=True, slots=True)
+class Left:
+    """It runs another program by now: an answer to :class:`Signal`, if that was for a timer."""
+
+
+@dataclass(frozen=True, slots=True)
 class Refused:
-    """The kernel does not let it be signalled: an answer to :class:`Signal`."""
+    """It cannot be signalled: an answer to :class:`Signal`."""
 
     why: str
 
@@ -164,9 +171,9 @@ class Woken:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """The answer to :class:`Check`: why the worker cannot run, "" if it can."""
+    """The answer to :class:`Check`: why the worker is to be left alone, "" if it is not."""
 
-    stopped: str
+    held: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +190,7 @@ Event: TypeAlias = (
     | Released
     | Sent
     | Gone
+    | Left
     | Refused
     | Done
     | Woken
@@ -239,7 +247,7 @@ class Confirm:
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """Send a signal, and answer :class:`Sent`, :class:`Gone` or :class:`Refused`.
+    """Send a signal, and answer :class:`Sent`, :class:`Gone`, :class:`Left` or :class:`Refused`.
 
     Attributes:
         number: which.
@@ -275,12 +283,17 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """Find out whether the worker can run, and answer :class:`Checked`."""
+    """Find out whether the worker is to be left alone, and answer :class:`Checked`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Spare:
     """Report that the timer was released after its deadline, and before a signal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Report that it runs another program by now; what an earlier one has armed goes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,6 +345,7 @@ Action: TypeAlias = (
     | Hold
     | Check
     | Spare
+    | Forget
     | Fail
     | LookAgain
     | Despair
@@ -361,11 +375,13 @@ MOVES: dict[State, dict[type[Any], tuple[State, ...]]] = {
         Released: (_S.SPARED, _S.WATCHED, _S.DUE),
         Sent: (_S.SIGNALLED, _S.KILLED),
         Gone: (_S.DEAD,),
+        Left: (_S.SPARED, _S.WATCHED, _S.DUE),
         Refused: (_S.ASKED, _S.REFUSED, _S.WATCHED),
     },
     _S.SIGNALLED: {
         Sent: (_S.SIGNALLED, _S.KILLED),
         Gone: (_S.DEAD,),
+        Left: (_S.SPARED, _S.WATCHED, _S.DUE),
         Refused: (_S.ASKED, _S.REFUSED, _S.WATCHED),
     },
     _S.SPARED: {Done: (_S.WATCHED, _S.DUE)},
@@ -420,6 +436,7 @@ class Reaping:
         "_backoff",
         "_current",
         "_failed",
+        "_left",
         "_refusal",
         "_steps",
         "_told",
@@ -437,9 +454,15 @@ class Reaping:
         self._failed: tuple[Hashable, Due] | None = None  # what that has failed for
         self._asked = False  # the owner has not said that it is done
         self._acted = False  # something may have been done to it
+        self._left = False  # it runs another program than the one that it was to be reaped for
         self._steps: list[Step] = []  # what is left of the ladder
         self._backoff = FIRST_RETRY
         self._refusal, self._told = "", False
+
+    @property
+    def for_a_timer(self) -> bool:
+        """Whether it is being reaped for a timer; else its owner just wants it."""
+        return self._current is not None
 
     @property
     def untouched(self) -> bool:
@@ -479,7 +502,7 @@ class Reaping:
         return [ReadAgain(event.table, event.due)]
 
     def _on_read(self, event: Read, now: float) -> list[Action]:
-        table, due, armed, stopped = event.table, event.due, event.armed, event.stopped
+        table, due, armed, held = event.table, event.due, event.armed, event.held
         if self.state in _OVER:
             return [Clear()]
         if self.state not in (State.WATCHED, State.DUE):
@@ -489,10 +512,10 @@ class Reaping:
         if armed is None:
             self.state = State.WATCHED
             return []
-        if stopped:
+        if held:
             self.postponed.append((table, due))
             self._go_to(State.HELD, now + CHECKED_EVERY)
-            return [Hold(stopped)]
+            return [Hold(held)]
         again = self._failed == (table, armed)
         if not again and not self._allows(now):
             self.state = State.DUE
@@ -515,9 +538,10 @@ class Reaping:
         return [self._fail(now)]
 
     def _go_on(self) -> list[Action]:
-        """It was spared for one timer; deal with what has expired meanwhile."""
+        """It was spared for one timer, or has left it; deal with what has expired meanwhile."""
         spared, self._current = self._current, None
-        actions: list[Action] = [Spare()]
+        actions: list[Action] = [Forget() if self._left else Spare()]
+        self._left = False
         for table, due in self._taken():
             rest = tuple(one for one in due if (table, one) != spared)
             if rest:
@@ -540,7 +564,7 @@ class Reaping:
         return [Check()]
 
     def _on_checked(self, event: Checked, now: float) -> list[Action]:
-        if event.stopped:
+        if event.held:
             self._go_to(State.HELD, now + CHECKED_EVERY)
             return []
         if self.state is State.HELD:
@@ -580,6 +604,10 @@ class Reaping:
         self.state = State.SPARED
         return [Answer(True)] if self._asked else [Answer(True), *self._go_on()]
 
+    def _on_left(self, _event: Left, now: float) -> list[Action]:
+        self._left, self._acted, self.wakes_at = True, False, inf
+        return self._on_released(Released(), now)
+
     def _next_signal(self) -> Signal:
         number = self._steps[0].signal
         return Signal(number, number not in (KILL, CONT))
@@ -617,7 +645,7 @@ class Reaping:
 
     def _settled(self) -> list[Action]:
         """It has been reaped: what is armed from now on is new."""
-        for_a_timer, self._current = self._current is not None, None
+        for_a_timer, self._current = self.for_a_timer, None
         self.postponed.clear()
         self._backoff = FIRST_RETRY
         self._refusal, self._told = "", False
@@ -648,6 +676,7 @@ _HANDLERS: dict[type[Any], Callable[[Reaping, Any, float], list[Action]]] = {
     Released: Reaping._on_released,
     Sent: Reaping._on_sent,
     Gone: Reaping._on_gone,
+    Left: Reaping._on_left,
     Refused: Reaping._on_refused,
     Done: Reaping._on_done,
     Woken: Reaping._on_woken,

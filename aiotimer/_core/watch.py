@@ -10,7 +10,8 @@ The server's side of the protocol, per worker (``docs/explanation/the-look.md`` 
 The laws of this file:
 
 * Nothing is ever written into a slot. What has been reported, and what has been cleared, is remembered as
-  (slot, deadline); another value in that slot is a new timer.
+  (slot, deadline, arming): another value in that slot is a new timer, and so is the same one if the slot has
+  been armed again since, which its count of acquisitions tells.
 * One look judges slot by slot no more than ``SLOW`` blocks: what is left is due at once, and the next look
   begins there. Meanwhile others have their turns.
 * Slots are judged in blocks. One that holds the same bytes as at the last look, or nothing that is past, is
@@ -28,7 +29,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import inf, isfinite, nan
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 BOUND = 5.0
 """The furthest ahead, in seconds, that a server promises to look: the promise is its heartbeat."""
@@ -44,12 +45,21 @@ since it reads the header afterwards. Three milliseconds are ample, and cost one
 RESTARTS = 4
 """How often one look starts over for a worker that keeps lowering its deadline, before others get a turn."""
 
+BEAT, FINE_BEAT = 0.5, 0.125
+"""Seconds between two signs of life of a server; and while it remembers stalls. So much less is left of a
+timer at each stall that moves it again, whether or not the server has been seen to run in between."""
+
 BLOCK = 128
 """Slots that are judged together. Half as many would double the cost of passing over a large table, twice as
 many that of one expired timer."""
 
 SLOW = 16
 """Blocks that one look judges slot by slot: about two milliseconds if all of their timers are due."""
+
+
+Armings: TypeAlias = Callable[[int, int], "array[int]"]
+"""``armings(first, slots)`` returns for each of these slots a number that is another one whenever the slot
+has been armed again. It is asked after the deadlines were read: a worker stores one, and then counts it."""
 
 
 class Due(NamedTuple):
@@ -59,11 +69,13 @@ class Due(NamedTuple):
         slot: its slot.
         deadline: the value found there: if the slot holds another one now, it was released or re-armed.
         effective: when it expired, after what the server's own stalls added.
+        arming: of what is reported, which acquisition of the slot it is (see :data:`Armings`).
     """
 
     slot: int
     deadline: float
     effective: float
+    arming: int = 0
 
 
 class Look(NamedTuple):
@@ -84,30 +96,37 @@ class Lifeline:
     """When the server was last alive, and for which intervals it stood still.
 
     A stall is (a, b]: the last sign of life before it and the first after it. A deadline d in there
-    counts as b + (d - a): what was left at a is left again at b. A restart is not a stall.
+    counts as b + (d - a): what was left at a is left again at b. If another stall has moved it before, at
+    least ``FINE_BEAT`` less is left than then: a server that is stopped again and again, and shows no sign of
+    life in between, puts off no deadline for ever. A restart is not a stall.
 
     Args:
         beat: seconds within which the server shows a sign of life when it runs freely.
         slack: how much longer a silence may be before it counts as a stall.
     """
 
-    __slots__ = ("_last", "_tolerated", "_untold", "stalls")
+    __slots__ = ("_beat", "_last", "_tolerated", "_untold", "stalls")
 
-    def __init__(self, now: float, beat: float = 0.5, slack: float = 1.0) -> None:
+    def __init__(self, now: float, beat: float = BEAT, slack: float = 1.0) -> None:
         self._last = now
+        self._beat = beat
         self._tolerated = beat + slack
         self._untold: list[float] = []
         self.stalls: tuple[tuple[float, float], ...] = ()
 
+    @property
+    def beat(self) -> float:
+        """Seconds until the next sign of life has to be shown."""
+        return FINE_BEAT if self.stalls else self._beat
+
     def tick(self, now: float) -> None:
         """Record a sign of life, and the stall that it ends, if it does."""
         last, self._last = self._last, max(now, self._last)
-        if now - last <= self._tolerated:
-            if self.stalls:
-                self._forget(now)
-            return
-        self.stalls += ((last, now),)
-        self._untold.append(now - last)
+        if now - last > self._tolerated:
+            self.stalls += ((last, now),)
+            self._untold.append(now - last)
+        if self.stalls:
+            self._forget(now)
 
     def news(self) -> list[float]:
         """Return the lengths, in seconds, of the stalls that have been recorded since the last call."""
@@ -116,9 +135,11 @@ class Lifeline:
 
     def effective(self, deadline: float) -> float:
         """Return when a stored deadline really falls due."""
+        most = inf
         for a, b in self.stalls:
             if a < deadline <= b:
-                deadline = b + (deadline - a)
+                left = max(0.0, min(deadline - a, most))
+                deadline, most = b + left, left - FINE_BEAT
         return deadline
 
     def _forget(self, now: float) -> None:
@@ -129,10 +150,14 @@ class Lifeline:
     def _moved_until(self) -> float:
         """Return when the last deadline that the first stall moved, and later ones moved on, falls due."""
         (a, b), *later = self.stalls
-        last = b + (b - a)
+        left = b - a
+        last = b + left
         for a, b in later:
             if a < last:
-                last = max(last, b + (b - a))
+                moved = b + max(0.0, min(min(last, b) - a, left - FINE_BEAT))
+                if last <= b:
+                    left = moved - b
+                last = moved if last <= b else max(last, moved)
         return last
 
 
@@ -140,17 +165,23 @@ class _Block:
     """Neighbouring slots: what the last look found in them, and what has been dealt with.
 
     Attributes:
+        reported, cleared: the deadlines that have been dealt with, in one way or the other, by slot.
+        armings: which armings those are, by slot.
+        counted: what they were last compared with, as bytes.
         stored: what they held, as bytes: those are compared in a moment, and NaN equals itself.
         soonest: when the first of their open timers falls due, those that have been neither reported nor
             cleared. It may be too early, and NaN: then nobody knows.
     """
 
-    __slots__ = ("cleared", "first", "reported", "soonest", "stored")
+    __slots__ = ("_read_armings", "armings", "cleared", "counted", "first", "reported", "soonest", "stored")
 
-    def __init__(self, first: int) -> None:
+    def __init__(self, first: int, armings: Armings) -> None:
         self.first = first
+        self._read_armings = armings
         self.reported: dict[int, float] = {}
         self.cleared: dict[int, float] = {}
+        self.armings: dict[int, int] = {}
+        self.counted = b""
         self.stored = b""
         self.soonest = inf
 
@@ -158,9 +189,11 @@ class _Block:
         """Whether nothing can be due in a reading, as far as that is seen at the speed of C."""
         stored = deadlines.tobytes()
         if stored != self.stored:
-            if self.reported or self.cleared:
+            if self.armings:
                 self.reported = self._unchanged(self.reported, deadlines)
                 self.cleared = self._unchanged(self.cleared, deadlines)
+                same = self.reported | self.cleared
+                self.armings = {slot: arming for slot, arming in self.armings.items() if slot in same}
             self.stored, self.soonest = stored, self._at_first_sight(deadlines)
         return self.soonest > now
 
@@ -168,7 +201,10 @@ class _Block:
         """Return what has expired and has not been reported; now it has been."""
         past = self.timers(deadlines, now, effective, self.reported)  # stalls move only what has passed
         due = [timer for timer in past if timer.effective <= now]
-        self.reported.update((timer.slot, timer.deadline) for timer in due)
+        if due:
+            self.reported.update((timer.slot, timer.deadline) for timer in due)
+            armings = self._dealt_with(timer.slot for timer in due)
+            due = [Due(slot, d, at, armings[slot]) for slot, d, at, _ in due]
         cleared = self.cleared.get
         left = (d for slot, d in enumerate(deadlines, self.first) if d != cleared(slot))
         to_come = [d for d in (left if self.cleared else deadlines) if d > now]
@@ -180,7 +216,29 @@ class _Block:
         """Deal with everything that is armed in a reading. What it does not hold is forgotten."""
         self.reported = {}
         self.cleared = {slot: d for slot, d in enumerate(deadlines, self.first) if 0.0 < d < inf}
+        self.armings = {}
+        if self.cleared:
+            self._dealt_with(self.cleared)
         self.stored, self.soonest = deadlines.tobytes(), inf
+
+    def forget_armed_again(self) -> None:
+        """Forget what has been dealt with if its slot has been armed again since."""
+        if not self.armings:
+            return
+        armings = self._read_armings(self.first, BLOCK)
+        counted = armings.tobytes()
+        if counted == self.counted:
+            return
+        self.counted = counted
+        for slot in [slot for slot, arming in self.armings.items() if arming != armings[slot - self.first]]:
+            self.forget(slot)
+            self.cleared.pop(slot, None)
+
+    def forget(self, slot: int) -> None:
+        """Forget that the timer in a slot has been reported."""
+        self.reported.pop(slot, None)
+        del self.armings[slot]
+        self.soonest = nan
 
     def soonest_of(self, deadlines: array[float]) -> float:
         """Return ``soonest`` for a reading that may be another one."""
@@ -204,7 +262,14 @@ class _Block:
 
     def _at_first_sight(self, deadlines: array[float]) -> float:
         """Return ``soonest`` for a new reading, as far as C can tell."""
-        return nan if self.reported or self.cleared else min(deadlines, default=inf)
+        return nan if self.armings else min(deadlines, default=inf)
+
+    def _dealt_with(self, slots: Iterable[int]) -> dict[int, int]:
+        """Note which armings in these slots have just been dealt with."""
+        armings = self._read_armings(self.first, BLOCK)
+        self.armings.update((slot, armings[slot - self.first]) for slot in slots)
+        self.counted = b""
+        return self.armings
 
     def _unchanged(self, dealt_with: dict[int, float], deadlines: array[float]) -> dict[int, float]:
         """Return those that a reading still holds."""
@@ -219,13 +284,19 @@ class Watch:
         lifeline: shared by all watches of a server.
         connected: whether the table's owner can ring.
         bound: see :data:`BOUND`; ``inf`` lifts it.
+        armings: tells one arming of a slot from the next; by default only its deadline does.
     """
 
-    __slots__ = ("_blocks", "_bound", "_first", "_lifeline", "_rung", "connected", "earliest", "promise")
+    __slots__ = (
+        "_armings", "_blocks", "_bound", "_first", "_lifeline", "_rung", "connected", "earliest", "promise",
+    )  # fmt: skip
 
-    def __init__(self, lifeline: Lifeline, *, connected: bool, bound: float = BOUND) -> None:
+    def __init__(
+        self, lifeline: Lifeline, *, connected: bool, bound: float = BOUND, armings: Armings | None = None
+    ) -> None:
         self._lifeline = lifeline
         self._bound = bound
+        self._armings = armings or _not_counted
         self._blocks: list[_Block] = []
         self.earliest = inf  # of the timers that the latest look found
         self._first = 0  # block that the next look begins with
@@ -240,6 +311,11 @@ class Watch:
         """
         if isfinite(deadline):
             self._rung = min(self._rung, deadline)
+
+    @property
+    def has_dealt(self) -> bool:
+        """Whether anything has been dealt with: then equal deadlines are not all there is to compare."""
+        return any(block.armings for block in self._blocks)
 
     def look(self, deadlines: array[float], now: float) -> Look:
         """Decide what is due, what to promise, and when to look next."""
@@ -302,15 +378,19 @@ class Watch:
         for timer in due:
             block = self._blocks[timer.slot // BLOCK]
             if block.reported.get(timer.slot) == timer.deadline:
-                del block.reported[timer.slot]
-                block.soonest = nan
+                block.forget(timer.slot)
 
     def _parts(self, deadlines: array[float]) -> Iterator[tuple[_Block, array[float]]]:
         """Go through a reading by blocks: also through those beyond its end, which hold nothing in it."""
         for first in range(len(self._blocks) * BLOCK, len(deadlines), BLOCK):
-            self._blocks.append(_Block(first))
+            self._blocks.append(_Block(first, self._armings))
         for block in self._blocks:
+            block.forget_armed_again()
             yield block, deadlines[block.first : block.first + BLOCK]
+
+
+def _not_counted(_first: int, slots: int) -> array[int]:
+    return array("q", bytes(8 * slots))
 
 
 def _overdue_first(timer: Due) -> float:

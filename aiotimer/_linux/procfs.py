@@ -14,15 +14,27 @@ The laws of this file:
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from ..errors import ServerError
 
+UNSENT = "aiotimer-unsent"
+"""The name of the thread that reconnects a worker to its server. As long as there is one, the worker has
+something to say and could not, whatever keeps it from that: what it had armed it may have released since."""
+
 _FACTOR, _LARGEST_MARK = 1_000_003, 2**48 - 59
 """Two primes. A server of another version compares the marks too: they may change with the table's layout."""
 
+_OF_PROGRAM = (23, 26, 27, 28)
+"""Fields of proc_pid_stat(5): size of memory, begin and end of code, begin of stack."""
+
 _MOST = 65_536
 """Bytes of a file that are read."""
+
+
+class Exiting(ProcessLookupError):
+    """A process has no memory any more."""
 
 
 def start_time(pid: int) -> int:
@@ -44,29 +56,40 @@ def program_of(pid: int) -> int:
     Raises:
         ProcessLookupError: there is no such process, or it is exiting and has no program.
     """
-    stat = _stat(pid)
-    memory, code, end_of_code, stack = (stat[n] for n in (23, 26, 27, 28))
-    if memory == b"0":
-        raise ProcessLookupError(f"process {pid} is exiting")
+    memory, code, end_of_code, stack = (_stat(pid)[n] for n in _OF_PROGRAM)
+    if memory == b"0":  # its first thread has ended; another one may run on
+        memory, code, end_of_code, stack = _of_another_thread(pid)
     if (code, stack) == (b"1", b"0"):  # ptrace_may_access() says no: it has another uid, or is not dumpable
         return 0
     mark = (int(code) * _FACTOR + int(end_of_code)) * _FACTOR + int(stack)
     return mark % _LARGEST_MARK + 1
 
 
-def runs_another_program(pid: int, mark: int) -> bool:
-    """Whether a process has executed another program since :func:`program_of` returned this mark.
+def _of_another_thread(pid: int) -> list[bytes]:
+    with contextlib.suppress(FileNotFoundError):
+        for tid in tids_of(pid):
+            with contextlib.suppress(ProcessLookupError):
+                found = [_stat(pid, tid)[n] for n in _OF_PROGRAM]
+                if found[0] != b"0":
+                    return found
+    raise Exiting(f"process {pid} is exiting")
 
-    False if it cannot be told; and the caller checks afterwards that the pid was still that process.
+
+def runs_program(pid: int, mark: int) -> bool | None:
+    """Whether a process still runs the program of which :func:`program_of` has returned a mark.
+
+    None if that cannot be told: it is not shown, or was not then. The caller checks afterwards that the pid
+    was still that process.
     """
     try:
-        now = program_of(pid) if mark else 0
-        if mark and not now and os.geteuid() != 0:
-            # Its memory was shown to us, so all its uids were ours: a program changed them that is set-uid.
-            return foreign_uid(pid) is not None
+        now = program_of(pid)
+        if not now and os.geteuid() != 0 and foreign_uid(pid) is not None:
+            return False  # all its uids were ours: a program changed them that is set-uid
+    except Exiting:
+        return True  # it will execute no other one
     except OSError:  # it is gone; or there is no descriptor to look with
-        return False
-    return bool(now) and now != mark
+        return None
+    return now == mark if now and mark else None
 
 
 def check_proc() -> None:
@@ -139,6 +162,14 @@ def tids_of(pid: int) -> list[int]:
 def children_of(pid: int, tid: int) -> list[int]:
     """Return the pids of the processes that a thread has started and nobody has waited for."""
     return list(map(int, _text(pid, "children", tid).split()))
+
+
+def has_thread_named(pid: int, name: str) -> bool:
+    """Whether a process has a thread of this name; False if it is gone."""
+    try:
+        return any(_text(pid, "comm", tid).rstrip("\n") == name for tid in reversed(tids_of(pid)))
+    except OSError:
+        return False
 
 
 def wchan(pid: int, tid: int | None = None) -> str:
@@ -258,13 +289,13 @@ def mapped_inodes(pid: int) -> set[int]:
     return {int(line.split(None, 5)[4]) for line in _read(pid, "maps", most=-1).split(b"\n") if line}
 
 
-def _stat(pid: int) -> list[bytes]:
+def _stat(pid: int, tid: int | None = None) -> list[bytes]:
     """Return the fields of proc_pid_stat(5), each at its number there; 0 to 2 are not given.
 
     The second field, the name, may contain spaces and parentheses; what follows the *last* ``)`` is
     unambiguous.
     """
-    stat = _there(pid, "stat")
+    stat = _there(pid, "stat", tid)
     return [b"", b"", b"", *stat[stat.rindex(b")") + 2 :].split()]
 
 

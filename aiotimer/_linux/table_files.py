@@ -27,7 +27,6 @@ from .paths import NOTES, RECORDED, is_in_memory, is_regular_file
 PEERS_RETURN_WITHIN = 2.0
 """Seconds that a restarted server gives a peer without a shared table to come back and say what is still
 armed: a release it could not send is known to nobody else."""
-
 # As many digits as a C int and a 64-bit number can have: pidfd_open(2) is not asked about others.
 _TABLE_NAME = re.compile(
     r"([0-9a-f]{8})-(\d{1,9})-(\d{1,20})-(\d{1,20})-\d+\.(shared|socket|owner)", re.ASCII

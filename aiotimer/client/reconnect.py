@@ -14,11 +14,12 @@ import logging
 import os
 import sys
 from _thread import start_new_thread
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from time import sleep
 from typing import TYPE_CHECKING, NoReturn, Protocol, TypeAlias
 
 from .._core.layout import encode_scope
+from .._linux.procfs import UNSENT
 from ..errors import AiotimerError
 from .memory import scratch
 
@@ -123,6 +124,7 @@ class Reconnector:
     def reconnect_in_background(self) -> None:
         """See that a thread reconnects. Waits for nothing: finalisers come here. Two threads do no harm.
 
+        A server that is restarted sees by its name that there is one, whether or not it can run.
         When the interpreter ends, its timers end with it; a thread would not run any more.
         """
         if self._reconnecting or sys.is_finalizing():
@@ -130,7 +132,8 @@ class Reconnector:
         self._reconnecting = True
         try:
             # Not threading.Thread: its start() takes locks, and waits until the thread runs.
-            start_new_thread(self._keep_reconnecting, ())
+            with _named(UNSENT):
+                start_new_thread(self._keep_reconnecting, ())
         except RuntimeError:  # no thread can be had
             self._reconnecting = False
         except BaseException:  # a signal's handler has raised
@@ -231,3 +234,20 @@ class NoServer(Reconnector):
 
     def reconnect(self) -> None:
         """Do nothing."""
+
+
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Give this thread a name for a while, if that is possible: a new thread begins with its starter's."""
+    descriptor, former = -1, b""
+    try:
+        with contextlib.suppress(OSError):
+            descriptor = os.open("/proc/thread-self/comm", os.O_RDWR | os.O_CLOEXEC)
+            former = os.read(descriptor, 64).rstrip(b"\n")
+            os.write(descriptor, name.encode())
+        yield
+    finally:
+        if descriptor >= 0:
+            with contextlib.suppress(OSError):  # it was just possible
+                os.write(descriptor, former)
+            os.close(descriptor)

@@ -28,6 +28,7 @@ from time import monotonic
 from typing import Protocol
 
 from .._core import wire
+from .._linux.process import hung_up
 from ..errors import AiotimerError, ProtocolError
 from .slices import Steps, WorkQueue
 
@@ -104,6 +105,10 @@ class ServerConnection:
     def closed(self) -> bool:
         """Whether this end is closed."""
         return self.socket.fileno() < 0
+
+    def hung_up(self) -> bool:
+        """Whether the other end is closed, or this one."""
+        return self.closed or hung_up(self.socket)
 
     def send(self, message: wire.ToClient, descriptor: int = -1) -> None:
         """Send a message, with a descriptor if one is given; what does not fit waits for the peer."""

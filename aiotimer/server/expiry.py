@@ -195,7 +195,12 @@ class Expiry:
 
     def is_about(self, table: WatchedTable, due: Due) -> bool:
         """Whether this is the expiry of that timer."""
-        return table is self.table and due[:2] == self.due[:2]
+        mine = self.due
+        return table is self.table and (due.slot, due.deadline, due.arming) == (
+            mine.slot,
+            mine.deadline,
+            mine.arming,
+        )
 
     def signalled(self, number: int, now: float) -> None:
         """A signal has been sent."""

@@ -37,7 +37,7 @@ from .policy import Policy
 from .registry import Registry
 from .slices import Steps, WorkQueue
 from .watched_table import WatchedTable
-from .worker import Worker, drop_after_exec
+from .worker import Worker, drop_after_exec, drop_if_left, drop_unmapped
 
 MAX_CONNECTIONS, MAX_TABLES = 256, 512
 """Of one worker: its process shares one connection, unless it asks for more clients."""
@@ -135,6 +135,7 @@ class Session:
 
     def all_received(self) -> None:
         """Look for what was rung for, once; apply the requests that have come, and acknowledge them."""
+        self.context.registry.lifeline.tick(monotonic())  # whoever hears messages has not stood still
         if self.rung is not None and self.table is not None:
             rung, self.rung = self.rung, None
             self.table.rung(rung)
@@ -179,23 +180,14 @@ def _left(context: HandlerContext, worker: Worker) -> Steps[None]:
     for table in tables:
         if table.closed or table.connection is not None:
             continue
-        if worker.has_left(table):
-            drop_after_exec(worker, table, context.emit)
-        elif table.file.kind == "shared":
+        if not drop_if_left(worker, table, context.emit) and table.file.kind == "shared":
             table.connection_lost()
         yield
     lost = [t for t in tables if t.file.kind == "shared" and not t.closed and t.connection is None]
     if lost:
-        task = context.loop.create_task(_drop_unmapped(context, worker, lost))
+        task = context.loop.create_task(drop_unmapped(worker, lost, context.emit))
         context.tasks.add(task)
         task.add_done_callback(context.tasks.discard)
-
-
-async def _drop_unmapped(context: HandlerContext, worker: Worker, tables: list[WatchedTable]) -> None:
-    mapped = await worker.process.mapped_inodes()
-    for table in tables:
-        if mapped and table.connection is None and not table.closed and table.file.inode not in mapped:
-            drop_after_exec(worker, table, context.emit)
 
 
 # -- questions -----------------------------------------------------------------------------------------------
@@ -377,11 +369,12 @@ def _connect(session: Session, worker: Worker, hello: wire.Hello, program: int) 
         )
     grant = registry.policy.reap_grant(hello.reap, observe=hello.observe)
     layout.encode_grant(str(grant))  # it must fit
+    _drop_of_other_programs(session, worker, program)
     if hello.shared:
         offered = connection.take_descriptor()
         if hello.offers_table and offered < 0:
             raise ServerError("the table it offered did not arrive: " + OUT_OF_DESCRIPTORS)
-        table, is_new = _shared_table(registry, worker, offered, program)
+        table, is_new = _shared_table(registry, worker, offered)
     else:
         table, is_new = (yield from _socket_table(session, worker, hello, offset)), False
         session.inbox = Inbox(worker.id)
@@ -402,9 +395,16 @@ def _connect(session: Session, worker: Worker, hello: wire.Hello, program: int) 
     connection.send(welcome, descriptor)
 
 
-def _shared_table(
-    registry: Registry, worker: Worker, offered: int, program: int
-) -> tuple[WatchedTable, bool]:
+def _drop_of_other_programs(session: Session, worker: Worker, program: int) -> None:
+    """Drop what the program armed that a process ran before an exec: it must not pass for the new one's."""
+    for table in list(worker.tables):
+        if table.file.kind != "owner" and program and table.program not in (0, program):
+            drop_after_exec(worker, table, session.context.emit)
+            if table.connection is not None:
+                table.connection.close()
+
+
+def _shared_table(registry: Registry, worker: Worker, offered: int) -> tuple[WatchedTable, bool]:
     """Return the worker's table, and whether it is a new one whose descriptor it needs."""
     if offered >= 0:
         known = worker.table_of(os.fstat(offered).st_ino)
@@ -417,9 +417,6 @@ def _shared_table(
             os.close(offered)
             raise
         return registry.watch(worker, file, connected=True), False
-    for table in list(worker.tables):
-        if table.file.kind == "shared" and table.connection is None and 0 != table.program != program != 0:
-            forget(worker, table)  # of the program that this process ran before an exec
     return registry.new_table(worker, "shared"), True
 
 
@@ -432,15 +429,19 @@ def _socket_table(session: Session, worker: Worker, hello: wire.Hello, offset: f
     if table.connection is not None:
         table.connection.close()  # an older connection's requests, still on their way, are void
     armed = {layout.split_key(key): layout.shifted(deadline, offset) for key, deadline in hello.armed}
+    known = {}
     for batch in table.reader.batches():
-        for key in ((timer.scope, timer.key_ordinal) for timer in batch):
+        for timer in batch:
+            key = (timer.scope, timer.key_ordinal)
+            known[key] = timer.deadline
             if key not in armed:
                 cells.set(key, -1.0, monotonic())
         yield
         if table.closed or session.connection.closed or worker.heard_at != hello.clock:
             raise ServerError("meanwhile it has gone, or said HELLO again")
     for key, deadline in armed.items():
-        cells.set(key, deadline, monotonic())
+        if known.get(key) != deadline:  # else it is the arming that is known, and may be dealt with
+            cells.set(key, deadline, monotonic())
     return table
 
 

@@ -69,9 +69,10 @@ class PinnedProcess:
             raise ProcessLookupError
         return signal_target(target, self.id.pid, self.pidfd, number)
 
-    def runs_another_program(self, program: int) -> bool:
-        """Whether it runs another program by now than the one with this mark, see ``procfs.program_of``."""
-        return procfs.runs_another_program(self.id.pid, program) and not self.is_dead()
+    def runs_program(self, program: int) -> bool | None:
+        """Whether it still runs the program of a mark, see ``procfs.program_of``; None: nobody can tell."""
+        known = procfs.runs_program(self.id.pid, program)
+        return None if known is False and self.is_dead() else known
 
     async def mapped_inodes(self) -> set[int]:
         """Return the inodes of the files that it maps, in a second at most; none if that is not shown."""
@@ -80,6 +81,10 @@ class PinnedProcess:
             mapped = await in_thread(read, _PATIENCE, give_up=lambda: None)
             return set() if self.is_dead() else mapped
         return set()
+
+    def has_unsent(self) -> bool:
+        """Whether it has yet to say what it has armed and released, see ``procfs.UNSENT``."""
+        return procfs.has_thread_named(self.id.pid, procfs.UNSENT)
 
     def is_foreign(self) -> bool:
         """Whether it is another user's by now. That it has dropped its uid does not count."""

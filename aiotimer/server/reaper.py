@@ -7,6 +7,7 @@ The laws of this file:
 * Act first, describe afterwards: what is recorded and told of it waits in a work queue, in its order, until
   every table that is due has been looked at.
 * Whoever is only to be observed is not signalled.
+* What an earlier program has armed goes when another one runs; and *not known* is not *the same*.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from .policy import Breaker, Policy
 from .reporter import Reporter
 from .slices import Alarm, Steps
 from .watched_table import WatchedTable
-from .worker import Worker, drop_after_exec
+from .worker import Worker, drop_after_exec, drop_if_left, drop_unmapped
 
 if TYPE_CHECKING:
     from .inspector import Inspector
@@ -43,6 +44,9 @@ IN_TIME = "released after its deadline, and before a signal"
 
 AT_ONCE = 64
 """Expired timers of one worker that are dealt with before others have a turn."""
+
+LEFT = "it runs another program by now, which is not signalled for what an earlier one has armed"
+UNKNOWN = "nobody can tell whether it still runs the program that armed its timer"
 
 
 class _Case:
@@ -111,6 +115,8 @@ class Reaper:
         """Timers of a worker have expired: reap it, unless they have been released meanwhile."""
         case = self._case(worker)
         case.inherited = None
+        if case.machine.state is reaping.State.SIGNALLED and self._program(case) is False:
+            self._tell(case, reaping.Left())  # what the new program has armed does not wait for the next step
         self._tell(case, reaping.Expired(table, due[:AT_ONCE]))
         if len(due) > AT_ONCE:
             self._reporter.queue.take_turn(self._expire_others(worker, table, due[AT_ONCE:]))
@@ -209,7 +215,8 @@ class Reaper:
         """Read the slots again; report what is not to be reaped for."""
         worker, table, due = case.worker, cast(WatchedTable, action.table), action.due
         case.found = None
-        if not table.closed and worker.has_left(table):
+        known = None if table.closed else worker.runs_program_of(table)
+        if known is False:
             drop_after_exec(worker, table, self._reporter.emit)
         if table.closed:
             return reaping.Read(table, due, None)
@@ -221,8 +228,13 @@ class Reaper:
             )
         if case.found is None:
             return reaping.Read(table, due, None)
-        stopped = worker.process.why_stopped() if self._policy.stopped == "hold" else ""
-        return reaping.Read(table, due, case.found[0], stopped)
+        return reaping.Read(table, due, case.found[0], self._why_held(worker, unknown=known is None))
+
+    def _why_held(self, worker: Worker, *, unknown: bool) -> str:
+        """Return why a worker is to be left alone, "" if it is not; ``unknown``: which program it runs."""
+        process = worker.process
+        stopped = process.why_stopped() if self._policy.stopped == "hold" else ""
+        return stopped or (UNKNOWN if unknown and not process.is_dead() else "")
 
     def _still_armed(
         self, worker: Worker, table: WatchedTable, due: tuple[Due, ...], observed: list[tuple[Due, Timer]]
@@ -234,7 +246,7 @@ class Reaper:
         found = None
         deadlines = table.reader.deadlines()
         for candidate in due:
-            slot, deadline, effective = candidate
+            slot, deadline, effective, _arming = candidate
             armed = slot < len(deadlines) and deadlines[slot] == deadline
             if armed and (found is not None or self._is_dealt_with(table, candidate)):
                 continue  # one is enough, and there may be thousands
@@ -261,9 +273,14 @@ class Reaper:
         assert case.found is not None
         worker, timer = case.worker, case.found[1]
         self._reporter.emit(Event("held", worker.id, worker.name, timer.name, detail=action.why))
+        if action.why == UNKNOWN:
+            self._start(drop_unmapped(worker, list(worker.tables), self._reporter.emit))
 
     def _check(self, case: _Case, _action: reaping.Check) -> reaping.Checked:
-        return reaping.Checked(case.worker.process.why_stopped())
+        worker = case.worker
+        tables = (cast(WatchedTable, table) for table, _due in case.machine.postponed)
+        unknown = any(not table.closed and worker.runs_program_of(table) is None for table in tables)
+        return reaping.Checked(self._why_held(worker, unknown=unknown))
 
     def _look_again(self, _case: _Case, action: reaping.LookAgain) -> None:
         table = cast(WatchedTable, action.table)
@@ -316,15 +333,16 @@ class Reaper:
         self._reporter.record(expiry)
 
     def _confirm(self, case: _Case, _action: reaping.Confirm) -> reaping.Armed | reaping.Released:
-        worker, expiry = case.worker, case.expiry
-        assert expiry is not None
-        # Whether another program runs there has just been looked at, unless evidence or the owner took time.
-        if case.found is None and not expiry.table.closed and worker.has_left(expiry.table):
-            drop_after_exec(worker, expiry.table, self._reporter.emit)
-        return reaping.Armed() if expiry.is_armed() else reaping.Released()
+        assert case.expiry is not None
+        return reaping.Armed() if case.expiry.is_armed() else reaping.Released()
 
-    def _signal(self, case: _Case, action: reaping.Signal) -> reaping.Sent | reaping.Gone | reaping.Refused:
+    def _signal(
+        self, case: _Case, action: reaping.Signal
+    ) -> reaping.Sent | reaping.Gone | reaping.Left | reaping.Refused:
         process, target = case.worker.process, self._policy.target
+        known = process.is_dead() or self._program(case)
+        if not known:
+            return reaping.Refused(UNKNOWN) if known is None else reaping.Left()
         try:
             case.shortfall = process.signal(target, action.number)
         except ProcessLookupError:
@@ -339,6 +357,12 @@ class Reaper:
                 process.signal(target, CONT)
         return reaping.Sent()
 
+    def _program(self, case: _Case) -> bool | None:
+        """Whether a worker still runs the program that it is being reaped for; None: nobody can tell."""
+        if not case.machine.for_a_timer or case.expiry is None:
+            return True  # its owner just wants it
+        return case.worker.runs_program_of(case.expiry.table)
+
     def _answer(self, case: _Case, action: reaping.Answer) -> None:
         if case.answer is not None and not case.answer.done():
             case.answer.set_result(action.done)
@@ -352,6 +376,13 @@ class Reaper:
             self._unmark(expiry.table)
             case.inherited = expiry.findings
             self._reporter.report(expiry, "late", "late", IN_TIME)
+
+    def _forget(self, case: _Case, _action: reaping.Forget) -> None:
+        worker, expiry, case.expiry = case.worker, case.expiry, None
+        assert expiry is not None
+        for table in list(worker.tables):
+            drop_if_left(worker, table, self._reporter.emit)
+        self._reporter.report(expiry, "worker_gone", "gone", LEFT)
 
     def _fail(self, case: _Case, action: reaping.Fail) -> None:
         case.failed, case.expiry = case.expiry, None
@@ -411,6 +442,7 @@ _CARRY_OUT: dict[type[Any], Callable[[Reaper, _Case, Any], reaping.Event | None]
     reaping.Hold: Reaper._hold,
     reaping.Check: Reaper._check,
     reaping.Spare: Reaper._spare,
+    reaping.Forget: Reaper._forget,
     reaping.Fail: Reaper._fail,
     reaping.LookAgain: Reaper._look_again,
     reaping.Despair: Reaper._despair,

@@ -32,7 +32,7 @@ from .pinned_process import PinnedProcess
 from .policy import Policy
 from .slices import WorkQueue
 from .watched_table import WatchedTable
-from .worker import Worker, drop_after_exec
+from .worker import Worker, drop_if_left
 
 _PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 """Reasons why a table could not be adopted that say nothing about the table."""
@@ -166,10 +166,13 @@ class Registry:
 
     def watch(self, worker: Worker, file: table_files.TableFile, *, connected: bool) -> WatchedTable:
         """Begin to watch a table."""
-        watch = Watch(self.lifeline, connected=connected, bound=self._bound)
+        armings = TableReader(file.read).armings
+        watch = Watch(self.lifeline, connected=connected, bound=self._bound, armings=armings)
         on_due = functools.partial(self._on_due, worker)
         table = WatchedTable(file, watch, self._loop, on_due, do_first=self._queue.do_first)
         table.before_removal = self._before_removal
+        if file.kind == "socket":
+            table.awaits_word = worker.process.has_unsent
         worker.tables.append(table)
         return table
 
@@ -251,8 +254,7 @@ class Registry:
             worker.reap_grant = self.policy.read_reap_grant(table.reap_grant())
         if cells is not None:
             worker.own_tables[file.kind] = (table, cells)
-        if worker.has_left(table):  # while no server ran
-            drop_after_exec(worker, table, self._emit)
+        if drop_if_left(worker, table, self._emit):  # while no server ran
             self.unregister(worker)
             return
         self._emit(Event("adopted", worker.id, worker.name, detail=file.path.name))

@@ -25,7 +25,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from .._core.requests import TimerRequest, WorkerId
-from .._core.watch import BOUND
+from .._core.watch import BEAT, BOUND
 from .._linux import paths
 from .._linux.paths import check_socket_path
 from .._linux.process import let_go_of_stderr, pin_named
@@ -52,14 +52,11 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Self
 
-BEAT = 0.5
-"""Seconds between the server's own signs of life."""
-
 SWITCH = 0.001
 """Seconds that the loop waits for a thread which finds something out, in a process of its own."""
 
-_LAGS = 120
-"""Beats over which the worst lag is remembered: a minute."""
+_LAGS = 60.0
+"""Seconds over which the worst lag is remembered."""
 
 IDLE_BEFORE_END = 10.0
 """Seconds without a connected worker, after the owner has gone, before the server ends."""
@@ -129,7 +126,7 @@ class TimerServer:
         self._displaced: asyncio.Task[None] | None = None  # another server is at the path: this one stops
         self._beat: asyncio.TimerHandle | None = None
         self._next_beat = 0.0
-        self._lags: list[float] = []
+        self._lags: list[tuple[float, float]] = []  # when, and how late the heartbeat was
         self._stopped: asyncio.Event | None = None
         self._started_at = 0.0
         self._loop: asyncio.AbstractEventLoop
@@ -356,7 +353,7 @@ class TimerServer:
     @property
     def lag_s(self) -> float:
         """How late, at worst, the server's own heartbeat has been in the last minute; seconds."""
-        return max([*self._lags, monotonic() - self._next_beat, 0.0])
+        return max([*(lag for _at, lag in self._lags), monotonic() - self._next_beat, 0.0])
 
     def idle_s(self) -> float:
         """Return for how many seconds no worker has been connected."""
@@ -395,11 +392,12 @@ class TimerServer:
             self._reporter.emit(Event("stalled", detail=detail))
         self._reporter.tell_refusals()
         self._check_place()
-        self._lags = [*self._lags[-_LAGS:], now - self._next_beat]
-        self._next_beat = now + BEAT
+        beat = self._registry.lifeline.beat
+        self._lags = [*(one for one in self._lags if one[0] > now - _LAGS), (now, now - self._next_beat)]
+        self._next_beat = now + beat
         if self._collector is not None:
             self._collector.tick()
-        self._beat = self._loop.call_later(BEAT, self._show_life)
+        self._beat = self._loop.call_later(beat, self._show_life)
 
     def _check_place(self) -> None:
         """Say so, once, if the path is not this server's any more; leave it to another one that is there."""

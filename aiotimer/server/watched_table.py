@@ -17,7 +17,7 @@ from typing import Protocol
 
 from .._core import layout
 from .._core.reader import TableReader, Timer
-from .._core.watch import LATER_READ, RESTARTS, Due, Watch
+from .._core.watch import ADOPTED_EVERY, LATER_READ, RESTARTS, Due, Watch
 from .._linux.paths import remove
 from .._linux.table_files import TableFile
 from ..events import log
@@ -31,11 +31,14 @@ REST, MOST_REST = 8.0, 0.05
 that rings all the time has a ninth of the server's loop."""
 
 
-class Closable(Protocol):
+class Connection(Protocol):
     """A connection, as far as a table knows one."""
 
     def close(self) -> None:
         """Close it."""
+
+    def hung_up(self) -> bool:
+        """Whether the other end is closed."""
 
 
 class WatchedTable:
@@ -49,7 +52,7 @@ class WatchedTable:
 
     __slots__ = (
         "_alarm", "_clock", "_do_first", "_later", "_looks", "_loop", "_on_due", "_rests_until",
-        "before_removal", "connection", "file", "program", "reader", "watch",
+        "awaits_word", "before_removal", "connection", "file", "program", "reader", "watch",
     )  # fmt: skip
 
     def __init__(
@@ -72,7 +75,8 @@ class WatchedTable:
         self._later: asyncio.TimerHandle | None = None
         self._rests_until = -inf
         self.before_removal: Callable[[WatchedTable], object] = lambda _table: None  # to read it once more
-        self.connection: Closable | None = None  # on which rings or requests come for this table
+        self.awaits_word: Callable[[], bool] = lambda: False  # its peer may have released what is still armed
+        self.connection: Connection | None = None  # on which rings or requests come for this table
         self.program = self.number(layout.PROGRAM)  # see procfs.program_of
         # Go on counting where an earlier server stopped: a worker may remember its last ring by that.
         self._looks = float(self.number(layout.LOOKS))
@@ -80,6 +84,9 @@ class WatchedTable:
     def look(self) -> None:
         """Look now: report what is due, promise, and schedule the next look."""
         watch = self.watch
+        if self.connection is None and self.awaits_word():
+            self._wake_at(self._clock() + ADOPTED_EVERY)
+            return
         for _ in range(RESTARTS):
             began = self._clock()
             snapshot = self.reader.snapshot()
@@ -95,7 +102,8 @@ class WatchedTable:
             if decision.wake_at <= now:
                 break  # it is a long look, of which this is a part: others have a turn, then it goes on
             again = self.reader.snapshot()
-            if again == snapshot or not watch.overlooked(layout.deadlines(again), decision.wake_at):
+            settled = again == snapshot and not watch.has_dealt
+            if settled or not watch.overlooked(layout.deadlines(again), decision.wake_at):
                 break
             decision = decision._replace(wake_at=0.0)  # others have a turn, then it goes on
             if len(snapshot) >= LARGE:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from math import inf
 from mmap import mmap
 from operator import itemgetter
@@ -75,17 +75,26 @@ class Worker:
         if self._death is not None and not self._death.done():
             self._death.set_result(None)
 
-    def has_left(self, table: WatchedTable) -> bool:
-        """Whether it runs another program by now than the one that armed what is in a table.
+    def runs_program_of(self, table: WatchedTable) -> bool | None:
+        """Whether it still runs the program that armed what is in one of its tables; None: nobody can tell.
+
+        That is known by what a program cannot keep over an exec: where its code and its stack lie, which is
+        not shown of a process that is not dumpable; and its connection. That it does not map its table any
+        more is found out by :func:`drop_unmapped`, for that can take a while.
 
         What the server's owner armed is meant for the process, whatever it runs; but not for another user's,
         which it is by now if it has executed a set-uid program. That it has dropped its uid does not count.
         """
-        kind, process = table.file.kind, self.process
-        if kind == "owner":
+        process = self.process
+        if table.file.kind == "owner":
+            if not process.is_foreign():
+                return True
             # An earlier version noted no program for the owner's timers: then nothing says it is the same.
-            return process.is_foreign() and (not table.program or process.runs_another_program(table.program))
-        return process.runs_another_program(table.program)
+            return bool(table.program) and process.runs_program(table.program)
+        known = process.runs_program(table.program)
+        if known is None and table.connection is not None and not table.connection.hung_up():
+            return True
+        return known
 
     def table_of(self, inode: int) -> WatchedTable | None:
         """Return its table with that inode."""
@@ -152,10 +161,28 @@ class Worker:
         self.own_tables.clear()
 
 
+def drop_if_left(worker: Worker, table: WatchedTable, emit: Callable[[Event], None]) -> bool:
+    """Drop a table if its process surely runs another program by now; return whether."""
+    if worker.runs_program_of(table) is not False:
+        return False
+    drop_after_exec(worker, table, emit)
+    return True
+
+
+async def drop_unmapped(
+    worker: Worker, tables: Iterable[WatchedTable], emit: Callable[[Event], None]
+) -> None:
+    """Drop those of a worker's tables that it shares, and neither has a connection for nor maps any more."""
+    mapped = await worker.process.mapped_inodes()
+    for table in tables:
+        unused = table.file.kind == "shared" and table.connection is None and not table.closed
+        if mapped and unused and table.file.inode not in mapped:
+            drop_after_exec(worker, table, emit)
+
+
 def drop_after_exec(worker: Worker, table: WatchedTable, emit: Callable[[Event], None]) -> None:
     """Drop a table that a process has left by an exec; say so if anything is armed in it."""
     if table.holds_timers():
-        # Or it is an interpreter that has unmapped everything at its end.
         emit(Event("exec", worker.id, worker.name, detail="its timers are dropped"))
     worker.drop(table)
 

@@ -256,6 +256,15 @@ def test_one_expired_timer_reaps_once_and_clears_all(make: Maker, server: Server
         )
 
 
+def test_the_same_time_again_is_another_timer(make: Maker, server: ServerThread) -> None:
+    """What was dealt with is one arming of a slot, and not the number in it."""
+    client, deadline = make(server.path), monotonic() - 1.0
+    for number in (1, 2, 3):
+        client.acquire("job", deadline)
+        assert server.wait_reaps(number)[-1][1] == ["job"]
+        client.release("job")
+
+
 def test_a_release_before_the_deadline_spares(make: Maker, server: ServerThread) -> None:
     with make(server.path) as client:
         for n in range(20):

@@ -280,6 +280,60 @@ def test_fault_15_exec_while_no_server_runs(shared: bool, loop: str) -> None:
             assert is_alive(worker.pid)
 
 
+EXEC_ON_SIGTERM = (
+    PRELUDE
+    + f"""
+new = [sys.executable, "-c", {NEW_PROGRAM!r}]
+signal.signal(signal.SIGTERM, lambda *_: os.execv(new[0], new))
+with expires(0.5, "old program", TimerClient(unavailable="raise", budget=30, shared=SHARED)):
+    if "close" in sys.argv:
+        os.closerange(3, 65536)
+    time.sleep(1000)
+"""
+)
+
+
+@BOTH
+@pytest.mark.parametrize("connection", ["open", "close"])
+async def test_fault_15_exec_between_two_steps_of_a_ladder(shared: bool, connection: str) -> None:
+    """The new program is not sent the next signal, whether or not a connection has told of the exec."""
+    source = EXEC_ON_SIGTERM.replace("SHARED", repr(shared))
+    async with serving(reap="TERM:3,KILL") as server:
+        with spawn_worker(source, server.socket_path, connection) as worker:
+            event = await server.told("worker_gone", worker.pid)
+            assert event.detail.startswith("it runs another program by now")
+            assert server.all_told("exec", worker.pid)
+            assert server.armed(worker.pid) == {}
+            await line(worker, "new program")
+            worker.say()
+            assert await ended(worker) == 0
+        assert server.all_told("reaped") == []
+
+
+NEW_PROGRAM_WITH_TIMERS = f"""
+import sys
+from aiotimer import TimerClient, expires
+
+with expires(60, "new program", TimerClient(unavailable="raise", budget=30, shared=SHARED)):
+    {NEW_PROGRAM}
+"""
+
+
+@BOTH
+async def test_fault_15_of_two_programs_of_a_process_only_one_has_timers(shared: bool) -> None:
+    """Nothing has told the server of the exec when the new program says HELLO."""
+    new = NEW_PROGRAM_WITH_TIMERS.replace("SHARED", repr(shared))
+    source = exec_program(shared, after=60).replace(repr(NEW_PROGRAM), repr(new))
+    async with serving() as server:
+        with spawn_worker(source, server.socket_path, "close") as worker:
+            await line(worker, "closed")
+            await server.until(lambda: not server.status()["workers"][0]["connected"], "the end of it")
+            worker.say()
+            await line(worker, "new program")
+            assert server.armed(worker.pid).keys() == {"new program"}
+            assert len(server.all_told("exec", worker.pid)) == 1
+
+
 HELLO_AND_EXEC = (
     PRELUDE
     + f"""

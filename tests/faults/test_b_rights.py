@@ -223,6 +223,33 @@ async def test_a_worker_of_roots_that_runs_a_set_uid_program(shared: bool, progr
             assert worker.pid not in server.acted
 
 
+UNPRIVILEGED = (
+    PRELUDE
+    + f"""
+import subprocess
+from aiotimer._linux.procfs import program_of, runs_program
+
+os.setresgid({NOBODY}, {NOBODY}, {NOBODY})
+os.setresuid({NOBODY}, {NOBODY}, {NOBODY})
+with subprocess.Popen(["/bin/sh", "-c", "read go; " + sys.argv[1]], stdin=subprocess.PIPE) as shell:
+    mark = program_of(shell.pid)
+    same = runs_program(shell.pid, mark)
+    shell.stdin.write(b"\\n")
+    shell.stdin.flush()
+    sys.stdin.readline()
+    say("marks", mark > 0, same, program_of(shell.pid), runs_program(shell.pid, mark))
+"""
+)
+
+
+def test_a_set_uid_program_is_another_program_to_an_unprivileged_server(programs: Path) -> None:
+    """It may not see where the program lies in memory any more, and sees that it is root's."""
+    with spawn_worker(UNPRIVILEGED, None, become_root(programs)) as worker:
+        worker.wait_line("root")
+        worker.say()
+        assert worker.wait_line("marks") == "marks True True 0 False"
+
+
 UNPRIVILEGED_SERVER = (
     PRELUDE
     + f"""
@@ -296,6 +323,83 @@ def test_a_set_uid_program_is_not_acted_upon_by_an_unprivileged_server(
             assert server.wait_line("told") == "told exec None"
             server.say()
             assert server.wait() == 0
+    finally:
+        shutil.rmtree(directory)
+
+
+NOT_DUMPABLE = (
+    PRELUDE
+    + f"""
+import concurrent.futures.thread, hashlib, importlib, pkgutil, select, shutil, sqlite3, subprocess
+import aiotimer
+for module in pkgutil.walk_packages(aiotimer.__path__, "aiotimer."):  # before they are out of reach
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+from aiotimer import TimerServer
+from aiotimer._linux.procfs import name_of, program_of
+
+path, shared, executes = sys.argv[1], sys.argv[2] == "shared", sys.argv[3] == "executes"
+
+def worker():
+    os.read(orders, 1)
+    block = expires(2.0, "s", TimerClient(path, unavailable="raise", budget=30, shared=shared)).__enter__()
+    os.write(armed, b".")
+    os.read(orders, 1)
+    if executes:
+        os.execv("/bin/sleep", ["sleep", "1000"])
+    time.sleep(1000)
+
+async def until(condition):
+    while not condition():
+        await asyncio.sleep(0.01)
+
+async def main():
+    events = []
+    async with TimerServer(path) as server:
+        os.write(order, b".")
+        await until(lambda: select.select([arms], [], [], 0)[0])
+    os.write(order, b".")
+    await until(lambda: not executes or name_of(pid) == "sleep")
+    async with TimerServer(path, on_event=events.append, reap="KILL") as server:
+        kinds = lambda: [event.event for event in events]
+        await until(lambda: set(kinds()) & {{"exec" if executes and shared else "held", "reaped"}})
+        say("told", *kinds())
+
+os.setgroups([])
+os.setresgid({NOBODY}, {NOBODY}, {NOBODY})
+os.setresuid({NOBODY}, {NOBODY}, {NOBODY})  # which makes it not dumpable
+(orders, order), (arms, armed) = os.pipe(), os.pipe()
+pid = os.fork()
+if pid == 0:
+    worker()
+assert program_of(pid) == 0
+asyncio.run(main())
+say("alive", os.waitpid(pid, os.WNOHANG) == (0, 0))
+os.kill(pid, signal.SIGKILL)
+"""
+)
+
+
+@pytest.mark.parametrize(
+    ("shared", "then", "told"),
+    [
+        ("shared", "executes", "adopted held exec"),
+        ("socket", "executes", "adopted held"),
+        ("shared", "hangs", "adopted held"),
+        ("socket", "hangs", "adopted held"),
+    ],
+)
+def test_a_worker_that_is_not_dumpable_is_held_until_it_is_known_which_program_it_runs(
+    shared: str, then: str, told: str
+) -> None:
+    """The server was restarted, and may not see where its program lies; what it maps, if it has executed."""
+    directory = tempfile.mkdtemp(prefix="at-", dir="/dev/shm")
+    try:
+        os.chown(directory, NOBODY, NOBODY)
+        environment = {"XDG_RUNTIME_DIR": directory}
+        with spawn_worker(NOT_DUMPABLE, None, f"{directory}/s", shared, then, env=environment) as server:
+            assert server.wait_line("told") == f"told {told}"
+            assert server.wait_line("alive") == "alive True"
     finally:
         shutil.rmtree(directory)
 

@@ -26,6 +26,7 @@ from aiotimer._core.ladder import Ladder, ReapGrant
 from aiotimer._linux.process import send_signal
 from aiotimer.evidence import Findings, Subject
 from aiotimer.evidence.record import Record
+from aiotimer.server.reaper import LEFT
 from aiotimer.server.reporter import Reporter
 from aiotimer.server.slices import WorkQueue
 from tests.fakes.places import short_socket
@@ -494,12 +495,12 @@ async def test_an_exec_while_evidence_is_gathered_spares(
         with bystander() as pid:
 
             def execute(_subject: Subject) -> None:
-                monkeypatch.setattr("aiotimer.server.worker.Worker.has_left", lambda *_: True)
+                monkeypatch.setattr("aiotimer.server.worker.Worker.runs_program_of", lambda *_: False)
 
             during_evidence(monkeypatch, execute)
             server.register_timers([due(pid)])
             await server.told("exec", pid)
-            await server.told("late", pid)
+            assert (await server.told("worker_gone", pid)).detail == LEFT
             assert server.armed(pid) == {}
             assert sent == []
             assert is_alive(pid)

@@ -14,10 +14,11 @@ import pytest
 
 from aiotimer import TimerClient
 from aiotimer._core import wire
+from aiotimer._linux.table_files import PEERS_RETURN_WITHIN
 from tests.fakes.clock import clock_passes
 from tests.fakes.places import private_runtime, short_socket
-from tests.fakes.server import ServerThread
-from tests.fakes.worker import Reconnectors
+from tests.fakes.server import ServerProcess, ServerThread
+from tests.fakes.worker import PRELUDE, Reconnectors, is_alive, spawn_worker
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +45,39 @@ def armed_after_restart(server: ServerThread, reconnectors: Reconnectors) -> lis
     reconnectors.wait_ended()
     server.wait_heard(wire.Hello)
     return server.armed()
+
+
+LEFT_IN_TIME = (
+    PRELUDE
+    + """
+client = TimerClient(shared=False, budget=30)
+client.connect()
+client._budget = 0.02
+with expires(3.0, "step", client) as block:
+    say("deadline", block.deadline)
+    sys.stdin.readline()
+say("left")
+ctypes.PyDLL(None).read(0, ctypes.create_string_buffer(1), 1)  # with the GIL: no thread can say anything
+sys.exit(6)
+"""
+)
+
+
+def test_a_release_that_its_peer_cannot_speak_of_is_waited_for() -> None:
+    """It has left its block in time while no server ran, and is busy in C when the next one comes."""
+    with short_socket() as path, ServerProcess(path) as server, spawn_worker(LEFT_IN_TIME, path) as worker:
+        deadline = float(worker.wait_line("deadline").split()[-1])
+        server.kill()
+        worker.say()
+        worker.wait_line("left")
+        server.start()
+        server.told("adopted", worker.pid)
+        server.pass_by(max(deadline, monotonic() + PEERS_RETURN_WITHIN))
+        assert is_alive(worker.pid)
+        worker.say()
+        assert worker.wait() == 6
+        server.told("worker_gone", worker.pid)
+        assert all(event["event"] != "reaped" for event in server.events if event["pid"] == worker.pid)
 
 
 def test_more_timers_than_a_hello_has_room_for_come_back(reconnectors: Reconnectors) -> None:

@@ -16,27 +16,32 @@ from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from aiotimer._core import layout
-from aiotimer._core.watch import ADOPTED_EVERY, BLOCK, BOUND, Due, Lifeline, Look, Watch
+from aiotimer._core.watch import ADOPTED_EVERY, BLOCK, BOUND, FINE_BEAT, Due, Lifeline, Look, Watch
 from tests.fakes.clock import Clock
 
 
 class PlainWatch:
     """What a :class:`Watch` has to decide, slot by slot."""
 
-    def __init__(self, lifeline: Lifeline, bound: float) -> None:
+    def __init__(self, lifeline: Lifeline, bound: float, counts: "array[int]") -> None:
         self.lifeline = lifeline
         self.bound = bound
         self.connected = True
         self.reported: dict[int, float] = {}
         self.cleared: dict[int, float] = {}
+        self.counts = counts
+        self.armings: dict[int, int] = {}
         self.rung = inf
 
     def look(self, deadlines: "array[float]", now: float) -> Look:
         self.lifeline.tick(now)
         self.forget_changed(deadlines)
         open_ = self.open(deadlines)
-        due = self.sorted(timer for timer in open_ if timer.effective <= now)
+        due = self.sorted(
+            timer._replace(arming=self.counts[timer.slot]) for timer in open_ if timer.effective <= now
+        )
         self.reported.update((timer.slot, timer.deadline) for timer in due)
+        self.armings.update((timer.slot, timer.arming) for timer in due)
         to_come = [timer.effective for timer in open_ if timer.effective > now]
         if self.rung <= now:
             self.rung = inf
@@ -44,22 +49,31 @@ class PlainWatch:
         return Look(due, wake_at if self.connected else inf, wake_at)
 
     def overlooked(self, deadlines: "array[float]", wake_at: float) -> bool:
+        self.forget_armed_again()
         return any(timer.effective < wake_at for timer in self.open(deadlines))
 
     def expired(self, deadlines: "array[float]", now: float) -> list[Due]:
+        self.forget_armed_again()
         timers = [t for t in self.armed(deadlines) if self.cleared.get(t.slot) != t.deadline]
         return list(self.sorted(timer for timer in timers if timer.effective <= now))
 
     def clear(self, deadlines: "array[float]") -> None:
         self.forget_changed(deadlines)  # it reads the table, as a look does
         self.cleared.update((timer.slot, timer.deadline) for timer in self.armed(deadlines))
+        self.armings.update((timer.slot, self.counts[timer.slot]) for timer in self.armed(deadlines))
 
     def reopen(self, due: Iterable[Due]) -> None:
         for timer in due:
             if self.reported.get(timer.slot) == timer.deadline:
                 del self.reported[timer.slot]
 
+    def forget_armed_again(self) -> None:
+        for dealt_with in (self.reported, self.cleared):
+            for slot in [slot for slot in dealt_with if self.counts[slot] != self.armings[slot]]:
+                del dealt_with[slot]
+
     def forget_changed(self, deadlines: "array[float]") -> None:
+        self.forget_armed_again()
         there = dict(enumerate(deadlines))
         for dealt_with in (self.reported, self.cleared):
             for slot in [slot for slot, deadline in dealt_with.items() if there.get(slot) != deadline]:
@@ -97,8 +111,14 @@ class HostileTable(RuleBasedStateMachine):
     def start(self, bound: float, size: int) -> None:
         self.clock = Clock()
         self.lifelines = Lifeline(self.clock.now), Lifeline(self.clock.now)
-        self.watch = Watch(self.lifelines[0], connected=True, bound=bound)
-        self.plain = PlainWatch(self.lifelines[1], bound)
+        self.counts = array("q", bytes(8 * 3 * BLOCK))
+        self.watch = Watch(
+            self.lifelines[0],
+            connected=True,
+            bound=bound,
+            armings=lambda first, slots: self.counts[first : first + slots],
+        )
+        self.plain = PlainWatch(self.lifelines[1], bound, self.counts)
         self.words = array("d", [inf] * (2 * BLOCK + 51))
         self.size = size
         self.stored = [inf]
@@ -121,6 +141,11 @@ class HostileTable(RuleBasedStateMachine):
     @rule(slots=st.lists(ANY_SLOT, min_size=1, max_size=3), which=st.integers(1, 4))
     def stores_what_it_has_stored_before(self, slots: list[int], which: int) -> None:
         self.store(slots, self.stored[-min(which, len(self.stored))])
+
+    @rule(slots=st.lists(ANY_SLOT, min_size=1, max_size=3))
+    def arms_for_the_same_time(self, slots: list[int]) -> None:
+        for slot in slots:
+            self.counts[slot] += 1
 
     @rule(block=st.integers(0, 2), away=AWAY, apart=st.sampled_from([0.0, 1e-3, -1e-3, 1.0]))
     def arms_many(self, block: int, away: float, apart: float) -> None:
@@ -204,15 +229,18 @@ TestWatchAgainstPlainWatch = HostileTable.TestCase
 def test_a_stall_takes_nothing_from_a_timer_and_gives_it_nothing(
     steps: list[float], deadlines: list[float]
 ) -> None:
+    """But for the least that has to be less at each further stall."""
     lifeline = Lifeline(0.0)
-    expected = dict.fromkeys(deadlines, 0.0) | {deadline: deadline for deadline in deadlines}
+    expected = {deadline: deadline for deadline in deadlines}
+    most = dict.fromkeys(deadlines, inf)
     now = 0.0
     for step in steps:
         a, now = now, now + step
         lifeline.tick(now)
         for stored, due in expected.items():
             if step > 1.5 and a < due <= now:
-                expected[stored] = now + (due - a)
+                left = max(0.0, min(due - a, most[stored]))
+                expected[stored], most[stored] = now + left, left - FINE_BEAT
         for stored, due in expected.items():
             if due >= now:
                 assert lifeline.effective(stored) == due

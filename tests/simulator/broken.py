@@ -10,14 +10,14 @@ import re
 from array import array
 from collections.abc import Callable, Generator
 from math import inf
-from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from aiotimer._core import layout, reaping
 from aiotimer._core.ladder import KILL
 from aiotimer._core.reader import TableReader, Timer
 from aiotimer._core.reaping import Reaping, State
 from aiotimer._core.table import TimerTable
-from aiotimer._core.watch import Due, Lifeline, Look, Watch
+from aiotimer._core.watch import Armings, Due, Lifeline, Look, Watch
 
 from .server import Inspector, JudgedReaper, Known, PinnedProcess, Server, Table
 from .simulation import Variant
@@ -156,6 +156,20 @@ class ReapsTheObserved(JudgedReaper):
         return found or (observed.pop() if observed else None)
 
 
+@breaks("I2", "exec")
+class LooksAtTheProgramOnce(JudgedReaper):
+    """A program that executes another one at SIGTERM has that killed."""
+
+    def _signal(
+        self, case: _Case, action: reaping.Signal
+    ) -> reaping.Sent | reaping.Gone | reaping.Left | reaping.Refused:
+        self.__dict__["_program"] = lambda _case: True
+        try:
+            return super()._signal(case, action)
+        finally:
+            del self.__dict__["_program"]
+
+
 @breaks("I1")
 class ForgetsWhatIsPostponed(Reaping):
     """What expired while evidence was gathered about something else is never dealt with."""
@@ -232,8 +246,8 @@ class Impatient(Watch):
 class ConnectedForEver(Watch):
     """A table whose owner cannot ring is looked at every five seconds: what it arms meanwhile is late."""
 
-    def __init__(self, lifeline: Lifeline, *, connected: bool, bound: float) -> None:
-        super().__init__(lifeline, connected=True, bound=bound)
+    def __init__(self, lifeline: Lifeline, *, connected: bool, bound: float, armings: Armings) -> None:
+        super().__init__(lifeline, connected=True, bound=bound, armings=armings)
 
 
 @breaks("I3", seed=11)
@@ -278,6 +292,20 @@ def _who_has_its_pid(pinned: PinnedProcess) -> Process:
     return pinned._server.world.processes.get(pinned.process.pid, pinned.process)
 
 
+def _without_armings(self: Watch, lifeline: Lifeline, *, armings: Armings, **rest: Any) -> None:
+    _init_watch(self, lifeline, **rest)
+
+
+_init_watch = Watch.__init__
+
+
+def _all_that_was_left(self: Lifeline, deadline: float) -> float:
+    for a, b in self.stalls:
+        if a < deadline <= b:
+            deadline = b + (deadline - a)
+    return deadline
+
+
 def broken(law: Law, name: str, base: type, *only: str, seed: int = 0, **members: object) -> None:
     """Take a part with other members as a variant."""
     breaks(law, *only, seed=seed)(type(name, (base,), members))
@@ -298,7 +326,7 @@ broken("I2", "IgnoresStartTimes", Server, "crash", "die", is_same=_has_its_pid)
 # A process with a reused pid is killed, even by the server that knew the dead one.
 broken("I2", "SignalsPids", PinnedProcess, "stop_server", "die", target=_who_has_its_pid)
 # After a restart, a program is killed for what another one armed before it called exec.
-broken("I2", "TrustsTheUnconnected", PinnedProcess, runs_another_program=_nothing)
+broken("I2", "TrustsTheUnconnected", PinnedProcess, runs_program=lambda *_: True)
 # A client that is closed while its server is down is reaped for its timers later.
 broken("I4", "LeavesItsTimersBehind", SimulatedWorker, "crash", "break_line", release_all=_nothing)
 # A child that leaves its parent's block disarms the parent.
@@ -309,3 +337,7 @@ broken("I6", "NeverForgetsStalls", Lifeline, "stop_server", _forget=_nothing)
 broken("I7", "WaitsForEver", SimulatedWorker, budget=lambda _self: inf)
 # A worker whose evidence is slow to come lives on.
 broken("I8", "TakesItsTime", Inspector, takes=0.13)
+# What is armed again for the very same time is never reaped.
+broken("I1", "KnowsOnlyNumbers", Watch, "interrupt", __init__=_without_armings)
+# A server that is stopped again and again puts deadlines off for ever.
+broken("I1", "GivesBackEverything", Lifeline, "stop_and_go", effective=_all_that_was_left)

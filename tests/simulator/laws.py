@@ -8,9 +8,12 @@ I1 *An armed timer ends*: by its release, by its worker's death or exec, or by a
    not stopped since, and may signal the worker. A thread that is still in the middle of entering may not
    have rung yet: its timer has until the server looks by itself. And at the end of every look: of what was
    visible when the promise was written, and whose entering was over, nothing waits for the later read.
+   Whatever stops the server however often: a timer has ended when it has run, in all, for about twice as long
+   as was left when the timer was first seen to be overdue.
 I2 *No signal goes to any but the pinned process.* Its target is the process that stored the timer which is
-   the reason, and runs the program that stored it; and that timer is not one that is only observed. (Forgiven
-   is an exec of which the server has not heard: the end of the connection is on its way.)
+   the reason, and runs the program that stored it, at every step of a ladder; and that timer is not one that
+   is only observed. (Forgiven is an exec of which the server has not heard: the end of the connection is on
+   its way.)
 I3 *None before the deadline.* A signal is not sent before the effective deadline of the timer which is the
    reason, computed here from all signs of life that this server has ever shown.
 I4 *A release stored before the first signal is never reaped for.* The timer which is the reason had not
@@ -40,6 +43,9 @@ from aiotimer._core.watch import ADOPTED_EVERY, Due
 
 from .server import BEAT, EVIDENCE, Server, Table
 from .world import Armed, Broken, Process, TableFile, World
+
+FINE_BEAT = 0.125
+"""``watch.FINE_BEAT``: by so much less is left after each further gap, at least."""
 
 PROMPT = 0.03
 """Seconds for the steps of other callbacks."""
@@ -75,9 +81,11 @@ class Laws:
         self._last_sign = -inf
         self._epoch = 0
         self._born_at = -inf
-        self._observed: set[tuple[int, int, float]] = set()
+        self._observed: set[int] = set()
         self._checked_until: dict[int, tuple[int, float]] = {}
         self._next_file = 0
+        self._ran = 0.0
+        self._overdue: dict[int, tuple[float, float]] = {}
 
     # -- told by the simulation --------------------------------------------------------------------
 
@@ -85,13 +93,14 @@ class Laws:
         """A server comes into being: what an earlier one suffered is of no concern."""
         self._gaps.clear()
         self._observed.clear()
+        self._overdue.clear()
         for process in self.world.processes.values():
             if not process.killed:  # the next server begins anew, if its timers are armed still
                 process.signalled, process.last_signal_at = False, inf
         self._last_sign = inf
         self._epoch += 1
         self._born_at = self.world.now
-        self.free_since = inf
+        self.unfree()
 
     def free(self) -> None:
         """From now on a server runs freely."""
@@ -99,7 +108,12 @@ class Laws:
 
     def unfree(self) -> None:
         """It does not."""
+        self._ran = self.ran()
         self.free_since = inf
+
+    def ran(self) -> float:
+        """Return for how long servers have run freely, in all."""
+        return self._ran + max(0.0, self.world.now - self.free_since)
 
     # -- told by the server ------------------------------------------------------------------------
 
@@ -110,15 +124,18 @@ class Laws:
         self._last_sign = now
 
     def effective(self, deadline: float) -> float:
-        """Return when a deadline falls due: what was left before a gap is left again after it."""
+        """Return when a deadline falls due: what was left before a gap is left again after it, or less."""
+        left = inf
         for began, ended in self._gaps:
             if began < deadline <= ended:
-                deadline = ended + (deadline - began)
+                left = max(0.0, min(deadline - began, left - FINE_BEAT))
+                deadline = ended + left
         return deadline
 
     def about_to_signal(self, target: Process, table: Table, due: Due, since: int) -> None:
         """The server is about to send the first signal for a timer."""
         file, now = table.truth, self.world.now
+        target.reaped_program = target.program
         if target is not file.owner:
             raise Broken("I2", f"{target} is signalled for a timer in {file}")
         if table.line is None and 0 <= file.unmapped_at < since:
@@ -145,6 +162,8 @@ class Laws:
         """A signal is sent."""
         if target.killed == self._epoch:
             raise Broken("I6", f"{target} is signalled again after SIGKILL")
+        if target.program != target.reaped_program:
+            raise Broken("I2", f"{target} is signalled for what an earlier program of it stored")
         target.signalled = True
         if number == KILL:
             target.killed = self._epoch
@@ -152,7 +171,9 @@ class Laws:
 
     def observed(self, table: Table, due: Due) -> None:
         """An expired timer is reported, and nobody is to be signalled for it."""
-        self._observed.add((table.truth.number, due.slot, due.deadline))
+        armed = table.truth.visible.get(due.slot)
+        if armed is not None and armed.deadline == due.deadline:  # it is this arming or the one before it
+            self._observed.add(armed.number)
 
     def gathered(self, asked_at: float) -> None:
         """Evidence is known."""
@@ -214,11 +235,7 @@ class Laws:
         if epoch == self._epoch and now <= until:
             return
         assert self.server is not None
-        if (armed.observed or self._observing) and (
-            file.number,
-            armed.slot,
-            armed.deadline,
-        ) in self._observed:
+        if (armed.observed or self._observing) and armed.number in self._observed:
             self._checked_until[armed.number] = (self._epoch, inf)
             return
         over = file.returned.get(armed.number, armed.stored_at + self.server.bound + LOOSE)
@@ -237,6 +254,16 @@ class Laws:
                 "I1",
                 f"slot {armed.slot} of {file}, due at {armed.deadline:.6f} and by rights at {since:.6f}, "
                 f"is still armed, and nobody has been signalled",
+            )
+        if armed.number in file.returned and protected == -inf and self.server.policy.stopped != "hold":
+            self._check_put_off(file, armed)
+
+    def _check_put_off(self, file: TableFile, armed: Armed) -> None:
+        """Nothing is put off for ever: this holds whatever :meth:`effective` says."""
+        began, left = self._overdue.setdefault(armed.number, (self.ran(), armed.deadline - armed.stored_at))
+        if self.ran() - began > 2 * max(0.0, left) + BEAT + LOOSE:
+            raise Broken(
+                "I1", f"slot {armed.slot} of {file}, due at {armed.deadline:.6f}, is put off for ever"
             )
 
     def _check_memory(self, file: TableFile) -> None:
@@ -268,8 +295,11 @@ class Laws:
     def _forgotten_by(self, stall: tuple[float, float]) -> float:
         """Return when no deadline is to come that a stall moved, and later ones moved on."""
         began, ended = stall
-        last = ended + (ended - began)
+        left = ended - began
+        last = ended + left
         for began, ended in self._gaps:
             if stall[1] <= began < last:
-                last = max(last, ended + (ended - began))
+                moved = ended + max(0.0, min(min(last, ended) - began, left - FINE_BEAT))
+                left = moved - ended if last <= ended else left
+                last = moved if last <= ended else max(last, moved)
         return last

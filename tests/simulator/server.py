@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from aiotimer._core import layout
 from aiotimer._core.ladder import KILL
+from aiotimer._core.reader import TableReader
 from aiotimer._core.reaping import Reaping
 from aiotimer._core.requests import WorkerId
 from aiotimer._core.watch import Due, Lifeline, Watch
@@ -273,12 +274,14 @@ class PinnedProcess:
             target.dies_at = now + (rng.uniform(0, 3) if rng.random() < 0.1 else 1e-4)
         elif rng.random() < 0.5:
             target.dies_at = min(target.dies_at, now + rng.uniform(0, 2))
+        elif rng.random() < 0.5:
+            target.execs_at = now + rng.uniform(0, 0.3)
         server.pause(f"signals {target}: {number}")
         return ""
 
-    def runs_another_program(self, program: int) -> bool:
-        """Whether it has called ``exec`` since it was marked so."""
-        return self.process.alive and self.process.program + 1 != program
+    def runs_program(self, program: int) -> bool | None:
+        """Whether it has not called ``exec`` since it was marked so."""
+        return self.process.program + 1 == program if self.process.alive else None
 
     def is_foreign(self) -> bool:
         """Nobody is."""
@@ -502,14 +505,14 @@ class Server:
             for table in list(known.tables):
                 table.look()
         self.started = True
-        self.loop.call_later(BEAT, self.beat)
+        self.loop.call_later(self.lifeline.beat, self.beat)
         self.pause("serves")
 
     def beat(self) -> None:
         """``TimerServer._show_life``."""
         self.lifeline.tick(self.world.now)
         self.lifeline.news()
-        self.loop.call_later(BEAT, self.beat)
+        self.loop.call_later(self.lifeline.beat, self.beat)
         self.pause("shows life")
 
     def adopt(self, file: TableFile) -> None:
@@ -530,7 +533,7 @@ class Server:
             return
         known = self.register(process)
         table = self.watch_table(known, file, connected=False)
-        if known.has_left(table):
+        if known.runs_program_of(table) is False:
             known.drop(table)
         self.pause(f"adopts {file}")
 
@@ -547,8 +550,10 @@ class Server:
 
     def watch_table(self, known: Known, file: TableFile, *, connected: bool) -> Table:
         """``Registry.watch``."""
-        watch = self.watch(self.lifeline, connected=connected, bound=self.bound)
-        table = self.table(OpenFile(file, self), watch, self, known)
+        opened = OpenFile(file, self)
+        armings = TableReader(opened.read).armings
+        watch = self.watch(self.lifeline, connected=connected, bound=self.bound, armings=armings)
+        table = self.table(opened, watch, self, known)
         known.tables.append(table)
         return table
 
@@ -599,10 +604,14 @@ class Server:
         """``handlers._handle_hello``: WELCOME comes last."""
         known = self.register(line.process)
         assert known.process.process is line.process, "two processes of one identity"
+        program = line.process.program + 1
+        if line.hung_up():  # by an exec perhaps
+            self.hang_up(line)
+            return
         offered = message.offered
         if offered is None:
             for other in list(known.tables):
-                if other.connection is None and known.process.runs_another_program(other.program):
+                if other.connection is None and known.runs_program_of(other) is False:
                     known.drop(other)
             table = self.watch_table(known, self.world.create_table(line.process), connected=True)
         else:
@@ -614,7 +623,7 @@ class Server:
             table = cast("Table | None", found) or self.watch_table(known, offered, connected=True)
         self._tables[line] = table
         table.connection = cast(Any, line)
-        table.note_program(line.process.program + 1)
+        table.note_program(program)
         table.watch.connected = True
         self.pause(f"greets {line.process} with {table}")
         table.look()
@@ -650,7 +659,7 @@ class Server:
 
     def ended(self, known: Known, table: Table) -> None:
         """A connection has ended without BYE: that releases nothing, but an ``exec`` does."""
-        if known.has_left(table):
+        if known.runs_program_of(table) is False or not table.truth.mapped:
             known.drop(table)
         else:
             table.connection_lost()

@@ -105,6 +105,7 @@ class Simulation:
         self._server: Server | None = None
         self._restart_at = -inf
         self._hungry = 0
+        self._stops: list[tuple[float, float]] = []  # (for how long the server runs, and stands still) again
         self._workers: list[Worker] = []
 
     def run(self) -> None:
@@ -197,8 +198,10 @@ class Simulation:
             until.append(self._restart_at)
         else:
             until.append(max(server.next_at(), server.frozen_until))
+            if self._stops:
+                until.append(self._stop_at(server))
         for worker in self._workers:
-            until += [worker.process.dies_at]
+            until += [worker.process.dies_at, worker.process.execs_at]
             until += [max(t.wakes_at(), worker.process.frozen_until) for t in worker.threads]
         leap = self.rng.choice(LEAPS) * self.rng.random()
         world.now = max(world.now, min(world.now + leap, min(until)))
@@ -213,9 +216,17 @@ class Simulation:
             and self.laws.free_since == inf
         ):
             self.laws.free()
+        if server is not None and self._stops and now >= self._stop_at(server):
+            server.frozen_until = now + self._stops.pop()[1]
+            self.laws.unfree()
         for worker in list(self._workers):
             if worker.process.dies_at <= now:
                 self._note_death(worker)
+            elif worker.process.execs_at <= now:
+                self._exec(worker)
+
+    def _stop_at(self, server: Server) -> float:
+        return server.frozen_until + self._stops[-1][0]
 
     # -- births and deaths -------------------------------------------------------------------------
 
@@ -274,6 +285,7 @@ class Simulation:
         self._note_events(server)
         server.crash()
         self._server = self.laws.server = None
+        self._stops.clear()
         self.laws.unfree()
         for file in self.world.files:
             file.stable_since = inf
@@ -291,6 +303,11 @@ class Simulation:
         server.frozen_until = self.world.now + self._while()
         self.laws.unfree()
         return f"SIGSTOP to the server until {server.frozen_until:.3f}"
+
+    def _stop_and_go(self, server: Server) -> str:
+        run, stop = self.rng.choice((0.001, 0.05, 0.2, 0.5)), self.rng.choice((1.0, 2.0, 5.0))
+        self._stops = [(run * self.rng.random(), stop * self.rng.uniform(0.8, 1.2)) for _ in range(20)]
+        return f"{self._stop_server(server)}, and again every {stop + run:.3f} s"
 
     def _stop_everything(self, server: Server) -> str:
         what = self._stop_server(server)
@@ -311,7 +328,11 @@ class Simulation:
 
     def _exec(self, worker: Worker) -> str:
         process = worker.process
+        process.execs_at = inf
+        if process.killed:
+            return ""  # it does nothing any more
         process.program += 1
+        process.signalled, process.last_signal_at = False, inf
         for file in self._files(process):
             file.unmapped_at = self.world.steps
             file.disown()
@@ -356,4 +377,4 @@ class Simulation:
 
 
 OF_A_WORKER = ("stop_worker", "die", "exec", "fork", "interrupt", "break_line", "turn_hostile", "protect")
-MISFORTUNES = ("crash", "upgrade", "stop_server", "stop_everything", *OF_A_WORKER)
+MISFORTUNES = ("crash", "upgrade", "stop_server", "stop_and_go", "stop_everything", *OF_A_WORKER)

@@ -34,6 +34,9 @@ RETRY_EVERY = 1.0
 MOST_STEPS = 24
 """What the longest operation takes: it rings, finds the server gone, and reconnects. Waits are apart."""
 
+STORM = 20
+"""Blocks of a storm."""
+
 SCOPES = ("a", "b", "c")
 NAPS = (0.0, 0.0, 0.0, 0.0, 1e-3, 0.1, 3.0)
 """Seconds for which a thread does other things between two operations."""
@@ -80,6 +83,7 @@ class Thread:
         self.worker = worker
         self.name = name
         self.entries: list[Entry] = []
+        self.storm: list[Entry] = []  # many blocks that it is in, and leaves at once
         self.arming: Entry | None = None  # an entry whose __enter__ has not returned
         self._sleeps_until = -inf
         self._operation: Steps | None = None
@@ -161,6 +165,7 @@ class Worker:
         self.hostile = False
         self.inherited: list[Entry] = []  # blocks that a forked child is still to leave
         self._server = server
+        self._last: dict[str, float] = {}  # when a timer of this name was to expire
         self._afters = world.rng.sample(AFTERS, world.rng.choice((3, 5, len(AFTERS))))
         self._gate: object = None
         self._next_attempt = -inf
@@ -190,8 +195,13 @@ class Worker:
         scope = rng.choice(SCOPES)
         if dice < 0.9:
             return f"releases {scope}", self.put(scope, RELEASE)
+        if dice < 0.915 and scope in self._last:
+            return f"acquires {scope} for the same time", self.put(scope, self._last[scope])
+        if dice < 0.917 or thread.storm:
+            return "storms", self.storm(thread, rng)
         if dice < 0.97 or any(other.entries or other.busy for other in self.threads):
             when = self.world.now + rng.choice(self._afters) * rng.uniform(0.5, 1)
+            self._last[scope] = when
             return f"acquires {scope}", self.put(scope, when)
         if dice < 0.98:
             return f"acquires {scope} for 0", self.put(scope, rng.choice((0.0, 5e-324)))
@@ -221,6 +231,22 @@ class Worker:
             file.returned[number] = self.world.now
         thread.entries.append(thread.arming)
         thread.arming = None
+
+    def storm(self, thread: Thread, rng: random.Random) -> Steps:
+        """Enter many blocks that are only observed, and fall due together; or leave them."""
+        while thread.storm:
+            self.give_back(thread.storm.pop())
+        table, file = self._mine()
+        now, after = self.world.now, rng.choice((1e-9, 0.003, 0.3))
+        stored = []
+        for _ in range(rng.choice((0, STORM))):
+            pool, word = table.take(table.pool("storm", observed=True))
+            stored.append(self._store(table, word, now + after, observed=True))
+            pool.cells[word + COUNT_OF] += 1.0
+            thread.storm.append(Entry(pool, word, after))
+        yield f"stores {now + after:.6f} many times"
+        yield from self._send(table, now + after, now)
+        file.returned.update(dict.fromkeys(stored, self.world.now))
 
     def leave(self, entry: Entry) -> Steps:
         """``Block.__exit__``."""

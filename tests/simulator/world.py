@@ -61,8 +61,10 @@ class Process:
         self.waited_for = False
         self.frozen_until = -inf
         self.dies_at = inf
+        self.execs_at = inf
         self.protected_until = -inf  # signals to it are not permitted
         self.signalled = False
+        self.reaped_program = 0
         self.last_signal_at = inf
         self.killed = 0  # by which server, counted from 1
         self._text = f"{pid}.{started}"
@@ -244,6 +246,10 @@ class Line:
             self.client_open = False
             if self.server_open:
                 self._put("end", inf, None)
+
+    def hung_up(self) -> bool:
+        """Whether the worker's end is closed."""
+        return not self.client_open
 
     def answered(self) -> bool:
         """Whether the server has welcomed the worker, or hung up."""

@@ -57,6 +57,7 @@ def test_an_empty_file_has_no_timers() -> None:
     assert not reader.deadlines()
     assert reader.deadline(0) == -1.0
     assert not reader.counts(16)
+    assert reader.armings(0, 3).tolist() == [0, 0, 0], "it does not say that anything has been armed again"
     assert reader.key(0) == layout.timer_key("?", 0)
     assert reader.timer(0, 5.0) is None
     assert reader.timers() == []

@@ -31,10 +31,12 @@ from aiotimer._core.reaping import (
     Event,
     Expired,
     Fail,
+    Forget,
     Gather,
     Gathered,
     Gone,
     Hold,
+    Left,
     LookAgain,
     OutOfPlace,
     Read,
@@ -69,7 +71,8 @@ class Shell:
         stopped: why the worker cannot run.
         signal: the answer to a signal.
         owner: what the owner does: ``"ladder"``: carries it out and waits; ``"leaves"``: carries it out and
-            does not wait; True, False: something else, with that result; None: something that takes time.
+            does not wait; ``"waits"``: the test has it carried out, and waits; True, False: something else,
+            with that result; None: something that takes time.
         gathered: the evidence is there already.
     """
 
@@ -126,7 +129,7 @@ class Shell:
                 self.tell(Begin(self.ladder, self.gathered))
                 return Done(True)
             return Begin(self.ladder, self.gathered)
-        return None if self.owner is None else Done(bool(self.owner))
+        return None if self.owner in (None, "waits") else Done(bool(self.owner))
 
     def wake(self) -> list[Action]:
         """Let time pass until the machine wants to be woken."""
@@ -255,6 +258,46 @@ def test_who_dies_of_an_earlier_signal_was_reaped() -> None:
     shell.signal = Gone()
     shell.wake()
     assert shell.tell(Died()) == [End(True)]
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2])
+def test_another_program_is_not_signalled_for_what_an_earlier_one_has_armed(steps: int) -> None:
+    shell = Shell()
+    shell.tell(expired())
+    shell.tell(expired(1, table="owner"))
+    for number in range(steps):
+        shell.wake() if number else shell.tell(Gathered())
+    shell.signal = Left()
+    shell.armed.clear()  # its table is gone
+    if not steps:
+        shell.armed = {0}
+    did = shell.wake() if steps else shell.tell(Gathered())
+    assert did[-3:] == [Answer(True), Forget(), ReadAgain("owner", (due(1),))]
+    assert (shell.state, shell.machine.wakes_at) == ("watched", inf)
+    assert len(shell.signals) == steps + 1, "the last one was asked for, and not sent"
+    shell.signal, shell.gathered, shell.armed = Sent(), True, {2}
+    shell.tell(expired(2))
+    assert (shell.state, shell.signals[steps + 1 :]) == ("signalled", [ABRT]), "its own timers are reaped for"
+    assert shell.tell(Died())[-1] == End(True)
+
+
+def test_another_program_that_dies_has_died_by_itself() -> None:
+    shell = Shell(Ladder.parse("TERM:1,KILL"))
+    shell.tell(expired())
+    shell.signal = Left()
+    shell.wake()
+    assert shell.tell(Died()) == [End(False)]
+
+
+def test_the_owner_is_told_that_another_program_runs_before_anything_else_happens() -> None:
+    shell = Shell(Ladder.parse("TERM:1,KILL"))
+    shell.owner = "waits"
+    shell.tell(expired())
+    shell.tell(Begin(shell.ladder, True))
+    shell.signal = Left()
+    assert shell.wake() == [Signal(KILL, False), Answer(True)]
+    assert shell.state == "spared"
+    assert shell.tell(Done(True)) == [Forget()]
 
 
 @pytest.mark.parametrize("state", ["killed", "unkillable"])
@@ -527,7 +570,7 @@ EVENTS = st.sampled_from(["expired", "expired too", "gathered", "woken", "done",
         st.tuples(
             EVENTS,
             st.sets(st.integers(0, 2)),
-            st.sampled_from([Sent(), Sent(), Sent(), Gone(), Refused("no")]),
+            st.sampled_from([Sent(), Sent(), Sent(), Gone(), Left(), Refused("no")]),
             st.sampled_from(["ladder", "ladder", "leaves", True, False, None]),
             st.sampled_from(["", "", "stopped"]),
             st.booleans(),

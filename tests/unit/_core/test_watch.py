@@ -10,7 +10,7 @@ from math import inf, nan
 import pytest
 
 from aiotimer._core.layout import SLOTS
-from aiotimer._core.watch import ADOPTED_EVERY, BLOCK, BOUND, SLOW, Due, Lifeline, Watch
+from aiotimer._core.watch import ADOPTED_EVERY, BEAT, BLOCK, BOUND, FINE_BEAT, SLOW, Due, Lifeline, Watch
 
 NOW = 1000.0
 
@@ -19,8 +19,15 @@ def slots(*deadlines: float) -> "array[float]":
     return array("d", deadlines)
 
 
-def watch(*, connected: bool = True, bound: float = BOUND, lifeline: Lifeline | None = None) -> Watch:
-    return Watch(lifeline or Lifeline(NOW, beat=inf), connected=connected, bound=bound)
+def watch(
+    *,
+    connected: bool = True,
+    bound: float = BOUND,
+    lifeline: Lifeline | None = None,
+    counts: "array[int] | None" = None,
+) -> Watch:
+    armings = None if counts is None else lambda first, slots: counts[first : first + slots]
+    return Watch(lifeline or Lifeline(NOW, beat=inf), connected=connected, bound=bound, armings=armings)
 
 
 def numbers(due: Iterable[Due]) -> list[int]:
@@ -403,6 +410,64 @@ def test_what_was_cleared_meanwhile_is_not_reopened() -> None:
     assert not one.look(table, NOW + 1).due
 
 
+# --- the same deadline again
+
+COUNTS = array("q", [1] * 3 * BLOCK)
+
+
+@pytest.mark.parametrize("slot", EDGES)
+def test_a_slot_that_was_armed_again_for_the_same_time_is_a_new_timer(slot: int) -> None:
+    counts = COUNTS[:]
+    one = watch(counts=counts, bound=inf)
+    table = with_deadlines({slot: NOW})
+    assert one.look(table, NOW).due == (Due(slot, NOW, NOW, 1),)
+    counts[slot - 1] += 1
+    assert not one.look(table, NOW + 1).due, "only its neighbour was"
+    assert not one.overlooked(table, NOW + 2)
+    counts[slot] += 1
+    assert one.overlooked(table, NOW + 2), "a ring is not the only way to find out"
+    assert one.look(table, NOW + 1).due == (Due(slot, NOW, NOW, 2),)
+    assert not one.look(table, NOW + 2).due
+
+
+def test_what_was_cleared_and_is_armed_again_for_the_same_time_is_a_new_timer() -> None:
+    counts = COUNTS[:]
+    one, table = watch(counts=counts), slots(NOW, NOW)
+    one.clear(table)
+    assert one.has_dealt
+    counts[1] += 1
+    assert one.expired(table, NOW) == [Due(1, NOW, NOW)]
+    assert not one.cleared(1, NOW)
+    assert one.cleared(0, NOW)
+    assert one.look(table, NOW).due == (Due(1, NOW, NOW, 2),)
+
+
+def test_what_is_cleared_is_so_with_its_latest_arming() -> None:
+    counts = COUNTS[:]
+    one, table = watch(counts=counts), slots(NOW)
+    one.look(table, NOW)
+    counts[0] += 1
+    one.clear(table)
+    assert not one.look(table, NOW).due
+
+
+def test_nothing_is_remembered_of_what_was_released() -> None:
+    one = watch(counts=COUNTS)
+    one.look(slots(NOW), NOW)
+    assert one.has_dealt
+    one.look(slots(inf), NOW)
+    assert not one.has_dealt
+
+
+def test_a_reap_that_failed_is_reported_again_as_the_arming_that_it_was() -> None:
+    counts = COUNTS[:]
+    one, table = watch(counts=counts), slots(NOW)
+    due = one.look(table, NOW).due
+    one.reopen(due)
+    assert not one.has_dealt
+    assert one.look(table, NOW + 1).due == due
+
+
 # --- stalls
 
 
@@ -465,6 +530,33 @@ def test_repeated_stalls_cannot_put_a_deadline_off_for_ever() -> None:
         if lifeline.effective(3.0) <= now:
             break
     assert stalls == 6, "each time it runs for half a second, and so much less is left of the 3 s"
+
+
+@pytest.mark.parametrize("ran", [0.0, 0.001, FINE_BEAT])
+def test_stalls_between_which_it_is_not_seen_to_run_cannot_either(ran: float) -> None:
+    """It is stopped for 2 s and runs for a moment, again and again, and shows life when it goes on."""
+    lifeline = Lifeline(0.0)
+    now, stalls = 0.0, 0
+    while lifeline.effective(1.0) > now:
+        now += 2.0
+        lifeline.tick(now)
+        stalls += 1
+        assert len(lifeline.stalls) == stalls
+        if ran:
+            now += ran
+            lifeline.tick(now)
+    assert 1.0 / FINE_BEAT <= stalls <= 1.0 / FINE_BEAT + 1
+    alive_until(lifeline, now, now + 2.5)
+    assert not lifeline.stalls, "nothing that they moved is still to come"
+
+
+def test_a_server_that_has_stood_still_shows_life_more_often() -> None:
+    lifeline = Lifeline(0.0)
+    assert lifeline.beat == BEAT
+    lifeline.tick(10.0)
+    assert lifeline.beat == FINE_BEAT
+    alive_until(lifeline, 10.0, 20.5)
+    assert lifeline.beat == BEAT
 
 
 def test_a_clock_that_seems_to_go_back_is_no_stall() -> None:

@@ -12,7 +12,7 @@ import pytest
 from aiotimer._core import layout
 from aiotimer._core.reader import TableReader
 from aiotimer._core.table import TimerTable
-from aiotimer._core.watch import BLOCK, BOUND, LATER_READ, RESTARTS, SLOW, Due, Lifeline, Watch
+from aiotimer._core.watch import ADOPTED_EVERY, BLOCK, BOUND, LATER_READ, RESTARTS, SLOW, Due, Lifeline, Watch
 from aiotimer.server.watched_table import REST, WatchedTable
 from tests.fakes.clock import Clock
 from tests.fakes.memory import MemoryFile, memory_table
@@ -55,6 +55,17 @@ class _Handle:
         self.cancel: Callable[[], None] = functools.partial(loop.handles.remove, self)
 
 
+class Connected:
+    """A connection."""
+
+    def close(self) -> None:
+        """Nobody does."""
+
+    def hung_up(self) -> bool:
+        """It is open."""
+        return False
+
+
 class Served:
     """A table, its two sides, and the loop."""
 
@@ -94,6 +105,29 @@ def test_a_look_promises_the_next_one_and_reads_once_more(served: Served) -> Non
     assert served.promise == deadline
     assert served.cells.looks() == 1.0
     assert sorted(handle.when for handle in served.loop.handles) == [served.clock.now + LATER_READ, deadline]
+
+
+def test_a_table_whose_peer_has_something_to_say_is_not_looked_at_before(served: Served) -> None:
+    unsent, table = True, served.table
+    table.awaits_word = lambda: unsent
+    served.arm(-1.0)
+    for _ in range(3):
+        table.look()
+        assert (served.due, served.cells.looks()) == ([], 0.0)
+        assert served.loop.next_at() == served.clock.now + ADOPTED_EVERY
+        served.clock.now += ADOPTED_EVERY
+        served.loop.call_next()
+    unsent = False  # it has given up
+    table.look()
+    assert [due.slot for due in served.due] == [0]
+
+
+def test_the_word_of_a_peer_has_come_when_it_is_connected(served: Served) -> None:
+    served.table.awaits_word = lambda: True
+    served.table.connection = Connected()
+    served.arm(-1.0)
+    served.table.look()
+    assert [due.slot for due in served.due] == [0]
 
 
 def test_what_the_later_read_finds_is_looked_at(served: Served) -> None:

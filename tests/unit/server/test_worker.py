@@ -1,0 +1,101 @@
+"""A worker: whether it still runs the program that armed its timers, from what can be known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from aiotimer._core.requests import WorkerId
+from aiotimer.server.worker import Worker
+
+
+class Process:
+    """A process of which is known what a test says.
+
+    Attributes:
+        runs: what its mark tells.
+        foreign: whether it is another user's.
+    """
+
+    id, name, pidfd = WorkerId(7, 7), "worker", 3
+
+    def __init__(self, runs: bool | None, *, foreign: bool = False) -> None:
+        self.runs, self.foreign = runs, foreign
+
+    def runs_program(self, program: int) -> bool | None:
+        """What its mark tells."""
+        assert program == 42
+        return self.runs
+
+    def is_foreign(self) -> bool:
+        """Whether it is another user's."""
+        return self.foreign
+
+
+class Connection:
+    """One whose other end may be closed."""
+
+    def __init__(self, *, closed: bool) -> None:
+        self.closed = closed
+
+    def hung_up(self) -> bool:
+        """Whether it is."""
+        return self.closed
+
+
+class File:
+    """A table's file."""
+
+    inode = 99
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+
+class Table:
+    """A table of a kind, with a connection or without."""
+
+    def __init__(self, kind: str, connection: Connection | None = None, program: int = 42) -> None:
+        self.file = File(kind)
+        self.connection = connection
+        self.program = program
+
+
+def verdict(process: Process, table: Table) -> bool | None:
+    worker: Any = Worker(process)  # type: ignore[arg-type]
+    return worker.runs_program_of(table)  # type: ignore[no-any-return]
+
+
+CONNECTED, HUNG_UP = Connection(closed=False), Connection(closed=True)
+
+
+@pytest.mark.parametrize("kind", ["shared", "socket"])
+@pytest.mark.parametrize("connection", [None, CONNECTED, HUNG_UP])
+@pytest.mark.parametrize("runs", [True, False])
+def test_what_the_mark_tells_is_enough(runs: bool, connection: Connection | None, kind: str) -> None:
+    assert verdict(Process(runs), Table(kind, connection)) is runs
+
+
+@pytest.mark.parametrize("kind", ["shared", "socket"])
+def test_without_a_mark_a_connection_that_is_open_tells(kind: str) -> None:
+    assert verdict(Process(None), Table(kind, CONNECTED)) is True
+
+
+@pytest.mark.parametrize("kind", ["shared", "socket"])
+@pytest.mark.parametrize("connection", [None, HUNG_UP])
+def test_not_known_is_not_the_same(connection: Connection | None, kind: str) -> None:
+    assert verdict(Process(None), Table(kind, connection)) is None
+
+
+@pytest.mark.parametrize("runs", [True, False, None])
+def test_what_the_owner_armed_is_meant_for_the_process_whatever_it_runs(runs: bool | None) -> None:
+    assert verdict(Process(runs), Table("owner")) is True
+
+
+@pytest.mark.parametrize("runs", [True, False, None])
+def test_but_not_for_another_users_program(runs: bool | None) -> None:
+    assert verdict(Process(runs, foreign=True), Table("owner")) is runs
+    assert verdict(Process(runs, foreign=True), Table("owner", program=0)) is False, (
+        "nothing says it is the same"
+    )
