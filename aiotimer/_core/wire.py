@@ -190,7 +190,7 @@ class Inspect(msgspec.Struct, tag="inspect", array_like=True, frozen=True):
 
 
 class TaskReport(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """One task of an event loop, or several that wait at the same place.
+    """One task of an event loop, or several that wait at the same place: in the same functions, for the same.
 
     Attributes:
         name: of the task (of the first one).
@@ -215,8 +215,8 @@ class Tasks(msgspec.Struct, tag="tasks", array_like=True, frozen=True):
         loop: the loop, in words.
         thread: the name of its thread.
         tasks: what its tasks wait for; those with slots first.
-        left_out: how many tasks did not fit.
-        stacks: the stacks of all threads of the process, as ``faulthandler`` writes them.
+        left_out: how many tasks more there are, which did not fit or were not come to.
+        stacks: the stacks of threads of the process, as ``faulthandler`` writes them, the main one last.
     """
 
     number: int

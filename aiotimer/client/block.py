@@ -277,7 +277,7 @@ class Block:
             if client is not None and client.connected:
                 from .inspection import open_inspection_channel
 
-                open_inspection_channel(client._queue, Block)
+                open_inspection_channel(client._queue, Block, self._slot)
 
     def _send(self, deadline: float, now: float) -> None:
         """Send this timer to the server, if the table says that it must be told."""

@@ -2,8 +2,9 @@
 tasks wait for.
 
 The laws of this file: nothing here raises into a caller, waits, or makes a task or a thread; a healthy
-program notices nothing; a channel is used and closed in its loop's thread, or where that loop is closed; a
-descriptor that may not be ours any more, or that a forked child has a copy of, is no business of its loop.
+program notices nothing: an answer is made in slices, between which its loop runs; a channel is used and
+closed in its loop's thread, or where that loop is closed; a descriptor that may not be ours any more, or that
+a forked child has a copy of, is no business of its loop.
 This file imports asyncio, so it is imported late.
 """
 
@@ -19,11 +20,14 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .._core import wire
+from .._core.layout import FIRST_DEADLINE
 from .._linux.process import check_trusted
 from .memory import NO_FILE, identity, is_open
-from .tasks import report_tasks
+from .tasks import TaskWalk
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .._core.table import Pool, TimerTable
 
 _AGAIN_AFTER = 1.0
@@ -53,16 +57,32 @@ class InspectedQueue(Protocol):
 
 
 class InspectionChannel:
-    """One event loop's end of the channel on which one server inspects it."""
+    """One event loop's end of the channel on which one server inspects it.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, queue: InspectedQueue, block_type: type[Any]) -> None:
+    Args:
+        loop: the loop.
+        queue: of that server.
+        block_type: what is entered.
+        clock: tells how long a slice of an answer takes, seconds.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        queue: InspectedQueue,
+        block_type: type[Any],
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
         self._loop = weakref.ref(loop)  # the loop holds this object
         self._queue = weakref.ref(queue)
         self._block_type = block_type
+        self._clock = clock
         self._pid = os.getpid()
         self._decoder = wire.client_decoder()
         self._descriptor = -1
         self._file = NO_FILE
+        self._walk: TaskWalk | None = None  # to the answer that is under way
+        self._entries: dict[int, weakref.ref[asyncio.Task[Any]]] = {}  # by slot, as a word index
 
     @property
     def is_open(self) -> bool:
@@ -87,6 +107,7 @@ class InspectionChannel:
     def close(self) -> None:
         """Close it, in its loop's thread, in a forked child, or when the loop is closed or gone."""
         descriptor, self._descriptor = self._descriptor, -1
+        self._walk = None
         if descriptor < 0 or not is_open(descriptor, self._file):
             return
         loop = self._loop()
@@ -94,6 +115,12 @@ class InspectionChannel:
             with contextlib.suppress(Exception):
                 loop.remove_reader(descriptor)
         os.close(descriptor)
+
+    def note_entry(self, slot: int | None) -> None:
+        """Note that the current task has taken a slot: it is most likely in it when that is asked for."""
+        task = asyncio.current_task()
+        if task is not None and slot is not None:
+            self._entries[slot] = weakref.ref(task)
 
     def close_from_anywhere(self) -> None:
         """Close it in its loop's thread, later if need be."""
@@ -117,31 +144,53 @@ class InspectionChannel:
                     pool.sample_at = pool.table.sampled_from
 
     def _ready(self) -> None:
-        """Answer what is asked."""
+        """Begin to answer what is asked."""
+        self._carry_out(self._receive)
+
+    def _go_on(self) -> None:
+        """Work for another slice on an answer; unless the channel has been closed."""
+        if self._walk is not None:
+            self._carry_out(self._answer)
+
+    def _carry_out(self, step: Callable[[socket.socket], None]) -> None:
         try:
-            self._report()
+            if not is_open(self._descriptor, self._file):
+                raise ConnectionError("the program closed the channel's descriptor")
+            sock = socket.socket(fileno=self._descriptor)
+            try:
+                step(sock)
+            finally:
+                sock.detach()
         except BlockingIOError:
             pass
         except Exception:  # noqa: BLE001 - the loop is the program's
             self._abandon()
 
-    def _report(self) -> None:
-        loop, queue, descriptor = self._loop(), self._queue(), self._descriptor
-        if loop is None or queue is None or not is_open(descriptor, self._file):
-            raise ConnectionError("the program closed the channel's descriptor")
-        sock = socket.socket(fileno=descriptor)
-        try:
-            data = sock.recv(_AT_ONCE, socket.MSG_DONTWAIT)
-            if not data:
-                raise ConnectionError("the server is gone")
-            for message in self._decoder.feed(data):
-                if not isinstance(message, wire.Inspect):
-                    raise ConnectionError("no question")
-                frame = report_tasks(loop, message, queue.table if queue.shared else None, self._block_type)
-                if sock.send(frame, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL) < len(frame):
-                    raise ConnectionError("the server does not read")
-        finally:
-            sock.detach()
+    def _receive(self, sock: socket.socket) -> None:
+        data, loop, queue = sock.recv(_AT_ONCE, socket.MSG_DONTWAIT), self._loop(), self._queue()
+        if not data or loop is None or queue is None:
+            raise ConnectionError("the server is gone, or whom it asked")
+        for message in self._decoder.feed(data):
+            if self._walk is not None or not isinstance(message, wire.Inspect):
+                raise ConnectionError("no question, or one before the answer to the last")
+            table = queue.table if queue.shared else None
+            words = (FIRST_DEADLINE + slot for slot in message.slots)
+            likely = [self._entries[word] for word in words if word in self._entries]
+            self._walk = TaskWalk(loop, message, table, self._block_type, likely, self._clock)
+            self._answer(sock)
+
+    def _answer(self, sock: socket.socket) -> None:
+        """Work for one slice, and let the loop run before the next one."""
+        loop, walk = self._loop(), self._walk
+        if loop is None or walk is None:
+            return
+        frame = walk.go_on()
+        if frame is None:
+            loop.call_soon(self._go_on)
+            return
+        self._walk = None
+        if sock.send(frame, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL) < len(frame):
+            raise ConnectionError("the server does not read")
 
     def _abandon(self) -> None:
         """Close it; if its number is somebody else's by now, only its reader is taken away."""
@@ -157,8 +206,14 @@ _channels: weakref.WeakKeyDictionary[
 ] = weakref.WeakKeyDictionary()
 
 
-def open_inspection_channel(queue: InspectedQueue, block_type: type[Any]) -> None:
-    """Let a queue's server inspect the running event loop, if there is one. Never raises."""
+def open_inspection_channel(queue: InspectedQueue, block_type: type[Any], slot: int | None) -> None:
+    """Let a queue's server inspect the running event loop, if there is one. Never raises.
+
+    Args:
+        queue: of that server.
+        block_type: what is entered.
+        slot: which of its slots the current task has just taken, as a word index.
+    """
     try:
         loop = asyncio._get_running_loop()
         if loop is None or monotonic() < queue.next_channel_attempt:
@@ -173,6 +228,7 @@ def open_inspection_channel(queue: InspectedQueue, block_type: type[Any]) -> Non
             channel.open()
             of_loop[queue.path] = channel
             queue.next_channel_attempt = -inf
+        channel.note_entry(slot)
     except Exception:  # noqa: BLE001 - there is one probe less, and a later sampled entry tries again
         return
 

@@ -32,6 +32,7 @@ from ..evidence import NO_FINDINGS, Answers, Findings, Subject, gather
 from ..evidence.findings import ASK_WITHIN
 from ..evidence.record import Record
 from .expiry import MAX_TIMERS, Expiry, LookAround, record_id
+from .worker import Asking
 
 if TYPE_CHECKING:
     from .slices import WorkQueue
@@ -143,7 +144,6 @@ def subject_of(worker: Worker, scope: str = "", slots: tuple[int, ...] = ()) -> 
         slots: where that is in the table that it shares.
     """
     shared = next((table.file for table in worker.tables if table.file.kind == "shared"), None)
-    channels = worker.inspection_channels
     return Subject(
         worker.id,
         worker.process.pidfd,
@@ -152,7 +152,7 @@ def subject_of(worker: Worker, scope: str = "", slots: tuple[int, ...] = ()) -> 
         slots,
         -1 if shared is None else shared.descriptor,
         0 if shared is None else shared.inode,
-        functools.partial(inspect_loops, channels, slots) if channels else None,
+        functools.partial(inspect_loops, worker, slots) if worker.inspection_channels else None,
     )
 
 
@@ -251,34 +251,42 @@ class InspectionChannel:
             self._answer.cancel()
 
 
-async def inspect_loops(
-    channels: list[Inspectable], slots: tuple[int, ...] = (), within: float = ASK_WITHIN
-) -> Answers:
+async def inspect_loops(worker: Worker, slots: tuple[int, ...] = (), within: float = ASK_WITHIN) -> Answers:
     """Ask every loop of a worker that has a channel what its tasks wait for.
 
     Args:
+        worker: whom. What falls due meanwhile is put off.
         within: seconds to wait for the answers.
 
     Returns:
         The answers of those that did, and how many were asked.
     """
-    channels = list(channels)
+    channels = list(worker.inspection_channels)
     if not channels:
         return Answers([], 0)
+    asking = Asking(monotonic())
+    worker.askings.append(asking)
     questions = [asyncio.ensure_future(channel.inspect(slots)) for channel in channels]
+    answers = Answers([], len(channels))
+    left = MAX_TASKS
     try:
         await asyncio.wait(questions, timeout=within)
+        for question in questions:
+            if question.done():
+                with contextlib.suppress(ConnectionError):
+                    answer = question.result()
+                    left_out = answer.left_out + len(answer.tasks[left:])  # or more: some stand for several
+                    number, loop, thread, tasks = (
+                        answer.number,
+                        answer.loop,
+                        answer.thread,
+                        answer.tasks[:left],
+                    )
+                    answers.append(wire.Tasks(number, loop, thread, tasks, left_out, answer.stacks))
+                    left -= len(tasks)
     finally:
         for question in questions:
             question.cancel()
-    answers = []
-    left = MAX_TASKS
-    for question in questions:
-        if question.done():
-            with contextlib.suppress(ConnectionError):
-                answer = question.result()
-                left_out = answer.left_out + len(answer.tasks[left:])  # or more: some stand for several
-                number, loop, thread, tasks = answer.number, answer.loop, answer.thread, answer.tasks[:left]
-                answers.append(wire.Tasks(number, loop, thread, tasks, left_out, answer.stacks))
-                left -= len(tasks)
-    return Answers(answers, len(channels))
+        worker.askings.remove(asking)
+        asking.end(asyncio.get_running_loop(), monotonic(), answered=len(answers) == answers.asked)
+    return answers

@@ -112,7 +112,12 @@ class Reaper:
         return self._breaker.resume()
 
     def expire(self, worker: Worker, table: WatchedTable, due: tuple[Due, ...]) -> None:
-        """Timers of a worker have expired: reap it, unless they have been released meanwhile."""
+        """Timers of a worker have expired: reap it, unless they have been released meanwhile.
+
+        While it is being asked what it is doing, they may be put off.
+        """
+        if worker.askings and not (due := worker.askings[-1].put_off(table, due)):
+            return
         case = self._case(worker)
         case.inherited = None
         if case.machine.state is reaping.State.SIGNALLED and self._program(case) is False:
@@ -283,10 +288,7 @@ class Reaper:
         return reaping.Checked(self._why_held(worker, unknown=unknown))
 
     def _look_again(self, _case: _Case, action: reaping.LookAgain) -> None:
-        table = cast(WatchedTable, action.table)
-        if not table.closed:
-            table.watch.reopen(action.due)
-            table.look()
+        cast(WatchedTable, action.table).look_again(action.due)
 
     # -- the reap --------------------------------------------------------------------------------
 

@@ -126,6 +126,12 @@ class WatchedTable:
         self.watch.ring(deadline)
         self._look_soon()
 
+    def look_again(self, due: tuple[Due, ...]) -> None:
+        """Look now, and report once more what is still due of what has been reported."""
+        if not self.closed:
+            self.watch.reopen(due)
+            self.look()
+
     def wake_by(self, when: float) -> None:
         """Look at ``when`` at the latest, besides what has been promised."""
         if when < self._alarm.at:

@@ -13,6 +13,7 @@ from .._core import wire
 from .._core.ladder import ReapGrant
 from .._core.requests import TimerRequest
 from .._core.table import TimerTable
+from .._core.watch import Due
 from ..events import Event
 from .slices import Steps
 from .watched_table import WatchedTable
@@ -28,6 +29,36 @@ class Inspectable(Protocol):
         """Ask what the tasks of an event loop wait for."""
 
 
+class Asking:
+    """A question to the event loops of a worker, which takes it time that its blocks do not have.
+
+    A timer that falls due meanwhile is put off by as long as it takes: what was left of it is left again when
+    the worker has answered. If it does not answer in time, it has lost nothing. No question that is asked
+    after a timer fell due puts it off, so a hung worker does not get away by being asked again and again.
+
+    Args:
+        since: when the worker is asked, ``CLOCK_MONOTONIC`` seconds.
+    """
+
+    def __init__(self, since: float) -> None:
+        self._since = since
+        self._put_off: list[tuple[WatchedTable, tuple[Due, ...]]] = []
+
+    def put_off(self, table: WatchedTable, due: tuple[Due, ...]) -> tuple[Due, ...]:
+        """Put off what has fallen due since; return the rest."""
+        before = tuple(timer for timer in due if timer.effective < self._since)
+        if len(before) < len(due):
+            self._put_off.append((table, due[len(before) :]))  # the longest overdue come first
+        return before
+
+    def end(self, loop: asyncio.AbstractEventLoop, now: float, *, answered: bool) -> None:
+        """It has been answered, or is not going to be: look again at what was put off, in time."""
+        took = now - self._since if answered else 0.0
+        for table, due in self._put_off:
+            when = max(now, due[-1].effective + took)
+            loop.call_later(when - now, table.look_again, due)
+
+
 class Worker:
     """One worker process.
 
@@ -40,6 +71,7 @@ class Worker:
         connections: how many are open.
         left: tables whose connections have ended, to be looked at.
         inspection_channels: to its event loops that answer questions.
+        askings: the questions to all of these that are on their way.
         heard_at: its own clock, seconds, in the latest HELLO that listed its timers.
         reap_grant: how it is to be reaped, of what it asked for.
         run: the job that it belongs to, by its own account; "" if it has not said.
@@ -54,6 +86,7 @@ class Worker:
         self.connections = 0
         self.left: list[WatchedTable] = []
         self.inspection_channels: list[Inspectable] = []
+        self.askings: list[Asking] = []
         self.heard_at = -inf
         self.reap_grant = ReapGrant()
         self.run = ""

@@ -7,13 +7,13 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from time import monotonic
 from typing import Any
 
 import pytest
 
-from aiotimer import TimerServer
+from aiotimer import TimerRequest, TimerServer, WorkerId
 from aiotimer._core import wire
 from aiotimer._linux.procfs import time_namespace
 from aiotimer.client import control
@@ -24,7 +24,7 @@ from aiotimer.server import inspector
 from aiotimer.server.inspector import inspect_loops, subject_of
 from aiotimer.server.worker import Worker
 from tests.fakes.clock import PATIENCE
-from tests.fakes.server import WatchfulServer, answer, raw_client, serving
+from tests.fakes.server import WatchfulServer, answer, raw_client, serving, serving_as
 from tests.fakes.worker import line, program, soon, spawn_worker
 
 
@@ -89,7 +89,7 @@ async def channel_to(server: WatchfulServer, worker: Worker) -> AsyncIterator[Lo
 async def test_every_loop_is_asked_and_answers() -> None:
     async with serving() as server, worker_of(server) as worker:
         async with channel_to(server, worker) as one, channel_to(server, worker) as two:
-            asking = asyncio.ensure_future(inspect_loops(worker.inspection_channels, (3, 4), PATIENCE))
+            asking = asyncio.ensure_future(inspect_loops(worker, (3, 4), PATIENCE))
             for loop in (one, two):
                 question = await loop.asked()
                 assert question.slots == (3, 4)
@@ -97,24 +97,24 @@ async def test_every_loop_is_asked_and_answers() -> None:
             answers = await asking
             assert [one.tasks[0].name for one in answers] == ["Task-1"] * 2
             assert answers.asked == 2
-            again = asyncio.ensure_future(inspect_loops(worker.inspection_channels, (), PATIENCE))
+            again = asyncio.ensure_future(inspect_loops(worker, (), PATIENCE))
             for loop in (one, two):
                 await loop.say(tasks((await loop.asked()).number))
             assert len(await again) == 2
         await server.until(lambda: not worker.inspection_channels, "both are closed")
-        assert await inspect_loops(worker.inspection_channels) == []
+        assert await inspect_loops(worker) == []
 
 
 async def test_a_loop_that_does_not_answer_is_counted_and_asked_one_thing_at_a_time() -> None:
     async with serving() as server, worker_of(server) as worker:
         async with channel_to(server, worker) as dead, channel_to(server, worker) as alive:
             for _ in range(2):
-                asking = asyncio.ensure_future(inspect_loops(worker.inspection_channels, (), 0.1))
+                asking = asyncio.ensure_future(inspect_loops(worker, (), 0.1))
                 await alive.say(tasks((await alive.asked()).number))
                 answers = await asking
                 assert (len(answers), answers.asked) == (1, 2)
             question = await dead.asked()
-            third = asyncio.ensure_future(inspect_loops(worker.inspection_channels, (9,), PATIENCE))
+            third = asyncio.ensure_future(inspect_loops(worker, (9,), PATIENCE))
             await alive.say(tasks((await alive.asked()).number))
             await dead.say(tasks(question.number, "late"))  # now, and nobody wants it any more
             question = await dead.asked()
@@ -126,8 +126,8 @@ async def test_a_loop_that_does_not_answer_is_counted_and_asked_one_thing_at_a_t
 async def test_a_loop_that_ends_is_not_waited_for() -> None:
     async with serving() as server, worker_of(server) as worker:
         async with channel_to(server, worker) as loop:
-            asking = asyncio.ensure_future(inspect_loops(worker.inspection_channels, (), PATIENCE))
-            queued = asyncio.ensure_future(inspect_loops(worker.inspection_channels, (), PATIENCE))
+            asking = asyncio.ensure_future(inspect_loops(worker, (), PATIENCE))
+            queued = asyncio.ensure_future(inspect_loops(worker, (), PATIENCE))
             await loop.asked()
         for question in (asking, queued):
             answers = await question
@@ -141,7 +141,7 @@ async def test_nonsense_closes_the_connection(nonsense: str) -> None:
         if nonsense == "unasked":
             await loop.say(tasks(0))
         else:
-            asking = asyncio.ensure_future(inspect_loops(worker.inspection_channels, (), PATIENCE))
+            asking = asyncio.ensure_future(inspect_loops(worker, (), PATIENCE))
             number = (await loop.asked()).number
             for _ in range(2):
                 await loop.say(tasks(number + (nonsense == "number")))
@@ -194,7 +194,7 @@ async def test_of_many_tasks_some_are_evidence_and_the_others_are_counted(
     monkeypatch.setattr(inspector, "MAX_TASKS", 1)
     async with serving() as server, worker_of(server) as worker:
         async with channel_to(server, worker) as one, channel_to(server, worker) as two:
-            asking = asyncio.ensure_future(inspect_loops(worker.inspection_channels, (), PATIENCE))
+            asking = asyncio.ensure_future(inspect_loops(worker, (), PATIENCE))
             for number, loop in enumerate((one, two)):
                 await loop.say(tasks((await loop.asked()).number, left_out=number))
             answers = await asking
@@ -206,7 +206,7 @@ async def test_the_silence_of_a_loop_is_no_fault(monkeypatch: pytest.MonkeyPatch
     async with serving() as server, worker_of(server) as worker, channel_to(server, worker) as loop:
         with raw_client(server.socket_path) as later:
             await Loop(later).closed()  # whoever says nothing is
-        asking = asyncio.ensure_future(inspect_loops(worker.inspection_channels, (), PATIENCE))
+        asking = asyncio.ensure_future(inspect_loops(worker, (), PATIENCE))
         await loop.say(tasks((await loop.asked()).number))
         assert len(await asking) == 1
 
@@ -241,6 +241,82 @@ async def test_a_subject_without_a_table_and_without_loops() -> None:
         tables, worker.tables = worker.tables, []
         assert subject_of(worker).table == -1
         worker.tables = tables
+
+
+# -- what falls due while a worker is asked -----------------------------------------------------------------
+
+
+class OthersServer(WatchfulServer):
+    """A server that reaps every worker but its own process, of which it only records that it should have."""
+
+    def reap_worker(self, worker_id: WorkerId) -> bool | Awaitable[bool]:
+        """Record it."""
+        if worker_id.pid != os.getpid():
+            return super().reap_worker(worker_id)
+        self.reaps.append(worker_id)
+        self.changed()
+        return True
+
+    @property
+    def would_reap(self) -> bool:
+        """Whether this process was to be reaped."""
+        return os.getpid() in [worker_id.pid for worker_id in self.reaps]
+
+    def arm(self, deadline: float) -> None:
+        """Arm a timer on this process."""
+        self.register_timers([TimerRequest(os.getpid(), "block", deadline)])
+
+
+@contextlib.asynccontextmanager
+async def asked(
+    within: float = PATIENCE,
+) -> AsyncIterator[tuple[OthersServer, Loop, asyncio.Future[Any], int]]:
+    """Have a server ask this process a question, of that number."""
+    async with serving_as(OthersServer) as server, worker_of(server) as worker:
+        async with channel_to(server, worker) as loop:
+            asking = asyncio.ensure_future(inspect_loops(worker, (), within))
+            yield server, loop, asking, (await loop.asked()).number
+
+
+async def test_what_falls_due_while_a_worker_is_asked_is_put_off_until_it_has_answered() -> None:
+    async with asked() as (server, loop, asking, number):
+        since = monotonic()
+        deadline = since + 0.2
+        server.arm(deadline)
+        await server.pass_by(deadline)
+        assert not server.would_reap
+        until = monotonic()
+        await loop.say(tasks(number))
+        assert len(await asking) == 1
+        await server.until(lambda: server.would_reap, "it is reaped")
+        assert monotonic() >= deadline + (until - since), "what was left of its time is left again"
+
+
+async def test_what_is_released_when_a_worker_has_answered_was_in_time() -> None:
+    async with asked() as (server, loop, asking, number):
+        deadline = monotonic()
+        server.arm(deadline)
+        await server.pass_by(deadline)
+        server.arm(-1.0)
+        await loop.say(tasks(number))
+        await asking
+        await server.pass_by(monotonic() + (monotonic() - deadline))
+        assert not server.would_reap
+        assert server.all_told("late") == []
+
+
+async def test_who_does_not_answer_gains_nothing_but_the_time_that_it_had_for_it() -> None:
+    async with asked(within=0.1) as (server, _loop, asking, _number):
+        server.arm(monotonic())
+        assert await asking == []
+        await server.until(lambda: server.would_reap, "it is reaped")
+
+
+async def test_what_fell_due_before_a_worker_was_asked_is_not_put_off() -> None:
+    async with asked() as (server, _loop, asking, _number):
+        server.arm(monotonic() - 1000.0)
+        await server.until(lambda: server.would_reap, "it is reaped")
+        assert not asking.done()
 
 
 # -- dumps -----------------------------------------------------------------------------------------------

@@ -1,26 +1,34 @@
 """A worker tells what its tasks wait for, and writes its stacks when it is sent its signal."""
 
 import asyncio
+import contextlib
 import ctypes
+import gc
 import os
 import socket
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+import threading
+import weakref
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Coroutine, Iterator
+from math import inf
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from types import FrameType, SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 
 import aiotimer
 from aiotimer import Block, expires
 from aiotimer._core import layout, wire
-from aiotimer._core.table import TimerTable
+from aiotimer._core.table import Pool, TimerTable
 from aiotimer.client import dump_signal, inspection
-from aiotimer.client.tasks import report_tasks
+from aiotimer.client.tasks import SLICE, WITHIN, TaskWalk
+from aiotimer.evidence import stacks
 from aiotimer.testing import virtual
+from tests.fakes.clock import PATIENCE, Clock
 
 
 def decoded(frame: bytes) -> wire.Tasks:
@@ -30,8 +38,39 @@ def decoded(frame: bytes) -> wire.Tasks:
     return message
 
 
+class Jumping:
+    """A clock that is later each time that it is read: so that every piece of work takes a slice."""
+
+    def __init__(self, by: float = SLICE) -> None:
+        self.now = 0.0
+        self.by = by
+        self.has_been_read = asyncio.Event()
+
+    def __call__(self) -> float:
+        self.now += self.by
+        self.has_been_read.set()
+        return self.now
+
+
+def walk(table: TimerTable | None = None, *slots: int, **handed_in: Any) -> TaskWalk:
+    return TaskWalk(asyncio.get_running_loop(), wire.Inspect(1, slots), table, Block, **handed_in)
+
+
+def slices(walking: TaskWalk) -> Iterator[wire.Tasks | None]:
+    """Yield what each slice comes to, at last the answer."""
+    frame = None
+    while frame is None:
+        frame = walking.go_on()
+        yield None if frame is None else decoded(frame)
+
+
+def answer_of(walking: TaskWalk) -> wire.Tasks:
+    (answer,) = filter(None, slices(walking))
+    return answer
+
+
 async def told(table: TimerTable | None, *slots: int) -> wire.Tasks:
-    return decoded(report_tasks(asyncio.get_running_loop(), wire.Inspect(1, slots), table, Block))
+    return answer_of(walk(table, *slots, clock=Clock()))
 
 
 def at(tasks: wire.Tasks, name: str) -> wire.TaskReport:
@@ -141,6 +180,318 @@ async def test_the_task_that_entered_a_block_is_told() -> None:
         await ended(*tasks)
 
 
+# -- in slices -------------------------------------------------------------------------------------------
+
+
+def functions(number: int) -> list[Callable[[Any], Coroutine[Any, Any, Any]]]:
+    """Return coroutine functions that await what they are given, each at a place of its own."""
+    names: dict[str, Any] = {}
+    for n in range(number):
+        exec(f"async def f{n}(waited_for):\n    await waited_for\n", names)
+    return [names[f"f{n}"] for n in range(number)]
+
+
+async def waiting_tasks(number: int) -> "tuple[list[asyncio.Future[None]], list[asyncio.Task[None]]]":
+    """Return futures, and tasks that wait for them, each at a place of its own and named by its number."""
+    futures = [asyncio.get_running_loop().create_future() for _ in range(number)]
+    tasks = [
+        asyncio.create_task(function(future), name=f"{n}")
+        for n, (function, future) in enumerate(zip(functions(number), futures, strict=True))
+    ]
+    await settled()
+    return futures, tasks
+
+
+async def test_each_slice_ends_when_its_time_is_over() -> None:
+    _, tasks = await waiting_tasks(20)
+    pieces = sum(1 for _ in slices(walk(clock=Jumping())))
+    assert pieces > len(tasks)
+    assert sum(1 for _ in slices(walk(clock=Clock()))) == 2, "what is said last has a slice of its own"
+    await ended(*tasks)
+
+
+async def test_what_the_time_is_not_enough_for_is_counted() -> None:
+    _, tasks = await waiting_tasks(20)
+    found = answer_of(walk(clock=Jumping(WITHIN)))
+    assert sum(report.count for report in found.tasks) == 1
+    assert found.left_out == len(tasks)
+    await ended(*tasks)
+
+
+async def test_a_task_that_ends_meanwhile_is_left_out() -> None:
+    moment, moments = 0, 1
+    while moment < moments:
+        futures, tasks = await waiting_tasks(4)
+        for number, found in enumerate(slices(walk(clock=Jumping()))):
+            if number == moment and found is None:
+                futures[2].set_result(None)
+                await settled()
+        assert found is not None
+        moment, moments = moment + 1, number + 1
+        named = [report.name for report in found.tasks]
+        assert sorted(named)[:-1] == [f"{n}" for n in range(4) if n != 2 or not futures[2].done()]
+        assert found.left_out <= 1, "it ended when all was counted"
+        await ended(*tasks)
+    assert moments > 4
+
+
+async def test_a_task_that_goes_on_meanwhile_is_not_where_it_was() -> None:
+    async def goes_on(first: Awaitable[None]) -> None:
+        await first
+        await asyncio.Event().wait()
+
+    moment, moments = 0, 1
+    while moment < moments:
+        first = asyncio.get_running_loop().create_future()
+        task = asyncio.create_task(goes_on(first), name="goes on")
+        await settled()
+        before = at(await told(None), "goes on").frames
+        for number, found in enumerate(slices(walk(clock=Jumping()))):
+            if number == moment and found is None:
+                first.set_result(None)
+                await settled()
+        assert found is not None
+        moment, moments = moment + 1, number + 1
+        assert (before in [report.frames for report in found.tasks]) == (not first.done())
+        assert found.left_out + sum(report.count for report in found.tasks) == 2
+        await ended(task)
+
+
+async def test_what_many_share_is_looked_into_once_and_what_is_big_never() -> None:
+    shared, big = [["something"]], [object()] * 1000
+    looked_into: Counter[int] = Counter()
+
+    def referents(*things: object) -> list[Any]:
+        looked_into.update(map(id, things))
+        return gc.get_referents(*things)
+
+    async def holds(shared: object, big: object) -> None:
+        await asyncio.Event().wait()
+
+    with virtual():
+        async with expires(60, "slot") as block:
+            tasks = [asyncio.create_task(holds(shared, big)) for _ in range(100)]
+            await settled()
+            answer_of(walk(block._pool.table, layout.SLOTS - 1, clock=Clock(), referents=referents))
+    assert looked_into[id(shared)] == looked_into[id(shared[0])] == 1
+    assert looked_into[id(big)] == 0
+    await ended(*tasks)
+
+
+async def test_what_one_task_is_too_far_from_another_one_is_near() -> None:
+    async def holds(what: object) -> None:
+        await asyncio.Event().wait()
+
+    with virtual():
+        async with expires(60, "slot") as block:
+            near = [[block]]
+            far = [[[[near]]]]
+            tasks = [asyncio.create_task(holds(far), name="far") for _ in range(20)]
+            tasks.append(asyncio.create_task(holds(near), name="near"))
+            await settled()
+            assert block._slot is not None
+            slot = block._slot - layout.FIRST_DEADLINE
+            found = answer_of(walk(block._pool.table, slot, clock=Clock()))
+    assert at(found, "near").slots == (slot,)
+    assert at(found, "far").slots == ()
+    await ended(*tasks)
+
+
+async def test_who_is_likely_to_be_in_the_block_comes_first_and_may_be_wrong() -> None:
+    with virtual():
+        async with expires(60, "slot") as block:
+            assert block._slot is not None
+            table, slot = block._pool.table, block._slot - layout.FIRST_DEADLINE
+            own = asyncio.current_task()
+            assert own is not None
+            _, tasks = await waiting_tasks(100)
+            in_a_hurry = answer_of(walk(table, slot, likely=[weakref.ref(own)], clock=Jumping(WITHIN)))
+            at_leisure = answer_of(walk(table, slot, likely=[weakref.ref(own)], clock=Clock()))
+            wrong = answer_of(walk(table, slot, likely=[weakref.ref(tasks[0])], clock=Clock()))
+    assert in_a_hurry.tasks[0].slots == at_leisure.tasks[0].slots == wrong.tasks[0].slots == (slot,)
+    assert {report.name for report in in_a_hurry.tasks} < {report.name for report in at_leisure.tasks}
+    for found in in_a_hurry, at_leisure, wrong:
+        assert found.left_out + sum(report.count for report in found.tasks) == 1 + len(tasks)
+    await ended(*tasks)
+
+
+async def test_of_many_tasks_that_are_alike_only_some_have_their_frames_made() -> None:
+    event = asyncio.Event()
+
+    async def waits() -> None:
+        await event.wait()
+
+    tasks = [asyncio.create_task(waits()) for _ in range(2500)]
+    await settled()
+    found = await told(None)
+    assert 2500 in [report.count for report in found.tasks]
+    coroutines = [task.get_coro() for task in tasks]
+    made = [any(isinstance(thing, FrameType) for thing in gc.get_referents(one)) for one in coroutines]
+    assert 0 < sum(made) <= 2000
+    await ended(*tasks)
+
+
+class Watched(type):
+    """A class of a program's, of which nothing may be asked: it writes down who did."""
+
+    asked: ClassVar[list[str]] = []
+
+    def __hash__(cls) -> int:
+        Watched.asked.append("hash of the class")
+        return type.__hash__(cls)
+
+    def __eq__(cls, other: object) -> bool:
+        Watched.asked.append("== of the class")
+        return cls is other
+
+    def __getattribute__(cls, name: str) -> Any:
+        Watched.asked.append(f"{name} of the class")
+        return type.__getattribute__(cls, name)
+
+
+class Hostile(metaclass=Watched):
+    """A thing of a program's, of which nothing may be asked."""
+
+    def __getattribute__(self, name: str) -> Any:
+        Watched.asked.append(name)
+        return object.__getattribute__(self, name)
+
+    def __hash__(self) -> int:
+        Watched.asked.append("hash")
+        return 1
+
+    def __eq__(self, other: object) -> bool:
+        Watched.asked.append("==")
+        return self is other
+
+    def __len__(self) -> int:
+        Watched.asked.append("len")
+        return 0
+
+    def __repr__(self) -> str:
+        Watched.asked.append("repr")
+        return ""
+
+
+class HostileWaiter(Hostile):
+    """What a program awaits, and what goes on waiting for a future."""
+
+    def __await__(self) -> Any:
+        return self
+
+    def __next__(self) -> object:
+        return self.future
+
+
+class HostileFuture(Hostile, asyncio.Future[None]):
+    """A future of a program's."""
+
+
+class HostileTask(Hostile, asyncio.Task[None]):
+    """A task of a program's."""
+
+
+class HostileList(HostileWaiter, list[Any]):  # type: ignore[misc]
+    """A list of a program's, and as large as it likes."""
+
+
+async def test_no_code_of_the_program_runs() -> None:
+    loop = asyncio.get_running_loop()
+
+    async def waits(what: Any, *holds: object) -> None:
+        await what
+
+    def wrapper(kind: type[Any]) -> Any:
+        one = kind()
+        one.future = loop.create_future()
+        one.future._asyncio_future_blocking = True
+        return one
+
+    tasks = [
+        asyncio.create_task(waits(HostileFuture(loop=loop), Hostile(), [Hostile()], {1: Hostile()})),
+        asyncio.create_task(waits(wrapper(HostileWaiter))),
+        asyncio.create_task(waits(wrapper(HostileList))),
+        HostileTask(waits(loop.create_future()), loop=loop, name="hostile"),
+    ]
+    await settled()
+    with virtual():
+        async with expires(60, "slot") as block:
+            Watched.asked.clear()
+            walking = walk(block._pool.table, 0, clock=Jumping())
+            walking.go_on()
+            if sys.version_info >= (3, 14):
+                Watched.asked.clear()  # by asyncio, which alone can list the tasks
+            found = answer_of(walking)
+            assert Watched.asked == []
+    assert found.left_out == 0
+    assert sum(report.count for report in found.tasks) == 1 + len(tasks)
+    assert any(report.waits_for.endswith("HostileFuture pending>") for report in found.tasks)
+    await ended(*tasks)
+
+
+# -- the stacks of threads -------------------------------------------------------------------------------
+
+
+def deep(levels: int, reached: threading.Event, until: threading.Event) -> None:
+    if levels:
+        deep(levels - 1, reached, until)
+    else:
+        reached.set()
+        until.wait(PATIENCE)
+
+
+@contextlib.contextmanager
+def threads(number: int, levels: int) -> Iterator[None]:
+    """Have so many threads, each of which is so many calls deep in a function."""
+    until, each = threading.Event(), [threading.Event() for _ in range(number)]
+    with contextlib.ExitStack() as stack:
+        stack.callback(sys.setrecursionlimit, sys.getrecursionlimit())
+        sys.setrecursionlimit(max(sys.getrecursionlimit(), 2 * levels))
+        made = [
+            threading.Thread(target=deep, args=(levels, reached, until), name=f"deep\n{n}")
+            for n, reached in enumerate(each)
+        ]
+        for one in made:
+            stack.callback(one.join)
+        stack.callback(until.set)
+        for one, reached in zip(made, each, strict=True):
+            one.start()
+            assert reached.wait(PATIENCE)
+        yield
+
+
+async def test_the_stacks_of_threads_are_the_innermost_frames() -> None:
+    with threads(1, 5000):
+        found = stacks.parse((await told(None)).stacks)
+    (other,) = (one for one in found if one["thread"].startswith("deep"))
+    main = found[-1]
+    assert (main["main"], main["current"], other["main"], other["current"]) == (True, True, False, False)
+    assert main["ident"] == threading.get_ident()
+    assert other["thread"] == r"deep\n0"
+    assert len(other["frames"]) <= 100
+    assert [function for *_, function in other["frames"]][-3:] == ["deep", "wait", "wait"]
+
+
+@pytest.mark.parametrize(("number", "told_of"), [(150, range(2, 101)), (1001, (1,))])
+async def test_of_too_many_threads_the_own_one_is_told(number: int, told_of: Container[int]) -> None:
+    with threads(number, 2):
+        found = stacks.parse((await told(None)).stacks)
+    assert len(found) in told_of
+    assert found[-1]["current"]
+    assert any("test_of_too_many_threads" in function for *_, function in found[-1]["frames"])
+
+
+async def test_a_loop_in_another_thread_is_told_from_the_main_one() -> None:
+    found = stacks.parse((await asyncio.to_thread(asyncio.run, told(None))).stacks)
+    assert found[-1]["main"]
+    assert found[-1]["ident"] == threading.main_thread().ident
+    assert [one["current"] for one in found].count(True) == 1
+    assert not found[-1]["current"]
+
+
+# -- channels --------------------------------------------------------------------------------------------
+
+
 async def test_a_channel_answers_from_inside_of_the_loop(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         path = str(tmp_path / "s")
@@ -148,8 +499,8 @@ async def test_a_channel_answers_from_inside_of_the_loop(tmp_path: Path) -> None
         listener.listen()
         before = set(os.listdir("/proc/self/fd"))
         client = aiotimer.AsyncTimerClient(path)
-        inspection.open_inspection_channel(client._queue, Block)
-        inspection.open_inspection_channel(client._queue, Block)
+        inspection.open_inspection_channel(client._queue, Block, None)
+        inspection.open_inspection_channel(client._queue, Block, None)
         peer, _ = listener.accept()
         with peer:
             peer.setblocking(False)
@@ -168,11 +519,101 @@ async def test_a_channel_answers_from_inside_of_the_loop(tmp_path: Path) -> None
         assert set(os.listdir("/proc/self/fd")) == before
 
 
+class Queue:
+    """What a channel needs to know of its queue."""
+
+    def __init__(self, path: str, table: TimerTable | None) -> None:
+        self.shared = True
+        self.path = path
+        self.table = table
+        self.pools: dict[str, Pool] = {}
+        self.next_channel_attempt = -inf
+
+
+@contextlib.asynccontextmanager
+async def slow_channel(
+    path: str, table: TimerTable | None = None
+) -> "AsyncIterator[tuple[inspection.InspectionChannel, socket.socket, Jumping]]":
+    """A channel that needs a slice for each piece of work, the server's end of it, and its clock."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        clock, loop, queue = Jumping(), asyncio.get_running_loop(), Queue(path, table)
+        channel = inspection.InspectionChannel(loop, queue, Block, clock)
+        channel.open()
+        peer, _ = listener.accept()
+        with peer:
+            peer.setblocking(False)
+            await loop.sock_recv(peer, 1000)
+            yield channel, peer, clock
+        channel.close()
+
+
+async def test_the_loop_runs_between_the_slices_of_an_answer(tmp_path: Path) -> None:
+    loop, turns = asyncio.get_running_loop(), 0
+
+    def turn() -> None:
+        nonlocal turns
+        turns += 1
+        ticking[0] = loop.call_soon(turn)
+
+    _, tasks = await waiting_tasks(20)
+    async with slow_channel(str(tmp_path / "s")) as (_channel, peer, _clock):
+        await loop.sock_sendall(peer, wire.encode(wire.Inspect(1)))
+        ticking = [loop.call_soon(turn)]
+        (answer,) = wire.server_decoder().feed(await loop.sock_recv(peer, 65_536))
+        ticking[0].cancel()
+    assert isinstance(answer, wire.Tasks)
+    assert answer.left_out == 0
+    assert turns > len(tasks)
+    await ended(*tasks)
+
+
+async def test_a_channel_knows_which_task_has_taken_a_slot(tmp_path: Path) -> None:
+    loop = asyncio.get_running_loop()
+    _, tasks = await waiting_tasks(200)  # for which there is not time enough
+    with virtual():
+        async with expires(60, "slot") as block:
+            assert block._slot is not None
+            slot = block._slot - layout.FIRST_DEADLINE
+            async with slow_channel(str(tmp_path / "s"), block._pool.table) as (channel, peer, _clock):
+                channel.note_entry(block._slot)
+                await loop.sock_sendall(peer, wire.encode(wire.Inspect(1, (slot,))))
+                (answer,) = wire.server_decoder().feed(await loop.sock_recv(peer, 65_536))
+    assert isinstance(answer, wire.Tasks)
+    assert answer.left_out > 0
+    assert answer.tasks[0].slots == (slot,)
+    await ended(*tasks)
+
+
+async def test_a_channel_that_is_closed_before_it_has_answered_goes_no_further(tmp_path: Path) -> None:
+    loop = asyncio.get_running_loop()
+    _, tasks = await waiting_tasks(20)
+    async with slow_channel(str(tmp_path / "s")) as (channel, peer, clock):
+        peer.sendall(wire.encode(wire.Inspect(1)))
+        await clock.has_been_read.wait()
+        channel.close()
+        assert await loop.sock_recv(peer, 10) == b""
+        await settled()
+    await ended(*tasks)
+
+
+async def test_a_question_before_the_answer_to_the_last_ends_the_channel(tmp_path: Path) -> None:
+    loop = asyncio.get_running_loop()
+    _, tasks = await waiting_tasks(20)
+    async with slow_channel(str(tmp_path / "s")) as (channel, peer, _clock):
+        peer.sendall(wire.encode(wire.Inspect(1)) + wire.encode(wire.Inspect(2)))
+        with contextlib.suppress(ConnectionResetError):
+            assert await loop.sock_recv(peer, 10) == b""
+        assert not channel.is_open
+    await ended(*tasks)
+
+
 PROGRAM = """
     import ctypes, mmap, os, signal, sys, time
     from aiotimer.client import dump_signal
     from aiotimer._core import layout
-    from aiotimer._core.table import TimerTable
+    from aiotimer._core.table import Pool, TimerTable
 
     descriptor = os.memfd_create("table")
     os.ftruncate(descriptor, layout.TABLE_SIZE)
