@@ -61,8 +61,10 @@ CORE_MUST_NOT_IMPORT = frozenset(
 )
 CORE_MUST_NOT_CALL = frozenset({"input", "open", "print", "start_new_thread"})
 
-# Third-party packages, and the only modules that may import them, even inside a function.
+# Third-party packages, and what is private in the standard library, with the only modules that may import it,
+# even inside a function.
 THIRD_PARTY: dict[str, tuple[str, ...]] = {
+    "_remote_debugging": ("evidence.unwind",),
     "click": ("cli.*",),
     "msgspec": ("_core.wire",),
     "rich": ("cli.*",),
