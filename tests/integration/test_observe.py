@@ -90,11 +90,12 @@ async def test_a_timer_may_be_observed_beside_others_that_are_not(monkeypatch: p
     """The flag is in the label; the next timer of the worker reaps it."""
     async with serving() as server:
         with bystander() as pid:
-            server.register_timers([TimerRequest(pid, "observed", monotonic() + 0.2)])
+            server.register_timers([TimerRequest(pid, "observed", monotonic() + 1000)])
             (worker,) = server._registry.workers.values()
             (table,) = worker.tables
             label = layout.encode_label(b"observed", 0, layout.OBSERVED)
             os.pwrite(table.file.descriptor, label, layout.label_offset(0))
+            arm(server, pid, "observed")
             await server.told("observed", pid)
             await server.pass_by(monotonic())
             assert is_alive(pid)
