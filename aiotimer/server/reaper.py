@@ -354,7 +354,7 @@ class Reaper:
             return reaping.Refused(f"{error.strerror}; {again}")
         if case.expiry is not None:
             case.expiry.signalled(action.number, self._clock())
-        if action.with_cont:
+        if action.with_cont and self._program(case):
             with contextlib.suppress(OSError):
                 process.signal(target, CONT)
         return reaping.Sent()

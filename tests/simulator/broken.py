@@ -338,6 +338,6 @@ broken("I7", "WaitsForEver", SimulatedWorker, budget=lambda _self: inf)
 # A worker whose evidence is slow to come lives on.
 broken("I8", "TakesItsTime", Inspector, takes=0.13)
 # What is armed again for the very same time is never reaped.
-broken("I1", "KnowsOnlyNumbers", Watch, "interrupt", __init__=_without_armings)
+broken("I1", "KnowsOnlyNumbers", Watch, "stop_worker", seed=99, __init__=_without_armings)
 # A server that is stopped again and again puts deadlines off for ever.
 broken("I1", "GivesBackEverything", Lifeline, "stop_and_go", effective=_all_that_was_left)

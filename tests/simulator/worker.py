@@ -195,9 +195,9 @@ class Worker:
         scope = rng.choice(SCOPES)
         if dice < 0.9:
             return f"releases {scope}", self.put(scope, RELEASE)
-        if dice < 0.915 and scope in self._last:
-            return f"acquires {scope} for the same time", self.put(scope, self._last[scope])
-        if dice < 0.917 or thread.storm:
+        if dice < 0.92 and scope in self._last:
+            return f"acquires {scope} for the same time", self.again(scope)
+        if dice < 0.922 or thread.storm:
             return "storms", self.storm(thread, rng)
         if dice < 0.97 or any(other.entries or other.busy for other in self.threads):
             when = self.world.now + rng.choice(self._afters) * rng.uniform(0.5, 1)
@@ -297,6 +297,11 @@ class Worker:
                 yield "must ring"
                 yield from self._ring_or_reconnect(table, stored)
             file.returned[number] = self.world.now
+
+    def again(self, scope: str) -> Steps:
+        """Release a timer, and arm it for the very time for which it was armed last."""
+        yield from self.put(scope, RELEASE)
+        yield from self.put(scope, self._last[scope])
 
     # -- the connection ----------------------------------------------------------------------------
 
