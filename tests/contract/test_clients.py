@@ -262,6 +262,7 @@ def test_the_same_time_again_is_another_timer(make: Maker, server: ServerThread)
     for number in (1, 2, 3):
         client.acquire("job", deadline)
         assert server.wait_reaps(number)[-1][1] == ["job"]
+        assert server.call(lambda s: s.get_expired_timers(inf)) == {}, "that reap is over: all is cleared"
         client.release("job")
 
 

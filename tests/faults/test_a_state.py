@@ -26,7 +26,7 @@ import pytest
 from aiotimer import TimerRequest
 from aiotimer._core import layout
 from aiotimer._linux.paths import state_directory
-from aiotimer._linux.procfs import start_time
+from aiotimer._linux.procfs import program_of, start_time
 from aiotimer.errors import NewerLayout, UnsafePath
 from aiotimer.server.server import TimerServer
 from tests.fakes.clock import PATIENCE, clock_passes
@@ -50,13 +50,17 @@ BOOT = Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
 # -- fault 6 --------------------------------------------------------------------------------------------
 
 
-def table(path: Path, deadline: float = 1.0, version: int = layout.LAYOUT_VERSION) -> None:
+def table(
+    path: Path, deadline: float = 1.0, version: int = layout.LAYOUT_VERSION, program: float = 0.0
+) -> None:
     """Write a table whose first slot is armed: whoever took it over would reap at once."""
     with path.open("wb") as file:
         file.truncate(layout.TABLE_SIZE)
         file.write(layout.header().replace(b"\1\0\0\0", version.to_bytes(4, "little"), 1))
         file.seek(8 * layout.PROMISE)
         file.write(layout.server_line(0.0, 0.0))
+        file.seek(8 * layout.PROGRAM)
+        file.write(layout.word(program))
         file.seek(8 * layout.HIGH_WATER)
         file.write(layout.word(16.0))
         file.seek(layout.deadline_offset(0))
@@ -280,7 +284,7 @@ async def test_fault_06_a_table_that_cannot_be_opened(
 async def test_fault_06_a_table_for_which_there_is_no_descriptor_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     """That says nothing about the table: it is tried again, and what has expired meanwhile is reaped."""
     with short_socket() as path, state_of(path) as directory, bystander() as pid, bystander() as other:
-        table(directory / name_of(pid))
+        table(directory / name_of(pid), program=float(program_of(pid)))
         table(directory / name_of(other), deadline=monotonic() + 1000)
         server = WatchfulServer(path)
         really_pin = "aiotimer.server.registry.pin"

@@ -160,7 +160,7 @@ async def change(worker: SpawnedWorker) -> None:
 
 @pytest.mark.parametrize("restart", [False, True], ids=["the same server", "the next server"])
 @pytest.mark.parametrize("how", ["dropped its uid", "executed", "both"])
-async def test_it_is_reaped_if_it_did_only_one_of_them(how: str, restart: bool) -> None:
+async def test_it_is_acted_upon_unless_it_is_another_users_by_an_exec(how: str, restart: bool) -> None:
     """It is the process that was pinned; and either its program is the one of then, or its user is."""
     with short_socket() as path, changing(how) as worker:
         async with serving(path) as server:

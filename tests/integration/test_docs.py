@@ -47,7 +47,8 @@ from aiotimer.cli.common import EX_UNAVAILABLE
 from aiotimer.cli.group import MODULES, cli
 from aiotimer.client.launch import owner_argument
 from aiotimer.events import KINDS
-from aiotimer.server.connection import SILENCE
+from aiotimer.server import connection
+from aiotimer.server.handlers import MAX_CONNECTIONS
 from aiotimer.server.server import OwnedServer
 from tests.fakes.clock import PATIENCE
 from tests.fakes.places import short_directory
@@ -557,12 +558,14 @@ def test_versions_and_limits_are_as_documented() -> None:
     headings = re.findall(r"^### ([A-Z?]+)$", prose_of(PROTOCOL), re.MULTILINE)
     assert sorted(headings) == sorted(tag.upper() for tag in MESSAGES)
     limits = dict(rows(section(PROTOCOL, "## The socket").partition("### ")[0]))
-    assert [number(value.split()[0]) for value in limits.values()] == [
+    assert [number(value.split()[0].rstrip(",")) for value in limits.values()] == [
         wire.MAX_FRAME,
         wire.MAX_REPLY,
         1,
-        SILENCE,
-        SILENCE,
+        MAX_CONNECTIONS,
+        connection.MESSAGES,
+        connection.SILENCE,
+        connection.SILENCE,
     ]
 
 
