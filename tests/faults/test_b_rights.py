@@ -374,8 +374,9 @@ if pid == 0:
     worker()
 assert program_of(pid) == 0
 asyncio.run(main())
-say("alive", os.waitpid(pid, os.WNOHANG) == (0, 0))
+alive = os.waitpid(pid, os.WNOHANG) == (0, 0)
 os.kill(pid, signal.SIGKILL)
+say("alive", alive)
 """
 )
 
