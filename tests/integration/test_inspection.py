@@ -336,7 +336,7 @@ async def test_a_dump_of_a_live_worker() -> None:
             assert not timer["expired"]
             assert found["process"]["state"]
             assert found["verdict"]
-            assert set(found["probes"]) >= {"proc", "tasks", "stacks", "py-spy"}
+            assert set(found["probes"]) >= {"proc", "tasks", "py-spy"}
             assert json.loads(json.dumps(found)) == found
             worker.say("go on")
             await line(worker, "left")  # it has not been harmed
