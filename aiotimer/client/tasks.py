@@ -87,11 +87,14 @@ _CONTAINERS: dict[int, Callable[[Any], int]] = {
 hash it, and compare it: its own class may say how."""
 
 _SUSPENDED: dict[int, tuple[Callable[[Any], Any], ...]] = {
-    id(CoroutineType): (attrgetter("cr_await"), attrgetter("cr_code"), attrgetter("cr_frame")),
-    id(GeneratorType): (attrgetter("gi_yieldfrom"), attrgetter("gi_code"), attrgetter("gi_frame")),
-    id(AsyncGeneratorType): (attrgetter("ag_await"), attrgetter("ag_code"), attrgetter("ag_frame")),
+    id(CoroutineType): tuple(map(attrgetter, ("cr_await", "cr_code", "cr_frame", "cr_running"))),
+    id(GeneratorType): tuple(map(attrgetter, ("gi_yieldfrom", "gi_code", "gi_frame", "gi_running"))),
+    id(AsyncGeneratorType): (*map(attrgetter, ("ag_await", "ag_code", "ag_frame")), lambda _link: False),
 }
-"""By the identity of their type, what coroutines and generators wait for, their code, and their frame."""
+"""By the identity of their type, what coroutines and generators wait for, code and frame, and if they
+run. Of those that do (a loop may be run inside of a task, as nest_asyncio has it) it must not be asked what
+they wait for: before 3.13 CPython takes what stands behind the running instruction for the next one, and
+crashes. An asynchronous generator cannot tell, but it runs only within a coroutine that does."""
 
 _KNOWN_TASKS = {11: "_all_tasks", 12: "_scheduled_tasks", 13: "_scheduled_tasks"}.get(sys.version_info[1], "")
 """In :mod:`asyncio.tasks` the weak set of the tasks of all loops. CPython 3.14 has none."""
@@ -258,6 +261,8 @@ class TaskWalk:
             suspended = _SUSPENDED.get(id(type(link)))
             if suspended is not None:
                 links[id(link)] = link
+                if suspended[3](link):
+                    break
                 link = suspended[0](link)
             elif (link := self._wrapped(link)) is None:
                 break

@@ -218,6 +218,34 @@ async def test_what_the_time_is_not_enough_for_is_counted() -> None:
     await ended(*tasks)
 
 
+RUNNING = """
+import asyncio
+import subprocess
+import sys
+from aiotimer._core import wire
+from aiotimer.client.block import Block
+from aiotimer.client.tasks import TaskWalk
+
+class Look:
+    def __call__(self):
+        walking = TaskWalk(asyncio.get_running_loop(), wire.Inspect(1, ()), None, Block)
+        while walking.go_on() is None:
+            pass
+
+async def main():
+    look = Look()
+    for _ in range(3000):
+        look()
+
+asyncio.run(main())
+"""
+"""A loop is inspected from inside of one of its tasks, whatever the interpreter notes there."""
+
+
+def test_a_task_that_runs_may_be_looked_at() -> None:
+    assert subprocess.run([sys.executable, "-c", RUNNING], check=False).returncode == 0
+
+
 async def test_a_task_that_ends_meanwhile_is_left_out() -> None:
     moment, moments = 0, 1
     while moment < moments:

@@ -89,6 +89,7 @@ class Shell:
         self.ladder = ladder
         self.now = 20.0
         self._allowed = allows
+        self._waits = False  # the owner does, for the ladder
         self.machine = Reaping(self._allows)
 
     def _allows(self, _now: float) -> bool:
@@ -98,6 +99,8 @@ class Shell:
     def tell(self, event: Event) -> list[Action]:
         """Tell an event, carry out what comes out; return what that was, the questions included."""
         before = len(self.did)
+        if isinstance(event, Done):
+            self._waits = False
         for action in self.machine.handle(event, self.now):
             self.did.append(action)
             answer = self._carry_out(action)
@@ -123,7 +126,7 @@ class Shell:
                 return self.signal
             case Check():
                 return Checked(self.stopped)
-            case Answer(done) if self.owner == "ladder":
+            case Answer(done) if self._waits:
                 return Done(done)
         return None
 
@@ -132,6 +135,7 @@ class Shell:
             if self.owner == "leaves":
                 self.tell(Begin(self.ladder, self.gathered))
                 return Done(True)
+            self._waits = True
             return Begin(self.ladder, self.gathered)
         return None if self.owner in (None, "waits") else Done(bool(self.owner))
 
