@@ -14,6 +14,7 @@ import pytest
 from aiotimer import TableFull
 from aiotimer._core import layout
 from aiotimer._core.layout import COUNT_OF, FIRST_DEADLINE, HIGH_WATER, LATE, LOOKS, PROMISE, SLOTS
+from aiotimer._core.locks import Lock
 from aiotimer._core.reader import TableReader
 from aiotimer._core.table import FIRST_CHUNK, Pool, TimerTable
 from tests.fakes.interruptions import at_every_opcode, interruptions, is_ours
@@ -455,6 +456,23 @@ def test_an_entry_may_take_the_last_idle_slot_while_labels_are_taken_away() -> N
     assert len(taken) == 1
     assert list(table._fresh) == []
     assert table.pools["s"] is pool, "its slot is in use, and comes back to it"
+
+
+def test_who_is_interrupted_while_waiting_for_the_table_arms_nothing() -> None:
+    class Interrupted(Lock):  # type: ignore[misc]
+        __slots__ = ()
+
+        def acquire(self, *_: object) -> bool:
+            raise KeyboardInterrupt
+
+    table = memory_table()
+    table.lock, lock = Interrupted(), table.lock
+    with pytest.raises(KeyboardInterrupt):
+        arm(table, "s", 10.0)
+    table.lock = lock
+    assert armed(table) == {}
+    arm(table, "s", 10.0)
+    assert armed(table) == {"s": 10.0}
 
 
 # --- counters
