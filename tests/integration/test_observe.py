@@ -103,6 +103,7 @@ async def test_a_timer_may_be_observed_beside_others_that_are_not(monkeypatch: p
             event = await server.told("reaped", pid)
             assert event.scope == "s"
             assert len(server.all_told("observed", pid)) == 1
+            await server.told("worker_gone", pid)
             assert [e.scope for e in server.all_told("worker_gone", pid)] == ["observed"]
 
 
