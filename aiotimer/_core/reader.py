@@ -8,7 +8,7 @@ held the same deadline before and after it was read; what is read is untrusted.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from heapq import merge
 from itertools import islice
 from math import inf
@@ -124,15 +124,8 @@ class TableReader:
         """Return a slot's row (see ``_core/durations.py``); it is short if the table is cut off."""
         return self._words(layout.ROW_WORDS, layout.row_offset(slot))
 
-    def durations(self, most: int = layout.SLOTS) -> dict[str, Ran]:
-        """Return how long the blocks of every scope took, of the first slots."""
-        found: dict[str, Ran] = {}
-        for found in self.durations_so_far(most):  # noqa: B007 - the last one is all
-            pass
-        return found
-
-    def durations_so_far(self, most: int = layout.SLOTS) -> Iterator[dict[str, Ran]]:
-        """Yield what :meth:`durations` returns as it becomes more, after every few slots."""
+    def durations(self, most: int = layout.SLOTS) -> Generator[None, None, dict[str, Ran]]:
+        """Read how long the blocks of every scope took, of the first slots; yield after every few of them."""
         found: dict[str, Ran] = {}
         counts = self.counts(min(layout.high_water(self.snapshot()), most))
         for first in range(0, len(counts), _ROWS):
@@ -152,7 +145,8 @@ class TableReader:
                 limit = noted if 0.0 < noted < _LONGEST else known.limit
                 together = min(known.count + int(count), durations.MOST)
                 found[scope] = Ran(together, known.durations, limit)
-            yield found
+            yield
+        return found
 
     def timer(self, slot: int, deadline: float) -> Timer | None:
         """Return the timer in a slot, None if it does not hold ``deadline`` any more."""

@@ -72,7 +72,6 @@ def entry(row: Sequence[float], deadline: float) -> Entry:
 class LookAround:
     """What is armed on a worker, and how long its blocks took: read once for all of its expiries of a moment.
 
-
     Attributes:
         at: when it was made.
         armed: the soonest timers of each table.
@@ -91,9 +90,7 @@ class LookAround:
             for batch in table.batches(MAX_TIMERS):
                 self.armed += [(table, timer) for timer in batch]
                 yield
-            ran: dict[str, Ran] = {}
-            for ran in table.reader.durations_so_far(MAX_SLOTS):  # noqa: B007 - the last one is all
-                yield
+            ran = yield from table.reader.durations(MAX_SLOTS)
             for scope, its in ran.items():
                 self._runs[table, scope] = _as_json(its)
                 yield

@@ -15,13 +15,13 @@ import asyncio
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from .._core.reader import Ran, TableReader
+from .._core.reader import TableReader
 from .._core.requests import WorkerId
 from ..events import Event, Kind, log
 from ..evidence.record import Record
@@ -216,14 +216,12 @@ class Reporter:
             self._history.abandon()
 
 
-def scopes_of(reader: TableReader) -> Iterator[dict[str, Any] | None]:
+def scopes_of(reader: TableReader) -> Generator[dict[str, Any] | None]:
     """Yield every scope of a table that has been entered: how often, how long it took, its latest limit.
 
     None comes in between, when others may have a turn.
     """
-    found: dict[str, Ran] = {}
-    for found in reader.durations_so_far(MAX_SLOTS):  # noqa: B007 - the last one is all
-        yield None
+    found = yield from reader.durations(MAX_SLOTS)
     for scope, ran in found.items():
         durations = ran.durations.as_json()
         yield {"scope": scope, "count": ran.count, "limit_s": ran.limit, "durations": durations}

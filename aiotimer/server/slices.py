@@ -58,7 +58,6 @@ class Alarm:
     A loop that wakes early (uvloop rounds to whole milliseconds) is sent back to sleep, each time for a
     little more, so that one which is always early wakes a few times, and never spins.
 
-
     Attributes:
         at: the moment; ``inf``: none.
     """

@@ -8,6 +8,7 @@ from aiotimer._core import durations, layout
 from aiotimer._core.layout import FIRST_SLOTS
 from aiotimer._core.reader import Read, TableReader, Timer
 from aiotimer._core.table import TimerTable
+from aiotimer.server.slices import finish
 from tests.fakes.memory import memory_table, reading
 
 
@@ -134,13 +135,13 @@ def test_rows_of_a_scope_are_read_together() -> None:
     assert reader.key(word - layout.FIRST_DEADLINE) == "s\0001o"
     table.set(("keyed", 0), 9.0, 5.0)
     table.set(("keyed", 0), -1.0, 0.0)
-    found = reader.durations()
+    found = finish(reader.durations())
     assert {scope: (ran.count, ran.durations.count) for scope, ran in found.items()} == {
         "s": (6, 2),
         "keyed": (1, 1),
     }
     assert found["keyed"].durations.maximum == 2.0
-    assert reader.durations(most=2).keys() == {"s"}
+    assert finish(reader.durations(most=2)).keys() == {"s"}
     assert list(reader.row(2)[:3]) == [5.0, 4.0, 9.0]
 
 
@@ -149,11 +150,11 @@ def test_what_is_no_count_counts_for_nobody() -> None:
     table = table_of(*((f"s{n}", 10.0) for n in range(4)))
     for slot, count in enumerate((1e300, 2.0**60, inf, nan)):
         table.cells[layout.FIRST_COUNT + slot] = count
-    assert TableReader(reading(table)).durations() == {}
+    assert finish(TableReader(reading(table)).durations()) == {}
     pool = table.pool("many")
     for _ in range(5):
         table.cells[table.take(pool)[1] + layout.COUNT_OF] = 2.0**53
-    assert TableReader(reading(table)).durations()["many"].count == 2**53
+    assert finish(TableReader(reading(table)).durations())["many"].count == 2**53
 
 
 def test_a_row_is_cleared_for_another_scope() -> None:
