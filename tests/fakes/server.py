@@ -619,12 +619,12 @@ def raw_client(path: str) -> Iterator[socket.socket]:
         yield connection
 
 
-async def answer(connection: socket.socket, until: type[wire.ToClient] | None = None) -> list[wire.ToClient]:
-    """Return what a server says until it closes the connection, or has sent a message of a kind."""
+async def answer(connection: socket.socket, *until: type | wire.ToClient) -> list[wire.ToClient]:
+    """Return what a server says until it closes the connection, or has sent all of these: kinds, messages."""
     decoder = wire.client_decoder()
     answers: list[wire.ToClient] = []
     loop = asyncio.get_running_loop()
-    while until is None or not any(isinstance(message, until) for message in answers):
+    while not until or not all(one in [*answers, *map(type, answers)] for one in until):
         data = await asyncio.wait_for(loop.sock_recv(connection, 65_536), PATIENCE)
         if not data:
             break

@@ -183,7 +183,7 @@ async def test_fault_30_descriptors_that_nobody_asked_for(count: int) -> None:
             for _ in range(50):
                 socket.send_fds(connection, [wire.encode(wire.Ping())], [0] * count)
             socket.send_fds(connection, [hello], [])
-            answers = await answer(connection, until=wire.Welcome)
+            answers = await answer(connection, wire.Welcome)
             assert [type(message) for message in answers] == [wire.Pong] * 50 + [wire.Welcome]
             socket.send_fds(connection, [wire.encode(wire.Ping())], [0] * count)
             assert await answer(connection) == []
@@ -271,7 +271,7 @@ async def test_fault_25_the_longest_frames(short_by: int) -> None:
     async with serving() as server:
         with raw_client(server.socket_path) as connection:
             await asyncio.get_running_loop().sock_sendall(connection, long)
-            assert [type(m) for m in await answer(connection, until=wire.Welcome)] == [wire.Welcome]
+            assert [type(m) for m in await answer(connection, wire.Welcome)] == [wire.Welcome]
 
 
 async def test_fault_25_single_bytes_and_a_thousand_frames_at_once() -> None:
@@ -281,13 +281,13 @@ async def test_fault_25_single_bytes_and_a_thousand_frames_at_once() -> None:
             for byte in wire.encode(wire.Hello(1, "x", 1, False, 0, monotonic())):
                 await asyncio.get_running_loop().sock_sendall(connection, bytes([byte]))
                 await asyncio.sleep(0)  # the server reads each for itself
-            await answer(connection, until=wire.Welcome)
+            await answer(connection, wire.Welcome)
             later = monotonic() + 1000
             frames = [wire.encode(wire.Acquire(n, f"timer {n}", later)) for n in range(1, 1001)]
             await asyncio.get_running_loop().sock_sendall(connection, b"".join(frames))
             heard = 0
             while heard < 1000:
-                (*_, last) = await answer(connection, until=wire.Ack)
+                (*_, last) = await answer(connection, wire.Ack)
                 assert isinstance(last, wire.Ack)
                 assert not last.error
                 heard = last.number

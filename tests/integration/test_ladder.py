@@ -292,7 +292,7 @@ async def test_a_workers_own_ladder_is_remembered_by_the_next_server() -> None:
         async with serving(path) as server:
             with raw_client(path) as client:
                 client.sendall(hello(LADDER, observe=True))
-                await answer(client, until=wire.Welcome)
+                await answer(client, wire.Welcome)
                 (worker,) = server._registry.workers.values()
                 assert worker.reap_grant == ReapGrant(Ladder.parse(LADDER), observe=True)
                 assert worker.tables[0].reap_grant() == "observe TERM:2,KILL"

@@ -91,9 +91,10 @@ async def test_a_message_is_in_place_as_soon_as_what_it_needs_has_been_handled()
         with raw_client(server.socket_path) as connection:
             requests = wire.Acquire(1, "a", monotonic() + 1000), wire.Acquire(2, "b", monotonic() + 1000)
             await say(connection, hello(shared=False), *requests, wire.Ping())
-            answers = await answer(connection, wire.Ack)
-            assert [type(one) for one in answers] == [wire.Welcome, wire.Pong, wire.Ack]
-            assert answers[-1] == wire.Ack(2)
+            # Requests are acknowledged once a turn, and how many turns there are depends on the machine.
+            answers = await answer(connection, wire.Pong, wire.Ack(2))
+            others = [type(one) for one in answers if not isinstance(one, wire.Ack)]
+            assert others == [wire.Welcome, wire.Pong]
             assert server.armed(os.getpid()).keys() == {"a", "b"}
             await say(connection, wire.Bye(), wire.Attend(1))
             assert await answer(connection) == []
