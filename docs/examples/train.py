@@ -38,9 +38,9 @@ BUCKETS = 2**14  # that n-grams are hashed into
 RATE = 2.0  # of learning
 
 WORKERS = 4
-STEPS = 200
-BATCH = 32  # passages
-PROGRESS = 100  # steps between two reports
+STEPS = 100
+BATCH = 16  # passages
+PROGRESS = 50  # steps between two reports
 
 ROLLOUT_LIMIT = 2.0  # seconds for a batch to arrive: many times what it takes
 STEP_LIMIT = 1.0  # seconds for one step

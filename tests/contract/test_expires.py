@@ -871,10 +871,11 @@ def test_fault_50_a_handler_has_a_block_while_its_thread_connects(server: Server
 
 
 @pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")  # interrupted as soon as it was made
-def test_fault_50_interrupted_by_a_signal_while_connecting(server: ServerThread) -> None:
+@pytest.mark.parametrize("first", [0, 1], ids=["every even bytecode", "every odd bytecode"])
+def test_fault_50_interrupted_by_a_signal_while_connecting(server: ServerThread, first: int) -> None:
     with TimerClient(server.path) as client, expires(60, "s", client):
         pass  # now everything is imported
-    for interruption in interruptions(by_signals=True):
+    for interruption in interruptions(by_signals=True, first=first, step=2):
         client = TimerClient(server.path, budget=PATIENCE)
         with interruption:
             with expires(60, "s", client):

@@ -277,7 +277,12 @@ class Interruption:
 
 
 def interruptions(
-    handler: Callable[[], object] = _raises, *, by_signals: bool = False, after_calls: bool = False
+    handler: Callable[[], object] = _raises,
+    *,
+    by_signals: bool = False,
+    after_calls: bool = False,
+    first: int = 0,
+    step: int = 1,
 ) -> Iterator[Interruption]:
     """Yield an interruption for every bytecode of a body that is the same each time.
 
@@ -288,12 +293,14 @@ def interruptions(
         handler: of the signal.
         by_signals: only where CPython lets a signal interrupt: for code that holds what must be given back.
         after_calls: only there, and as part of the call: behind it, tables of handlers may have a gap.
+        first: the number of the first one, and...
+        step: ... from each to the next: for several tests that share a long body.
     """
     where = _handles_signals if by_signals else _every_bytecode
     opcodes = _Opcodes(is_ours, where, after_calls=after_calls)
     try:
         with collector_rests():
-            for number in itertools.count():
+            for number in itertools.count(first, step):
                 interruption = Interruption(number, opcodes, handler)
                 yield interruption
                 if not interruption.happened:

@@ -47,7 +47,7 @@ def storm(loop: str, reads: str, *, entries: int, rounds: int, patience: float) 
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-@pytest.mark.parametrize("rounds", [100, pytest.param(1000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("rounds", [50, pytest.param(1000, marks=pytest.mark.soak)])
 def test_fault_40_no_wake_up_is_lost(loop: str, rounds: int) -> None:
     done = storm(loop, "all", entries=3_000 * rounds, rounds=rounds, patience=20.0)
     assert done["lost"] == 0

@@ -646,6 +646,7 @@ EXPIRIES = 60
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.asyncio(loop_factories=["uvloop"])
 @pytest.mark.parametrize("permitted", [True, False], ids=["ptrace is permitted", "ptrace is refused"])
 async def test_a_busy_worker_that_is_looked_at_again_and_again_is_alive(
     permitted: bool, monkeypatch: pytest.MonkeyPatch

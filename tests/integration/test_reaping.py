@@ -56,6 +56,7 @@ async def assert_all_reaped(sources: Sequence[str]) -> None:
         assert len(server.all_told("reaped")) == len(sources)
 
 
+@pytest.mark.asyncio(loop_factories=["uvloop"])
 @pytest.mark.parametrize("entry", ["with", "async with"])
 async def test_fault_41_hung_in_synchronous_code(entry: str) -> None:
     await assert_all_reaped([program(entry, hang, after=AFTER) for hang in HANGS.values()])

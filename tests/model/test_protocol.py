@@ -37,7 +37,8 @@ def threads(program: Program) -> int:
 @pytest.mark.parametrize(
     ("protocol", "scope"),
     [
-        pytest.param(ANY_ORDER, EVERYTHING, id="everything-2-operations"),
+        pytest.param(Protocol(), EVERYTHING, id="everything-2-operations"),
+        pytest.param(ANY_ORDER, EVERYTHING, id="any-order-2-operations", marks=pytest.mark.soak),
         pytest.param(Protocol(), CRASHES, id="crashes-3-operations", marks=pytest.mark.soak),
         pytest.param(Protocol(), HEARTBEAT, id="heartbeat-3-operations", marks=pytest.mark.soak),
         pytest.param(
@@ -54,6 +55,7 @@ def test_keeps_the_laws(protocol: Protocol, scope: Scope) -> None:
     assert not verdict.traces, verdict
 
 
+@pytest.mark.soak
 def test_the_count_may_be_read_again_before_the_send() -> None:
     verdict = explore(Protocol(recount=True), EVERYTHING)
     show(verdict)

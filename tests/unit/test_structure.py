@@ -430,20 +430,19 @@ FILES = {path.relative_to(PACKAGE.parent).as_posix() for path in PACKAGE.rglob("
 }
 
 
-def names_in(tree: ast.AST) -> set[str]:
+def names_in(nodes: Iterable[ast.AST]) -> set[str]:
     """Every identifier of a module: what it defines, uses or imports."""
     names: set[str] = set()
-    for node in ast.walk(tree):
+    for node in nodes:
         for field in ("id", "attr", "name", "arg", "asname", "module"):
             if isinstance(value := getattr(node, field, None), str):
                 names.update(value.split("."))
     return names
 
 
-def prose(text: str) -> Iterator[tuple[int, str]]:
+def prose(text: str, nodes: Iterable[ast.AST]) -> Iterator[tuple[int, str]]:
     """The line and text of each comment and docstring of a module."""
-    tree = ast.parse(text)
-    for node in ast.walk(tree):
+    for node in nodes:
         match node:
             case ast.Expr(ast.Constant(str(said))):  # a docstring, of an attribute too
                 yield node.lineno, said
@@ -495,8 +494,9 @@ def test_modules_say_first_what_they_are(name: str) -> None:
 def test_prose_names_modules_that_exist(path: str) -> None:
     file = PACKAGE.parent / path if path.startswith("aiotimer/") else TESTS.parent / path
     text = file.read_text()
-    known = names_in(ast.parse(text)) | sys.stdlib_module_names
-    wrong = [f"{path}:{line} {name}" for line, said in prose(text) for name in stale(said, known)]
+    nodes = list(ast.walk(ast.parse(text)))
+    known = names_in(nodes) | sys.stdlib_module_names
+    wrong = [f"{path}:{line} {name}" for line, said in prose(text, nodes) for name in stale(said, known)]
     assert not wrong, f"no such modules: {wrong}"
 
 
