@@ -10,6 +10,7 @@ before it, which readers do not see:
 * ``file: NAME``: the block is a file, which lies in the directory where the page's programs and commands run.
 * ``runs: reaped``: a command that must end by being reaped.
 * ``runs: beside``: a command that goes on while the rest of the page is executed.
+* ``runs: alone``: a command that is executed apart from the others of its page, for it takes long.
 * ``runs: not, REASON``: not executed.
 * ``prints``: before a ``text`` block: what the ``python`` block before it prints.
 
@@ -119,6 +120,11 @@ class Block(NamedTuple):
     def is_command(self) -> bool:
         """Whether it is executed by a shell."""
         return self.language == "console" and not self.note.startswith("runs: not, ")
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether it is executed apart from the page's other commands: they have nothing to do with it."""
+        return self.note == "runs: alone"
 
     @property
     def is_program(self) -> bool:
@@ -310,12 +316,18 @@ class Console:
             assert_shown(line, beside.wait_line(""), self._directory, where)
 
 
-@pytest.mark.parametrize("page", pages_with("is_command"))
-def test_commands(page: str) -> None:
+@pytest.mark.parametrize(
+    ("page", "alone"),
+    [
+        *((page, False) for page in pages_with("is_command")),
+        *((page, True) for page in pages_with("is_alone")),
+    ],
+)
+def test_commands(page: str, alone: bool) -> None:
     with workplace(page) as directory, contextlib.ExitStack() as stack:
         console = Console(page, directory, stack)
         for block in blocks_of(page):
-            if block.is_command:
+            if block.is_command and block.is_alone == alone:
                 expected = (124, 137) if block.note == "runs: reaped" else (0,)
                 assert console.run(block) in expected, f"{page}:{block.line + 1}\n{console.printed}"
 
@@ -347,7 +359,7 @@ def test_programs(page: str) -> None:
 def test_blocks_are_of_known_kinds(page: str) -> None:
     indented = re.search(r"^ +```", PAGES[page].read_text(), re.MULTILINE)
     assert not indented, f"{page}: an indented block is not executed"
-    notes = r"file: [\w.]+|runs: reaped|runs: beside|runs: not, \S.*|prints|"
+    notes = r"file: [\w.]+|runs: reaped|runs: beside|runs: alone|runs: not, \S.*|prints|"
     for block in blocks_of(page):
         where = f"{page}:{block.line + 1}"
         assert block.language in LANGUAGES, f"{where}: {block.language!r} is not executed"
