@@ -28,7 +28,8 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from math import inf, isfinite, nan
+from itertools import zip_longest
+from math import inf, isfinite, isnan, nan
 from typing import NamedTuple, TypeAlias
 
 BOUND = 5.0
@@ -56,6 +57,9 @@ many that of one expired timer."""
 SLOW = 16
 """Blocks that one look judges slot by slot: about two milliseconds if all of their timers are due."""
 
+
+_NOTHING = array("d", [nan]) * BLOCK
+"""What equals no deadline: nothing has been cleared. It is never changed."""
 
 Armings: TypeAlias = Callable[[int, int], "array[int]"]
 """``armings(first, slots)`` returns for each of these slots a number that is another one whenever the slot
@@ -165,25 +169,37 @@ class _Block:
     """Neighbouring slots: what the last look found in them, and what has been dealt with.
 
     Attributes:
-        reported, cleared: the deadlines that have been dealt with, in one way or the other, by slot.
+        reported: the deadlines that have been reported, by slot.
         armings: which armings those are, by slot.
+        cleared: what the slots held when they were cleared, armed or not; NaN, which equals nothing, for
+            those that have changed since. Thousands are cleared at once: nothing is done for each of them.
+        cleared_armings: which armings those are.
         counted: what they were last compared with, as bytes.
         stored: what they held, as bytes: those are compared in a moment, and NaN equals itself.
         soonest: when the first of their open timers falls due, those that have been neither reported nor
             cleared. It may be too early, and NaN: then nobody knows.
     """
 
-    __slots__ = ("_read_armings", "armings", "cleared", "counted", "first", "reported", "soonest", "stored")
+    __slots__ = (
+        "_read_armings", "armings", "cleared", "cleared_armings", "counted", "first", "reported", "soonest",
+        "stored",
+    )  # fmt: skip
 
     def __init__(self, first: int, armings: Armings) -> None:
         self.first = first
         self._read_armings = armings
         self.reported: dict[int, float] = {}
-        self.cleared: dict[int, float] = {}
         self.armings: dict[int, int] = {}
+        self.cleared = _NOTHING
+        self.cleared_armings = array("q")
         self.counted = b""
         self.stored = b""
         self.soonest = inf
+
+    @property
+    def has_dealt(self) -> bool:
+        """Whether anything in it has been dealt with, in one way or the other."""
+        return bool(self.armings) or self.cleared is not _NOTHING
 
     def is_quiet(self, deadlines: array[float], now: float) -> bool:
         """Whether nothing can be due in a reading, as far as that is seen at the speed of C."""
@@ -191,9 +207,10 @@ class _Block:
         if stored != self.stored:
             if self.armings:
                 self.reported = self._unchanged(self.reported, deadlines)
-                self.cleared = self._unchanged(self.cleared, deadlines)
-                same = self.reported | self.cleared
-                self.armings = {slot: arming for slot, arming in self.armings.items() if slot in same}
+                self.armings = {slot: self.armings[slot] for slot in self.reported}
+            if self.cleared is not _NOTHING:
+                both = zip_longest(self.cleared, deadlines, fillvalue=nan)
+                self._keep_cleared(before if before == now else nan for before, now in both)
             self.stored, self.soonest = stored, self._at_first_sight(deadlines)
         return self.soonest > now
 
@@ -205,25 +222,28 @@ class _Block:
             self.reported.update((timer.slot, timer.deadline) for timer in due)
             armings = self._dealt_with(timer.slot for timer in due)
             due = [Due(slot, d, at, armings[slot]) for slot, d, at, _ in due]
-        cleared = self.cleared.get
-        left = (d for slot, d in enumerate(deadlines, self.first) if d != cleared(slot))
-        to_come = [d for d in (left if self.cleared else deadlines) if d > now]
+        to_come = [d for d in self._open(deadlines) if d > now]
         to_come += [timer.effective for timer in past if timer.effective > now]
         self.soonest = min(to_come, default=inf)
         return due
 
     def clear(self, deadlines: array[float]) -> None:
         """Deal with everything that is armed in a reading. What it does not hold is forgotten."""
-        self.reported = {}
-        self.cleared = {slot: d for slot, d in enumerate(deadlines, self.first) if 0.0 < d < inf}
-        self.armings = {}
-        if self.cleared:
-            self._dealt_with(self.cleared)
+        self.reported, self.armings, self.cleared = {}, {}, _NOTHING
+        if deadlines.count(inf) < len(deadlines):  # else there is nothing to clear
+            self.cleared = deadlines + _NOTHING[len(deadlines) :]
+            self.cleared_armings, self.counted = self._read_armings(self.first, BLOCK), b""
         self.stored, self.soonest = deadlines.tobytes(), inf
+
+    def holds_any(self, deadlines: array[float]) -> bool:
+        """Whether a reading holds any timer that has not been cleared."""
+        if deadlines.tobytes() == self.cleared[: len(deadlines)].tobytes():
+            return False
+        return deadlines.count(inf) < len(deadlines) and any(0.0 < d < inf for d in self._open(deadlines))
 
     def forget_armed_again(self) -> None:
         """Forget what has been dealt with if its slot has been armed again since."""
-        if not self.armings:
+        if not self.has_dealt:
             return
         armings = self._read_armings(self.first, BLOCK)
         counted = armings.tobytes()
@@ -232,7 +252,10 @@ class _Block:
         self.counted = counted
         for slot in [slot for slot, arming in self.armings.items() if arming != armings[slot - self.first]]:
             self.forget(slot)
-            self.cleared.pop(slot, None)
+        if self.cleared is not _NOTHING and self.cleared_armings != armings:
+            both = zip(self.cleared, self.cleared_armings, armings, strict=True)
+            self._keep_cleared(d if before == now else nan for d, before, now in both)
+            self.soonest = nan
 
     def forget(self, slot: int) -> None:
         """Forget that the timer in a slot has been reported."""
@@ -252,17 +275,29 @@ class _Block:
         reported: Mapping[int, float],
     ) -> list[Due]:
         """Return the armed timers with stored deadlines up to ``until``, but none reported or cleared."""
-        known, cleared = reported.get, self.cleared.get
+        known, cleared, first = reported.get, self.cleared, self.first
         return [
             Due(slot, deadline, effective(deadline))
-            for slot, deadline in enumerate(deadlines, self.first)
+            for slot, deadline in enumerate(deadlines, first)
             if deadline <= until and 0.0 < deadline < inf
-            if deadline != known(slot) and deadline != cleared(slot)
+            if deadline != known(slot) and deadline != cleared[slot - first]
         ]
+
+    def _open(self, deadlines: array[float]) -> Iterable[float]:
+        """Return what a reading holds and has not been cleared."""
+        if self.cleared is _NOTHING:
+            return deadlines
+        return (d for d, cleared in zip(deadlines, self.cleared, strict=False) if d != cleared)
+
+    def _keep_cleared(self, cleared: Iterable[float]) -> None:
+        """Forget what has been cleared but for these, NaN apart."""
+        self.cleared = array("d", cleared)
+        if all(map(isnan, self.cleared)):
+            self.cleared = _NOTHING
 
     def _at_first_sight(self, deadlines: array[float]) -> float:
         """Return ``soonest`` for a new reading, as far as C can tell."""
-        return nan if self.armings else min(deadlines, default=inf)
+        return nan if self.has_dealt else min(deadlines, default=inf)
 
     def _dealt_with(self, slots: Iterable[int]) -> dict[int, int]:
         """Note which armings in these slots have just been dealt with."""
@@ -315,7 +350,7 @@ class Watch:
     @property
     def has_dealt(self) -> bool:
         """Whether anything has been dealt with: then equal deadlines are not all there is to compare."""
-        return any(block.armings for block in self._blocks)
+        return any(block.has_dealt for block in self._blocks)
 
     def look(self, deadlines: array[float], now: float) -> Look:
         """Decide what is due, what to promise, and when to look next."""
@@ -370,8 +405,13 @@ class Watch:
 
     def cleared(self, slot: int, deadline: float) -> bool:
         """Whether the timer of this value in this slot has been cleared."""
-        number = slot // BLOCK
-        return number < len(self._blocks) and self._blocks[number].cleared.get(slot) == deadline
+        number, within = divmod(slot, BLOCK)
+        is_known = number < len(self._blocks) and 0.0 < deadline < inf
+        return is_known and self._blocks[number].cleared[within] == deadline
+
+    def holds_any(self, deadlines: array[float]) -> bool:
+        """Whether there is any timer in ``deadlines`` that has not been cleared."""
+        return any(block.holds_any(part) for block, part in self._parts(deadlines))
 
     def reopen(self, due: Iterable[Due]) -> None:
         """Report these again at the next look: reaping their worker did not succeed."""

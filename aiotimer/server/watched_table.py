@@ -148,8 +148,7 @@ class WatchedTable:
 
     def holds_timers(self) -> bool:
         """Whether anything is armed and not dealt with."""
-        deadlines = enumerate(self.reader.deadlines())
-        return any(0.0 < d < inf and not self.watch.cleared(slot, d) for slot, d in deadlines)
+        return self.watch.holds_any(self.reader.deadlines())
 
     def mark_reaped(self, now: float) -> None:
         """Write into the header that the worker is about to be signalled, for the next server to know."""

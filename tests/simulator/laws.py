@@ -278,7 +278,7 @@ class Laws:
     def _check_bounds(self, server: Server) -> None:
         tables = [table for known in server.workers.values() for table in known.tables]
         for table in tables:
-            remembered = sum(len(block.reported) + len(block.cleared) for block in table.watch._blocks)
+            remembered = sum(len(block.reported) for block in table.watch._blocks)
             if remembered > layout.FIRST_SLOTS and remembered > (slots := len(table.reader.deadlines())):
                 raise Broken("I6", f"{remembered} timers of {table} are remembered, of {slots}")
         pending = Counter(handle.what for handle in server.loop.handles if handle.callback is not None)

@@ -669,3 +669,22 @@ def test_what_is_cleared_is_not_looked_for() -> None:
     assert watch.look(deadlines, NOW).promise == NOW + BOUND
     deadlines[1] = NOW + 3  # a new timer
     assert watch.look(deadlines, NOW).promise == NOW + 3
+
+
+def test_what_is_not_cleared_is_held() -> None:
+    one, table = watch(), slots(inf, NOW, -1.0, nan)
+    assert one.holds_any(table)
+    assert not one.holds_any(slots(inf, -1.0, 0.0, nan))
+    one.clear(table)
+    assert not one.holds_any(table)
+    table[0] = NOW + 1
+    assert one.holds_any(table)
+    one.clear(table)
+    assert not one.holds_any(table)
+
+
+def test_a_table_that_grows_after_the_clearing_holds_what_is_new() -> None:
+    one = watch()
+    one.clear(slots(NOW))
+    assert one.holds_any(slots(NOW, NOW))
+    assert numbers(one.look(slots(NOW, NOW), NOW).due) == [1]
