@@ -16,6 +16,7 @@ import itertools
 import os
 import re
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias, cast
 
@@ -71,10 +72,10 @@ class TableFile:
         """
         os.pwrite(self.descriptor, data, offset)
 
-    def close(self) -> None:
-        """Close the descriptor; the file stays."""
+    def close(self, close: Callable[[int], object] = os.close) -> None:
+        """Close the descriptor, or have it closed; the file stays."""
         descriptor, self.descriptor = self.descriptor, -1
-        os.close(descriptor)
+        close(descriptor)
 
 
 class Found(NamedTuple):

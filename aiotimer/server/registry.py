@@ -28,6 +28,7 @@ from .._linux.process import is_dead, pin
 from .._linux.procfs import foreign_uid, program_of
 from ..errors import ForeignProcess, ServerError
 from ..events import Event, log, shown
+from .disposal import Disposal
 from .pinned_process import PinnedProcess
 from .policy import Policy
 from .slices import WorkQueue
@@ -52,6 +53,7 @@ class Registry:
         on_dead: called with a worker that is dead, before its tables go.
         before_removal: called with a table that is about to be deleted.
         queue: where looks come first, and a death waits until everything noted before it is described.
+        disposal: gives back the memory of tables.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Registry:
         emit: Callable[[Event], None],
         before_removal: Callable[[WatchedTable], object],
         queue: WorkQueue,
+        disposal: Disposal,
     ) -> None:
         self.workers: dict[WorkerId, Worker] = {}
         self._by_pid: dict[int, Worker] = {}  # the newest with each pid: older ones are dead
@@ -78,6 +81,7 @@ class Registry:
         self._emit = emit
         self._before_removal = before_removal
         self._queue = queue
+        self._disposal = disposal
         self._adoption: asyncio.TimerHandle | None = None
 
     def register(self, worker_id: WorkerId, pidfd: int) -> Worker:
@@ -86,7 +90,9 @@ class Registry:
         if worker is not None:
             os.close(pidfd)
             return worker
-        worker = self.workers[worker_id] = Worker(PinnedProcess(worker_id, pidfd))
+        worker = self.workers[worker_id] = Worker(
+            PinnedProcess(worker_id, pidfd), self._disposal.close_mapping
+        )
         self._by_pid[worker_id.pid] = worker
         self._loop.add_reader(pidfd, self._dead, worker)
         return worker
@@ -169,7 +175,10 @@ class Registry:
         armings = TableReader(file.read).armings
         watch = Watch(self.lifeline, connected=connected, bound=self._bound, armings=armings)
         on_due = functools.partial(self._on_due, worker)
-        table = WatchedTable(file, watch, self._loop, on_due, do_first=self._queue.do_first)
+        table = WatchedTable(
+            file, watch, self._loop, on_due,
+            do_first=self._queue.do_first, close=self._disposal.close_descriptor,
+        )  # fmt: skip
         table.before_removal = self._before_removal
         if file.kind == "socket":
             table.awaits_word = worker.process.has_unsent

@@ -111,6 +111,7 @@ class Reporter:
     Args:
         history: records it first; None: nothing is recorded.
         tell: who takes events, in this order. None of them waits, or raises.
+        close: closes a descriptor, now or soon.
 
     Attributes:
         keep: takes records, None if nobody does.
@@ -123,7 +124,9 @@ class Reporter:
         history: History | None,
         *tell: Callable[[Event], object],
         clock: Callable[[], float] = monotonic,
+        close: Callable[[int], object] = os.close,
     ) -> None:
+        self._close = close
         self.keep: RecordSink | None = None if history is None else history.record
         self.path_of: PathOf = (lambda _record_id: "") if history is None else history.path_of
         self.queue = queue
@@ -200,7 +203,7 @@ class Reporter:
                     self._history.durations(told["scope"], told["durations"], told["count"], told["limit_s"])
                 yield
         finally:
-            os.close(descriptor)
+            self._close(descriptor)
 
     async def close(self) -> None:
         """Have the callback take what waits, and the history write it."""

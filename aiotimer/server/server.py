@@ -35,6 +35,7 @@ from ..errors import AlreadyServing
 from ..events import Event, log, shown, write_to_log
 from . import listener
 from .connection import Acceptor
+from .disposal import Disposal
 from .garbage import GarbageCollector
 from .handlers import HandlerContext, Session
 from .history import History
@@ -135,6 +136,7 @@ class TimerServer:
         self._reporter: Reporter
         self._reaper: Reaper
         self._queue: WorkQueue
+        self._disposal: Disposal
         self._acceptor: Acceptor
         self._collector: GarbageCollector | None = None
 
@@ -181,12 +183,13 @@ class TimerServer:
     def _assemble(self, directory: Path) -> None:
         """Put together what looks, reaps, reports and answers."""
         queue = self._queue = WorkQueue(self._loop)
+        self._disposal = Disposal()
         reporter = self._reporter = self._new_reporter(queue, directory)
         inspector = Inspector(self._loop, self._policy.evidence_budget, queue)
         self._reaper = Reaper(self._loop, self.reap_worker, reporter, self._policy, inspector)
         self._started_registry = Registry(
             directory, self._loop, self._bound, self._policy, self._reaper.expire, self._worker_died,
-            reporter.emit, reporter.note_durations, queue,
+            reporter.emit, reporter.note_durations, queue, self._disposal,
         )  # fmt: skip
         self._context = HandlerContext(
             self._registry, self._loop, reporter.emit, reporter.refused, self._report, self._reaper.resume,
@@ -197,7 +200,8 @@ class TimerServer:
     def _new_reporter(self, queue: WorkQueue, directory: Path) -> Reporter:
         """Make what is told of events and records. Overridden where they are watched."""
         callback = () if self._on_event is None else (CallbackSink(self._loop, self._on_event),)
-        return Reporter(queue, History(directory, self._policy.evidence_dir), write_to_log, *callback)
+        history = History(directory, self._policy.evidence_dir)
+        return Reporter(queue, history, write_to_log, *callback, close=self._disposal.close_descriptor)
 
     async def stop(self) -> None:
         """Stop serving. Tables of living workers stay for the next server; their timers stay armed."""
@@ -219,6 +223,7 @@ class TimerServer:
                 session.connection.close()
             self._registry.close()
             await self._reporter.close()
+            await self._loop.run_in_executor(None, self._disposal.close)
         finally:
             self._leave()
             self._stopped.set()
@@ -416,6 +421,7 @@ class TimerServer:
         try:
             if self._started_registry is not None:
                 self._started_registry.close()
+                self._disposal.close()
                 if self._lock is not None and self._lock.owns_socket():  # else it is another one's by now
                     paths.remove_if_empty(self._started_registry.directory)
             if self._lock is not None:
@@ -438,6 +444,7 @@ class TimerServer:
         self._context.sessions.clear()
         self._acceptor.abandon()
         self._registry.abandon()
+        self._disposal.abandon()
         self._reporter.abandon()
         self._let_go()
 

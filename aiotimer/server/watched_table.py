@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from math import inf
 from time import monotonic
@@ -48,10 +49,11 @@ class WatchedTable:
         file: the table; owned from here on.
         on_due: called with this table and the timers that have expired.
         do_first: calls a look that is due, now or soon.
+        close: closes the descriptor of its file, now or soon.
     """
 
     __slots__ = (
-        "_alarm", "_clock", "_do_first", "_later", "_looks", "_loop", "_on_due", "_rests_until",
+        "_alarm", "_clock", "_close", "_do_first", "_later", "_looks", "_loop", "_on_due", "_rests_until",
         "awaits_word", "before_removal", "connection", "file", "program", "reader", "watch",
     )  # fmt: skip
 
@@ -63,11 +65,13 @@ class WatchedTable:
         on_due: Callable[[WatchedTable, tuple[Due, ...]], None],
         clock: Callable[[], float] = monotonic,
         do_first: Callable[[Callable[[], None]], object] = lambda look: look(),
+        close: Callable[[int], object] = os.close,
     ) -> None:
         self.file = file
         self.watch = watch
         self.reader = TableReader(file.read)
         self._clock = clock
+        self._close = close
         self._do_first = do_first
         self._loop = loop
         self._on_due = on_due
@@ -188,12 +192,12 @@ class WatchedTable:
         self.close()
 
     def remove(self) -> None:
-        """Stop watching, and delete the file."""
+        """Stop watching, and delete the file: its name first, and its memory with the last descriptor."""
         if not self.closed:
             self.before_removal(self)
-        self.close()
         if self.file.path is not None:
             remove(self.file.path)
+        self.close()
 
     def close(self) -> None:
         """Stop watching. The file stays."""
@@ -203,7 +207,7 @@ class WatchedTable:
         if self._later is not None:
             self._later.cancel()
             self._later = None
-        self.file.close()
+        self.file.close(self._close)
 
     @property
     def closed(self) -> bool:

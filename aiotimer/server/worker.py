@@ -9,7 +9,7 @@ from mmap import mmap
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .._core import wire
+from .._core import layout, wire
 from .._core.ladder import ReapGrant
 from .._core.requests import TimerRequest
 from .._core.table import TimerTable
@@ -20,6 +20,9 @@ from .watched_table import WatchedTable
 
 if TYPE_CHECKING:
     from .pinned_process import PinnedProcess
+
+_SLOT = layout.TABLE_SIZE // layout.SLOTS
+"""Bytes of a table that each of its slots takes."""
 
 
 class Inspectable(Protocol):
@@ -64,6 +67,7 @@ class Worker:
 
     Args:
         process: the process, pinned; owned from here on.
+        close_mapping: closes a mapping of which so many bytes have been used, now or soon.
 
     Attributes:
         tables: every table it has timers in.
@@ -77,7 +81,12 @@ class Worker:
         run: the job that it belongs to, by its own account; "" if it has not said.
     """
 
-    def __init__(self, process: PinnedProcess) -> None:
+    def __init__(
+        self,
+        process: PinnedProcess,
+        close_mapping: Callable[[mmap, int], object] = lambda mapping, _used: mapping.close(),
+    ) -> None:
+        self._close_mapping = close_mapping
         self.process = process
         self.id = process.id
         self.name = process.name
@@ -174,7 +183,7 @@ class Worker:
         for kind, (own, cells) in list(self.own_tables.items()):
             if own is table:
                 del self.own_tables[kind]
-                _unmap(cells)
+                self._unmap(cells)
         table.remove()
 
     @property
@@ -190,8 +199,16 @@ class Worker:
     def unmap(self) -> None:
         """Give back the memory of the server's own tables. The files stay."""
         for _own, cells in self.own_tables.values():
-            _unmap(cells)
+            self._unmap(cells)
         self.own_tables.clear()
+
+    def _unmap(self, cells: TimerTable) -> None:
+        """Close a mapping and the descriptor that comes with it; no collector of cycles is waited for."""
+        mapping, used = cells.raw.obj, cells.high_water * _SLOT
+        assert isinstance(mapping, mmap)
+        cells.cells.release()
+        cells.raw.release()
+        self._close_mapping(mapping, used)
 
 
 def drop_if_left(worker: Worker, table: WatchedTable, emit: Callable[[Event], None]) -> bool:
@@ -218,12 +235,3 @@ def drop_after_exec(worker: Worker, table: WatchedTable, emit: Callable[[Event],
     if table.holds_timers():
         emit(Event("exec", worker.id, worker.name, detail="its timers are dropped"))
     worker.drop(table)
-
-
-def _unmap(cells: TimerTable) -> None:
-    """Close a mapping, and the descriptor that comes with it, without waiting for the collector of cycles."""
-    mapping = cells.raw.obj
-    assert isinstance(mapping, mmap)
-    cells.cells.release()
-    cells.raw.release()
-    mapping.close()

@@ -74,7 +74,7 @@ class MemoryFile(TableFile):
             raise OSError("closed")
         self.raw[offset : offset + len(data)] = data
 
-    def close(self) -> None:
+    def close(self, _close: object = None) -> None:
         """Read as empty from now on."""
         self.descriptor = -1
 

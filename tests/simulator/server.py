@@ -175,7 +175,7 @@ class OpenFile:
         what = {layout.PROMISE: "promises in", layout.REAPED_AT: "marks"}.get(offset // 8, "notes in")
         self._server.pause(f"{what} {self.truth}")
 
-    def close(self) -> None:
+    def close(self, _close: object = None) -> None:
         """Close it."""
         self.descriptor = -1
 
