@@ -165,11 +165,20 @@ def children_of(pid: int, tid: int) -> list[int]:
 
 
 def has_thread_named(pid: int, name: str) -> bool:
-    """Whether a process has a thread of this name; False if it is gone."""
-    try:
-        return any(_text(pid, "comm", tid).rstrip("\n") == name for tid in reversed(tids_of(pid)))
-    except OSError:
-        return False
+    """Whether a process has a thread of this name; False if it is gone.
+
+    There may be thousands, and the name of each is in a file of its own. One that starts meanwhile counts.
+    """
+    named: set[int] = set()
+    with contextlib.suppress(OSError):  # it is gone; or there is no descriptor to look with
+        for _ in range(2):
+            new = set(tids_of(pid)) - named
+            for tid in sorted(new, reverse=True):
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # that thread has ended
+                    if _text(pid, "comm", tid).rstrip("\n") == name:
+                        return True
+            named |= new
+    return False
 
 
 def wchan(pid: int, tid: int | None = None) -> str:

@@ -82,9 +82,18 @@ class PinnedProcess:
             return set() if self.is_dead() else mapped
         return set()
 
-    def has_unsent(self) -> bool:
-        """Whether it has yet to say what it has armed and released, see ``procfs.UNSENT``."""
-        return procfs.has_thread_named(self.id.pid, procfs.UNSENT)
+    async def has_unsent(self) -> bool:
+        """Whether it has yet to say what it has armed and released, see ``procfs.UNSENT``.
+
+        It counts as if it had if that is not found out in a second; to ask again is right then.
+        """
+        read = partial(procfs.has_thread_named, self.id.pid, procfs.UNSENT)
+        try:
+            return await in_thread(read, _PATIENCE, give_up=lambda: None)
+        except TimeoutError:
+            return True
+        except (TooManyStuck, RuntimeError):  # there is no thread for it
+            return read()
 
     def is_foreign(self) -> bool:
         """Whether it is another user's by now. That it has dropped its uid does not count."""

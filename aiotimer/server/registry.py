@@ -83,6 +83,7 @@ class Registry:
         self._queue = queue
         self._disposal = disposal
         self._adoption: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def register(self, worker_id: WorkerId, pidfd: int) -> Worker:
         """Return the worker of that identity, a new one if need be; takes over the pidfd."""
@@ -181,9 +182,17 @@ class Registry:
         )  # fmt: skip
         table.before_removal = self._before_removal
         if file.kind == "socket":
-            table.awaits_word = worker.process.has_unsent
+            table.ask_peer = functools.partial(self._ask_peer, worker)
         worker.tables.append(table)
         return table
+
+    def _ask_peer(self, worker: Worker, answered: Callable[[bool], None]) -> None:
+        async def ask() -> None:
+            answered(await worker.process.has_unsent())
+
+        task = self._loop.create_task(ask())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def adopt(self) -> None:
         """Take over the tables of an earlier server; delete what is nobody's.
@@ -273,6 +282,8 @@ class Registry:
         if self._adoption is not None:
             self._adoption.cancel()
             self._adoption = None
+        for task in self._tasks:
+            task.cancel()
         self.unregister_the_dead()
         for worker in self.workers.values():
             self._loop.remove_reader(worker.process.pidfd)

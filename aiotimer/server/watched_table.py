@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Iterator
 from math import inf
 from time import monotonic
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from .._core import layout
 from .._core.reader import TableReader, Timer
@@ -30,6 +30,11 @@ LARGE = 65_536
 REST, MOST_REST = 8.0, 0.05
 """How many times as long nobody looks at it again, seconds at most: so one worker of many thousand timers
 that rings all the time has a ninth of the server's loop."""
+
+
+AskPeer: TypeAlias = Callable[[Callable[[bool], None]], object]
+"""``ask_peer(answered)``: finds out whether a peer that stores nothing itself has something to say and could
+not. That can take long, so the answer goes to ``answered``."""
 
 
 class Connection(Protocol):
@@ -53,8 +58,8 @@ class WatchedTable:
     """
 
     __slots__ = (
-        "_alarm", "_clock", "_close", "_do_first", "_later", "_looks", "_loop", "_on_due", "_rests_until",
-        "awaits_word", "before_removal", "connection", "file", "program", "reader", "watch",
+        "_alarm", "_clock", "_close", "_do_first", "_is_asking", "_later", "_looks", "_loop", "_on_due",
+        "_rests_until", "ask_peer", "before_removal", "connection", "file", "program", "reader", "watch",
     )  # fmt: skip
 
     def __init__(
@@ -79,7 +84,8 @@ class WatchedTable:
         self._later: asyncio.TimerHandle | None = None
         self._rests_until = -inf
         self.before_removal: Callable[[WatchedTable], object] = lambda _table: None  # to read it once more
-        self.awaits_word: Callable[[], bool] = lambda: False  # its peer may have released what is still armed
+        self.ask_peer: AskPeer | None = None  # it may have released what is still armed here
+        self._is_asking = False
         self.connection: Connection | None = None  # on which rings or requests come for this table
         self.program = self.number(layout.PROGRAM)  # see procfs.program_of
         # Go on counting where an earlier server stopped: a worker may remember its last ring by that.
@@ -87,10 +93,23 @@ class WatchedTable:
 
     def look(self) -> None:
         """Look now: report what is due, promise, and schedule the next look."""
-        watch = self.watch
-        if self.connection is None and self.awaits_word():
-            self._wake_at(self._clock() + ADOPTED_EVERY)
+        if self.connection is None and self.ask_peer is not None:
+            if not self._is_asking:
+                self._is_asking = True
+                self.ask_peer(self._answered)
             return
+        self._look()
+
+    def _answered(self, unsent: bool) -> None:
+        """Look, unless the peer has yet to say what it has released: then ask again in a while."""
+        self._is_asking = False
+        if unsent and self.connection is None:
+            self._wake_at(self._clock() + ADOPTED_EVERY)
+        else:
+            self._do_first(self._look_at_once_if_open)
+
+    def _look(self) -> None:
+        watch = self.watch
         for _ in range(RESTARTS):
             began = self._clock()
             snapshot = self.reader.snapshot()
@@ -231,6 +250,10 @@ class WatchedTable:
     def _look_if_open(self) -> None:
         if not self.closed:
             self.look()
+
+    def _look_at_once_if_open(self) -> None:
+        if not self.closed:
+            self._look()
 
     def _read_later(self) -> None:
         self._later = None

@@ -59,6 +59,27 @@ def test_its_threads() -> None:
         procfs.status(os.getpid(), gone())
 
 
+def test_a_thread_is_found_by_its_name() -> None:
+    over, named = threading.Event(), threading.Event()
+
+    def name_itself() -> None:
+        Path(f"/proc/self/task/{threading.get_native_id()}/comm").write_text("by its name")
+        named.set()
+        over.wait()
+
+    thread = threading.Thread(target=name_itself)
+    thread.start()
+    try:
+        assert named.wait(30)
+        assert procfs.has_thread_named(os.getpid(), "by its name")
+        assert not procfs.has_thread_named(os.getpid(), "by its")
+    finally:
+        over.set()
+        thread.join()
+    assert not procfs.has_thread_named(os.getpid(), "by its name")
+    assert not procfs.has_thread_named(gone(), "by its name")
+
+
 def test_its_children() -> None:
     with child() as pid:
         found = [one for tid in procfs.tids_of(os.getpid()) for one in procfs.children_of(os.getpid(), tid)]

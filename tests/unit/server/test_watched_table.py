@@ -109,7 +109,7 @@ def test_a_look_promises_the_next_one_and_reads_once_more(served: Served) -> Non
 
 def test_a_table_whose_peer_has_something_to_say_is_not_looked_at_before(served: Served) -> None:
     unsent, table = True, served.table
-    table.awaits_word = lambda: unsent
+    table.ask_peer = lambda answered: answered(unsent)
     served.arm(-1.0)
     for _ in range(3):
         table.look()
@@ -122,8 +122,26 @@ def test_a_table_whose_peer_has_something_to_say_is_not_looked_at_before(served:
     assert [due.slot for due in served.due] == [0]
 
 
+def test_nobody_waits_while_it_is_found_out_whether_a_peer_has_something_to_say(served: Served) -> None:
+    asked: list[Callable[[bool], None]] = []
+    table = served.table
+    table.ask_peer = asked.append
+    served.arm(-1.0)
+    for _ in range(3):
+        table.look()
+    (answered,) = asked
+    assert (served.due, served.cells.looks(), served.loop.handles) == ([], 0.0, [])
+    answered(False)
+    assert [due.slot for due in served.due] == [0]
+    table.look()
+    assert len(asked) == 2, "it may have something to say by now"
+    table.close()
+    asked[1](False)
+    assert served.cells.looks() == 1.0
+
+
 def test_the_word_of_a_peer_has_come_when_it_is_connected(served: Served) -> None:
-    served.table.awaits_word = lambda: True
+    served.table.ask_peer = lambda answered: answered(True)
     served.table.connection = Connected()
     served.arm(-1.0)
     served.table.look()
