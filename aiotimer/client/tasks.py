@@ -381,7 +381,9 @@ def _known_tasks(loop: asyncio.AbstractEventLoop) -> tuple[Iterable[Reference], 
     if type(known) is set:
         listed = list(islice(known, _MOST_TASKS))
         return (listed.pop() for _ in range(len(listed))), len(known)
-    tasks = asyncio.all_tasks(loop)  # of all of them in one piece, 0.1 us each, from 3.14 on
+    # From 3.14 on tasks are in linked lists of the interpreter's own, and nothing else goes through them: all
+    # of all loops in one piece, 3 ms for 50,000, but 9 to 16 for 100,000, by when the caches are too small.
+    tasks = asyncio.all_tasks(loop)
     return (weakref.ref(tasks.pop()) for _ in range(len(tasks))), len(tasks)
 
 

@@ -11,6 +11,11 @@ from aiotimer.server.garbage import AT_LEAST, FEW, MANY, GarbageCollector
 from tests.fakes.clock import Clock
 
 
+def printed_by(program: str) -> str:
+    """Return what a program prints."""
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+
+
 class Process:
     """A process in which objects are made, and some of its timers are due."""
 
@@ -60,6 +65,27 @@ from aiotimer.server.garbage import GarbageCollector
 GarbageCollector(lambda: 1.0).take_over()
 print(gc.isenabled(), gc.get_freeze_count() > 1000)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout == "False True\n"
+    assert printed_by(program) == "False True\n"
     assert gc.isenabled(), "an embedded server leaves that alone"
+
+
+def test_what_the_interpreter_counts_is_what_waits() -> None:
+    """Of each CPython: whether its young objects are counted on, though nothing is collected by itself."""
+    program = """
+import gc
+from aiotimer.server.garbage import FEW, MANY, GarbageCollector
+collector = GarbageCollector(lambda: 1.0)
+collector.take_over()
+made = collector._made
+kept = [[] for _ in range(2 * FEW)]
+print(FEW <= made() < MANY)
+del kept
+print(made() < FEW)
+for _ in range(2 * FEW):
+    cycle = []
+    cycle.append(cycle)
+print(made() >= FEW)
+collector.tick()
+print(made() < FEW, gc.get_stats()[2]["collected"] >= FEW)
+"""
+    assert printed_by(program) == "True\nTrue\nTrue\nTrue True\n"
