@@ -72,6 +72,15 @@ for file, line, source in json.load(sys.stdin):
 """
 """Runs the blocks of a page in one namespace. Tracebacks name the page and its line."""
 
+COMMAND = """
+import os, pathlib
+from aiotimer import cli
+from aiotimer._linux import paths
+paths.bases = lambda: iter([pathlib.Path(os.environ["XDG_RUNTIME_DIR"], "aiotimer")])
+cli.main()
+"""
+"""The command ``aiotimer`` of a page: it sees nothing of this user's other servers, wherever they are."""
+
 RUNTIME = "/run/user/1000"
 """How the pages show ``$XDG_RUNTIME_DIR``."""
 
@@ -225,7 +234,7 @@ def workplace(page: str) -> Iterator[Path]:
                 (directory / block.file).write_text(block.text + "\n")
         tools = directory / ".bin"
         tools.mkdir()
-        for name, command in {"python": "", "aiotimer": "-P -m aiotimer"}.items():
+        for name, command in {"python": "", "aiotimer": f"-P -c '{COMMAND}'"}.items():
             (tools / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {command} "$@"\n')
             (tools / name).chmod(0o755)
         yield directory
