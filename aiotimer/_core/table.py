@@ -221,7 +221,7 @@ class TimerTable:
             if since == since:  # it is sampled
                 durations.leave(self.cells, layout.row_of(word), self.now() - since)
             return
-        self.cells[word + COUNT_OF] += 1.0
+        self.cells[word + COUNT_OF] += 1.0  # last: else what it is moved from would pass for armed again
         if now >= cell.sample_at:
             cell.sample_at = now + SAMPLE_EVERY
             if cell.entered_at != cell.entered_at:

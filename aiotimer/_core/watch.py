@@ -63,7 +63,9 @@ _NOTHING = array("d", [nan]) * BLOCK
 
 Armings: TypeAlias = Callable[[int, int], "array[int]"]
 """``armings(first, slots)`` returns for each of these slots a number that is another one whenever the slot
-has been armed again. It is asked after the deadlines were read: a worker stores one, and then counts it."""
+has been armed again. It is asked after the deadlines were read: an entry counts, and then stores one. (What
+is moved is stored first, for what it was moved from must not pass for new: if it was overdue when stored, and
+is counted after a look, it is reported once more.)"""
 
 
 class Due(NamedTuple):

@@ -74,10 +74,10 @@ class Block:
             raise RuntimeError(IN_USE)
         self._slot = slot
         cells = pool.cells
+        cells[slot + COUNT_OF] += 1.0  # first: whoever finds the deadline finds it counted
         clock = pool.now  # called through a local: CPython 3.11 does not specialise it otherwise
         now = clock()
         self._deadline = cells[slot] = deadline = now + self._after
-        cells[slot + COUNT_OF] += 1.0
         if now >= pool.sample_at:
             self._sample(pool, slot, now, deadline)
         if not now - LATE <= cells[PROMISE] <= deadline:

@@ -10,15 +10,18 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from decimal import Decimal
 from fractions import Fraction
 from math import inf, nan
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from aiotimer import NotConfigured, WorkerId, expires
+from aiotimer._core.reader import TableReader
+from aiotimer._core.table import TimerTable
+from aiotimer._core.watch import Lifeline, Watch
 from aiotimer.client.clients import default
 from aiotimer.events import Event, shown
 from tests.fakes.clock import Clock
-from tests.fakes.memory import MemoryClient, acquisitions_of, memory_table, names_of, timers_of
+from tests.fakes.memory import MemoryClient, acquisitions_of, memory_table, names_of, reading, timers_of
 
 NOT_SECONDS: dict[str, Any] = {
     "nan": nan,
@@ -299,6 +302,41 @@ def test_outside_the_block_there_is_no_time(client: MemoryClient) -> None:
         with block:
             assert block.deadline == 1060.0
     assert acquisitions_of(client.table) == 2
+
+
+class Watched:
+    """A table's cells, looked at after every store: a thread may lose its processor anywhere."""
+
+    def __init__(self, table: TimerTable, look: Callable[[], object]) -> None:
+        self._cells = table.cells
+        self._look = look
+
+    def __getitem__(self, word: int) -> float:
+        return self._cells[word]
+
+    def __setitem__(self, word: int, value: float) -> None:
+        self._cells[word] = value
+        self._look()
+
+
+def test_an_entry_that_is_overdue_when_it_is_stored_is_reported_once(client: MemoryClient) -> None:
+    reader = TableReader(reading(client.table))
+    watch = Watch(Lifeline(2000.0, beat=inf), connected=True, armings=reader.armings)
+    due: list[float] = []
+    block = expires(60, scope="s", client=client)
+    with block:
+        pass  # from here on its scope has a slot
+    client.table.pool("s").cells = cast(
+        "memoryview[float]",
+        Watched(
+            client.table,
+            lambda: due.extend(timer.deadline for timer in watch.look(reader.deadlines(), 2000.0).due),
+        ),
+    )
+    for _ in range(2):
+        with block:
+            assert due == [1060.0]
+        due.clear()
 
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
