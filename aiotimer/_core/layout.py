@@ -20,7 +20,7 @@ offset                written by  what
 208 ``DUMP_SIGNAL``   worker     float64: the signal that makes a thread write its stack, or 0.0
 216 ``DUMP_FILE``     worker     float64: its descriptor of this file, to which it writes it
 256 deadlines         worker     65,536 x float64; ``inf`` or 0.0 = not armed
-528,384 counts        worker     65,536 x float64: acquisitions through this slot, under this label
+528,384 counts        worker     65,536 x float64: acquisitions through this slot; see ``RELABELLED``
 1,052,672 labels      worker     65,536 x 256 bytes: length, flags, ordinal, UTF-8 text
 17,829,888 rows       worker     65,536 x 64 float64: how long the blocks of this slot took
 51,384,320 stacks     worker     what threads wrote when sent ``DUMP_SIGNAL``, one after the other
@@ -54,6 +54,9 @@ FIRST_DEADLINE = 32
 FIRST_COUNT = 528_384 // 8
 COUNT_OF = FIRST_COUNT - FIRST_DEADLINE
 """A deadline's word index plus this is the word index of its slot's count."""
+
+RELABELLED = 2.0**-16
+"""Added to a count when its slot gets another label; then it starts anew, but for what is less than one."""
 
 LABELS_OFFSET = 1_052_672
 LABEL_SIZE = 256

@@ -108,7 +108,7 @@ class TableReader:
         return layout.read_word(data) if len(data) == 8 else -1.0
 
     def counts(self, slots: int) -> array[float]:
-        """Return how often each of the first ``slots`` slots was armed under its present label."""
+        """Return the counts of the first ``slots`` slots: whole parts, under their present labels."""
         return self._words(slots, layout.count_offset(0))
 
     def armings(self, first: int, slots: int) -> array[int]:

@@ -352,11 +352,14 @@ class TimerTable:
     def _label(self, word: int, text: bytes, ordinal: int) -> None:
         """Write a slot's label; the ordinal of an observed entry is negative."""
         cells = self.cells
-        if cells[word + COUNT_OF] and self.sampled_from < inf:
-            row = layout.row_offset(word - FIRST_DEADLINE)
-            self.raw[row : row + layout.ROW_SIZE] = bytes(layout.ROW_SIZE)  # of another scope
-        cells[RETIRED] += cells[word + COUNT_OF]
-        cells[word + COUNT_OF] = 0.0
+        count = cells[word + COUNT_OF]
+        if count >= 1.0:
+            if self.sampled_from < inf:
+                row = layout.row_offset(word - FIRST_DEADLINE)
+                self.raw[row : row + layout.ROW_SIZE] = bytes(layout.ROW_SIZE)  # of another scope
+            cells[RETIRED] += count // 1.0
+            # Else armed as often under the new label, for the same time, it would pass for the old timer.
+            cells[word + COUNT_OF] = (count + layout.RELABELLED) % 1.0
         label = layout.encode_label(text, abs(ordinal), layout.OBSERVED if ordinal < 0 else 0)
         start = layout.label_offset(word - FIRST_DEADLINE)
         self.raw[start : start + len(label)] = label

@@ -82,7 +82,7 @@ class MemoryFile(TableFile):
 def acquisitions_of(table: TimerTable) -> int:
     """Return how many timers have been armed in a table since it was made."""
     counts = table.cells[layout.FIRST_COUNT : layout.FIRST_COUNT + table.high_water]
-    return int(table.cells[layout.RETIRED] + sum(counts))
+    return int(table.cells[layout.RETIRED]) + sum(map(int, counts))
 
 
 def armed_cells(table: TimerTable) -> dict[tuple[str, int], float]:
