@@ -14,6 +14,7 @@ from .block import Block
 from .clients import BaseClient, default, default_client
 
 if TYPE_CHECKING:
+    from .._core.table import Pool
     from .grace import GracefulBlock
 
 _MOST_INT = 10**9
@@ -67,23 +68,27 @@ def expires(
     block._client = client
     if client is None:
         client = default.client
-    try:
-        if observe:
-            raise KeyError  # what is observed has pools of its own
-        if scope is None:
-            frame = _getframe(1)
-            block._pool = client._sites[id(frame.f_code), frame.f_lasti]  # type: ignore[union-attr]
-        else:
-            block._pool = client._pools[scope]  # type: ignore[union-attr]
-    except (KeyError, AttributeError):  # a new name, or nothing is configured
-        client = client or default_client()
-        if scope is None:
-            block._pool = site_pool(_getframe(1), client, observed=observe)
-        else:
-            block._pool = named_pool(scope, client, observed=observe)
+    if observe:  # such blocks have pools of their own
+        block._pool = _new_pool(scope, client, observed=True)
+    else:
+        try:
+            if scope is None:
+                frame = _getframe(1)
+                block._pool = client._sites[id(frame.f_code), frame.f_lasti]  # type: ignore[union-attr]
+            else:
+                block._pool = client._pools[scope]  # type: ignore[union-attr]
+        except (KeyError, AttributeError):  # a new name, or nothing is configured
+            block._pool = _new_pool(scope, client, observed=False)
     if grace is not None:
         cast("GracefulBlock", block).add_grace(seconds(grace, "grace"))
     return block
+
+
+def _new_pool(scope: str | None, client: BaseClient | None, *, observed: bool) -> Pool:
+    client = client or default_client()
+    if scope is None:
+        return site_pool(_getframe(2), client, observed=observed)
+    return named_pool(scope, client, observed=observed)
 
 
 def _graceful_block() -> GracefulBlock:
