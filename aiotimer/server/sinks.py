@@ -48,6 +48,9 @@ _ROUNDS, _DIE_WITHIN = 10, 100
 """How often it is looked for members of a session that is killed, which may have forked meanwhile; and how
 many milliseconds each has to die in: one in an uninterruptible sleep does so later."""
 
+_ENDS_WITHIN = 1.0
+"""Seconds that a killed command is waited for."""
+
 T = TypeVar("T")
 
 
@@ -265,12 +268,24 @@ class CommandSink(JsonSink):
         self._timeout = timeout
         self._retry_after = retry_after
         self._closing = threading.Event()
+        self._starting = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None  # that runs
+        self._closed = False
         super().__init__("events for a command", self._run_for)
 
     def close(self, within: float) -> bool:
-        """Run the command for what waits, for so many seconds at most; return whether all was told."""
+        """Run the command for what waits, for so many seconds at most; return whether all was told.
+
+        A run that goes on is killed then, as one that takes too long, and none is begun.
+        """
         self._closing.set()  # no pause before another try any more
-        return super().close(within)
+        told = super().close(within)
+        with self._starting:
+            self._closed, process = True, self._process
+        if process is not None:
+            _kill_session(process)
+            self.flush(_ENDS_WITHIN)
+        return told
 
     def _run_for(self, event: Mapping[str, Any]) -> None:
         data = _as_line(event)
@@ -280,17 +295,28 @@ class CommandSink(JsonSink):
             failure = self._failure_of_run(data)
             if not failure:
                 return
+            if self._closed:
+                break
         self.failed += 1
         log.error("%s was not told of %s: %s", shlex.join(self._command), event.get("event"), failure)
 
     def _failure_of_run(self, data: bytes) -> str:
         """Run it once; return why that failed, "" if it did not."""
         try:
-            process = subprocess.Popen(
-                self._command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
-            )
+            with self._starting:
+                if self._closed:
+                    return "the server has ended"
+                self._process = process = subprocess.Popen(
+                    self._command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
+                )
         except OSError as error:
             return error.strerror or str(error)
+        try:
+            return self._failure_of(process, data)
+        finally:
+            self._process = None
+
+    def _failure_of(self, process: subprocess.Popen[bytes], data: bytes) -> str:
         if os.getpriority(os.PRIO_PROCESS, process.pid) < 0:  # it is the server's, and not for others
             os.setpriority(os.PRIO_PROCESS, process.pid, 0)
         try:
@@ -298,25 +324,31 @@ class CommandSink(JsonSink):
         except subprocess.TimeoutExpired:
             _kill(process)
             return f"it took longer than {self._timeout:g} s"
+        if process.returncode and self._closed:
+            return "the server has ended"
         return f"its exit status was {process.returncode}" if process.returncode else ""
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
     """Kill a process of ours with the session that it leads, and wait for it."""
+    _kill_session(process)
+    if process.stdin is not None:
+        with contextlib.suppress(OSError):
+            process.stdin.close()
+    with contextlib.suppress(subprocess.TimeoutExpired):  # uninterruptible: it is waited for later
+        process.wait(_ENDS_WITHIN)
+
+
+def _kill_session(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ChildProcessError):  # somebody else in this process has waited for it
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        # Until it is waited for, its number, which is the session's too, is nobody else's.
+        # Until it is waited for, and as long as the session has members, its number is nobody else's.
         for _ in range(_ROUNDS):
             for pid in (members := members_of(process.pid)):
                 with contextlib.suppress(OSError):
                     _kill_member(pid, process.pid)
             if not members:
                 break
-    if process.stdin is not None:
-        with contextlib.suppress(OSError):
-            process.stdin.close()
-    with contextlib.suppress(subprocess.TimeoutExpired):  # uninterruptible: it is waited for later
-        process.wait(1.0)
 
 
 def _kill_member(pid: int, session: int) -> None:

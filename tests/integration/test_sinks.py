@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -277,6 +278,26 @@ def test_all_that_a_command_has_started_ends_with_it(tmp_path: Path) -> None:
     assert not alive(member)
     assert alive(stranger)
     os.kill(stranger, signal.SIGKILL)
+
+
+def test_a_command_that_runs_when_its_server_ends_is_ended_with_all_that_it_has_started(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    program, fifo = tmp_path / "hang", tmp_path / "fifo"
+    os.mkfifo(fifo)
+    program.write_text(f"#!/bin/sh\nsleep 600 & echo $$ $! > {fifo}; wait\n")
+    program.chmod(0o755)
+    sink = CommandSink(str(program), timeout=600.0, retry_after=0.0)
+    for _ in range(2):
+        sink(Event("reaped").as_json())
+    pidfds = [os.pidfd_open(int(pid)) for pid in fifo.read_text().split()]
+    assert not sink.close(0.0)
+    for pidfd in pidfds:
+        assert select.select([pidfd], [], [], PATIENCE)[0], "it lives"
+        os.close(pidfd)
+    assert sink.flush(PATIENCE)
+    assert sink.failed == 1, "it is not tried again"
+    assert "was not told of reaped: the server has ended" in caplog.text
 
 
 def alive(pid: int) -> bool:
