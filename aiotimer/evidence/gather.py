@@ -140,7 +140,7 @@ class _Probing:
         )
         probes = dict(self._probes)
         if self._left_out:
-            probes["tasks"] += f"; {self._left_out} tasks did not fit"
+            probes["tasks"] += f"; {self._left_out} tasks left out"
         return Findings(
             said.text,
             said.where,

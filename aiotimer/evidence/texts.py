@@ -27,11 +27,11 @@ def tasks_text(tasks: list[dict[str, Any]], left_out: int = 0) -> str:
 
     Args:
         tasks: of a record.
-        left_out: how many further tasks did not fit into the answers of the loops.
+        left_out: how many further tasks there was no room or no time for in the answers of the loops.
     """
     blocks = [_task(task) for task in tasks]
     if left_out:
-        blocks.append(f"and {left_out} tasks more, which did not fit\n")
+        blocks.append(f"and {left_out} tasks more: there was no room, or no time, for them\n")
     return "\n".join(blocks)
 
 

@@ -230,14 +230,14 @@ async def test_who_answers_without_stacks_is_asked_for_them(tmp_path: Path) -> N
         assert found.probes["tasks"].endswith(" s")
 
 
-async def test_tasks_that_did_not_fit_are_counted(tmp_path: Path) -> None:
+async def test_tasks_that_are_left_out_are_counted(tmp_path: Path) -> None:
     async def some_of_them() -> list[wire.Tasks]:
         return [wire.Tasks(1, "a loop", "MainThread", (), left_out, "") for left_out in (5, -7, 2)]
 
     with hanging(tmp_path, BODIES["sleep"]) as it:
         found = await gather(it.subject(some_of_them), PATIENCE)
-        assert found.probes["tasks"].endswith(" s; 7 tasks did not fit")
-        assert found.tasks_text.startswith("and 7 tasks more, which did not fit\n")
+        assert found.probes["tasks"].endswith(" s; 7 tasks left out")
+        assert found.tasks_text.startswith("and 7 tasks more: there was no room, or no time, for them\n")
 
 
 async def test_a_process_is_looked_at_before_its_loops_are_woken(

@@ -31,5 +31,6 @@ def test_tasks_for_people() -> None:
         "Task Task-2, a loop in thread MainThread\n"
         "  runs, or is about to\n"
     )
-    assert tasks_text([two], 7).endswith("\n  runs, or is about to\n\nand 7 tasks more, which did not fit\n")
+    left_out = "and 7 tasks more: there was no room, or no time, for them\n"
+    assert tasks_text([two], 7).endswith(f"\n  runs, or is about to\n\n{left_out}")
     assert tasks_text([]) == ""
