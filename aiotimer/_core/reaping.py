@@ -487,9 +487,7 @@ class Reaping:
             raise OutOfPlace(f"{type(event).__name__} of a worker that is {before.value}")
         actions = _HANDLERS[type(event)](self, event, now)
         if self.state not in after:
-            raise OutOfPlace(
-                f"{type(event).__name__} led from {before.value} to {self.state.value}"
-            )  # pragma: no cover
+            raise OutOfPlace(f"{type(event).__name__} led from {before.value} to {self.state.value}")
         return actions
 
     # -- what is due -----------------------------------------------------------------------------

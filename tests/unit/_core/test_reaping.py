@@ -68,6 +68,7 @@ class Shell:
         machine: what is driven.
         did: what it was told to do.
         sent: the signals that reached the worker.
+        read_in: in which states it wanted slots to be read.
         armed: the slots that are still armed.
         stopped: why the worker cannot run.
         signal: the answer to a signal.
@@ -80,6 +81,7 @@ class Shell:
     def __init__(self, ladder: Ladder = LONG, *, allows: int = 100) -> None:
         self.did: list[Action] = []
         self.sent: list[int] = []
+        self.read_in: list[str] = []
         self.armed = {0, 1, 2}
         self.stopped = ""
         self.signal: Event = Sent()
@@ -92,7 +94,8 @@ class Shell:
         self._waits = False  # the owner does, for the ladder
         self.machine = Reaping(self._allows)
 
-    def _allows(self, _now: float) -> bool:
+    def _allows(self, now: float) -> bool:
+        assert now == self.now
         self._allowed -= 1
         return self._allowed >= 0
 
@@ -111,6 +114,7 @@ class Shell:
     def _carry_out(self, action: Action) -> Event | None:
         match action:
             case ReadAgain(table, some):
+                self.read_in.append(self.state)
                 found = next((one for one in some if one.slot in self.armed and not self.observes), None)
                 return Read(table, some, found, self.stopped)
             case Break():
@@ -125,6 +129,7 @@ class Shell:
                     self.sent.append(number)
                 return self.signal
             case Check():
+                assert self.machine.wakes_at == inf, "it was woken for this"
                 return Checked(self.stopped)
             case Answer(done) if self._waits:
                 return Done(done)
@@ -297,6 +302,16 @@ def test_another_program_that_dies_has_died_by_itself() -> None:
     assert shell.tell(Died()) == [End(False)]
 
 
+def test_another_program_that_was_in_time_is_spared_like_any() -> None:
+    shell = Shell()
+    shell.signal = Left()
+    shell.tell(expired())
+    assert shell.tell(Gathered())[-1] == Forget()
+    shell.tell(expired(1))
+    shell.armed.clear()
+    assert shell.tell(Gathered())[-1] == Spare()
+
+
 def test_the_owner_is_told_that_another_program_runs_before_anything_else_happens() -> None:
     shell = Shell(Ladder.parse("TERM:1,KILL"))
     shell.owner = "waits"
@@ -342,6 +357,7 @@ def test_of_what_was_found_with_it_the_rest_is_read_again() -> None:
     shell.armed -= {0}
     did = shell.tell(Gathered())
     assert did[2:] == [Spare(), ReadAgain("t", (due(1),)), Reap("t", due(1), False), Gather(False)]
+    assert shell.read_in == ["due", "due"]
 
 
 def test_of_several_that_were_postponed_the_kill_clears_all() -> None:
@@ -451,10 +467,11 @@ def test_a_refusal_after_a_reap_that_worked_is_reported_again() -> None:
     shell.tell(expired())
     shell.owner = "ladder"
     assert shell.tell(expired(1))[-1] == Fail("not permitted", True)
-    shell.signal = Sent()
     shell.wake()
+    shell.owner = True
     shell.tell(expired(1))
-    assert shell.state == "killed"
+    shell.owner = False
+    assert shell.tell(expired(2))[-1] == Fail("", True), "the kernel had no part in this one"
 
 
 def test_a_reap_that_worked_starts_the_count_again() -> None:
@@ -558,10 +575,10 @@ def test_what_has_no_place_is_an_error() -> None:
 def test_a_step_beside_the_table_is_an_error() -> None:
     class Confused(Reaping):
         def _go_to(self, state: State, wakes_at: float = inf) -> None:
-            super()._go_to(State.DEAD if state is State.GATHERING else state, wakes_at)
+            super()._go_to(State.DEAD if state is State.CONFIRMING else state, wakes_at)
 
-    with pytest.raises(OutOfPlace):
-        Shell().machine.handle(Armed(), 0.0)
+    with pytest.raises(OutOfPlace, match=r"^Begin led from watched to dead$"):
+        Confused(lambda _now: True).handle(Begin(LONG, gathered=True), 0.0)
 
 
 def test_every_state_is_in_the_table() -> None:
