@@ -22,7 +22,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,16 +106,13 @@ class History(Backlog[Callable[[], object]]):
         action = partial(self._writer.event, dict(event))
         self.put(partial(self._writer.attempt, action), event.get("pid"), rank_of(event["event"]))
 
-    def durations(self, scope: str, durations: Any, count: int, limit: float | None) -> None:
-        """Add what a worker has done in a scope to what is known: once per worker, when it is gone.
+    def durations(self, scopes: Sequence[Mapping[str, Any]]) -> None:
+        """Add what a worker has done in scopes to what is known: once per worker, when it is gone.
 
         Args:
-            scope: the scope's name.
-            durations: ``Durations.as_json()`` of the entries that were sampled.
-            count: how many times it entered the scope.
-            limit: seconds; the last one known.
+            scopes: objects as :func:`scopes` returns them. They are written all at once.
         """
-        action = partial(self._writer.durations, scope, durations, count, limit)
+        action = partial(self._writer.durations, scopes)
         self.put(partial(self._writer.attempt, action), rank=Rank.DETAIL)
 
     def abandon(self) -> None:
@@ -204,31 +201,16 @@ class _Writer:
                 )
                 self._make_room(connection, "expiries", EXPIRIES, record.pid)
 
-    def durations(self, scope: str, durations: Any, count: int, limit: float | None) -> None:
-        """Add durations to those of a scope."""
-        scope = _text(scope)
+    def durations(self, scopes: Sequence[Mapping[str, Any]]) -> None:
+        """Add durations to those of scopes."""
         with self._transaction() as connection:
-            known = connection.execute(
-                "SELECT count, limit_s, durations FROM scopes WHERE scope = ?", (scope,)
-            ).fetchone()
-            if known is not None:
-                count = min(count + known[0], MOST)
-                limit = known[1] if limit is None else limit
-                together = Durations.from_json(_object(known[2]).get(""))
-                together.add(Durations.from_json(durations))
-                durations = together.as_json()
-                connection.execute("DELETE FROM scopes WHERE scope = ?", (scope,))  # it becomes the newest
-            found = connection.execute(
-                "INSERT INTO scopes (scope, count, limit_s, durations, number)"
-                " VALUES (?, ?, ?, ?, (SELECT COALESCE(MAX(number), 0) + 1 FROM scopes))",
-                (scope, count, limit, as_json({"": durations}, EVENT_BYTES)),
+            for found in scopes:
+                _add(connection, found)
+            connection.execute(
+                "DELETE FROM scopes WHERE number <="
+                " (SELECT number FROM scopes ORDER BY number DESC LIMIT 1 OFFSET ?)",
+                (SCOPES,),
             )
-            if _number(found) > SCOPES:
-                connection.execute(
-                    "DELETE FROM scopes WHERE number <="
-                    " (SELECT number FROM scopes ORDER BY number DESC LIMIT 1 OFFSET ?)",
-                    (SCOPES,),
-                )
 
     def _make_room(self, connection: sqlite3.Connection, table: str, most: int, pid: int | None) -> None:
         """A row about a worker has been added: if there are too many, the oldest goes."""
@@ -309,6 +291,31 @@ class _Writer:
                 self._path.with_name(DATABASE + suffix).unlink()
 
 
+def _add(connection: sqlite3.Connection, found: Mapping[str, Any]) -> None:
+    """Add durations to those of a scope."""
+    scope, durations, count, limit = (
+        _text(found["scope"]),
+        found["durations"],
+        found["count"],
+        found["limit_s"],
+    )
+    known = connection.execute(
+        "SELECT count, limit_s, durations FROM scopes WHERE scope = ?", (scope,)
+    ).fetchone()
+    if known is not None:
+        count = min(count + known[0], MOST)
+        limit = known[1] if limit is None else limit
+        together = Durations.from_json(_object(known[2]).get(""))
+        together.add(Durations.from_json(durations))
+        durations = together.as_json()
+        connection.execute("DELETE FROM scopes WHERE scope = ?", (scope,))  # it becomes the newest
+    connection.execute(
+        "INSERT INTO scopes (scope, count, limit_s, durations, number)"
+        " VALUES (?, ?, ?, ?, (SELECT COALESCE(MAX(number), 0) + 1 FROM scopes))",
+        (scope, count, limit, as_json({"": durations}, EVENT_BYTES)),
+    )
+
+
 def expiries(directory: Path, pid: int | None = None, limit: int = 100) -> list[Record]:
     """Return the summaries of expiries in a state directory, the newest first.
 
@@ -379,11 +386,6 @@ def _shortened(value: Any) -> Any:
 def _text(value: str) -> str:
     """Return text that SQLite takes: a lone surrogate cannot be stored."""
     return value.encode(errors="backslashreplace").decode()
-
-
-def _number(found: sqlite3.Cursor) -> int:
-    assert found.lastrowid is not None
-    return found.lastrowid
 
 
 def _inode(path: Path) -> int:

@@ -46,6 +46,8 @@ AROUND_FOR = 0.1
 WRITE_WITHIN = 2.0
 """Seconds that a server which ends gives its history to be written."""
 
+TOGETHER = 64
+"""Scopes whose durations are one thing to write, which is bounded. Few workers have more."""
 
 REFUSALS_EVERY = 60.0
 """Seconds from one event about refusals of one peer to the next."""
@@ -197,11 +199,17 @@ class Reporter:
 
     def _note_durations(self, descriptor: int) -> Steps[None]:
         assert self._history is not None
+        together: list[dict[str, Any]] = []
         try:
             for told in scopes_of(TableReader(partial(os.pread, descriptor))):
                 if told is not None:
-                    self._history.durations(told["scope"], told["durations"], told["count"], told["limit_s"])
+                    together.append(told)
+                if len(together) >= TOGETHER:
+                    self._history.durations(together)
+                    together = []
                 yield
+            if together:
+                self._history.durations(together)
         finally:
             self._close(descriptor)
 

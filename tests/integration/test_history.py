@@ -120,11 +120,16 @@ def durations(*buckets: int, maximum: float = 1.0) -> Any:
     return made.as_json()
 
 
+def took(scope: str, durations: Any, count: int, limit: float | None) -> dict[str, Any]:
+    """Return what a worker has done in a scope."""
+    return {"scope": scope, "durations": durations, "count": count, "limit_s": limit}
+
+
 def test_durations_of_a_scope_are_added_up(directory: Path) -> None:
     history = History(directory)
-    history.durations("a\udcff", durations(30, maximum=2.0), 7, 60.0)
-    history.durations("b", durations(31), 1, None)
-    history.durations("a\udcff", durations(30, 32, maximum=1.0), 3, None)
+    history.durations([took("a\udcff", durations(30, maximum=2.0), 7, 60.0)])
+    history.durations([took("b", durations(31), 1, None)])
+    history.durations([took("a\udcff", durations(30, 32, maximum=1.0), 3, None)])
     assert history.close(PATIENCE)
     b, a = scopes(directory)
     assert (b["scope"], b["count"], b["limit_s"]) == ("b", 1, None)
@@ -141,8 +146,8 @@ def test_every_table_is_capped(directory: Path, monkeypatch: pytest.MonkeyPatch)
         history.record(record(number))
         history.record(record(number, outcome="reaped"))
         history.event(event(number))
-        history.durations(f"s{number}", durations(30), 1, None)
-        history.durations("s0", durations(30), 1, None)
+        history.durations([took(f"s{number}", durations(30), 1, None)])
+        history.durations([took("s0", durations(30), 1, None)])
     assert history.close(PATIENCE)
     assert [one.pid for one in expiries(directory)] == [4009, 4008, 4007, 4006]
     assert [one["pid"] for _, one in events(directory)] == [7, 8, 9]
@@ -180,7 +185,7 @@ def test_what_happened_goes_before_how_long_scopes_took(directory: Path) -> None
             history.record(record(number + 2))
             history.event(event(number, event="expired"))
             for scope in range(1500):
-                history.durations(f"s{scope}", durations(30), 1, None)
+                history.durations([took(f"s{scope}", durations(30), 1, None)])
             history.record(record(number + 2, outcome="reaped"))
             history.event(event(number, event="reaped"))
         other.execute("ROLLBACK")
@@ -247,7 +252,7 @@ def test_a_database_that_goes_bad_in_the_middle_is_moved_aside(
     history = History(directory)
     history.record(record(200))
     history.event(event())
-    history.durations("s", durations(30), 1, None)
+    history.durations([took("s", durations(30), 1, None)])
     assert history.close(PATIENCE)
     assert [one.pid for one in expiries(directory)] == [4200]
     assert "is corrupt" in caplog.text

@@ -490,6 +490,11 @@ def durations(bucket: int, count: int, maximum: float) -> Any:
     return made.as_json()
 
 
+def took(scope: str, durations: Any, count: int, limit: float | None) -> dict[str, Any]:
+    """Return what a worker has done in a scope."""
+    return {"scope": scope, "durations": durations, "count": count, "limit_s": limit}
+
+
 @pytest.mark.parametrize(
     ("p99", "maximum", "proposed"),
     [
@@ -511,10 +516,10 @@ def test_a_proposal_follows_the_rule(p99: float, maximum: float, proposed: float
 
 def test_suggest_adds_up_what_all_servers_recorded() -> None:
     with recorded("/nowhere/a") as a, recorded("/nowhere/b") as b:
-        a.durations("step", durations(32, 15, 1.25), 100, 60.0)
-        b.durations("step", durations(32, 10, 1.0), 50, None)
-        b.durations("rare", durations(32, 19, 1.25), 19, 10.0)
-        b.durations("never sampled", durations(32, 0, 0.0), 3, None)
+        a.durations([took("step", durations(32, 15, 1.25), 100, 60.0)])
+        b.durations([took("step", durations(32, 10, 1.0), 50, None)])
+        b.durations([took("rare", durations(32, 19, 1.25), 19, 10.0)])
+        b.durations([took("never sampled", durations(32, 0, 0.0), 3, None)])
     rows = {row["scope"]: row for row in json.loads(call("suggest", "--json").stdout)}
     step = rows["step"]
     assert (step["count"], step["sampled"], step["max_s"], step["limit_s"]) == (150, 25, 1.25, 60.0)
@@ -538,7 +543,7 @@ def test_suggest_escapes_scopes_and_needs_something_recorded() -> None:
     assert call("suggest").stdout == "no durations have been recorded\n"
     assert json.loads(call("suggest", "--json").stdout) == []
     with recorded() as made:
-        made.durations("\x1b[2J[red]", durations(32, 30, 1.0), 30, None)
+        made.durations([took("\x1b[2J[red]", durations(32, 30, 1.0), 30, None)])
     assert "\\x1b[2J[red]" in call("suggest").stdout
 
 

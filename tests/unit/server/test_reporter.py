@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
 from math import inf
 from typing import Any
 
@@ -12,7 +15,7 @@ from aiotimer._core.table import TimerTable
 from aiotimer._core.watch import Due, Lifeline, Watch
 from aiotimer.evidence.record import Record
 from aiotimer.server.expiry import MAX_TIMERS, Expiry
-from aiotimer.server.reporter import AROUND_FOR, Reporter
+from aiotimer.server.reporter import AROUND_FOR, TOGETHER, Reporter
 from aiotimer.server.slices import WorkQueue
 from aiotimer.server.watched_table import WatchedTable
 from tests.fakes.clock import Clock
@@ -27,6 +30,10 @@ class Kept:
     def __init__(self) -> None:
         self.records: list[Record] = []
         self.events: list[dict[str, Any]] = []
+        self.scopes: list[list[str]] = []
+
+    def durations(self, scopes: Sequence[Mapping[str, Any]]) -> None:
+        self.scopes.append([found["scope"] for found in scopes])
 
     def record(self, record: Record, _stacks: str, _tasks: str) -> None:
         self.records.append(record)
@@ -112,3 +119,16 @@ def test_who_expires_later_is_looked_around_again() -> None:
     desk.expire(desk.timers[1:])
     before, after = ([timer["scope"] for timer in record.timers] for record in desk.kept.records)
     assert (before, after) == (["scope 0", "scope 1"], ["scope 1"])
+
+
+def test_how_long_the_scopes_of_a_worker_took_is_written_together() -> None:
+    desk = Desk(TOGETHER + 1)
+    with tempfile.TemporaryFile() as file:
+        desk.file.descriptor = file.fileno()
+        os.pwrite(file.fileno(), desk.file.raw[: layout.label_offset(2 * TOGETHER)], 0)
+        os.ftruncate(file.fileno(), layout.TABLE_SIZE)
+        desk.reporter.note_durations(desk.table)
+        desk.reporter.queue.flush()
+    first, rest = desk.kept.scopes
+    assert (len(first), len(rest)) == (TOGETHER, 1)
+    assert {*first, *rest} == {f"scope {number}" for number in range(TOGETHER + 1)}
