@@ -148,7 +148,6 @@ class Crew:
         self._server = server
         self._chance = chance
         self._poll = select.poll()
-        self._kinds = dict.fromkeys(KINDS, 0)
         self._turns = cycle(KINDS)
         self._members: dict[int, tuple[str, bool, SpawnedWorker]] = {}  # by pidfd
         self._pause = pause
@@ -211,7 +210,8 @@ class Crew:
         with worker:
             code = worker.wait()
         deadline = _deadline(worker)
-        if healthy or code != -signal.SIGKILL or not worker.lines or now < deadline:
+        meant_to = not healthy and "about to hang" in worker.lines
+        if not meant_to or code != -signal.SIGKILL or now < deadline < inf:
             self.false.append(f"{kind} ended with {code} at {now:.3f}: {self._server.told_of(worker)}")
         else:
             self.reaped[kind] += 1
