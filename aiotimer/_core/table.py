@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import contextlib
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from math import inf, nan
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -230,13 +230,24 @@ class TimerTable:
 
     def adopt_cells(self, timers: Iterable[tuple[int, str, int]]) -> None:
         """Take over a table that others stored into: these timers, as (slot, scope, ordinal), no others."""
-        for slot, scope, ordinal in timers:
-            self._cells_of[scope, ordinal] = Cell(FIRST_DEADLINE + slot, self.sampled_from)
-        taken = {cell.word for cell in self._cells_of.values()}
+        for _ in self.adopt_batches([timers]):
+            pass
+
+    def adopt_batches(self, batches: Iterable[Iterable[tuple[int, str, int]]]) -> Iterator[None]:
+        """Do so, and yield after every few of them: there may be thousands. Nothing may be put meanwhile."""
+        taken: dict[int, tuple[str, int]] = {}
+        for batch in batches:
+            for slot, scope, ordinal in batch:
+                self._cells_of[scope, ordinal] = Cell(FIRST_DEADLINE + slot, self.sampled_from)
+                taken[FIRST_DEADLINE + slot] = scope, ordinal
+            yield
         mark = FIRST_DEADLINE + self.high_water
-        self._fresh = [word for word in range(FIRST_DEADLINE, mark) if word not in taken]
-        for word in self._fresh:
-            self.cells[word] = inf
+        for first in range(FIRST_DEADLINE, mark, _MOST_GROWTH):
+            for word in range(first, min(first + _MOST_GROWTH, mark)):
+                if word not in taken or self._cells_of[taken[word]].word != word:
+                    self._fresh.append(word)
+                    self.cells[word] = inf
+            yield
 
     def disarm(self) -> None:
         """Release everything, whoever holds it: this process's last client is leaving."""

@@ -17,6 +17,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from mmap import mmap
+from pathlib import Path
+
+from .._linux import paths
 
 LITTLE = 1_048_576
 """Bytes that the kernel frees in a small part of a millisecond."""
@@ -33,6 +36,16 @@ class Disposal:
         """Close a descriptor; its number is another file's when that is done, and not before."""
         facts = os.fstat(descriptor)
         self._give_back(partial(os.close, descriptor), 0 if facts.st_nlink else 512 * facts.st_blocks)
+
+    def remove(self, path: Path) -> None:
+        """Remove a file that nobody has open, if it can be: its name at once."""
+        try:
+            descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:  # it is gone; or there is no descriptor to hold it with
+            paths.remove(path)
+            return
+        paths.remove(path)
+        self.close_descriptor(descriptor)
 
     def close_mapping(self, mapping: mmap, used: int) -> None:
         """Close a mapping of which so many bytes have been used."""

@@ -11,10 +11,13 @@ from __future__ import annotations
 import asyncio
 import errno
 import functools
+import itertools
 import mmap
 import os
 import select
 from collections.abc import Callable, Iterable
+from math import inf
+from operator import attrgetter
 from pathlib import Path
 from time import monotonic
 
@@ -23,7 +26,7 @@ from .._core.reader import TableReader
 from .._core.requests import WorkerId
 from .._core.table import TimerTable
 from .._core.watch import Due, Lifeline, Watch
-from .._linux import paths, table_files
+from .._linux import table_files
 from .._linux.process import is_dead, pin
 from .._linux.procfs import foreign_uid, program_of
 from ..errors import ForeignProcess, ServerError
@@ -31,7 +34,7 @@ from ..events import Event, log, shown
 from .disposal import Disposal
 from .pinned_process import PinnedProcess
 from .policy import Policy
-from .slices import WorkQueue
+from .slices import Steps, WorkQueue
 from .watched_table import WatchedTable
 from .worker import Worker, drop_if_left
 
@@ -82,7 +85,8 @@ class Registry:
         self._before_removal = before_removal
         self._queue = queue
         self._disposal = disposal
-        self._adoption: asyncio.TimerHandle | None = None
+        self._adoption: Steps[None] | None = None
+        self._adopt_again: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     def register(self, worker_id: WorkerId, pidfd: int) -> Worker:
@@ -194,8 +198,8 @@ class Registry:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def adopt(self) -> None:
-        """Take over the tables of an earlier server; delete what is nobody's.
+    def adopt(self) -> Steps[None]:
+        """Take over the tables of an earlier server, in steps; delete what is nobody's.
 
         Raises:
             NewerLayout: there is a table that this version must not touch.
@@ -203,41 +207,65 @@ class Registry:
         found, strangers = table_files.find_tables(self.directory)
         for path, reason in strangers:
             log.warning("ignoring %s: %s", shown(str(path)), reason)
-        self._adopt(found)
+        self._adoption = self._adopt(found)
+        return self._adoption
 
-    def _adopt(self, entries: list[table_files.Found]) -> None:
-        self._adoption = None
-        postponed = []
-        for entry in entries:
-            try:
-                self._adopt_one(entry)
-            except (ProcessLookupError, ServerError) as error:
-                log.info("removing %s: %s", entry.path, error)
-                paths.remove(entry.path)
-            except OSError as error:
-                if error.errno in _PASSING:
-                    postponed.append(entry)
-                    log.error("cannot adopt %s yet: %s", entry.path, error.strerror)
-                else:
-                    log.error("ignoring %s: %s", entry.path, error.strerror)
-            except Exception:  # noqa: BLE001 - logged: one table is no reason to leave the others unwatched
-                log.exception("ignoring %s", entry.path)
-        if postponed:
-            self._adoption = self._loop.call_later(_ADOPT_AGAIN, self._adopt, postponed)
-        for worker in list(self.workers.values()):
-            for table in worker.tables:
+    def _adopt(self, entries: Iterable[table_files.Found]) -> Steps[None]:
+        """Adopt one table after the other, and look at those of a worker when all of them are there."""
+        postponed: list[table_files.Found] = []
+        for _worker_id, of_one_worker in itertools.groupby(entries, key=attrgetter("worker")):
+            adopted: list[WatchedTable] = []
+            for entry in of_one_worker:
+                table = yield from self._adopted(entry, postponed)
+                adopted += () if table is None else (table,)
+                yield
+            for table in adopted:
                 if table.file.kind == "socket":
                     table.wake_by(monotonic() + table_files.PEERS_RETURN_WITHIN)
-                else:
+                elif not table.closed:
                     table.look()
+                yield
+        if postponed:
+            self._adopt_again = self._loop.call_later(_ADOPT_AGAIN, self._adopt_postponed, postponed)
 
-    def _adopt_one(self, entry: table_files.Found) -> None:
+    def _adopt_postponed(self, entries: list[table_files.Found]) -> None:
+        self._adoption = self._adopt(entries)
+        self._queue.take_turn(self._adoption)
+
+    def _adopted(
+        self, entry: table_files.Found, postponed: list[table_files.Found]
+    ) -> Steps[WatchedTable | None]:
+        """Adopt a table if it can be; remove what is nobody's, and postpone what can be adopted later."""
+        try:
+            return (yield from self._adopt_one(entry))
+        except (ProcessLookupError, ServerError) as error:
+            log.info("removing %s: %s", entry.path, error)
+            self._disposal.remove(entry.path)
+        except OSError as error:
+            if error.errno in _PASSING:
+                postponed.append(entry)
+                log.error("cannot adopt %s yet: %s", entry.path, error.strerror)
+            else:
+                log.error("ignoring %s: %s", entry.path, error.strerror)
+        except Exception:  # noqa: BLE001 - logged: one table is no reason to leave the others unwatched
+            log.exception("ignoring %s", entry.path)
+        return None
+
+    def _adopt_one(self, entry: table_files.Found) -> Steps[WatchedTable | None]:
         if not entry.of_this_boot:
             raise ServerError("it is of another boot")
         file = table_files.open_table(entry)
         try:
             worker = self._pin_worker(entry, file)
-            self._take_over(worker, file)
+            cells = None
+            if file.kind != "shared":
+                try:
+                    cells = yield from _restored(file.descriptor)
+                except BaseException:
+                    self.unregister(worker)
+                    raise
+                worker = self._pin_worker(entry, file)  # it may be gone by now
+            return self._take_over(worker, file, cells)
         except BaseException:
             os.close(file.descriptor)
             raise
@@ -255,33 +283,36 @@ class Registry:
             raise
         return self.register(worker_id, pidfd)
 
-    def _take_over(self, worker: Worker, file: table_files.TableFile) -> None:
+    def _take_over(
+        self, worker: Worker, file: table_files.TableFile, cells: TimerTable | None
+    ) -> WatchedTable | None:
         assert file.path is not None
         known = worker.table_of(file.inode)
         if known is not None:  # its worker was faster, and has brought it along
             known.file.path = file.path
             os.close(file.descriptor)
-            return
-        try:
-            cells = None if file.kind == "shared" else _restored(file.descriptor)
-        except BaseException:
-            self.unregister(worker)
-            raise
+            return None
+        if file.kind == "socket" and worker.heard_at > -inf:  # the table was postponed
+            raise ServerError("its worker has said by now what is armed")
         table = self.watch(worker, file, connected=file.kind != "shared")
-        if file.kind != "owner":
+        if file.kind != "owner" and not worker.connections:
             worker.reap_grant = self.policy.read_reap_grant(table.reap_grant())
         if cells is not None:
             worker.own_tables[file.kind] = (table, cells)
         if drop_if_left(worker, table, self._emit):  # while no server ran
             self.unregister(worker)
-            return
+            return None
         self._emit(Event("adopted", worker.id, worker.name, detail=file.path.name))
+        return table
 
     def close(self) -> None:
         """Let go of every process; the tables of the living stay for the next server."""
         if self._adoption is not None:
-            self._adoption.cancel()
+            self._adoption.close()
             self._adoption = None
+        if self._adopt_again is not None:
+            self._adopt_again.cancel()
+            self._adopt_again = None
         for task in self._tasks:
             task.cancel()
         self.unregister_the_dead()
@@ -363,7 +394,7 @@ def _stored_by_us(descriptor: int) -> TimerTable:
     return TimerTable(mapping, grow, now=monotonic)
 
 
-def _restored(descriptor: int) -> TimerTable:
+def _restored(descriptor: int) -> Steps[TimerTable]:
     """Return the storing side of a table that an earlier server kept, with what is armed in it.
 
     Raises:
@@ -376,5 +407,7 @@ def _restored(descriptor: int) -> TimerTable:
         raise ServerError("it is damaged: its number of slots is none")
     table_files.allocate(descriptor, max(1, len(reader.deadlines())))  # a hole in it would be SIGBUS, for us
     cells = _stored_by_us(descriptor)
-    cells.adopt_cells((timer.slot, timer.scope, timer.key_ordinal) for timer in reader.timers())
+    yield from cells.adopt_batches(
+        [(timer.slot, timer.scope, timer.key_ordinal) for timer in batch] for batch in reader.batches()
+    )
     return cells

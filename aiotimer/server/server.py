@@ -137,7 +137,7 @@ class TimerServer:
         self._reaper: Reaper
         self._queue: WorkQueue
         self._disposal: Disposal
-        self._acceptor: Acceptor
+        self._acceptor: Acceptor | None = None
         self._collector: GarbageCollector | None = None
 
     # -- life ------------------------------------------------------------------------------------
@@ -161,16 +161,29 @@ class TimerServer:
             raise_descriptor_limit()
             self._listener = self._listen(self._lock)
             self._assemble(paths.state_directory(self.socket_path))
-            self._registry.adopt()
+            adoption = self._registry.adopt()
         except BaseException:
             self._leave()
             raise
         self._stopped, self._lost, self._displaced = asyncio.Event(), False, None
         self._started_at = self._context.worker_left_at = monotonic()
-        self._acceptor = Acceptor(self._listener, self._loop, self._connected, self._not_accepted)
         self._next_beat = monotonic() + BEAT
         self._beat = self._loop.call_later(BEAT, self._show_life)
         _running.add(self)
+        await self._adopt(adoption)
+
+    async def _adopt(self, adoption: Steps[None]) -> None:
+        """Adopt, while what is due has its turn; then accept workers.
+
+        They wait meanwhile: what has been released since is not to be brought back by an earlier table.
+        """
+        try:
+            await self._queue.complete(adoption)
+            if self._listener is not None:  # else it has been stopped meanwhile
+                self._acceptor = Acceptor(self._listener, self._loop, self._connected, self._not_accepted)
+        except BaseException:
+            await self.stop()
+            raise
 
     def _take_lock(self) -> listener.SocketLock:
         """Take the right to serve. Overridden where a server is given it."""
@@ -209,7 +222,9 @@ class TimerServer:
             return
         assert self._stopped is not None
         _running.discard(self)
-        self._acceptor.close()
+        if self._acceptor is not None:
+            self._acceptor.close()
+            self._acceptor = None
         if self._beat is not None:
             self._beat.cancel()
         self._registry.unregister_the_dead()  # while the reaper still knows what is to be said of them
@@ -442,7 +457,8 @@ class TimerServer:
         for session in self._context.sessions:
             session.connection.socket.close()
         self._context.sessions.clear()
-        self._acceptor.abandon()
+        if self._acceptor is not None:
+            self._acceptor.abandon()
         self._registry.abandon()
         self._disposal.abandon()
         self._reporter.abandon()

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 from collections.abc import Awaitable
 from itertools import repeat
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -22,6 +24,7 @@ from aiotimer._linux.procfs import time_namespace
 from aiotimer.events import Event
 from aiotimer.evidence import Subject
 from aiotimer.server.slices import Steps
+from tests.fakes.places import short_socket
 from tests.fakes.server import WatchfulServer, answer, raw_client, serving, serving_as
 from tests.fakes.worker import bystander
 
@@ -144,3 +147,105 @@ async def test_so_many_dumps_are_under_way_and_the_others_wait(monkeypatch: pyte
             begun[0].set_exception(OSError("nothing was found"))
             await server.until(lambda: len(begun) == 3, "the third has its turn")
             assert isinstance((await answer(asking[0], wire.Dump))[-1], wire.Dump)
+
+
+class HesitantServer(WatchfulServer):
+    """A server that reaps nobody, yet."""
+
+    def reap_worker(self, _worker_id: WorkerId) -> bool:
+        """Ask to be called again."""
+        return False
+
+
+class AdoptingServer(WatchfulServer):
+    """A server that records how many workers it knows when it reaps one."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.known: list[int] = []
+
+    def reap_worker(self, worker_id: WorkerId) -> bool | Awaitable[bool]:
+        """Record it, and reap."""
+        self.known.append(len(self._registry.workers))
+        return super().reap_worker(worker_id)
+
+
+async def test_what_is_due_does_not_wait_until_every_table_has_been_adopted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("aiotimer.server.slices.SLICE", 0.0)  # each step is a turn
+    with short_socket() as path, contextlib.ExitStack() as stack:
+        workers = [stack.enter_context(bystander()) for _ in range(5)]
+        first = min(workers, key=lambda pid: f"{pid}-")  # as the directory lists them
+        async with serving_as(HesitantServer, path) as server:
+            server.register_timers(TimerRequest(pid, "later", monotonic() + 1000) for pid in workers)
+            server.register_timers([TimerRequest(first, "due", 0.0)])
+        async with serving_as(AdoptingServer, path) as server:
+            assert await server.told("reaped", first)
+            assert server.known == [1], "the others were adopted after that"
+            for pid in workers:
+                await server.told("adopted", pid)
+                assert pid == first or set(server.armed(pid)) == {"later"}
+
+
+@pytest.mark.parametrize("how", ["stopped", "cancelled"])
+async def test_a_server_that_ends_while_it_adopts_leaves_all_tables_to_the_next_one(
+    monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr("aiotimer.server.slices.SLICE", 0.0)  # each step is a turn
+    with short_socket() as path, contextlib.ExitStack() as stack:
+        workers = [stack.enter_context(bystander()) for _ in range(3)]
+        async with serving(path) as server:
+            server.register_timers(TimerRequest(pid, "later", monotonic() + 1000) for pid in workers)
+        server = WatchfulServer(path)
+        starting = asyncio.create_task(server.start())
+        for _ in range(2):  # it starts; then the first step is taken
+            await asyncio.sleep(0)
+        assert 0 < len(server._registry.workers) < 3
+        if how == "stopped":
+            await server.stop()
+            await starting
+        else:
+            starting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await starting
+        assert not os.path.exists(path)
+        async with serving(path) as server:
+            assert [set(server.armed(pid)) for pid in workers] == [{"later"}] * 3
+
+
+async def test_a_postponed_table_does_not_bring_back_what_its_worker_has_released(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """There is no descriptor to adopt it with; then its worker returns, with nothing armed."""
+    with short_socket() as path:
+        async with serving(path) as server:
+            with raw_client(path) as peer:
+                await say(peer, hello(shared=False), wire.Acquire(1, "released", monotonic() + 1000))
+                await answer(peer, wire.Ack)
+                await server.until(lambda: set(server.armed(os.getpid())) == {"released"}, "it is armed")
+        with monkeypatch.context() as patch:
+            patch.setattr("aiotimer._linux.table_files.open_table", _has_no_descriptor)
+            server = WatchfulServer(path)
+            await server.start()
+        try:
+            with raw_client(path) as peer:
+                await say(peer, hello(shared=False))
+                await answer(peer, wire.Welcome)
+                adopted = asyncio.Event()
+                remove = server._disposal.remove
+
+                def removed(table: Path) -> None:
+                    remove(table)
+                    adopted.set()
+
+                monkeypatch.setattr(server._disposal, "remove", removed)
+                await adopted.wait()
+                assert server.armed(os.getpid()) == {}
+                assert len(server._registry.workers) == 1
+        finally:
+            await server.stop()
+
+
+def _has_no_descriptor(_found: object) -> None:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))

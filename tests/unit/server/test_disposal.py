@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -66,12 +67,25 @@ def test_what_the_kernel_takes_long_for_is_given_back_by_the_thread(held: Dispos
 
 
 def test_a_file_that_has_a_name_keeps_its_memory_and_is_closed_at_once(
-    held: Disposal, tmp_path: os.PathLike[str]
+    held: Disposal, tmp_path: Path
 ) -> None:
-    descriptor = os.open(os.path.join(tmp_path, "table"), os.O_RDWR | os.O_CREAT)
+    descriptor = os.open(tmp_path / "table", os.O_RDWR | os.O_CREAT)
     os.posix_fallocate(descriptor, 0, 2 * LITTLE)
     held.close_descriptor(descriptor)
     assert not is_open(descriptor)
+
+
+def test_a_file_that_is_removed_loses_its_name_at_once(held: Disposal, tmp_path: Path) -> None:
+    path = tmp_path / "table"
+    path.write_bytes(b"x")
+    with path.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, 2 * LITTLE)
+    for _ in range(2):
+        held.remove(path)
+        assert not path.exists()
+    assert len(held._waiting) == 1, "its memory has not been waited for"
+    held.close()
+    assert not held._waiting
 
 
 def test_what_comes_after_the_end_is_given_back_at_once() -> None:
