@@ -81,7 +81,7 @@ def child_ended(status):
         os._exit(3)
 
 def block(last=False):
-    after = chance.uniform(1.0, 3.0) if last else chance.uniform(3.5, 7.0)
+    after = chance.uniform(1.0, 3.0) if last else chance.uniform(2.0, 7.0)
     if kind == "nested":
         with expires(60.0, "outer", client), expires(after, "inner", client) as block:
             hang(block.deadline) if last else body(after)
@@ -178,7 +178,7 @@ async def task(own):
             except TimeoutError:
                 pass
         else:
-            after = chance.uniform(3.5, 7.0)
+            after = chance.uniform(2.0, 7.0)
             async with expires(after, "task", own):
                 await asyncio.sleep(stay(after))
         await asyncio.sleep(pause)

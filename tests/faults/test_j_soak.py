@@ -131,7 +131,7 @@ class Crew:
 
     Attributes:
         reaped: how many of those that hang have been killed in time, by kind.
-        worst: seconds by which the latest of them was late while a server was undisturbed.
+        worst: for how many seconds an undisturbed server let one of them live, at most, and its kind.
         lost: what was not reaped.
         false: what was killed by mistake, or ended otherwise.
     """
@@ -153,7 +153,7 @@ class Crew:
         self._pause = pause
         stack.callback(self._leave)
         self.reaped = dict.fromkeys(KINDS, 0)
-        self.worst = 0.0
+        self.worst = 0.0, ""
         self.lost: list[str] = []
         self.false: list[str] = []
         for number in range(CREW - hanging):
@@ -215,7 +215,7 @@ class Crew:
             self.false.append(f"{kind} ended with {code} at {now:.3f}: {self._server.told_of(worker)}")
         else:
             self.reaped[kind] += 1
-            self.worst = max(self.worst, now - max(deadline, self._server.undisturbed_since))
+            self.worst = max(self.worst, (now - max(deadline, self._server.undisturbed_since), kind))
         return healthy
 
     def _find_lost(self) -> None:
@@ -279,11 +279,12 @@ def test_fault_02_a_soak_of_kills_and_stops_beside_every_kind_of_worker(
         entries = crew.end()
         assert server.end(signal.SIGTERM) == 0
         remains = sorted(path.name for path in state_directory(server.path).iterdir())
+        (late, kind), hung = crew.worst, sum(crew.reaped.values())
         with capsys.disabled():
             print(  # noqa: T201 - figures are to be seen
                 f"\nsoak of {SECONDS:g} s, seed {seed}: {entries} blocks left in time, "
-                f"{sum(crew.reaped.values())} workers hung and were reaped, at most {crew.worst:.1f} s after "
-                f"deadline and server's return; lost {len(crew.lost) + len(left)}, false {len(crew.false)}"
+                f"{hung} workers hung and were reaped, at most {late:.1f} s after the deadline and "
+                f"the server's return ({kind}); lost {len(crew.lost) + len(left)}, false {len(crew.false)}"
             )
     assert crew.lost + left == []
     assert crew.false == [], "\n\n".join(crew.false)
