@@ -148,8 +148,6 @@ def serve(
     path = resolve_socket(socket_path)
     sinks = EventSinks(events_fd, on_event, events)
     if owner is None:
-        if not has_priority:
-            log.info(NO_PRIORITY)
         server = TimerServer(path, on_event=sinks, **policy)
     else:
         place = None if lock_fd is None or listener_fd is None else (lock_fd, listener_fd)
@@ -163,13 +161,25 @@ def serve(
         factory = uvloop.new_event_loop
     try:
         with asyncio.Runner(loop_factory=factory) as runner:
-            runner.run(_serve(server, loop_name, ready_fd, quiet=owner is not None))
+            note = "" if has_priority else NO_PRIORITY
+            runner.run(serve_until_told(server, loop_name, ready_fd, note, quiet=owner is not None))
     finally:
         sinks.close()
         log_sink.leave(LEAVE_WITHIN)
 
 
-async def _serve(server: TimerServer, loop_name: str, ready_fd: int | None, *, quiet: bool) -> None:
+async def serve_until_told(
+    server: TimerServer, loop_name: str, ready_fd: int | None, note: str, *, quiet: bool
+) -> None:
+    """Run a server until a signal stops it.
+
+    Args:
+        server: which has not been started.
+        loop_name: of the running event loop's kind.
+        ready_fd: of a pipe, told and closed when it serves.
+        note: is logged then, unless it is "".
+        quiet: a supervisor has started it: standard output is the command's, and nothing is noted.
+    """
     loop = asyncio.get_running_loop()
     await server.start()
     stopping: list[asyncio.Task[None]] = []
@@ -178,7 +188,9 @@ async def _serve(server: TimerServer, loop_name: str, ready_fd: int | None, *, q
     if ready_fd is not None:
         os.write(ready_fd, b"\n")
         os.close(ready_fd)
-    if not quiet:  # standard output is the command's, not ours, when a supervisor started us
+    if not quiet:
+        if note:
+            log.info(note)
         click.echo(f"aiotimer: serving on {server.socket_path} (pid {os.getpid()}, {loop_name})")
     await server.serve_forever()
 
