@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import contextlib
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from math import inf, nan
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -247,6 +247,13 @@ class TimerTable:
                 if word not in taken or self._cells_of[taken[word]].word != word:
                     self._fresh.append(word)
                     self.cells[word] = inf
+            yield
+
+    def forget_cells(self) -> Generator[None, None, None]:
+        """Forget the keyed timers, and yield after every few of them: to free thousands takes long."""
+        while self._cells_of:
+            for _ in range(min(_MOST_GROWTH, len(self._cells_of))):
+                self._cells_of.popitem()
             yield
 
     def disarm(self) -> None:

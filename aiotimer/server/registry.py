@@ -36,13 +36,16 @@ from .pinned_process import PinnedProcess
 from .policy import Policy
 from .slices import Steps, WorkQueue
 from .watched_table import WatchedTable
-from .worker import Worker, drop_if_left
+from .worker import Worker, drop_if_left, unmapped
 
 _PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 """Reasons why a table could not be adopted that say nothing about the table."""
 
 _ADOPT_AGAIN = 1.0
 """Seconds after which those tables are tried again."""
+
+_SLOT = layout.TABLE_SIZE // layout.SLOTS
+"""Bytes of a table that each of its slots takes."""
 
 OnDue = Callable[[Worker, WatchedTable, tuple[Due, ...]], None]
 
@@ -95,9 +98,7 @@ class Registry:
         if worker is not None:
             os.close(pidfd)
             return worker
-        worker = self.workers[worker_id] = Worker(
-            PinnedProcess(worker_id, pidfd), self._disposal.close_mapping
-        )
+        worker = self.workers[worker_id] = Worker(PinnedProcess(worker_id, pidfd), self._let_go)
         self._by_pid[worker_id.pid] = worker
         self._loop.add_reader(pidfd, self._dead, worker)
         return worker
@@ -179,7 +180,7 @@ class Registry:
         """Begin to watch a table."""
         armings = TableReader(file.read).armings
         watch = Watch(self.lifeline, connected=connected, bound=self._bound, armings=armings)
-        on_due = functools.partial(self._on_due, worker)
+        on_due = functools.partial(self._expired, worker)
         table = WatchedTable(
             file, watch, self._loop, on_due,
             do_first=self._queue.do_first, close=self._disposal.close_descriptor,
@@ -339,7 +340,8 @@ class Registry:
         for worker in self.workers.values():
             for table in worker.tables:
                 os.close(table.file.descriptor)
-            worker.unmap()
+            for _own, cells in worker.own_tables.values():
+                unmapped(cells).close()
             os.close(worker.process.pidfd)
         self.workers.clear()
         self._by_pid.clear()
@@ -349,14 +351,22 @@ class Registry:
         worker.has_died()
         self._queue.put(self._bury, worker)
 
-    def _bury(self, worker: Worker) -> None:
+    def _bury(self, worker: Worker) -> Steps[None]:
         if worker.closed:  # it was noticed twice
             return
         self._on_dead(worker)
-        for table in list(worker.tables):
-            worker.drop(table)
-        worker.close()
+        yield from worker.bury()
         self._remove(worker)
+
+    def _expired(self, worker: Worker, table: WatchedTable, due: tuple[Due, ...]) -> None:
+        if not worker.closed:
+            self._on_due(worker, table, due)
+
+    def _let_go(self, cells: TimerTable) -> None:
+        """Give back what the storing side of a table takes: its memory elsewhere, and its cells in steps."""
+        used = cells.high_water * _SLOT
+        self._disposal.close_mapping(unmapped(cells), used)
+        self._queue.take_turn(cells.forget_cells())
 
     def _remove(self, worker: Worker) -> None:
         self.workers.pop(worker.id, None)

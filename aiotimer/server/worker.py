@@ -9,7 +9,7 @@ from mmap import mmap
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .._core import layout, wire
+from .._core import wire
 from .._core.ladder import ReapGrant
 from .._core.requests import TimerRequest
 from .._core.table import TimerTable
@@ -20,9 +20,6 @@ from .watched_table import WatchedTable
 
 if TYPE_CHECKING:
     from .pinned_process import PinnedProcess
-
-_SLOT = layout.TABLE_SIZE // layout.SLOTS
-"""Bytes of a table that each of its slots takes."""
 
 
 class Inspectable(Protocol):
@@ -67,7 +64,7 @@ class Worker:
 
     Args:
         process: the process, pinned; owned from here on.
-        close_mapping: closes a mapping of which so many bytes have been used, now or soon.
+        let_go: gives back what the storing side of a table takes, the mapping with it, now or soon.
 
     Attributes:
         tables: every table it has timers in.
@@ -84,9 +81,10 @@ class Worker:
     def __init__(
         self,
         process: PinnedProcess,
-        close_mapping: Callable[[mmap, int], object] = lambda mapping, _used: mapping.close(),
+        let_go: Callable[[TimerTable], object] = lambda cells: unmapped(cells).close(),
     ) -> None:
-        self._close_mapping = close_mapping
+        self._let_go = let_go
+        self._is_buried = False
         self.process = process
         self.id = process.id
         self.name = process.name
@@ -183,32 +181,40 @@ class Worker:
         for kind, (own, cells) in list(self.own_tables.items()):
             if own is table:
                 del self.own_tables[kind]
-                self._unmap(cells)
+                self._let_go(cells)
         table.remove()
 
     @property
     def closed(self) -> bool:
-        """Whether the process is dead, or let go of."""
-        return self.process.pidfd < 0
+        """Whether the process is dead, which has been told, or let go of."""
+        return self._is_buried or self.process.pidfd < 0
+
+    def bury(self) -> Steps[None]:
+        """Forget its tables, and let go of it: it is dead, and nothing is due in them any more."""
+        self._is_buried = True
+        while self.tables:
+            self.drop(self.tables[-1])
+            yield
+        self.close()
 
     def close(self) -> None:
         """Let go of the process. Its tables are the caller's to remove or to keep."""
-        self.unmap()
+        for _own, cells in self.own_tables.values():
+            self._let_go(cells)
+        self.own_tables.clear()
         self.process.close()
 
-    def unmap(self) -> None:
-        """Give back the memory of the server's own tables. The files stay."""
-        for _own, cells in self.own_tables.values():
-            self._unmap(cells)
-        self.own_tables.clear()
 
-    def _unmap(self, cells: TimerTable) -> None:
-        """Close a mapping and the descriptor that comes with it; no collector of cycles is waited for."""
-        mapping, used = cells.raw.obj, cells.high_water * _SLOT
-        assert isinstance(mapping, mmap)
-        cells.cells.release()
-        cells.raw.release()
-        self._close_mapping(mapping, used)
+def unmapped(cells: TimerTable) -> mmap:
+    """Return the mapping behind the storing side of a table, to be closed; it can store no more.
+
+    The descriptor that comes with it does not wait for the collector of cycles then.
+    """
+    mapping = cells.raw.obj
+    assert isinstance(mapping, mmap)
+    cells.cells.release()
+    cells.raw.release()
+    return mapping
 
 
 def drop_if_left(worker: Worker, table: WatchedTable, emit: Callable[[Event], None]) -> bool:

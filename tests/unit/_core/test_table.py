@@ -137,6 +137,21 @@ def test_cells_are_adopted_from_an_earlier_process() -> None:
 # --- entries
 
 
+def test_thousands_of_keyed_timers_are_adopted_and_forgotten_in_steps() -> None:
+    table = memory_table()
+    for n in range(3000):
+        arm(table, f"s{n}", 10.0 + n)
+    heir = TimerTable(table.raw, now=lambda: NOW)
+    timers = [(t.slot, t.scope, t.ordinal) for t in timers_of(table)]
+    assert len(list(heir.adopt_batches([timers[:1000], timers[1000:]]))) > 2
+    assert armed_cells(heir) == armed_cells(table)
+    known = []
+    for _ in heir.forget_cells():
+        known.append(len(heir._cells_of))
+    assert known[-1] == 0
+    assert len(known) > 2, "others have their turns in between"
+
+
 def test_entries_of_one_scope_are_timers_of_their_own() -> None:
     table = memory_table()
     first, second, third = (Entry(table, "s", 10.0 + n) for n in range(3))

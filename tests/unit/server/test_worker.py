@@ -22,6 +22,11 @@ class Process:
 
     def __init__(self, runs: bool | None, *, foreign: bool = False) -> None:
         self.runs, self.foreign = runs, foreign
+        self.closed = False
+
+    def close(self) -> None:
+        """It is let go of."""
+        self.closed = True
 
     def runs_program(self, program: int) -> bool | None:
         """What its mark tells."""
@@ -99,3 +104,27 @@ def test_but_not_for_another_users_program(runs: bool | None) -> None:
     assert verdict(Process(runs, foreign=True), Table("owner", program=0)) is False, (
         "nothing says it is the same"
     )
+
+
+class Dropped(Table):
+    """One that records that it has been dropped."""
+
+    removed = False
+
+    def remove(self) -> None:
+        """Record it."""
+        self.removed = True
+
+
+def test_a_worker_is_buried_one_table_at_a_time_and_nothing_is_due_meanwhile() -> None:
+    worker: Any = Worker(Process(None))  # type: ignore[arg-type]
+    tables = worker.tables = [Dropped("shared") for _ in range(3)]
+    assert not worker.closed
+    steps = worker.bury()
+    next(steps)
+    assert worker.closed, "nobody expires for it any more"
+    assert [table.removed for table in tables[:]] == [False, False]
+    process = worker.process
+    assert not process.closed
+    assert list(steps) == [None, None]
+    assert (worker.tables, process.closed) == ([], True)
