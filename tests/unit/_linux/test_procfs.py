@@ -73,10 +73,11 @@ def test_a_thread_is_found_by_its_name() -> None:
         assert named.wait(30)
         assert procfs.has_thread_named(os.getpid(), "by its name")
         assert not procfs.has_thread_named(os.getpid(), "by its")
+        Path(f"/proc/self/task/{thread.native_id}/comm").write_text("by another")
+        assert not procfs.has_thread_named(os.getpid(), "by its name")
     finally:
         over.set()
         thread.join()
-    assert not procfs.has_thread_named(os.getpid(), "by its name")
     assert not procfs.has_thread_named(gone(), "by its name")
 
 
