@@ -1,7 +1,7 @@
 """The worker's side of a table: slots with one owner each, stores in the right order, rings when due.
 
 Entries are written out here as ``expires`` has them: a slot is popped from its pool (or taken from the
-table), a deadline stored into it, and on leaving ``inf``, and the slot goes back where it came from.
+table), counted, a deadline stored into it, and on leaving ``inf``, and the slot goes back where it came from.
 """
 
 import errno
@@ -34,8 +34,8 @@ class Entry:
         except IndexError:
             pool, self.word = table.take(pool)
         self.pool: Pool = pool
-        pool.cells[self.word] = deadline
         pool.cells[self.word + COUNT_OF] += 1.0
+        pool.cells[self.word] = deadline
 
     def leave(self) -> None:
         self.pool.cells[self.word] = inf
