@@ -264,8 +264,9 @@ async def inspect_loops(worker: Worker, slots: tuple[int, ...] = (), within: flo
     channels = list(worker.inspection_channels)
     if not channels:
         return Answers([], 0)
-    asking = Asking(monotonic())
-    worker.askings.append(asking)
+    now = monotonic()
+    asking = Asking(asyncio.get_running_loop(), now)
+    worker.asks(asking, now)
     questions = [asyncio.ensure_future(channel.inspect(slots)) for channel in channels]
     answers = Answers([], len(channels))
     left = MAX_TASKS
@@ -287,6 +288,5 @@ async def inspect_loops(worker: Worker, slots: tuple[int, ...] = (), within: flo
     finally:
         for question in questions:
             question.cancel()
-        worker.askings.remove(asking)
-        asking.end(asyncio.get_running_loop(), monotonic(), answered=len(answers) == answers.asked)
+        asking.end(monotonic(), answered=len(answers) == answers.asked)
     return answers

@@ -114,9 +114,11 @@ class Reaper:
     def expire(self, worker: Worker, table: WatchedTable, due: tuple[Due, ...]) -> None:
         """Timers of a worker have expired: reap it, unless they have been released meanwhile.
 
-        While it is being asked what it is doing, they may be put off.
+        What has fallen due while it was being asked what it is doing may be put off.
         """
-        if worker.askings and not (due := worker.askings[-1].put_off(table, due)):
+        for asking in worker.askings:
+            due = asking.put_off(table, due, self._clock())
+        if not due:
             return
         case = self._case(worker)
         case.inherited = None

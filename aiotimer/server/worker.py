@@ -35,28 +35,45 @@ class Asking:
     A timer that falls due meanwhile is put off by as long as it takes: what was left of it is left again when
     the worker has answered. If it does not answer in time, it has lost nothing. No question that is asked
     after a timer fell due puts it off, so a hung worker does not get away by being asked again and again.
+    When that is found does not matter: a server that stood still may know the answer before it looks.
 
     Args:
         since: when the worker is asked, ``CLOCK_MONOTONIC`` seconds.
     """
 
-    def __init__(self, since: float) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, since: float) -> None:
+        self._loop = loop
         self._since = since
+        self._until = self._took = inf
         self._put_off: list[tuple[WatchedTable, tuple[Due, ...]]] = []
 
-    def put_off(self, table: WatchedTable, due: tuple[Due, ...]) -> tuple[Due, ...]:
-        """Put off what has fallen due since; return the rest."""
-        before = tuple(timer for timer in due if timer.effective < self._since)
-        if len(before) < len(due):
-            self._put_off.append((table, due[len(before) :]))  # the longest overdue come first
-        return before
+    def put_off(self, table: WatchedTable, due: tuple[Due, ...], now: float) -> tuple[Due, ...]:
+        """Put off what has fallen due meanwhile, and not for long enough; return the rest."""
+        rest: list[Due] = []
+        some: list[Due] = []
+        for timer in due:
+            meanwhile = self._since <= timer.effective < self._until
+            (some if meanwhile and timer.effective + self._took > now else rest).append(timer)
+        if some and self._until == inf:
+            self._put_off.append((table, tuple(some)))
+        elif some:
+            self._look_again(table, tuple(some), now)
+        return tuple(rest)
 
-    def end(self, loop: asyncio.AbstractEventLoop, now: float, *, answered: bool) -> None:
+    def end(self, now: float, *, answered: bool) -> None:
         """It has been answered, or is not going to be: look again at what was put off, in time."""
-        took = now - self._since if answered else 0.0
+        self._until, self._took = now, now - self._since if answered else 0.0
         for table, due in self._put_off:
-            when = max(now, due[-1].effective + took)
-            loop.call_later(when - now, table.look_again, due)
+            self._look_again(table, due, now)
+        self._put_off.clear()
+
+    def is_over(self, now: float) -> bool:
+        """Whether there is nothing any more that it puts off."""
+        return self._until + self._took <= now
+
+    def _look_again(self, table: WatchedTable, due: tuple[Due, ...], now: float) -> None:
+        when = max(now, due[-1].effective + self._took)  # the longest overdue come first
+        self._loop.call_later(when - now, table.look_again, due)
 
 
 class Worker:
@@ -72,7 +89,7 @@ class Worker:
         connections: how many are open.
         left: tables whose connections have ended, to be looked at.
         inspection_channels: to its event loops that answer questions.
-        askings: the questions to all of these that are on their way.
+        askings: the questions to all of these that are on their way, and those that still put something off.
         heard_at: its own clock, seconds, in the latest HELLO that listed its timers.
         reap_grant: how it is to be reaped, of what it asked for.
         run: the job that it belongs to, by its own account; "" if it has not said.
@@ -109,6 +126,10 @@ class Worker:
         if self._death is None:
             self._death = loop.create_future()
         return self._death
+
+    def asks(self, asking: Asking, now: float) -> None:
+        """It is being asked what it is doing."""
+        self.askings = [*(one for one in self.askings if not one.is_over(now)), asking]
 
     def has_died(self) -> None:
         """It is dead: whoever waits for that goes on."""

@@ -18,8 +18,10 @@ from aiotimer._core.reader import TableReader, Timer
 from aiotimer._core.reaping import Reaping, State
 from aiotimer._core.table import TimerTable
 from aiotimer._core.watch import Armings, Due, Lifeline, Look, Watch
+from aiotimer.server.slices import Steps, finish
+from aiotimer.server.worker import Asking
 
-from .server import Inspector, JudgedReaper, Known, PinnedProcess, Server, Table
+from .server import Client, Inspector, JudgedReaper, Known, PinnedProcess, Server, Table
 from .simulation import Variant
 from .worker import Wait
 from .worker import Worker as SimulatedWorker
@@ -42,6 +44,7 @@ CASES: dict[str, Case] = {}
 """By name."""
 
 _PARTS: dict[type, str] = {
+    Asking: "asking",
     Inspector: "inspector",
     JudgedReaper: "reaper_kind",
     Known: "known",
@@ -91,7 +94,7 @@ class ReadsOnce(TableReader):
         return first
 
 
-@breaks("I1", seed=5)
+@breaks("I1", seed=8)
 class NoSecondRead(Table):
     """A timer stored while the server looked is found by the later read, after its deadline."""
 
@@ -100,7 +103,7 @@ class NoSecondRead(Table):
         super().look()
 
 
-@breaks("I1", "interrupt", seed=11)
+@breaks("I1", "interrupt", seed=12)
 class LaterReadIfStartedOver(Table):
     """The same, where the later read follows only some looks."""
 
@@ -145,7 +148,7 @@ class NoSecondConfirmation(JudgedReaper):
         return reaping.Armed()
 
 
-@breaks("I2")
+@breaks("I2", seed=1)
 class ReapsTheObserved(JudgedReaper):
     """A worker that is only to be observed is killed."""
 
@@ -156,7 +159,7 @@ class ReapsTheObserved(JudgedReaper):
         return found or (observed.pop() if observed else None)
 
 
-@breaks("I2", "exec")
+@breaks("I2", "exec", seed=7)
 class LooksAtTheProgramOnce(JudgedReaper):
     """A program that executes another one at SIGTERM has that killed."""
 
@@ -170,7 +173,7 @@ class LooksAtTheProgramOnce(JudgedReaper):
             del self.__dict__["_program"]
 
 
-@breaks("I1")
+@breaks("I1", seed=19)
 class ForgetsWhatIsPostponed(Reaping):
     """What expired while evidence was gathered about something else is never dealt with."""
 
@@ -179,7 +182,7 @@ class ForgetsWhatIsPostponed(Reaping):
         return super()._go_on()
 
 
-@breaks("I6")
+@breaks("I6", seed=1)
 class KillsAgain(Reaping):
     """A worker that is dying is killed again and again."""
 
@@ -211,7 +214,7 @@ class WakesWithoutEnd(JudgedReaper):
             self._loop.call_at(case.alarm.at + 1.0, case.alarm._woken)
 
 
-@breaks("I3", seed=18)
+@breaks("I3", seed=20)
 class JudgesBeforeTheTick(Watch):
     """When the server goes on after a stall, workers are killed for the time that it stood still."""
 
@@ -242,7 +245,7 @@ class Impatient(Watch):
         return super().look(deadlines, now + 0.001)
 
 
-@breaks("I1", "crash", "break_line")
+@breaks("I1", "crash", "break_line", seed=50)
 class ConnectedForEver(Watch):
     """A table whose owner cannot ring is looked at every five seconds: what it arms meanwhile is late."""
 
@@ -250,7 +253,7 @@ class ConnectedForEver(Watch):
         super().__init__(lifeline, connected=True, bound=bound, armings=armings)
 
 
-@breaks("I3", seed=11)
+@breaks("I3", seed=6)
 class ForgetsStallsAtOnce(Lifeline):
     """A timer that a stall moved is reaped as soon as the server has shown life again."""
 
@@ -275,6 +278,16 @@ class RemembersTooEarly(SimulatedWorker):
             return False
         yield "rings"
         return True
+
+
+@breaks("I1", "flood", seed=1)
+class ReadsToTheEnd(Server):
+    """Nobody is reaped as long as somebody asks without end."""
+
+    def turn(self, client: Client) -> Steps[None]:
+        while self.world.now < client.until:
+            finish(super().turn(client._replace(until=-inf)))
+        yield
 
 
 # --- those that are one line
@@ -312,7 +325,7 @@ def broken(law: Law, name: str, base: type, *only: str, seed: int = 0, **members
 
 
 # A timer whose store was held back while the server looked is found seconds late.
-broken("I1", "NoLaterRead", Table, "interrupt", seed=10, _read_later=_nothing)
+broken("I1", "NoLaterRead", Table, "interrupt", seed=12, _read_later=_nothing)
 # A library that closes a socket disarms everything.
 broken("I1", "ReleasesAtTheEnd", Server, "break_line", ended=lambda _self, known, table: known.drop(table))
 # A short timer waits for the next look.
@@ -322,22 +335,28 @@ broken("I1", "NeverWakes", JudgedReaper, seed=7, _woken=_nothing)
 # A worker that runs is taken for stopped, and never reaped.
 broken("I1", "HoldsEverybody", PinnedProcess, why_stopped=lambda _self: "it is stopped")
 # After a restart, a process with a reused pid is killed for a dead one's timer.
-broken("I2", "IgnoresStartTimes", Server, "crash", "die", is_same=_has_its_pid)
+broken("I2", "IgnoresStartTimes", Server, "crash", "die", seed=2, is_same=_has_its_pid)
 # A process with a reused pid is killed, even by the server that knew the dead one.
-broken("I2", "SignalsPids", PinnedProcess, "stop_server", "die", target=_who_has_its_pid)
+broken("I2", "SignalsPids", PinnedProcess, "stop_server", "die", seed=16, target=_who_has_its_pid)
 # After a restart, a program is killed for what another one armed before it called exec.
-broken("I2", "TrustsTheUnconnected", PinnedProcess, runs_program=lambda *_: True)
+broken("I2", "TrustsTheUnconnected", PinnedProcess, seed=3, runs_program=lambda *_: True)
 # A client that is closed while its server is down is reaped for its timers later.
-broken("I4", "LeavesItsTimersBehind", SimulatedWorker, "crash", "break_line", release_all=_nothing)
+broken("I4", "LeavesItsTimersBehind", SimulatedWorker, "crash", "break_line", seed=8, release_all=_nothing)
 # A child that leaves its parent's block disarms the parent.
 broken("I5", "KeepsItsTableOverAFork", SimulatedWorker, seed=4, abandon=_nothing)
 # A server that is often suspended grows.
-broken("I6", "NeverForgetsStalls", Lifeline, "stop_server", _forget=_nothing)
+broken("I6", "NeverForgetsStalls", Lifeline, "stop_server", seed=4, _forget=_nothing)
 # A server that does not answer holds its workers.
 broken("I7", "WaitsForEver", SimulatedWorker, budget=lambda _self: inf)
 # A worker whose evidence is slow to come lives on.
 broken("I8", "TakesItsTime", Inspector, takes=0.13)
 # What is armed again for the very same time is never reaped.
-broken("I1", "KnowsOnlyNumbers", Watch, "stop_worker", seed=99, __init__=_without_armings)
+broken("I1", "KnowsOnlyNumbers", Watch, "stop_worker", seed=309, __init__=_without_armings)
 # A server that is stopped again and again puts deadlines off for ever.
 broken("I1", "GivesBackEverything", Lifeline, "stop_and_go", effective=_all_that_was_left)
+# Of thousands of timers that fall due together some are never dealt with.
+broken("I1", "ForgetsTheOthers", JudgedReaper, "storm", seed=3, _expire_others=lambda *_: (None for _ in ()))
+# A worker is reaped for the time that it took to say what it is doing.
+broken("I3", "ReapsWhoAnswers", Asking, "ask", put_off=lambda _self, _table, due, _now: due)
+# A worker that hangs while it is asked what it is doing hangs for ever.
+broken("I1", "WaitsForAnAnswer", Asking, "ask", seed=1, end=lambda *_, **__: None)

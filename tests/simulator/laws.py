@@ -15,7 +15,8 @@ I2 *No signal goes to any but the pinned process.* Its target is the process tha
    is only observed. (Forgiven is an exec of which the server has not heard: the end of the connection is on
    its way.)
 I3 *None before the deadline.* A signal is not sent before the effective deadline of the timer which is the
-   reason, computed here from all signs of life that this server has ever shown.
+   reason, computed here from all signs of life that this server has ever shown. What falls due while its
+   worker is asked what it is doing is put off by what the answer has taken, if there is one.
 I4 *A release stored before the first signal is never reaped for.* The timer which is the reason had not
    been released, visibly, when the server began to look it up again.
 I5 *A table affects only itself.* Nobody but its owner changes a slot: every slot of a tame table holds what
@@ -33,6 +34,7 @@ I8 *Evidence delays no kill* beyond its budget.
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from math import inf
 from typing import NamedTuple
 
@@ -70,6 +72,15 @@ class Gap(NamedTuple):
     ended: float
 
 
+@dataclass
+class Asked:
+    """A worker was asked what it is doing, and how long its answer took, if there is one."""
+
+    since: float
+    until: float = inf
+    took: float = inf
+
+
 class Laws:
     """Knows what the server has shown of itself, and what it may do."""
 
@@ -82,6 +93,7 @@ class Laws:
         self._epoch = 0
         self._born_at = -inf
         self._observed: set[int] = set()
+        self._asked: dict[Process, list[Asked]] = {}
         self._checked_until: dict[int, tuple[int, float]] = {}
         self._next_file = 0
         self._ran = 0.0
@@ -93,6 +105,7 @@ class Laws:
         """A server comes into being: what an earlier one suffered is of no concern."""
         self._gaps.clear()
         self._observed.clear()
+        self._asked.clear()
         self._overdue.clear()
         for process in self.world.processes.values():
             if not process.killed:  # the next server begins anew, if its timers are armed still
@@ -132,6 +145,17 @@ class Laws:
                 deadline = ended + left
         return deadline
 
+    def asks(self, process: Process, now: float) -> Asked:
+        """A worker is asked what it is doing."""
+        asked = Asked(now)
+        self._asked.setdefault(process, []).append(asked)
+        return asked
+
+    def put_off(self, process: Process, due: float) -> float:
+        """Return until when what falls due at a time is put off by the questions that were there."""
+        asked = [one for one in self._asked.get(process, ()) if one.since <= due < one.until]
+        return max([due, *(due + one.took for one in asked)])
+
     def about_to_signal(self, target: Process, table: Table, due: Due, since: int) -> None:
         """The server is about to send the first signal for a timer."""
         file, now = table.truth, self.world.now
@@ -144,8 +168,11 @@ class Laws:
             raise Broken("I4", f"{target} is signalled for what it left in {file} when it closed its client")
         if not file.tame:
             return  # who writes garbage into his own table harms himself
-        if now < self.effective(due.deadline):
-            raise Broken("I3", f"{target} is signalled {self.effective(due.deadline) - now:.6f} s early")
+        effective = self.effective(due.deadline)
+        if now < effective:
+            raise Broken("I3", f"{target} is signalled {effective - now:.6f} s early")
+        if now < self.put_off(target, effective):
+            raise Broken("I3", f"{target} is signalled for what fell due while it was asked what it is doing")
         armed = file.visible.get(due.slot)
         if armed is not None and armed.deadline == due.deadline:
             assert self.server is not None
@@ -171,9 +198,10 @@ class Laws:
 
     def observed(self, table: Table, due: Due) -> None:
         """An expired timer is reported, and nobody is to be signalled for it."""
-        armed = table.truth.visible.get(due.slot)
-        if armed is not None and armed.deadline == due.deadline:  # it is this arming or the one before it
-            self._observed.add(armed.number)
+        # It is this arming or the one before it: of a store that is held back the count may be known already.
+        for armed in (table.truth.visible.get(due.slot), table.truth.armed.get(due.slot)):
+            if armed is not None and armed.deadline == due.deadline:
+                self._observed.add(armed.number)
 
     def gathered(self, asked_at: float) -> None:
         """Evidence is known."""
@@ -240,7 +268,9 @@ class Laws:
             return
         over = file.returned.get(armed.number, armed.stored_at + self.server.bound + LOOSE)
         protected = file.owner.protected_until
-        since = max(self.effective(armed.deadline), over, self.free_since)
+        effective = self.effective(armed.deadline)
+        asked = [one.until for one in self._asked.get(file.owner, ()) if one.since <= effective]
+        since = max(self.put_off(file.owner, effective), over, self.free_since, *asked)
         if protected > -inf:
             since = max(since, protected + LAST_RETRY)
         if self.server.policy.stopped == "hold" and file.owner.frozen_until > self._born_at:

@@ -2,14 +2,16 @@
 
 The laws of this file:
 
-* ``Reaper``, ``Reaping``, ``WatchedTable``, ``Watch``, ``OverdueTracker``, ``WorkQueue`` are the package's.
+* ``Reaper``, ``Reaping``, ``WatchedTable``, ``Watch``, ``OverdueTracker``, ``WorkQueue``, ``Asking`` are the
+  package's.
   They are handed a file, a process, an inspector, a clock and a loop; nothing of them is replaced.
 * At each read, write and signal real code calls :meth:`Server.pause`, in which others take steps.
 * One callback runs at a time, to its end: it is a loop. A crash ends it wherever it stands.
 * A loop may wake early, by more than a millisecond.
 
 What is written out here is what stands between the kernel and these: the registry's adoption, what handlers
-do about HELLO, a ring and BYE. Not here: tables that the server keeps for others (``register_timers``, peers
+do about HELLO, a ring and BYE, that each answer is given in steps, and when a question to a worker begins and
+ends. Not here: tables that the server keeps for others (``register_timers``, peers
 without shared memory), owners that reap in their own way, what is in a frame. They have tests of their own.
 """
 
@@ -21,7 +23,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from functools import partial
 from math import inf
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from aiotimer._core import layout
 from aiotimer._core.ladder import KILL
@@ -35,7 +37,7 @@ from aiotimer.server import worker as real
 from aiotimer.server.policy import Policy
 from aiotimer.server.reaper import Reaper
 from aiotimer.server.reporter import Reporter
-from aiotimer.server.slices import WorkQueue
+from aiotimer.server.slices import Steps, WorkQueue
 from aiotimer.server.watched_table import WatchedTable
 
 from .world import Line, Message, Process, TableFile, World
@@ -45,13 +47,19 @@ if TYPE_CHECKING:
     from aiotimer.server.expiry import Expiry
     from aiotimer.server.reaper import _Case
 
-    from .laws import Laws
+    from .laws import Asked, Laws
 
 BEAT = 0.5
 """``server.BEAT``: seconds between signs of life."""
 
 EVIDENCE = 0.05
 """Seconds that evidence takes at most: the budget."""
+
+ASK_WITHIN = 0.5
+"""``findings.ASK_WITHIN``: seconds that a worker has to say what it is doing."""
+
+ANSWER, STEP = 8, 0.001
+"""Steps that the answer to a client takes at most, and the seconds that each of them does."""
 
 EARLY = 0.0012
 """Seconds by which a loop wakes too early at most."""
@@ -141,6 +149,12 @@ class Loop:
         handle = Handle(when, self._world.number(), partial(callback, *arguments))
         heapq.heappush(self.handles, handle)
         return handle
+
+
+class Client(NamedTuple):
+    """A client that asks without end, until it goes."""
+
+    until: float
 
 
 # -- what real code is handed --------------------------------------------------------------------------
@@ -385,6 +399,7 @@ class Server:
     pinned: type[PinnedProcess] = PinnedProcess
     known: type[Known] = Known
     machine: type[Reaping] = Reaping
+    asking: type[real.Asking] = real.Asking
 
     def __init__(
         self,
@@ -663,6 +678,40 @@ class Server:
             known.drop(table)
         else:
             table.connection_lost()
+
+    # -- questions ---------------------------------------------------------------------------------
+
+    def readable(self, client: Client) -> None:
+        """``ServerConnection._readable``."""
+        self.queue.take_turn(self.turn(client))
+
+    def turn(self, client: Client) -> Steps[None]:
+        """``ServerConnection._turn``: answer what has been read; there is more by then."""
+        for _ in range(self.world.rng.randint(1, ANSWER)):
+            self.world.now += STEP * self.world.rng.random()
+            self.pause("answers a client that asks without end")
+            yield
+        if self.world.now < client.until:
+            self.loop.call_soon(self.readable, client)
+
+    def ask(self, known: Known) -> None:
+        """``inspector.inspect_loops``: ask a worker what it is doing; it does not always answer in time."""
+        now, rng = self.world.now, self.world.rng
+        if known.closed:
+            return
+        asking = self.asking(cast(asyncio.AbstractEventLoop, self.loop), now)
+        known.asks(asking, now)
+        asked = self.judge.asks(known.process.process, now)
+        answered = rng.random() < 0.7
+        within = ASK_WITHIN * rng.random() if answered else ASK_WITHIN
+        self.loop.call_later(within, self._answered, known, asking, asked, answered)
+        self.pause(f"asks {known.process.process}")
+
+    def _answered(self, known: Known, asking: real.Asking, asked: Asked, answered: bool) -> None:
+        now = self.world.now
+        asked.until, asked.took = now, now - asked.since if answered else 0.0
+        asking.end(now, answered=answered)
+        self.pause(f"has {'an' if answered else 'no'} answer of {known.process.process}")
 
     # -- the end -----------------------------------------------------------------------------------
 

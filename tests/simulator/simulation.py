@@ -10,14 +10,17 @@ The laws of this file:
 
 from __future__ import annotations
 
+import logging
 import random
 from collections import Counter, deque
 from dataclasses import dataclass
 from math import inf
 
+from aiotimer.events import log
+
 from .laws import Laws
-from .server import LADDERS, Crashed, Server
-from .worker import Worker
+from .server import LADDERS, Client, Crashed, Server
+from .worker import STORM, Worker
 from .world import Broken, Line, Process, TableFile, World
 
 PATIENCE = 12
@@ -28,6 +31,9 @@ COST = 2e-5
 
 LEAPS = (1e-4, 2e-3, 0.05, 1.0, 8.0)
 """Seconds by which time leaps at most."""
+
+FLOOD = 0.3
+"""Seconds for which clients ask without end at most."""
 
 TRACE = 80
 """Steps that are shown of a history that has broken a law."""
@@ -114,6 +120,7 @@ class Simulation:
         Raises:
             Failure: a law was broken.
         """
+        log.addFilter(self._logged)
         try:
             while self.world.steps < self.length:
                 if self._step() and self._server is not None:
@@ -125,9 +132,16 @@ class Simulation:
         except (Exception, Broken) as error:
             raise Failure(self, error) from error
         finally:
+            log.removeFilter(self._logged)
             if self._server is not None:
                 self._note_events(self._server)
                 self._server.crash()
+
+    def _logged(self, record: logging.LogRecord) -> bool:
+        """Real code logs an error that it did not expect, and goes on; here it ends the history."""
+        if record.exc_info and record.exc_info[1]:
+            raise Failure(self, record.exc_info[1])
+        return True
 
     # -- one step ----------------------------------------------------------------------------------
 
@@ -309,6 +323,14 @@ class Simulation:
         self._stops = [(run * self.rng.random(), stop * self.rng.uniform(0.8, 1.2)) for _ in range(20)]
         return f"{self._stop_server(server)}, and again every {stop + run:.3f} s"
 
+    def _flood(self, server: Server) -> str:
+        if not server.started or self.rng.random() < 0.7:
+            return ""
+        until, clients = self.world.now + FLOOD * self.rng.random(), self.rng.randint(1, 4)
+        for _ in range(clients):
+            server.loop.call_soon(server.readable, Client(until))
+        return f"{clients} clients ask without end until {until:.3f}"
+
     def _stop_everything(self, server: Server) -> str:
         what = self._stop_server(server)
         for worker in self._workers:
@@ -357,6 +379,22 @@ class Simulation:
         thread = self.rng.choice(busy)
         return f"{thread}: {thread.interrupt()}"
 
+    def _storm(self, worker: Worker) -> str:
+        idle = [thread for thread in worker.threads if not (thread.busy or thread.storm)]
+        if not idle or worker.table is None or worker.hostile or worker.inherited or self.rng.random() < 0.7:
+            return ""
+        thread, after = self.rng.choice(idle), self.rng.choice((1e-9, 0.003, 0.3))
+        thread.begin("storms", worker.storm(thread, after))
+        return f"{thread} is about to enter {STORM} blocks for {after} s"
+
+    def _ask(self, worker: Worker) -> str:
+        server = self._server
+        known = None if server is None else server.workers.get(worker.process.id)
+        if server is None or known is None:
+            return ""
+        server.queue.put(server.ask, known)
+        return f"somebody wants to know what {worker.process} is doing"
+
     def _break_line(self, worker: Worker) -> str:
         worker.drop_line()
         return f"a library of {worker.process} closes its connection"
@@ -376,5 +414,8 @@ class Simulation:
         return f"{process} may not be signalled until {process.protected_until:.3f}"
 
 
-OF_A_WORKER = ("stop_worker", "die", "exec", "fork", "interrupt", "break_line", "turn_hostile", "protect")
-MISFORTUNES = ("crash", "upgrade", "stop_server", "stop_and_go", "stop_everything", *OF_A_WORKER)
+OF_A_WORKER = (
+    *("stop_worker", "die", "exec", "fork", "interrupt", "break_line"),
+    *("turn_hostile", "protect", "storm", "ask"),
+)
+MISFORTUNES = ("crash", "upgrade", "stop_server", "stop_and_go", "flood", "stop_everything", *OF_A_WORKER)

@@ -35,7 +35,7 @@ SOAK_STEPS = int(os.environ.get("AIOTIMER_SOAK_STEPS", "10_000_000"))
 @pytest.mark.timeout(600)
 def test_the_laws_hold_and_everything_happens() -> None:
     happened = many_histories(0, HISTORIES)
-    steps = "adopts greets hears marks notes promises reads removes signals unregisters welcomes"
+    steps = "adopts answers asks greets hears marks notes promises reads removes signals unregisters welcomes"
     events = "expired held late reap_failed reaped observed finished breaker worker_gone exec"
     missing = {*MISFORTUNES, *steps.split(), *events.split()} - happened.keys()
     assert not missing, "never happened"

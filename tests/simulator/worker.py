@@ -15,7 +15,7 @@ import mmap
 import random
 from collections.abc import Callable, Generator
 from math import inf, nan
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias, cast
 
 from aiotimer._core import layout
 from aiotimer._core.layout import COUNT_OF, FIRST_DEADLINE, LATE, PROMISE
@@ -34,8 +34,8 @@ RETRY_EVERY = 1.0
 MOST_STEPS = 24
 """What the longest operation takes: it rings, finds the server gone, and reconnects. Waits are apart."""
 
-STORM = 20
-"""Blocks of a storm."""
+STORM = 80
+"""Blocks of a storm: more than ``reaper.AT_ONCE``."""
 
 SCOPES = ("a", "b", "c")
 NAPS = (0.0, 0.0, 0.0, 0.0, 1e-3, 0.1, 3.0)
@@ -115,11 +115,10 @@ class Thread:
     def step(self, rng: random.Random) -> str:
         """Take a step, beginning an operation if need be; say what it was."""
         if self._operation is None:
-            self._title, self._operation = self.worker.choose(self, rng)
-            self._steps = 0
+            self.begin(*self.worker.choose(self, rng))
         self._wait = None
         try:
-            done = next(self._operation)
+            done = next(cast(Steps, self._operation))
         except StopIteration:
             self._operation = None
             self._sleeps_until = self.worker.world.now + rng.choice(NAPS) * rng.random()
@@ -133,6 +132,10 @@ class Thread:
         if self._steps > MOST_STEPS:
             raise Broken("I7", f"{self} has taken {self._steps} steps in {self._title}")
         return f"{self._title}: {done}"
+
+    def begin(self, title: str, operation: Steps) -> None:
+        """Begin an operation."""
+        self._title, self._operation, self._steps = title, operation, 0
 
     def interrupt(self) -> str:
         """An exception in the middle of an operation: what it was arming is released."""
@@ -193,12 +196,12 @@ class Worker:
                 thread, rng.choice(SCOPES), after, observed=observed
             )
         scope = rng.choice(SCOPES)
-        if dice < 0.9:
+        if dice < 0.86:
             return f"releases {scope}", self.put(scope, RELEASE)
         if dice < 0.92 and scope in self._last:
             return f"acquires {scope} for the same time", self.again(scope)
-        if dice < 0.922 or thread.storm:
-            return "storms", self.storm(thread, rng)
+        if thread.storm:
+            return "leaves its storm", self.leave_storm(thread)
         if dice < 0.97 or any(other.entries or other.busy for other in self.threads):
             when = self.world.now + rng.choice(self._afters) * rng.uniform(0.5, 1)
             self._last[scope] = when
@@ -221,9 +224,10 @@ class Worker:
         yield f"takes slot {word - FIRST_DEADLINE}"
         now = self.world.now
         deadline = now + after
+        pool.cells[word + COUNT_OF] += 1.0
+        yield "counts itself"
         number = self._store(table, word, deadline, observed=observed)
         yield f"stores {deadline:.6f}"
-        pool.cells[word + COUNT_OF] += 1.0
         if not now - LATE <= pool.cells[PROMISE] <= deadline:
             yield "sees that the promise is not good enough"
             yield from self._send(table, deadline, now)
@@ -232,21 +236,25 @@ class Worker:
         thread.entries.append(thread.arming)
         thread.arming = None
 
-    def storm(self, thread: Thread, rng: random.Random) -> Steps:
-        """Enter many blocks that are only observed, and fall due together; or leave them."""
-        while thread.storm:
-            self.give_back(thread.storm.pop())
+    def storm(self, thread: Thread, after: float) -> Steps:
+        """Enter many blocks that are only observed, and fall due together."""
         table, file = self._mine()
-        now, after = self.world.now, rng.choice((1e-9, 0.003, 0.3))
+        now = self.world.now
         stored = []
-        for _ in range(rng.choice((0, STORM))):
+        for _ in range(STORM):
             pool, word = table.take(table.pool("storm", observed=True))
-            stored.append(self._store(table, word, now + after, observed=True))
             pool.cells[word + COUNT_OF] += 1.0
+            stored.append(self._store(table, word, now + after, observed=True))
             thread.storm.append(Entry(pool, word, after))
         yield f"stores {now + after:.6f} many times"
         yield from self._send(table, now + after, now)
         file.returned.update(dict.fromkeys(stored, self.world.now))
+
+    def leave_storm(self, thread: Thread) -> Steps:
+        """Leave them all."""
+        while thread.storm:
+            self.give_back(thread.storm.pop())
+        yield "stores inf many times"
 
     def leave(self, entry: Entry) -> Steps:
         """``Block.__exit__``."""

@@ -1,13 +1,15 @@
-"""A worker: whether it still runs the program that armed its timers, from what can be known."""
+"""A worker: whether it still runs the program that armed its timers; what a question to it puts off."""
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from aiotimer._core.requests import WorkerId
-from aiotimer.server.worker import Worker
+from aiotimer._core.watch import Due
+from aiotimer.server.worker import Asking, Worker
 
 
 class Process:
@@ -128,3 +130,37 @@ def test_a_worker_is_buried_one_table_at_a_time_and_nothing_is_due_meanwhile() -
     assert not process.closed
     assert list(steps) == [None, None]
     assert (worker.tables, process.closed) == ([], True)
+
+
+class Loop:
+    """A loop that keeps what is to be done later."""
+
+    def __init__(self) -> None:
+        self.later: list[Any] = []
+
+    def call_later(self, delay: float, function: object, argument: object) -> None:
+        """Keep it."""
+        self.later.append((delay, function, argument))
+
+
+def test_what_fell_due_while_a_worker_was_asked_is_put_off_even_if_that_is_found_later() -> None:
+    """A server that stood still may take the answer before it looks."""
+    loop, table = Loop(), SimpleNamespace(look_again="look again")
+    asking = Asking(loop, 10.0)  # type: ignore[arg-type]
+    asking.end(12.0, answered=True)
+    before, meanwhile, after = (Due(slot, at, at) for slot, at in enumerate((9.9, 11.5, 12.0)))
+    assert asking.put_off(table, (before, meanwhile, after), 12.1) == (before, after)  # type: ignore[arg-type]
+    assert loop.later == [(pytest.approx(1.4), "look again", (meanwhile,))]
+    assert not asking.is_over(13.4)
+    assert asking.put_off(table, (meanwhile,), 13.5) == (meanwhile,), "once"  # type: ignore[arg-type]
+    assert asking.is_over(14.0), "what fell due last has had its time"
+
+
+def test_a_question_is_kept_until_it_puts_nothing_off_any_more() -> None:
+    worker = Worker(Process(True))  # type: ignore[arg-type]
+    first, second, third = (Asking(Loop(), since) for since in (0.0, 1.0, 5.0))  # type: ignore[arg-type]
+    worker.asks(first, 0.0)
+    worker.asks(second, 1.0)
+    first.end(2.0, answered=True)
+    worker.asks(third, 5.0)
+    assert worker.askings == [second, third], "one is over, one has not been answered"
