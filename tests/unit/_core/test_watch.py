@@ -111,14 +111,25 @@ def test_a_storm_in_one_table_takes_many_looks() -> None:
 
 
 def test_who_changes_the_first_blocks_all_the_time_does_not_hide_the_others() -> None:
-    deadlines = array("d", [NOW - 1.0]) * (2 * SLOW * BLOCK)
+    deadlines = array("d", [NOW - 1.0]) * (3 * SLOW * BLOCK)
     one = watch()
     found: set[int] = set()
-    for number in range(4):
+    for number in range(6):
         found.update(numbers(one.look(deadlines, NOW).due))
-        for slot in range(0, SLOW * BLOCK, BLOCK):
+        for slot in range(0, 2 * SLOW * BLOCK, BLOCK):
             deadlines[slot] = NOW - 1.0 - number
-    assert found == set(range(2 * SLOW * BLOCK))
+    assert found == set(range(3 * SLOW * BLOCK))
+
+
+def test_one_look_judges_so_many_blocks_and_the_next_one_begins_with_what_is_left() -> None:
+    most = SLOW * BLOCK
+    one = watch()
+    look = one.look(array("d", [NOW - 1.0]) * most, NOW)
+    assert (numbers(look.due), look.wake_at) == (list(range(most)), NOW + BOUND)
+    for deadline in (NOW - 2.0, NOW - 3.0):
+        deadlines = array("d", [deadline]) * (most + 1)
+        assert numbers(one.look(deadlines, NOW).due) == list(range(most)), "from the first one on"
+        assert numbers(one.look(deadlines, NOW).due) == [most]
 
 
 def test_what_takes_long_to_judge_may_have_been_overlooked() -> None:
@@ -131,6 +142,12 @@ def test_what_takes_long_to_judge_may_have_been_overlooked() -> None:
     assert one.overlooked(deadlines, NOW + 1), "nobody knows"
     assert not one.look(deadlines[: SLOW * BLOCK], NOW).due
     assert not one.overlooked(deadlines[: SLOW * BLOCK], NOW + 1)
+    for slot in range(1, SLOW * BLOCK, BLOCK):
+        deadlines[slot] = inf
+    assert not one.overlooked(deadlines[: SLOW * BLOCK], NOW + 1), "there is nothing, and that can be seen"
+    deadlines[SLOW * BLOCK - 1] = NOW + 0.5
+    assert one.overlooked(deadlines[: SLOW * BLOCK], NOW + 1), "in the last one"
+    assert not one.overlooked(deadlines[: SLOW * BLOCK], NOW + 0.5), "it will be looked for in time"
 
 
 def test_a_table_that_shrinks_and_comes_back() -> None:
@@ -514,7 +531,6 @@ def test_a_stall_that_begins_when_the_last_deadline_moved_by_another_falls_due_m
         lifeline.tick(n / 2)
     assert lifeline.stalls == ((0.0, 10.0),), "a deadline of 10 falls due at 20, which is now"
     lifeline.tick(25.0)
-    lifeline.tick(25.5)
     assert lifeline.stalls == ((20.0, 25.0),), "nothing of the first is still to come"
 
 
@@ -655,6 +671,31 @@ def test_stalls_are_forgotten_one_by_one() -> None:
     lifeline.tick(26.0)  # the first is of no more use
     assert lifeline.stalls == ((20.0, 25.0),)
     assert lifeline.effective(21.0) == 26.0
+
+
+@pytest.mark.parametrize(
+    ("stalls", "until"),
+    [
+        ([(19.5, 30.0)], 30.5),
+        ([(10.0, 30.0)], 40.0 - FINE_BEAT),
+        ([(19.5, 30.0), (30.125, 50.0)], 50.375),
+        ([(19.5, 30.0), (30.0, 50.0)], 50.5 - FINE_BEAT),
+        ([(11.0, 20.0), (20.0, 40.0)], 49.0 - FINE_BEAT),
+    ],
+)
+def test_a_stall_is_remembered_exactly_until_what_it_moved_has_fallen_due(
+    stalls: list[tuple[float, float]], until: float
+) -> None:
+    lifeline, now = Lifeline(0.0), 10.0
+    lifeline.tick(now)
+    for began, ended in stalls:
+        alive_until(lifeline, now, began)
+        lifeline.tick(ended)
+        now = ended
+    alive_until(lifeline, now, until)
+    assert lifeline.stalls[0] == (0.0, 10.0)
+    lifeline.tick(until + 2**-20)
+    assert (0.0, 10.0) not in lifeline.stalls
 
 
 def test_expired_includes_what_expires_just_now() -> None:
