@@ -264,7 +264,8 @@ def test_all_that_a_command_has_started_ends_with_it(tmp_path: Path) -> None:
     """Whatever group it is in; what is in another session goes on."""
     program = tmp_path / "hang"
     program.write_text(
-        "#!/bin/sh\nset -m\n"  # each job in a group of its own
+        f"#!/bin/sh\n[ -e {tmp_path}/told ] && exit 1\n"  # it is tried three times
+        "set -m\n"  # each job in a group of its own
         f"sleep 600 & echo $! > {tmp_path}/told.new\n"
         f"setsid sleep 600 & echo $! >> {tmp_path}/told.new\n"
         f"mv {tmp_path}/told.new {tmp_path}/told; wait\n"
