@@ -42,8 +42,8 @@ chance = random.Random(seed)
 hangs_at = time.monotonic() + hangs_after
 entries = 0
 
-def told_to_end():
-    return bool(select.select([0], [], [], 0)[0])
+def told_to_end(within=0.0):
+    return bool(select.select([0], [], [], within)[0])
 
 def time_to_hang():
     return time.monotonic() > hangs_at
@@ -148,13 +148,13 @@ def forks():
             os._exit(0)
         with expires(60.0, "waiting for a child", client):
             child_ended(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-        time.sleep(10 * pause)
+        told_to_end(10 * pause)
 
 def short_lived():
     while not told_to_end():
         line = another("one block", 0.0 if time_to_hang() else 1e10)
         child_ended(subprocess.run(line).returncode)
-        time.sleep(100 * pause)
+        told_to_end(100 * pause)
 
 def execs():
     until = time.monotonic() + chance.uniform(200, 400) * pause

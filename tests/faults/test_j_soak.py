@@ -48,9 +48,9 @@ WITHIN = 15.0
 """Seconds for which a server must be undisturbed before whoever is overdue must be dead: it waits 2 s for
 workers to return, 3 s for evidence, and the machine may be busy."""
 
-GROWTH = 0.1
-"""MB a minute that a server's memory may seem to grow by. In an hour that is less than some arenas and what
-waits for the collector come to; a server that kept something of each event would need more."""
+GROWTH = 5.0
+"""MB by which a server's memory may grow once it is warm, however long it runs: dead workers wait for the
+collector, some 20,000 objects at a time (3 MB), and SQLite fills its cache (2 MB)."""
 
 
 class Server:
@@ -307,11 +307,11 @@ def test_fault_02_memory_of_a_server_is_flat_beside_calm_workers(capsys: pytest.
                 memory.append(server.memory())
             clock_passes(now + CALM_SECONDS / 360)
         entries = crew.end()
-        growth = statistics.linear_regression(minutes, memory).slope
+        per_minute = statistics.linear_regression(minutes, memory).slope
         with capsys.disabled():
             print(  # noqa: T201 - figures are to be seen
                 f"\ncalm for {CALM_SECONDS:g} s, seed {seed}: {entries} blocks left in time; memory from "
-                f"{memory[0]:.2f} to {memory[-1]:.2f} MB, {growth:+.4f} MB a minute; false {len(crew.false)}"
+                f"{memory[0]:.2f} to {memory[-1]:.2f} MB, {per_minute:+.3f} a minute; false {len(crew.false)}"
             )
     assert crew.false == [], "\n\n".join(crew.false)
-    assert growth < GROWTH
+    assert per_minute * (minutes[-1] - minutes[0]) < GROWTH  # the fit's: no single sample decides
