@@ -198,11 +198,6 @@ class _Block:
         self.stored = b""
         self.soonest = inf
 
-    @property
-    def has_dealt(self) -> bool:
-        """Whether anything in it has been dealt with, in one way or the other."""
-        return bool(self.armings) or self.cleared is not _NOTHING
-
     def is_quiet(self, deadlines: array[float], now: float) -> bool:
         """Whether nothing can be due in a reading, as far as that is seen at the speed of C."""
         stored = deadlines.tobytes()
@@ -245,7 +240,7 @@ class _Block:
 
     def forget_armed_again(self) -> None:
         """Forget what has been dealt with if its slot has been armed again since."""
-        if not self.has_dealt:
+        if not self.armings and self.cleared is _NOTHING:  # in line: it is asked of every block at every look
             return
         armings = self._read_armings(self.first, BLOCK)
         counted = armings.tobytes()
@@ -299,7 +294,7 @@ class _Block:
 
     def _at_first_sight(self, deadlines: array[float]) -> float:
         """Return ``soonest`` for a new reading, as far as C can tell."""
-        return nan if self.has_dealt else min(deadlines, default=inf)
+        return nan if self.armings or self.cleared is not _NOTHING else min(deadlines, default=inf)
 
     def _dealt_with(self, slots: Iterable[int]) -> dict[int, int]:
         """Note which armings in these slots have just been dealt with."""
@@ -352,7 +347,7 @@ class Watch:
     @property
     def has_dealt(self) -> bool:
         """Whether anything has been dealt with: then equal deadlines are not all there is to compare."""
-        return any(block.has_dealt for block in self._blocks)
+        return any(block.armings or block.cleared is not _NOTHING for block in self._blocks)
 
     def look(self, deadlines: array[float], now: float) -> Look:
         """Decide what is due, what to promise, and when to look next."""
