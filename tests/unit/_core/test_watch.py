@@ -729,3 +729,12 @@ def test_a_table_that_grows_after_the_clearing_holds_what_is_new() -> None:
     one.clear(slots(NOW))
     assert one.holds_any(slots(NOW, NOW))
     assert numbers(one.look(slots(NOW, NOW), NOW).due) == [1]
+
+
+def test_whether_the_smallest_deadline_is_held_and_cleared_is_known_and_of_other_slots_it_is_not() -> None:
+    one, table = watch(), slots(0.5, 0.0)
+    assert one.holds_any(table)
+    one.clear(table)
+    assert one.cleared(0, 0.5)
+    assert not one.cleared(1, 0.0), "which was not armed"
+    assert not one.cleared(BLOCK, 0.5), "nobody has seen that one"
