@@ -11,9 +11,9 @@ PYTHON      ?= python3
 VENV        ?= .venv
 TESTS       ?= tests
 PYTEST_ARGS ?=
-# Tests mostly wait, for processes to start and for deadlines: on two cores, four at a time take two thirds of what
-# two take. Some have a deadline of their own, so no more than that.
-JOBS        ?= 4
+# Tests mostly wait, for processes to start and for deadlines: on two cores, six at a time take five sixths of what
+# four take, and leave little idle.
+JOBS        ?= 6
 PARALLEL     = -n $(JOBS) --dist worksteal
 SOAK_TESTS  ?= $(wildcard tests/contract tests/property tests/model tests/simulator tests/faults tests/fuzz tests/integration)
 WHEEL_TESTS ?= $(wildcard tests/unit tests/contract)

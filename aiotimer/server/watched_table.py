@@ -59,7 +59,8 @@ class WatchedTable:
 
     __slots__ = (
         "_alarm", "_clock", "_close", "_do_first", "_is_asking", "_later", "_looks", "_loop", "_on_due",
-        "_rests_until", "ask_peer", "before_removal", "connection", "file", "program", "reader", "watch",
+        "_rests_until", "_silent_since", "ask_peer", "before_removal", "connection", "file", "program",
+        "reader", "watch",
     )  # fmt: skip
 
     def __init__(
@@ -86,6 +87,7 @@ class WatchedTable:
         self.before_removal: Callable[[WatchedTable], object] = lambda _table: None  # to read it once more
         self.ask_peer: AskPeer | None = None  # it may have released what is still armed here
         self._is_asking = False
+        self._silent_since = inf
         self.connection: Connection | None = None  # on which rings or requests come for this table
         self.program = self.number(layout.PROGRAM)  # see procfs.program_of
         # Go on counting where an earlier server stopped: a worker may remember its last ring by that.
@@ -101,10 +103,16 @@ class WatchedTable:
         self._look()
 
     def _answered(self, unsent: bool) -> None:
-        """Look, unless the peer has yet to say what it has released: then ask again in a while."""
+        """Look, unless the peer has yet to say what it has released: then ask again in a while.
+
+        One that has only just nothing to say may have said it a moment ago, which has not been read yet, or
+        it is at its end, with its threads gone. So it has to be silent for that while, too.
+        """
         self._is_asking = False
-        if unsent and self.connection is None:
-            self._wake_at(self._clock() + ADOPTED_EVERY)
+        now = self._clock()
+        self._silent_since = inf if unsent else min(self._silent_since, now)
+        if self.connection is None and now < self._silent_since + ADOPTED_EVERY:
+            self._wake_at(now + ADOPTED_EVERY)
         else:
             self._do_first(self._look_at_once_if_open)
 
