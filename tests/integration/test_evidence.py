@@ -632,6 +632,7 @@ def healthy():
         f(20); [g() for g in [lambda: f(3)] * 5]
 
 configure(os.environ["AIOTIMER_SOCKET"])
+sys.setswitchinterval(0.0005)  # or the main thread would wait for its turn most of the time
 for _ in range(4):
     threading.Thread(target=healthy, daemon=True).start()
 for number in range(int(sys.argv[1])):
