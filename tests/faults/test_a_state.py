@@ -398,7 +398,7 @@ except ConnectionError as error:
 def test_fault_07_no_memory_for_another_table() -> None:
     """A newcomer gets an error that says so. Those who are there are protected as before."""
     with small_tmpfs(64) as place, short_socket() as path, ServerProcess(path) as server:
-        with spawn_worker(program("with", HANGS["gil"], after=8.0), path) as victim:
+        with spawn_worker(program("with", HANGS["gil"], after=7.0), path) as victim:
             deadline = float(victim.wait_line("deadline").split()[-1])
             ballast = fill(place)
             assert free_pages(place) == 0
