@@ -720,11 +720,19 @@ def memory_client(promise: str) -> MemoryClient:
 
 in_a_slot = pytest.mark.parametrize("known", [False, True], ids=["a new slot", "a known slot"])
 
+PARTS = 4
+"""What takes long in one piece is interrupted at every fourth bytecode, from each of the first four on."""
 
+in_parts = pytest.mark.parametrize("first", range(PARTS))
+
+
+@in_parts
 @in_a_slot
 @pytest.mark.parametrize(("promise", "scope"), [*((promise, "s") for promise in PROMISES), ("silent", None)])
-def test_fault_50_interrupted_at_every_bytecode(promise: str, scope: str | None, known: bool) -> None:
-    for interruption in interruptions():
+def test_fault_50_interrupted_at_every_bytecode(
+    promise: str, scope: str | None, known: bool, first: int
+) -> None:
+    for interruption in interruptions(first=first, step=PARTS):
         client = memory_client(promise)
         if known:
             with expires(60, scope, client):
@@ -740,17 +748,20 @@ def test_fault_50_interrupted_at_every_bytecode(promise: str, scope: str | None,
     assert acquisitions_of(client.table) == 2 + known
 
 
+@in_parts
 @in_a_slot
 @pytest.mark.filterwarnings("ignore:coroutine '.*' was never awaited")
 @pytest.mark.parametrize(("promise", "grace"), [*((promise, None) for promise in PROMISES), ("ringing", 5)])
-def test_fault_50_interrupted_at_every_bytecode_async(promise: str, grace: float | None, known: bool) -> None:
+def test_fault_50_interrupted_at_every_bytecode_async(
+    promise: str, grace: float | None, known: bool, first: int
+) -> None:
     async def work(client: MemoryClient) -> None:
         async with expires(60, "s", client, grace=grace):
             pass
 
     with asyncio.Runner() as runner:
         loop = runner.get_loop()
-        for interruption in interruptions():
+        for interruption in interruptions(first=first, step=PARTS):
             client = memory_client(promise)
             if known:
                 loop.run_until_complete(work(client))
@@ -860,7 +871,8 @@ def assert_goes_on(server: ServerThread, client: TimerClient, when: str) -> None
     client.close()
 
 
-def test_fault_50_a_handler_has_a_block_while_its_thread_connects(server: ServerThread) -> None:
+@in_parts
+def test_fault_50_a_handler_has_a_block_while_its_thread_connects(server: ServerThread, first: int) -> None:
     with TimerClient(server.path) as client, expires(60, "s", client):
         pass  # now everything is imported
 
@@ -868,7 +880,7 @@ def test_fault_50_a_handler_has_a_block_while_its_thread_connects(server: Server
         with expires(60, "of the handler", other):
             pass
 
-    for interruption in interruptions(handler, by_signals=True):
+    for interruption in interruptions(handler, by_signals=True, first=first, step=PARTS):
         client = TimerClient(server.path, budget=PATIENCE)
         other = TimerClient(server.path, budget=0.001, unavailable="ignore")
         with interruption, expires(60, "s", client):
@@ -878,12 +890,8 @@ def test_fault_50_a_handler_has_a_block_while_its_thread_connects(server: Server
     assert interruption.number > 50, "it was hardly interrupted: the test is blind"
 
 
-PARTS = 3
-"""What takes long in one piece is interrupted at every third bytecode, from each of the first three on."""
-
-
 @pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")  # interrupted as soon as it was made
-@pytest.mark.parametrize("first", range(PARTS))
+@in_parts
 def test_fault_50_interrupted_by_a_signal_while_connecting(server: ServerThread, first: int) -> None:
     with TimerClient(server.path) as client, expires(60, "s", client):
         pass  # now everything is imported
@@ -897,8 +905,9 @@ def test_fault_50_interrupted_by_a_signal_while_connecting(server: ServerThread,
 
 
 @pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")  # interrupted as soon as it was made
-def test_fault_50_interrupted_by_a_signal_without_a_table(server: ServerThread) -> None:
-    for interruption in interruptions(by_signals=True):
+@in_parts
+def test_fault_50_interrupted_by_a_signal_without_a_table(server: ServerThread, first: int) -> None:
+    for interruption in interruptions(by_signals=True, first=first, step=PARTS):
         with TimerClient(server.path, shared=False, budget=PATIENCE) as client:
             client.connect(PATIENCE)
             with interruption:
