@@ -77,7 +77,6 @@ async def test_fault_30_65537_timers(kind: str, policy: str) -> None:
     async with serving() as server:
         with spawn_worker(source, server.socket_path, policy) as worker:
             assert await number(worker, "full") == 65_536
-            assert len(server.armed(worker.pid)) == 65_536
             worker.say()
             await line(worker, "one more")
             assert len(server.armed(worker.pid)) == 65_536
@@ -326,6 +325,7 @@ def spoil(path: Path, how: str) -> None:
 SPOILS = ["random", "nan", "-inf", "grown", "unlinked", "0", "1", "63", "4096", "5001"]
 
 
+@pytest.mark.asyncio(loop_factories=["uvloop"])
 @pytest.mark.parametrize("how", SPOILS)
 async def test_fault_28_a_table_is_spoilt_while_armed(how: str, runtime_directory: Path) -> None:
     """Its own worker may suffer; the server goes on, looks on time, and nobody else is touched."""

@@ -69,6 +69,7 @@ async def test_fault_41_hung_in_an_await() -> None:
     )
 
 
+@pytest.mark.asyncio(loop_factories=["asyncio"])
 async def test_fault_41_hung_after_an_acquire() -> None:
     await assert_all_reaped(
         [
@@ -78,6 +79,7 @@ async def test_fault_41_hung_after_an_acquire() -> None:
     )
 
 
+@pytest.mark.asyncio(loop_factories=["asyncio"])
 async def test_fault_41_hung_without_shared_memory() -> None:
     # A plain `with` on a loop waits five milliseconds for an acknowledgement, and goes on: not here.
     waiting = [entry for entry in ENTRIES if entry != "with on a loop"]
