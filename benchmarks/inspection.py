@@ -41,7 +41,10 @@ def measure(quick: bool) -> Iterator[Row]:
     for tasks, shared in _CASES[:1] if quick else _CASES:
         with serving("asyncio") as server, _worker(server.path, tasks, shared) as worker:
             _pause(worker)  # until it was ready
-            pauses, clock, took, told = [], [], [], 0
+            pauses: list[float] = []
+            clock: list[float] = []
+            took: list[float] = []
+            told = 0
             for _ in range(2 if quick else 7):
                 before = perf_counter()
                 report = control.dump(server.path, worker.pid, _PATIENCE)

@@ -95,7 +95,7 @@ def _table(loop: asyncio.AbstractEventLoop, timers: int) -> Iterator[tuple[Watch
 
 
 def _floats(table: WatchedTable) -> list[float]:
-    return [timer.deadline for timer in table.timers()]
+    return [timer.deadline for timer in table.reader.timers()]
 
 
 def _timed(runner: asyncio.Runner, function: Callable[[], object], times: int) -> Candidate:

@@ -125,7 +125,7 @@ def _socket_only(path: str) -> None:
 
 def _connections(path: str) -> None:
     """One process connects, again and again."""
-    peers = []
+    peers: list[Peer] = []
     while True:
         with contextlib.suppress(OSError):
             for _ in range(1500 - len(peers)):
