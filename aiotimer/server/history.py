@@ -293,12 +293,8 @@ class _Writer:
 
 def _add(connection: sqlite3.Connection, found: Mapping[str, Any]) -> None:
     """Add durations to those of a scope."""
-    scope, durations, count, limit = (
-        _text(found["scope"]),
-        found["durations"],
-        found["count"],
-        found["limit_s"],
-    )
+    scope, durations = _text(found["scope"]), found["durations"]
+    count, limit = found["count"], found["limit_s"]
     known = connection.execute(
         "SELECT count, limit_s, durations FROM scopes WHERE scope = ?", (scope,)
     ).fetchone()

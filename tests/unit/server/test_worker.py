@@ -119,14 +119,14 @@ class Dropped(Table):
 
 
 def test_a_worker_is_buried_one_table_at_a_time_and_nothing_is_due_meanwhile() -> None:
-    worker: Any = Worker(Process(None))  # type: ignore[arg-type]
+    process: Any = Process(None)
+    worker: Any = Worker(process)
     tables = worker.tables = [Dropped("shared") for _ in range(3)]
     assert not worker.closed
     steps = worker.bury()
     next(steps)
     assert worker.closed, "nobody expires for it any more"
     assert [table.removed for table in tables[:]] == [False, False]
-    process = worker.process
     assert not process.closed
     assert list(steps) == [None, None]
     assert (worker.tables, process.closed) == ([], True)
@@ -145,20 +145,23 @@ class Loop:
 
 def test_what_fell_due_while_a_worker_was_asked_is_put_off_even_if_that_is_found_later() -> None:
     """A server that stood still may take the answer before it looks."""
-    loop, table = Loop(), SimpleNamespace(look_again="look again")
-    asking = Asking(loop, 10.0)  # type: ignore[arg-type]
+    loop: Any = Loop()
+    table: Any = SimpleNamespace(look_again="look again")
+    asking = Asking(loop, 10.0)
     asking.end(12.0, answered=True)
     before, meanwhile, after = (Due(slot, at, at) for slot, at in enumerate((9.9, 11.5, 12.0)))
-    assert asking.put_off(table, (before, meanwhile, after), 12.1) == (before, after)  # type: ignore[arg-type]
+    assert asking.put_off(table, (before, meanwhile, after), 12.1) == (before, after)
     assert loop.later == [(pytest.approx(1.4), "look again", (meanwhile,))]
     assert not asking.is_over(13.4)
-    assert asking.put_off(table, (meanwhile,), 13.5) == (meanwhile,), "once"  # type: ignore[arg-type]
+    assert asking.put_off(table, (meanwhile,), 13.5) == (meanwhile,), "once"
     assert asking.is_over(14.0), "what fell due last has had its time"
 
 
 def test_a_question_is_kept_until_it_puts_nothing_off_any_more() -> None:
-    worker = Worker(Process(True))  # type: ignore[arg-type]
-    first, second, third = (Asking(Loop(), since) for since in (0.0, 1.0, 5.0))  # type: ignore[arg-type]
+    process: Any = Process(True)
+    loop: Any = Loop()
+    worker = Worker(process)
+    first, second, third = (Asking(loop, since) for since in (0.0, 1.0, 5.0))
     worker.asks(first, 0.0)
     worker.asks(second, 1.0)
     first.end(2.0, answered=True)
