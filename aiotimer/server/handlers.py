@@ -68,7 +68,6 @@ class HandlerContext:
     queue: WorkQueue
     owner_gone: Callable[[], object]
     sessions: set[Session] = field(default_factory=set)
-    tasks: set[asyncio.Task[None]] = field(default_factory=set)
     dumps: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(DUMPS))
     worker_left_at: float = field(default_factory=monotonic)
 
@@ -185,9 +184,7 @@ def _left(context: HandlerContext, worker: Worker) -> Steps[None]:
         yield
     lost = [t for t in tables if t.file.kind == "shared" and not t.closed and t.connection is None]
     if lost:
-        task = context.loop.create_task(drop_unmapped(worker, lost, context.emit))
-        context.tasks.add(task)
-        task.add_done_callback(context.tasks.discard)
+        context.queue.spawn(drop_unmapped(worker, lost, context.emit))
 
 
 # -- questions -----------------------------------------------------------------------------------------------
@@ -214,7 +211,7 @@ def _disown(session: Session, _message: wire.Disown) -> None:
 
 def _dump(session: Session, request: wire.DumpRequest) -> None:
     session.become(State.REPORT)  # which takes a while to make: until then its silence is no fault
-    session.report = session.context.loop.create_task(_send_dump(session, request.pid))
+    session.report = session.context.queue.start(_send_dump(session, request.pid))
     session.report.add_done_callback(session.reported)
 
 

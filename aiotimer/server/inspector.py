@@ -72,8 +72,6 @@ class Inspector:
         self._queue = queue
         self._loop = loop
         self._turns = asyncio.Semaphore(AT_ONCE)
-        self._tasks: set[asyncio.Task[Findings]] = set()
-        self._inspections: set[asyncio.Task[None]] = set()
 
     def begin(self, worker: Worker, expiry: Expiry, then: Then) -> None:
         """Begin to find out what a worker is doing; when that is noted, within the budget, call ``then``."""
@@ -82,9 +80,7 @@ class Inspector:
         self._queue.put(self._start, worker, expiry, until, then)
 
     def _start(self, worker: Worker, expiry: Expiry, until: float, then: Then) -> None:
-        task = self._loop.create_task(self._inspect(worker, expiry, until, then))
-        self._inspections.add(task)
-        task.add_done_callback(self._inspections.discard)
+        self._queue.spawn(self._inspect(worker, expiry, until, then))
 
     async def _inspect(self, worker: Worker, expiry: Expiry, until: float, then: Then) -> None:
         await self._gather(worker, expiry, until)
@@ -101,8 +97,7 @@ class Inspector:
             self._turns.release()
             return
         left = min(self.budget, max(0.0, until - self._loop.time()))
-        task = self._loop.create_task(gather.gather(_subject(worker, expiry), left))
-        self._tasks.add(task)
+        task = self._queue.start(gather.gather(_subject(worker, expiry), left))
         task.add_done_callback(self._done)
         awaited: set[asyncio.Future[Any]] = {task, worker.death(self._loop)}
         try:
@@ -116,13 +111,7 @@ class Inspector:
             died = worker.death(self._loop).done()
             expiry.findings = nothing("it died" if died else f"no answer within {self.budget:g} s")
 
-    def stop(self) -> None:
-        """Give up what is under way."""
-        for task in (*self._inspections, *self._tasks):
-            task.cancel()
-
     def _done(self, task: asyncio.Task[Findings]) -> None:
-        self._tasks.discard(task)
         self._turns.release()
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("evidence could not be gathered", exc_info=error)

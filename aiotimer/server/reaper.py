@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from functools import partial
 from math import inf
 from time import monotonic
@@ -96,7 +96,6 @@ class Reaper:
         self._overdue_tracker = OverdueTracker(loop, self._inspector, reporter, clock)
         self._breaker = Breaker(policy.max_reaps, policy.resume_after)
         self._cases: dict[Worker, _Case] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def observing(self) -> str:
@@ -161,17 +160,13 @@ class Reaper:
         case.alarm.set(inf)
         del self._cases[worker]
 
-    async def stop(self) -> None:
+    def stop(self) -> None:
         """Give up what is under way; the tables tell the next server."""
         self._overdue_tracker.stop()
         for case in self._cases.values():
             case.alarm.set(inf)
             if case.machine.untouched and case.expiry is not None:
                 self._unmark(case.expiry.table)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._inspector.stop()
 
     # -- the machine -----------------------------------------------------------------------------
 
@@ -281,7 +276,7 @@ class Reaper:
         worker, timer = case.worker, case.found[1]
         self._reporter.emit(Event("held", worker.id, worker.name, timer.name, detail=action.why))
         if action.why == UNKNOWN:
-            self._start(drop_unmapped(worker, list(worker.tables), self._reporter.emit))
+            self._reporter.queue.spawn(drop_unmapped(worker, list(worker.tables), self._reporter.emit))
 
     def _check(self, case: _Case, _action: reaping.Check) -> reaping.Checked:
         worker = case.worker
@@ -315,7 +310,7 @@ class Reaper:
         if again is None:
             self._reporter.begin(expiry, worker.tables)
         if inspect.isawaitable(done):
-            self._start(self._await_reap(case, done))
+            self._reporter.queue.spawn(self._await_reap(case, done))
             return None
         return reaping.Done(bool(done))
 
@@ -403,7 +398,7 @@ class Reaper:
     # -- the end ---------------------------------------------------------------------------------
 
     def _despair(self, case: _Case, _action: reaping.Despair) -> None:
-        self._start(self._report_unkillable(case))
+        self._reporter.queue.spawn(self._report_unkillable(case))
 
     async def _report_unkillable(self, case: _Case) -> None:
         worker = case.worker
@@ -427,11 +422,6 @@ class Reaper:
             self._reporter.report(expiry, "worker_gone", "gone", "by itself, with timers armed")
         elif not was_overdue and worker.holds_timers():
             self._reporter.emit(Event("worker_gone", worker.id, worker.name, detail="with timers armed"))
-
-    def _start(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        task = self._loop.create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
 
 _CARRY_OUT: dict[type[Any], Callable[[Reaper, _Case, Any], reaping.Event | None]] = {

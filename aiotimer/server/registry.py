@@ -90,7 +90,6 @@ class Registry:
         self._disposal = disposal
         self._adoption: Steps[None] | None = None
         self._adopt_again: asyncio.TimerHandle | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
 
     def register(self, worker_id: WorkerId, pidfd: int) -> Worker:
         """Return the worker of that identity, a new one if need be; takes over the pidfd."""
@@ -195,9 +194,7 @@ class Registry:
         async def ask() -> None:
             answered(await worker.process.has_unsent())
 
-        task = self._loop.create_task(ask())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._queue.spawn(ask())
 
     def adopt(self) -> Steps[None]:
         """Take over the tables of an earlier server, in steps; delete what is nobody's.
@@ -314,8 +311,6 @@ class Registry:
         if self._adopt_again is not None:
             self._adopt_again.cancel()
             self._adopt_again = None
-        for task in self._tasks:
-            task.cancel()
         self.unregister_the_dead()
         for worker in self.workers.values():
             self._loop.remove_reader(worker.process.pidfd)

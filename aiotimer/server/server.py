@@ -228,15 +228,15 @@ class TimerServer:
         if self._beat is not None:
             self._beat.cancel()
         self._registry.unregister_the_dead()  # while the reaper still knows what is to be said of them
-        await self._reaper.stop()
+        self._reaper.stop()
+        await self._queue.end_tasks()
         self._reporter.tell_refusals(all_of_them=True)
         self._queue.flush()
-        for task in self._context.tasks:
-            task.cancel()
         try:
             for session in list(self._context.sessions):
                 session.connection.close()
             self._registry.close()
+            await self._queue.end_tasks()  # who left just now may still be asked for what it maps
             await self._reporter.close()
             await self._loop.run_in_executor(None, self._disposal.close)
         finally:

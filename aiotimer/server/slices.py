@@ -11,6 +11,7 @@ The laws of this file:
   of one worker, and looks for others to come.
 * Nothing is done by :meth:`WorkQueue.put`, unless so much waits that whoever puts more has to help.
 * An error of one piece of work is logged, and is no other's.
+* What waits for others is a task. None outlives the queue: who stops it waits until all have ended.
 * An :class:`Alarm` is never early.
 """
 
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Coroutine, Generator
 from functools import partial
 from math import ceil, inf
 from time import monotonic
@@ -126,6 +127,7 @@ class WorkQueue:
         self._clock = clock
         self._looks, self._turns, self._work = _Line(TURN), _Line(SLICE), _Line(SLICE)
         self._scheduled = False
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     @property
     def crowded(self) -> bool:
@@ -168,6 +170,24 @@ class WorkQueue:
         """Do all the work that waits, now; what that brings about as well."""
         while self._work.jobs:
             self._do_next(self._work)
+
+    def start(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Have a coroutine run beside all this, as a task that ends at the latest in :meth:`end_tasks`."""
+        task = self._loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Do the same where nobody waits for the end."""
+        _task = self.start(coroutine)
+
+    async def end_tasks(self) -> None:
+        """Cancel the tasks, and wait until they have ended; so with those that they have started."""
+        while others := self._tasks - {asyncio.current_task()}:
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
 
     def _now_or_next(self, line: _Line, job: Job) -> None:
         now = self._clock()

@@ -17,7 +17,7 @@ from time import monotonic
 
 import pytest
 
-from aiotimer import TimerRequest, TimerServer, WorkerId, __version__
+from aiotimer import AsyncTimerClient, TimerRequest, TimerServer, WorkerId, __version__
 from aiotimer._core import layout, wire
 from aiotimer._core.reader import Timer
 from aiotimer._core.watch import Due
@@ -287,6 +287,18 @@ async def test_whoever_stops_removes_only_its_own_socket() -> None:
                 await second.told("reaped", pid)
                 assert not second.all_told("refused")
         assert not os.path.exists(path)
+
+
+async def test_no_task_of_a_server_outlives_it() -> None:
+    """When its connection is closed, it is asked in a thread what this process maps, and by then stopped."""
+    async with serving() as server:
+        client = AsyncTimerClient(server.socket_path)
+        await client.connect()
+        before = asyncio.all_tasks()
+        await server.stop()
+        left = asyncio.all_tasks() - before
+        await client.aclose()
+        assert not left
 
 
 async def test_a_socket_that_was_touched_is_still_the_servers() -> None:
