@@ -34,7 +34,7 @@ from __future__ import annotations
 
 import struct
 from array import array
-from math import inf, isfinite
+from math import inf
 from sys import float_info
 
 LAYOUT_VERSION = 1
@@ -138,15 +138,16 @@ def high_water(snapshot: bytes) -> int:
     """Return the number of slots a snapshot says are in use, clamped to what a table can have."""
     if len(snapshot) < DEADLINES_IN_SNAPSHOT:
         return 0
-    mark = read_word(snapshot)
-    return int(min(max(mark, 0.0), SLOTS)) if isfinite(mark) else 0
+    mark: float = _WORD.unpack_from(snapshot)[0]
+    if 0.0 <= mark <= SLOTS:
+        return int(mark)
+    return SLOTS if SLOTS < mark < inf else 0  # 0 for NaN, too
 
 
 def deadlines(snapshot: bytes) -> array[float]:
     """Return the deadlines in a snapshot, index = slot. Truncated input gives the slots that are there."""
-    there = max(0, len(snapshot) - DEADLINES_IN_SNAPSHOT) // 8
-    n = min(high_water(snapshot), there)
-    return array("d", snapshot[DEADLINES_IN_SNAPSHOT : DEADLINES_IN_SNAPSHOT + 8 * n])
+    stored = snapshot[DEADLINES_IN_SNAPSHOT : DEADLINES_IN_SNAPSHOT + 8 * high_water(snapshot)]
+    return array("d", stored[: len(stored) // 8 * 8])
 
 
 def is_armed(deadline: float) -> bool:

@@ -82,20 +82,20 @@ class TableReader:
         read: see :data:`Read`.
     """
 
-    __slots__ = ("_expected", "_read")
+    __slots__ = ("_expected", "_read", "_size")
 
     def __init__(self, read: Read) -> None:
         self._read = read
         self._expected = layout.FIRST_SLOTS
+        self._size = layout.snapshot_size(self._expected)
 
     def snapshot(self) -> bytes:
         """Return the worker's line and every deadline below the high-water mark: usually one read."""
-        size = layout.snapshot_size(self._expected)
-        data = self._read(size, layout.SNAPSHOT_OFFSET)
+        data = self._read(self._size, layout.SNAPSHOT_OFFSET)
         slots = layout.high_water(data)
-        if slots > self._expected and len(data) == size:
-            self._expected = slots
-            data = self._read(layout.snapshot_size(slots), layout.SNAPSHOT_OFFSET)
+        if slots > self._expected and len(data) == self._size:
+            self._expected, self._size = slots, layout.snapshot_size(slots)
+            data = self._read(self._size, layout.SNAPSHOT_OFFSET)
         return data
 
     def deadlines(self) -> array[float]:

@@ -77,8 +77,11 @@ class State(Enum):
 
 # -- events ------------------------------------------------------------------------------------------
 
+# Nobody writes into an event or an action. They are not frozen: to make one would cost twice as much, and to
+# import this module, as every server does at its start, would take ten milliseconds more.
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)
 class Expired:
     """A look has found expired timers in a table."""
 
@@ -86,7 +89,7 @@ class Expired:
     due: tuple[Due, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Read:
     """The answer to :class:`ReadAgain`.
 
@@ -103,7 +106,7 @@ class Read:
     held: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Begin:
     """The server's owner wants the ladder to be carried out.
 
@@ -116,44 +119,44 @@ class Begin:
     gathered: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Gathered:
     """The evidence is known, as far as it can be: the answer to :class:`Gather`, in time."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Armed:
     """The timer in question is still armed: an answer to :class:`Confirm`."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Released:
     """It is not: the other answer to :class:`Confirm`."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Sent:
     """The signal has been sent: an answer to :class:`Signal`."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Gone:
     """The worker was dead already: an answer to :class:`Signal`."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Left:
     """It runs another program by now: an answer to :class:`Signal`, if that was for a timer."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Refused:
     """It cannot be signalled: an answer to :class:`Signal`."""
 
     why: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Done:
     """The server's owner has finished: the answer to :class:`Reap`, in time.
 
@@ -164,19 +167,19 @@ class Done:
     done: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Woken:
     """It is :attr:`Reaping.wakes_at`; if it is not yet, nothing happens."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Checked:
     """The answer to :class:`Check`: why the worker is to be left alone, "" if it is not."""
 
     held: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Died:
     """The worker is dead."""
 
@@ -202,7 +205,7 @@ Event: TypeAlias = (
 # -- actions -----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ReadAgain:
     """Read these slots again, report what has been released, and answer with :class:`Read`."""
 
@@ -210,12 +213,12 @@ class ReadAgain:
     due: tuple[Due, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Break:
     """There are too many reaps: from now on the server only observes."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Reap:
     """Ask the server's owner to reap the worker, and say :class:`Done` when that has an end.
 
@@ -229,7 +232,7 @@ class Reap:
     again: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Gather:
     """Find out what the worker is doing, then say :class:`Gathered`.
 
@@ -240,12 +243,12 @@ class Gather:
     kills_next: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Confirm:
     """Read the slot of the timer in question, and answer :class:`Armed` or :class:`Released`."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Signal:
     """Send a signal, and answer :class:`Sent`, :class:`Gone`, :class:`Left` or :class:`Refused`.
 
@@ -258,7 +261,7 @@ class Signal:
     with_cont: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Answer:
     """Tell whoever had the ladder carried out how that ended.
 
@@ -269,34 +272,34 @@ class Answer:
     done: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Clear:
     """Everything that is armed now is dealt with."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Hold:
     """Report that the worker is left alone, and why."""
 
     why: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Check:
     """Find out whether the worker is to be left alone, and answer :class:`Checked`."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Spare:
     """Report that the timer was released after its deadline, and before a signal."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Forget:
     """Report that it runs another program by now; what an earlier one has armed goes."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Fail:
     """The reap has failed, and will be tried again.
 
@@ -309,7 +312,7 @@ class Fail:
     report: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LookAgain:
     """Look at a table again, and find these due once more."""
 
@@ -317,12 +320,12 @@ class LookAgain:
     due: tuple[Due, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Despair:
     """Report that the worker does not die."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class End:
     """Report the worker's end.
 

@@ -3,7 +3,7 @@
 The server's side of the protocol, per worker (``docs/explanation/the-look.md`` tells why):
 
     read the table; reap what is due;
-    promise = min(earliest deadline, the deadline of a ring until that has passed, now + bound);
+    promise = min(earliest deadline, the deadline of a ring until that has passed, about now + bound);
     write the promise, count the look; read again, and start over if an earlier deadline is there;
     wake at the promise; and read once more a little later, after every look.
 
@@ -34,6 +34,10 @@ from typing import NamedTuple, TypeAlias
 
 BOUND = 5.0
 """The furthest ahead, in seconds, that a server promises to look: the promise is its heartbeat."""
+
+SHARED_WAKES = 256
+"""Moments within a bound at which a table is looked at for which there is nothing else to wake. One wake-up
+of the server serves all that meet there: thousands of idle workers cost it fifty a second, not one each."""
 
 ADOPTED_EVERY = 1.0
 """Seconds between looks at a table whose owner is not connected: nobody can ring for it."""
@@ -368,9 +372,16 @@ class Watch:
         self.earliest = now if slow > SLOW else min([block.soonest for block in self._blocks], default=inf)
         if self._rung <= now:
             self._rung = inf
-        wake_at = min(self.earliest, self._rung, now + (self._bound if self.connected else ADOPTED_EVERY))
+        wake_at = min(self.earliest, self._rung, self._at_the_latest(now))
         self.promise = wake_at if self.connected else inf
         return Look(tuple(sorted(due, key=_overdue_first)), self.promise, wake_at)
+
+    def _at_the_latest(self, now: float) -> float:
+        """Return when to look though nothing is due: in a bound; a little before, together with others."""
+        if not self.connected:
+            return now + ADOPTED_EVERY
+        until = now + self._bound
+        return until - until % (self._bound / SHARED_WAKES) if until < inf else until
 
     def overlooked(self, deadlines: array[float], wake_at: float) -> bool:
         """Whether a later reading holds a timer that falls due before the next look, or may do so."""

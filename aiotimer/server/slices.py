@@ -23,6 +23,7 @@ from collections.abc import Callable, Coroutine, Generator
 from functools import partial
 from math import ceil, inf
 from time import monotonic
+from types import GeneratorType
 from typing import Any, TypeAlias, TypeVar
 
 from ..events import log
@@ -106,12 +107,11 @@ class _Line:
 
     Attributes:
         share: seconds that they may have in a turn of the loop.
-        ends: when what may be done in this turn ends; None: nothing has been done in it.
+        left: seconds of it that are left for what is done at once.
     """
 
     def __init__(self, share: float) -> None:
-        self.share = share
-        self.ends: float | None = None
+        self.share = self.left = share
         self.jobs: deque[Job] = deque()
 
 
@@ -190,14 +190,14 @@ class WorkQueue:
             await asyncio.gather(*others, return_exceptions=True)
 
     def _now_or_next(self, line: _Line, job: Job) -> None:
-        now = self._clock()
-        if line.ends is None:
-            line.ends = now + line.share
+        # That the loop has had a turn is asked for, and paid for, only when a share is used up.
+        if self._looks.jobs or line.jobs or line.left <= 0.0:
+            line.jobs.append(job)
             self._schedule()
-        at_once = not (self._looks.jobs or line.jobs) and now < line.ends
-        line.jobs.append(job)
-        if at_once:
-            self._do_next(line)
+        else:
+            began = self._clock()
+            self._do(job, line)
+            line.left -= self._clock() - began
 
     def _schedule(self) -> None:
         if not self._scheduled:
@@ -207,7 +207,7 @@ class WorkQueue:
     def _do_slice(self) -> None:
         self._scheduled = False
         for line in (self._looks, self._turns, self._work):
-            line.ends = None
+            line.left = line.share
             if line.jobs:
                 until = self._clock() + line.share
                 while line.jobs:
@@ -220,19 +220,21 @@ class WorkQueue:
             self._schedule()
 
     def _do_next(self, line: _Line) -> None:
-        job = line.jobs.popleft()
+        self._do(line.jobs.popleft(), line)
+
+    def _do(self, job: Job, line: _Line) -> None:
         left: object = job
         try:
-            if isinstance(job, Generator):
-                next(job)
-            else:
+            if callable(job):
                 left = job()
+            else:
+                next(job)
         except StopIteration:
             return
         except Exception:  # noqa: BLE001 - logged; what comes after it may fare better
             log.exception("%s failed", job)
             return
-        if isinstance(left, Generator):
+        if isinstance(left, GeneratorType):
             if line is self._work:
                 line.jobs.appendleft(left)
             else:

@@ -327,7 +327,6 @@ def collector_rests() -> Iterator[None]:
     finally:
         gc.collect()
         gc.enable()
-        gc.unfreeze()
 
 
 _PACKAGE = str(Path(aiotimer.__file__).parent) + os.sep

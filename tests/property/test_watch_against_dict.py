@@ -16,7 +16,17 @@ from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from aiotimer._core import layout
-from aiotimer._core.watch import ADOPTED_EVERY, BLOCK, BOUND, FINE_BEAT, Due, Lifeline, Look, Watch
+from aiotimer._core.watch import (
+    ADOPTED_EVERY,
+    BLOCK,
+    BOUND,
+    FINE_BEAT,
+    SHARED_WAKES,
+    Due,
+    Lifeline,
+    Look,
+    Watch,
+)
 from tests.fakes.clock import Clock
 
 
@@ -45,8 +55,14 @@ class PlainWatch:
         to_come = [timer.effective for timer in open_ if timer.effective > now]
         if self.rung <= now:
             self.rung = inf
-        wake_at = min([*to_come, self.rung, now + (self.bound if self.connected else ADOPTED_EVERY)])
+        wake_at = min([*to_come, self.rung, self.latest(now)])
         return Look(due, wake_at if self.connected else inf, wake_at)
+
+    def latest(self, now: float) -> float:
+        if not self.connected:
+            return now + ADOPTED_EVERY
+        until = now + self.bound
+        return until if self.bound == inf else until - until % (self.bound / SHARED_WAKES)
 
     def overlooked(self, deadlines: "array[float]", wake_at: float) -> bool:
         self.forget_armed_again()

@@ -11,13 +11,11 @@ import fnmatch
 import graphlib
 import importlib.metadata
 import inspect
-import io
 import json
 import pickle
 import re
 import subprocess
 import sys
-import tokenize
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -418,6 +416,8 @@ FIRST_SENTENCE = re.compile(
     r"((A|An|The) [a-z`_]|[A-Z][a-z]+( [a-z]+)?s(,|:| of| that) ).*?\.(?=\s|\Z)", re.DOTALL
 )
 
+COMMENT = re.compile(r"(?:^|\s)#.*")
+
 # Code in prose: ``...``, as Sphinx has it, and not the target of a role.
 LITERAL = re.compile(r"(?<!`)``([^`]+)``(?!`)")
 TARGET = re.compile(r":\w+:`~?(?:[^`<]*<)?([\w.]+)>?`")
@@ -446,9 +446,9 @@ def prose(text: str, nodes: Iterable[ast.AST]) -> Iterator[tuple[int, str]]:
         match node:
             case ast.Expr(ast.Constant(str(said))):  # a docstring, of an attribute too
                 yield node.lineno, said
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type == tokenize.COMMENT:
-            yield token.start[0], token.string
+    for number, line in enumerate(text.splitlines(), 1):
+        if comment := COMMENT.search(line):  # or a string that looks like one, which does no harm
+            yield number, comment[0]
 
 
 def stale(said: str, known: set[str]) -> list[str]:
@@ -458,8 +458,10 @@ def stale(said: str, known: set[str]) -> list[str]:
         said: a comment or a docstring.
         known: identifiers of its module, which are no modules.
     """
+    wrong: list[str] = []
+    if "`" not in said:
+        return wrong
     rooms = {name.partition(".")[0] for name in MODULES}
-    wrong = []
     for literal in LITERAL.findall(said):
         for path in re.findall(r"(?<![\w./])[a-z0-9_/]+\.py\b", literal):
             if path not in OF_OTHERS and not any(f"/{file}".endswith(f"/{path}") for file in FILES):

@@ -10,7 +10,18 @@ from math import inf, nan
 import pytest
 
 from aiotimer._core.layout import SLOTS
-from aiotimer._core.watch import ADOPTED_EVERY, BEAT, BLOCK, BOUND, FINE_BEAT, SLOW, Due, Lifeline, Watch
+from aiotimer._core.watch import (
+    ADOPTED_EVERY,
+    BEAT,
+    BLOCK,
+    BOUND,
+    FINE_BEAT,
+    SHARED_WAKES,
+    SLOW,
+    Due,
+    Lifeline,
+    Watch,
+)
 
 NOW = 1000.0
 
@@ -242,7 +253,7 @@ def test_slots_that_have_not_changed_are_not_judged_again() -> None:
     assert lifeline.asked == 4
     assert one.look(table, NOW + 62).wake_at == NOW + 63
     one.clear(table)
-    assert one.look(table, NOW + 62).wake_at == NOW + 62 + BOUND
+    assert one.look(table, NOW + 65).wake_at == NOW + 65 + BOUND
     assert not one.expired(table, inf)
     assert lifeline.asked == 4, "nothing is left of what has been cleared"
 
@@ -278,7 +289,15 @@ def test_a_timer_that_was_reported_makes_no_promise() -> None:
     one = watch()
     one.look(slots(NOW, NOW + 2), NOW)
     assert one.look(slots(NOW, NOW + 2), NOW + 1).promise == NOW + 2
-    assert one.look(slots(NOW, inf), NOW + 1).promise == NOW + 1 + BOUND
+    assert one.look(slots(NOW, inf), NOW + BOUND).promise == NOW + 2 * BOUND
+
+
+def test_idle_tables_are_looked_at_together() -> None:
+    """Four hundred a second would be four hundred wake-ups, and as many to read each once more."""
+    moments = [watch().look(slots(), NOW + n / 400).wake_at for n in range(4000)]
+    assert all(NOW + n / 400 < at <= NOW + n / 400 + BOUND for n, at in enumerate(moments))
+    assert min(at - n / 400 for n, at in enumerate(moments)) > NOW + BOUND * (1 - 1 / SHARED_WAKES)
+    assert len(set(moments)) <= 10 / BOUND * SHARED_WAKES + 1
 
 
 def test_with_the_bound_lifted_nothing_is_promised_for_nothing() -> None:

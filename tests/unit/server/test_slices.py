@@ -117,6 +117,16 @@ def test_what_is_urgent_is_done_at_once_while_there_is_time() -> None:
     assert bench.done == [0, 1, 2, 3, 4], "a new turn of the loop"
 
 
+def test_who_finds_nobody_waiting_does_not_have_the_loop_called_back() -> None:
+    """A look at an idle worker every few milliseconds: none of them costs the loop a turn of its own."""
+    bench = Bench()
+    for number in range(9):
+        bench.queue.do_first(partial(bench.work, number, 0.1 * TURN))
+        bench.clock.now += TURN
+    assert bench.done == [*range(9)]
+    assert bench.loop.soon == []
+
+
 def test_all_that_is_urgent_comes_before_any_work_and_in_order() -> None:
     bench = Bench()
     bench.queue.put(bench.work, "described")
@@ -160,7 +170,7 @@ def test_looks_come_before_connections_and_these_before_work() -> None:
     bench.queue.put(bench.work, "work")
     bench.queue.take_turn(bench.steps("first", 1, SLICE))
     bench.queue.take_turn(bench.steps("second", 1))
-    bench.queue.do_first(partial(bench.work, "look", TURN))
+    bench.queue.do_first(partial(bench.work, "look", 1.1 * TURN))
     bench.queue.do_first(partial(bench.work, "another look"))
     bench.queue.take_turn(bench.steps("third", 1))
     assert bench.done == [("first", 0), "look"]
