@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from operator import itemgetter
 
 from ..errors import ServerError
 
@@ -26,7 +27,7 @@ something to say and could not, whatever keeps it from that: what it had armed i
 _FACTOR, _LARGEST_MARK = 1_000_003, 2**48 - 59
 """Two primes. A server of another version compares the marks too: they may change with the table's layout."""
 
-_OF_PROGRAM = (23, 26, 27, 28)
+_of_program = itemgetter(23, 26, 27, 28)
 """Fields of proc_pid_stat(5): size of memory, begin and end of code, begin of stack."""
 
 _MOST = 65_536
@@ -56,7 +57,7 @@ def program_of(pid: int) -> int:
     Raises:
         ProcessLookupError: there is no such process, or it is exiting and has no program.
     """
-    memory, code, end_of_code, stack = (_stat(pid)[n] for n in _OF_PROGRAM)
+    memory, code, end_of_code, stack = _of_program(_stat(pid))
     if memory == b"0":  # its first thread has ended; another one may run on
         memory, code, end_of_code, stack = _of_another_thread(pid)
     if (code, stack) == (b"1", b"0"):  # ptrace_may_access() says no: it has another uid, or is not dumpable
@@ -69,7 +70,7 @@ def _of_another_thread(pid: int) -> list[bytes]:
     with contextlib.suppress(FileNotFoundError):
         for tid in tids_of(pid):
             with contextlib.suppress(ProcessLookupError):
-                found = [_stat(pid, tid)[n] for n in _OF_PROGRAM]
+                found = list(_of_program(_stat(pid, tid)))
                 if found[0] != b"0":
                     return found
     raise Exiting(f"process {pid} is exiting")

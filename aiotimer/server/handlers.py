@@ -167,7 +167,9 @@ class Session:
         if self.table.connection is self.connection:  # else its worker has come back on another one already
             self.table.connection = None
             if not self.worker.left:
-                self.context.queue.put(_left, self.context, self.worker)  # most often it is dead by then
+                self.context.queue.put(
+                    self.worker.id, _left, self.context, self.worker
+                )  # most often it is dead by then
             self.worker.left.append(self.table)
 
 

@@ -77,7 +77,7 @@ class Inspector:
         """Begin to find out what a worker is doing; when that is noted, within the budget, call ``then``."""
         until = self._loop.time() + self.budget
         # Not before all that is due has been looked at: threads and helpers keep the loop from it.
-        self._queue.put(self._start, worker, expiry, until, then)
+        self._queue.put(worker.id, self._start, worker, expiry, until, then)
 
     def _start(self, worker: Worker, expiry: Expiry, until: float, then: Then) -> None:
         self._queue.spawn(self._inspect(worker, expiry, until, then))

@@ -161,7 +161,7 @@ class OverdueTracker:
             left = {s for s, e in overdue.expiries.items() if e.due.deadline in deadlines[s : s + 1]}
             for slot in overdue.expiries.keys() - left:  # it was released just before
                 self._end(overdue.expiries.pop(slot), overdue.ended_at.get(slot, now))
-            self._reporter.queue.put(self._report_gone, list(overdue.expiries.values()), now)
+            self._reporter.queue.put(worker.id, self._report_gone, list(overdue.expiries.values()), now)
             reported = reported or bool(left)
         return reported
 

@@ -344,7 +344,7 @@ class Registry:
     def _dead(self, worker: Worker) -> None:
         self._loop.remove_reader(worker.process.pidfd)
         worker.has_died()
-        self._queue.put(self._bury, worker)
+        self._queue.put(worker.id, self._bury, worker)
 
     def _bury(self, worker: Worker) -> Steps[None]:
         if worker.closed:  # it was noticed twice

@@ -140,7 +140,7 @@ class Reporter:
 
     def emit(self, event: Event) -> None:
         """Something happened."""
-        self.queue.put(self._emit, event)
+        self.queue.put(event.worker_id, self._emit, event)
 
     def refused(self, peer: Hashable, event: Event) -> None:
         """A client is not served."""
@@ -152,13 +152,13 @@ class Reporter:
 
     def begin(self, expiry: Expiry, tables: Iterable[WatchedTable]) -> None:
         """The first action on an expired timer has been taken; ``tables`` are its worker's."""
-        self.queue.put(self._describe, expiry, tuple(tables), expiry.event())
+        self.queue.put(expiry.worker_id, self._describe, expiry, tuple(tables), expiry.event())
 
     def record(self, expiry: Expiry) -> None:
         """Record what is known of an expiry by now."""
         if self.keep is not None:
             expiry.evidence = self.path_of(expiry.id)
-            self.queue.put(self._keep, expiry)
+            self.queue.put(expiry.worker_id, self._keep, expiry)
 
     def report(self, expiry: Expiry, kind: Kind, outcome: str, detail: str = "") -> None:
         """Something has become of an expiry."""
@@ -195,7 +195,7 @@ class Reporter:
         """A table is about to be removed: what it says of durations is history."""
         if self._history is not None:
             with contextlib.suppress(OSError):  # there is no descriptor left: nor is there for anything else
-                self.queue.put(self._note_durations, os.dup(table.file.descriptor))
+                self.queue.put(table, self._note_durations, os.dup(table.file.descriptor))
 
     def _note_durations(self, descriptor: int) -> Steps[None]:
         assert self._history is not None

@@ -3,12 +3,14 @@
 The laws of this file:
 
 * A turn of the loop takes no longer than ``TURN`` for looks, and ``SLICE`` for each of the two other lines,
-  but for one piece that takes longer; then timers, which may be due by now, and all other callbacks come.
-* First come looks that are due: act first, describe afterwards. Then connections, each one step in its turn;
-  then work, in the order in which it was put.
-* What is long is a generator, and only its steps are not interrupted. Work keeps its order. A connection goes
-  behind all others after each step; and so does what is left of a look, for there may be thousands of timers
-  of one worker, and looks for others to come.
+  one piece that takes longer apart; then timers, which may be due by now, and all other callbacks come.
+* First come looks that are due: act first, describe afterwards. Then connections, each one step in its turn,
+  for a moment only if there are looks left; then, if there are none, work.
+* What is long is a generator, and only its steps are not interrupted. A connection goes behind all others
+  after each step; and so does what is left of a look, for there may be thousands of timers of one worker, and
+  looks for others to come.
+* Work about one worker is done in the order in which it was put. Whoever came first has ``TOGETHER`` pieces
+  done, and then others have their turn: thousands of reports of one worker keep no other's waiting.
 * Nothing is done by :meth:`WorkQueue.put`, unless so much waits that whoever puts more has to help.
 * An error of one piece of work is logged, and is no other's.
 * What waits for others is a task. None outlives the queue: who stops it waits until all have ended.
@@ -18,8 +20,8 @@ The laws of this file:
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Callable, Coroutine, Generator
+from collections import OrderedDict, deque
+from collections.abc import Callable, Coroutine, Generator, Hashable, Sized
 from functools import partial
 from math import ceil, inf
 from time import monotonic
@@ -28,14 +30,21 @@ from typing import Any, TypeAlias, TypeVar
 
 from ..events import log
 
-SLICE = 0.002
-"""Seconds: the longest that connections keep the loop, and that work does, one long piece apart."""
+TURN = 0.003
+"""Seconds: the longest that looks keep the loop."""
 
-TURN = 0.005
-"""Seconds: the longest that looks keep the loop, but for one piece that takes longer."""
+SLICE = 0.001
+"""Seconds: the longest that connections keep it besides, and as long again does work. These are five
+milliseconds in all, and one piece that takes longer."""
+
+BETWEEN = 0.0005
+"""Seconds that connections have when there are looks left: in a storm, too, whoever asks is answered."""
 
 MOST = 10_000
 """Pieces of work that wait: whoever puts one more has the oldest done first."""
+
+TOGETHER = 32
+"""Pieces of work about one worker, and steps of long ones, that are done before it is the next one's turn."""
 
 T = TypeVar("T")
 
@@ -106,13 +115,54 @@ class _Line:
     """Jobs that wait, first come, first served.
 
     Attributes:
-        share: seconds that they may have in a turn of the loop.
-        left: seconds of it that are left for what is done at once.
+        left: seconds of this turn of the loop that are left for what is done at once.
     """
 
-    def __init__(self, share: float) -> None:
-        self.share = self.left = share
+    def __init__(self, left: float) -> None:
+        self.left = left
         self.jobs: deque[Job] = deque()
+
+
+class _Work:
+    """Jobs that wait, by whom they are about."""
+
+    def __init__(self) -> None:
+        self._jobs: OrderedDict[Hashable, deque[Job]] = OrderedDict()  # whoever is first has its turn
+        self._count = self._together = 0
+        self._turn_of: Hashable = self  # nobody's
+
+    def __len__(self) -> int:
+        return self._count
+
+    def put(self, whom: Hashable, job: Job) -> None:
+        """Add a job behind all others about the same one."""
+        self._jobs.setdefault(whom, deque()).append(job)
+        self._count += 1
+
+    def take(self) -> tuple[Hashable, Job]:
+        """Take out the next job. There has to be one."""
+        whom = next(iter(self._jobs))
+        if whom == self._turn_of and self._together >= TOGETHER:
+            self._jobs.move_to_end(whom)
+            whom = next(iter(self._jobs))
+            self._together = 0
+        if whom != self._turn_of:
+            self._turn_of, self._together = whom, 0
+        self._together += 1
+        self._count -= 1
+        jobs = self._jobs[whom]
+        job = jobs.popleft()
+        if not jobs:
+            del self._jobs[whom]
+        return whom, job
+
+    def put_back(self, whom: Hashable, left: Job) -> None:
+        """Put what is left of a job before all others about the same one, whose turn goes on."""
+        if whom not in self._jobs:
+            self._jobs[whom] = deque()
+            self._jobs.move_to_end(whom, last=False)
+        self._jobs[whom].appendleft(left)
+        self._count += 1
 
 
 class WorkQueue:
@@ -125,20 +175,25 @@ class WorkQueue:
     def __init__(self, loop: asyncio.AbstractEventLoop, clock: Callable[[], float] = monotonic) -> None:
         self._loop = loop
         self._clock = clock
-        self._looks, self._turns, self._work = _Line(TURN), _Line(SLICE), _Line(SLICE)
+        self._looks, self._turns, self._work = _Line(TURN), _Line(SLICE), _Work()
         self._scheduled = False
         self._tasks: set[asyncio.Task[Any]] = set()
 
     @property
     def crowded(self) -> bool:
         """Whether so much work waits that whoever can wait with more of it should."""
-        return len(self._work.jobs) >= MOST // 2
+        return len(self._work) >= MOST // 2
 
-    def put(self, function: Callable[..., object], *arguments: object) -> None:
-        """Have a function called soon, after all that was put before; the steps that it returns are taken."""
-        if len(self._work.jobs) >= MOST:
-            self._do_next(self._work)
-        self._work.jobs.append(partial(function, *arguments))
+    def put(self, whom: Hashable, function: Callable[..., object], *arguments: object) -> None:
+        """Have a function called soon, after all that was put before; the steps that it returns are taken.
+
+        Args:
+            whom: the worker that it is about, see the laws; None: all of them.
+            function: called with the arguments.
+        """
+        if len(self._work) >= MOST:
+            self._do_work()
+        self._work.put(whom, partial(function, *arguments))
         self._schedule()
 
     def do_first(self, function: Callable[[], object]) -> None:
@@ -168,8 +223,8 @@ class WorkQueue:
 
     def flush(self) -> None:
         """Do all the work that waits, now; what that brings about as well."""
-        while self._work.jobs:
-            self._do_next(self._work)
+        while self._work:
+            self._do_work()
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Have a coroutine run beside all this, as a task that ends at the latest in :meth:`end_tasks`."""
@@ -196,7 +251,7 @@ class WorkQueue:
             self._schedule()
         else:
             began = self._clock()
-            self._do(job, line)
+            self._go_on(_do(job))
             line.left -= self._clock() - began
 
     def _schedule(self) -> None:
@@ -206,37 +261,47 @@ class WorkQueue:
 
     def _do_slice(self) -> None:
         self._scheduled = False
-        for line in (self._looks, self._turns, self._work):
-            line.left = line.share
-            if line.jobs:
-                until = self._clock() + line.share
-                while line.jobs:
-                    self._do_next(line)
-                    if self._clock() >= until:
-                        break
-            if self._looks.jobs:
-                break  # all of them come before anything else
-        if self._looks.jobs or self._turns.jobs or self._work.jobs:
+        looks, turns = self._looks, self._turns
+        looks.left, turns.left = TURN, SLICE
+        self._do_for(TURN, looks.jobs, partial(self._do_next, looks))
+        self._do_for(BETWEEN if looks.jobs else SLICE, turns.jobs, partial(self._do_next, turns))
+        if not looks.jobs:
+            self._do_for(SLICE, self._work, self._do_work)
+        if self._looks.jobs or self._turns.jobs or self._work:
             self._schedule()
 
-    def _do_next(self, line: _Line) -> None:
-        self._do(line.jobs.popleft(), line)
+    def _do_for(self, share: float, jobs: Sized, do_next: Callable[[], None]) -> None:
+        until = self._clock() + share
+        while jobs:
+            do_next()
+            if self._clock() >= until:
+                return
 
-    def _do(self, job: Job, line: _Line) -> None:
-        left: object = job
-        try:
-            if callable(job):
-                left = job()
-            else:
-                next(job)
-        except StopIteration:
-            return
-        except Exception:  # noqa: BLE001 - logged; what comes after it may fare better
-            log.exception("%s failed", job)
-            return
-        if isinstance(left, GeneratorType):
-            if line is self._work:
-                line.jobs.appendleft(left)
-            else:
-                self._turns.jobs.append(left)
-                self._schedule()
+    def _do_next(self, line: _Line) -> None:
+        self._go_on(_do(line.jobs.popleft()))
+
+    def _go_on(self, left: Job | None) -> None:
+        if left is not None:
+            self._turns.jobs.append(left)
+            self._schedule()
+
+    def _do_work(self) -> None:
+        whom, job = self._work.take()
+        left = _do(job)
+        if left is not None:
+            self._work.put_back(whom, left)
+
+
+def _do(job: Job) -> Job | None:
+    """Do a job, or take a step of it, and return what is left of it. An error is logged."""
+    try:
+        if callable(job):
+            left = job()
+            return left if isinstance(left, GeneratorType) else None
+        next(job)
+    except StopIteration:
+        return None
+    except Exception:  # noqa: BLE001 - logged; what comes after it may fare better
+        log.exception("%s failed", job)
+        return None
+    return job

@@ -106,7 +106,7 @@ class SparingServer(TimerServer):
 
     def _worker_died(self, worker: Worker) -> None:
         super()._worker_died(worker)
-        self._queue.put(self.on_change)  # when it has been forgotten, which tells nobody
+        self._queue.put(worker.id, self.on_change)  # when it has been forgotten, which tells nobody
 
     def reap_worker(self, worker_id: aiotimer.WorkerId) -> bool | Awaitable[bool]:
         """Record it; kill it if it is another process."""
@@ -362,7 +362,7 @@ class WatchfulServer(TimerServer):
 
     def _worker_died(self, worker: Worker) -> None:
         super()._worker_died(worker)
-        self._queue.put(self.changed)  # when it has been forgotten, which tells nobody
+        self._queue.put(worker.id, self.changed)  # when it has been forgotten, which tells nobody
 
     def reap_worker(self, worker_id: WorkerId) -> bool | Awaitable[bool]:
         """Record the moment, then reap."""

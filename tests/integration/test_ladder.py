@@ -169,7 +169,7 @@ async def test_a_release_while_evidence_is_gathered_spares_the_worker(
             await server.pass_by(monotonic())
             assert is_alive(pid)
             assert server.armed(pid).keys() == {"other"}
-            assert server.outcomes(pid) == ["pending", "late"]
+            assert server.outcomes(pid)[-1:] == ["late"], "whether or not it was kept before that was known"
             assert sent == [signal.SIGKILL], "the one for the other bystander"
             server.register_timers([due(pid, "again")])
             server.register_timers([due(pid, "s")])

@@ -575,7 +575,7 @@ class Server:
     def unregister(self, known: Known) -> None:
         """``Registry._dead``."""
         self._buried.add(known.id)
-        self.queue.put(self._bury, known)
+        self.queue.put(known.id, self._bury, known)
         self.pause(f"hears of the death of {known.process.process}")
 
     def _bury(self, known: Known) -> None:

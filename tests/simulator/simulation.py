@@ -392,7 +392,7 @@ class Simulation:
         known = None if server is None else server.workers.get(worker.process.id)
         if server is None or known is None:
             return ""
-        server.queue.put(server.ask, known)
+        server.queue.put(known.id, server.ask, known)
         return f"somebody wants to know what {worker.process} is doing"
 
     def _break_line(self, worker: Worker) -> str:

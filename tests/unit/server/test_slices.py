@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from aiotimer.server import slices
-from aiotimer.server.slices import SLICE, TURN, Steps, WorkQueue, finish
+from aiotimer.server.slices import SLICE, TOGETHER, TURN, Steps, WorkQueue, finish
 from tests.fakes.clock import Clock
 
 
@@ -58,7 +58,7 @@ class Bench:
 def test_nothing_is_done_at_once_and_all_in_order() -> None:
     bench = Bench()
     for number in range(5):
-        bench.queue.put(bench.work, number)
+        bench.queue.put(None, bench.work, number)
     assert bench.done == []
     assert len(bench.loop.soon) == 1
     bench.loop.turn()
@@ -69,7 +69,7 @@ def test_nothing_is_done_at_once_and_all_in_order() -> None:
 def test_a_slice_ends_and_others_have_a_turn() -> None:
     bench = Bench()
     for number in range(4):
-        bench.queue.put(bench.work, number, 0.6 * SLICE)
+        bench.queue.put(None, bench.work, number, 0.6 * SLICE)
     bench.loop.turn()
     assert bench.done == [0, 1]
     bench.loop.turn()
@@ -78,8 +78,8 @@ def test_a_slice_ends_and_others_have_a_turn() -> None:
 
 def test_work_may_bring_more_work_about() -> None:
     bench = Bench()
-    bench.queue.put(lambda: bench.queue.put(bench.work, "second"))
-    bench.queue.put(bench.work, "first", SLICE)
+    bench.queue.put(None, lambda: bench.queue.put(None, bench.work, "second"))
+    bench.queue.put(None, bench.work, "first", SLICE)
     bench.loop.turn()
     assert bench.done == ["first"]
     bench.queue.flush()
@@ -90,8 +90,8 @@ def test_work_may_bring_more_work_about() -> None:
 
 def test_an_error_is_no_others(caplog: pytest.LogCaptureFixture) -> None:
     bench = Bench()
-    bench.queue.put(int, "no number")
-    bench.queue.put(bench.work, "next")
+    bench.queue.put(None, int, "no number")
+    bench.queue.put(None, bench.work, "next")
     bench.loop.turn()
     assert bench.done == ["next"]
     assert "no number" in caplog.text
@@ -100,8 +100,37 @@ def test_an_error_is_no_others(caplog: pytest.LogCaptureFixture) -> None:
 def test_who_puts_too_much_has_to_help() -> None:
     bench = Bench()
     for number in range(slices.MOST + 3):
-        bench.queue.put(bench.work, number)
+        bench.queue.put(None, bench.work, number)
     assert bench.done == [0, 1, 2]
+
+
+def test_thousands_of_reports_of_one_worker_keep_no_others_waiting() -> None:
+    bench = Bench()
+    for number in range(5000):
+        bench.queue.put("flood", bench.work, number)
+    bench.queue.put("long", bench.steps, "steps", 5000, 0.0)
+    bench.queue.put("other", bench.work, "reaped")
+    bench.queue.put("other", bench.work, "gone")
+    bench.queue.flush()
+    assert bench.done[:TOGETHER] == [*range(TOGETHER)], "whoever came first has more than one piece done"
+    others = [*range(TOGETHER), *(("steps", number) for number in range(TOGETHER - 1)), "reaped", "gone"]
+    assert bench.done[: len(others)] == others
+    assert [one for one in bench.done if isinstance(one, int)] == [*range(5000)]
+    assert [one for one in bench.done if isinstance(one, tuple)] == [("steps", n) for n in range(5000)]
+
+
+def test_steps_come_before_what_was_put_meanwhile_about_the_same_worker() -> None:
+    bench = Bench()
+
+    def steps() -> Steps[None]:
+        bench.queue.put("worker", bench.work, "put meanwhile")
+        yield
+        bench.work("second step")
+
+    bench.queue.put("worker", steps)
+    bench.queue.put("other", bench.work, "other")
+    bench.queue.flush()
+    assert bench.done == ["other", "second step", "put meanwhile"]
 
 
 def test_what_is_urgent_is_done_at_once_while_there_is_time() -> None:
@@ -129,7 +158,7 @@ def test_who_finds_nobody_waiting_does_not_have_the_loop_called_back() -> None:
 
 def test_all_that_is_urgent_comes_before_any_work_and_in_order() -> None:
     bench = Bench()
-    bench.queue.put(bench.work, "described")
+    bench.queue.put(None, bench.work, "described")
     for number in range(6):
         bench.queue.do_first(partial(bench.work, number, 0.6 * TURN))
     assert bench.done == [0, 1]
@@ -167,7 +196,7 @@ def test_connections_have_their_turns_one_after_the_other() -> None:
 
 def test_looks_come_before_connections_and_these_before_work() -> None:
     bench = Bench()
-    bench.queue.put(bench.work, "work")
+    bench.queue.put(None, bench.work, "work")
     bench.queue.take_turn(bench.steps("first", 1, SLICE))
     bench.queue.take_turn(bench.steps("second", 1))
     bench.queue.do_first(partial(bench.work, "look", 1.1 * TURN))
@@ -181,8 +210,8 @@ def test_looks_come_before_connections_and_these_before_work() -> None:
 
 def test_work_that_is_long_keeps_its_place_and_leaves_the_loop_free() -> None:
     bench = Bench()
-    bench.queue.put(bench.steps, "long", 3)
-    bench.queue.put(bench.work, "described later")
+    bench.queue.put(None, bench.steps, "long", 3)
+    bench.queue.put(None, bench.work, "described later")
     bench.loop.turn()
     assert bench.done == [("long", 0)]
     bench.queue.do_first(partial(bench.work, "look"))
