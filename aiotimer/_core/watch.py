@@ -30,6 +30,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import zip_longest
 from math import inf, isfinite, isnan, nan
+from operator import attrgetter
 from typing import NamedTuple, TypeAlias
 
 BOUND = 5.0
@@ -217,14 +218,20 @@ class _Block:
 
     def look(self, deadlines: array[float], now: float, effective: Callable[[float], float]) -> list[Due]:
         """Return what has expired and has not been reported; now it has been."""
-        past = self.timers(deadlines, now, effective, self.reported)  # stalls move only what has passed
-        due = [timer for timer in past if timer.effective <= now]
-        if due:
-            self.reported.update((timer.slot, timer.deadline) for timer in due)
-            armings = self._dealt_with(timer.slot for timer in due)
-            due = [Due(slot, d, at, armings[slot]) for slot, d, at, _ in due]
+        known, cleared, first = self.reported.get, self.cleared, self.first
+        past = [  # as ``timers`` has it, in line: they come in thousands. Stalls move only what has passed.
+            (slot, deadline, effective(deadline))
+            for slot, deadline in enumerate(deadlines, first)
+            if 0.0 < deadline <= now and deadline != known(slot) and deadline != cleared[slot - first]
+        ]
+        expired = [timer for timer in past if timer[2] <= now]
+        due: list[Due] = []
+        if expired:
+            self.reported.update([timer[:2] for timer in expired])
+            armings = self._dealt_with([timer[0] for timer in expired])
+            due = [Due(slot, deadline, at, armings[slot]) for slot, deadline, at in expired]
         to_come = [d for d in self._open(deadlines) if d > now]
-        to_come += [timer.effective for timer in past if timer.effective > now]
+        to_come += [at for _, _, at in past if at > now]
         self.soonest = min(to_come, default=inf)
         return due
 
@@ -441,5 +448,4 @@ def _not_counted(_first: int, slots: int) -> array[int]:
     return array("q", bytes(8 * slots))
 
 
-def _overdue_first(timer: Due) -> float:
-    return timer.effective
+_overdue_first = attrgetter("effective")

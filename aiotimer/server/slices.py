@@ -30,11 +30,11 @@ from typing import Any, TypeAlias, TypeVar
 
 from ..events import log
 
-TURN = 0.003
+TURN = 0.002
 """Seconds: the longest that looks keep the loop."""
 
 SLICE = 0.001
-"""Seconds: the longest that connections keep it besides, and as long again does work. These are five
+"""Seconds: the longest that connections keep it besides, and as long again does work. These are four
 milliseconds in all, and one piece that takes longer."""
 
 BETWEEN = 0.0005
