@@ -23,7 +23,7 @@ from aiotimer._core import wire
 from aiotimer._linux.procfs import time_namespace
 from aiotimer.events import Event
 from aiotimer.evidence import Subject
-from aiotimer.server.slices import Steps
+from aiotimer.server.slices import Steps, WorkQueue
 from tests.fakes.places import short_socket
 from tests.fakes.server import WatchfulServer, answer, raw_client, serving, serving_as
 from tests.fakes.worker import bystander
@@ -250,3 +250,31 @@ async def test_a_postponed_table_does_not_bring_back_what_its_worker_has_release
 
 def _has_no_descriptor(_found: object) -> None:
     raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+async def test_no_task_outlives_the_queue() -> None:
+    queue = WorkQueue(asyncio.get_running_loop())
+    ended = []
+
+    async def waits(name: str) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(name)
+
+    async def starts_another() -> None:
+        try:
+            await waits("first")
+        finally:
+            queue.spawn(waits("begun late"))
+
+    async def stops() -> None:
+        await asyncio.sleep(0)
+        await queue.end_tasks()
+        ended.append("whoever has stopped it")
+
+    before = asyncio.all_tasks()
+    queue.spawn(starts_another())
+    await queue.start(stops())
+    assert ended == ["first", "begun late", "whoever has stopped it"]
+    assert asyncio.all_tasks() == before

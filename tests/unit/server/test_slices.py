@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -250,31 +249,3 @@ def test_all_steps_at_once() -> None:
     bench = Bench()
     assert finish(bench.steps("s", 3)) == 3
     assert bench.done == [("s", 0), ("s", 1), ("s", 2)]
-
-
-async def test_no_task_outlives_the_queue() -> None:
-    queue = WorkQueue(asyncio.get_running_loop())
-    ended = []
-
-    async def waits(name: str) -> None:
-        try:
-            await asyncio.Event().wait()
-        finally:
-            ended.append(name)
-
-    async def starts_another() -> None:
-        try:
-            await waits("first")
-        finally:
-            queue.spawn(waits("begun late"))
-
-    async def stops() -> None:
-        await asyncio.sleep(0)
-        await queue.end_tasks()
-        ended.append("whoever has stopped it")
-
-    before = asyncio.all_tasks()
-    queue.spawn(starts_another())
-    await queue.start(stops())
-    assert ended == ["first", "begun late", "whoever has stopped it"]
-    assert asyncio.all_tasks() == before
