@@ -83,6 +83,23 @@ class Ladder(tuple[Step, ...]):
         return all(step in (DUMP, _LAST) for step in self)
 
 
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+
+
+def seconds(text: str) -> float:
+    """Return a duration in seconds that is written as ``90``, ``90s``, ``1.5m``, ``2h`` or ``1d``.
+
+    Raises:
+        ValueError: it is none of these; the message says what to write.
+    """
+    text = text.strip()
+    unit = _UNITS.get(text[-1:].lower())
+    try:
+        return float(text) if unit is None else float(text[:-1]) * unit
+    except ValueError:
+        raise ValueError(f"{text!r} is no duration: write 90, 90s, 5m or 2h") from None
+
+
 def name_of(number: int) -> str:
     """Return the name of a signal of a ladder, as kill(1) prints it but for its prefix: ``SIGTERM``."""
     return f"SIG{_NAMES[number]}"
@@ -107,13 +124,13 @@ def _step(word: str) -> Step:
     return Step(number, _grace(word, seconds) if colon else GRACE)
 
 
-def _grace(word: str, seconds: str) -> float:
+def _grace(word: str, text: str) -> float:
     try:
-        grace = float(seconds)
+        grace = seconds(text)
     except ValueError:
         grace = 0.0
     if not (isfinite(grace) and grace > 0.0):
-        raise ValueError(f"the grace in {word!r} is no number of seconds above 0, such as 2.5")
+        raise ValueError(f"the grace in {word!r} is no number of seconds above 0, such as 2.5, or 2m")
     return grace
 
 
@@ -150,6 +167,8 @@ class ReapRequest(NamedTuple):
         if not isinstance(reap, str):
             raise TypeError(f"reap must be a str, not {type(reap).__name__}")
         encode_grant(reap)  # it must fit into a table
+        if reap:
+            Ladder.parse(reap)  # else its server would refuse this process, and every later request with it
         new = ReapRequest(reap, bool(observe))
         if NO_REQUEST in (self, new) or self == new:
             return self if new == NO_REQUEST else new

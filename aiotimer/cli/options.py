@@ -1,4 +1,4 @@
-"""The command-line options that say how a server reaps, for the commands that start one.
+"""The command-line options that say how a server reaps, for the commands that start one; and how long.
 
 The laws of this file: an option has the name and the default of its field in the policy; what a server would
 refuse is refused on the command line, in words that say what to write instead.
@@ -7,10 +7,11 @@ refuse is refused on the command line, in words that say what to write instead.
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from .._core.ladder import seconds
 from .._linux.paths import OBSERVE_VARIABLE
 from ..server.policy import STOPPED, TARGETS, Policy
 
@@ -25,12 +26,33 @@ def _checked(_context: click.Context, parameter: click.Parameter, value: Any) ->
     return value
 
 
+if TYPE_CHECKING:
+    _Seconds = click.ParamType[float]
+else:
+    _Seconds = click.ParamType  # which has no type arguments before click 8.2
+
+
+class Duration(_Seconds):
+    """A duration, in seconds: ``90``, ``90s``, ``5m``, ``2h``."""
+
+    name = "duration"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> float:
+        """Return the seconds."""
+        if not isinstance(value, str):
+            return float(value)
+        try:
+            return seconds(value)
+        except ValueError as error:
+            self.fail(str(error), parameter, context)
+
+
 def _max_reaps(context: click.Context, parameter: click.Parameter, text: str) -> Any:
-    count, _slash, seconds = text.partition("/")
+    count, _slash, within = text.partition("/")
     try:
-        numbers = int(count), float(seconds)
+        numbers = int(count), seconds(within)
     except ValueError:
-        raise click.BadParameter(f"{text!r} is not N/SECONDS, such as 256/60") from None
+        raise click.BadParameter(f"{text!r} is not N/DURATION, such as 256/60 or 256/1m") from None
     return _checked(context, parameter, numbers)
 
 
@@ -54,21 +76,24 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "help": "What happens to a worker that is stopped, or in a debugger.",
     },
     "evidence_budget": {
-        "metavar": "SECONDS",
+        "type": Duration(),
+        "metavar": "DURATION",
         "help": "How long evidence may delay the first signal; 0: gather none.",
     },
     "max_grace": {
-        "metavar": "SECONDS",
+        "type": Duration(),
+        "metavar": "DURATION",
         "help": "The longest that a worker's own ladder may take to KILL.",
     },
     "max_reaps": {
         "default": "{}/{:g}".format(*Policy.max_reaps),
         "callback": _max_reaps,
-        "metavar": "N/SECONDS",
+        "metavar": "N/DURATION",
         "help": "After more reaps than that in one job only observe its workers, until `aiotimer resume`.",
     },
     "resume_after": {
-        "metavar": "SECONDS",
+        "type": Duration(),
+        "metavar": "DURATION",
         "help": "Reap again by itself so long after that; 0: never.",
     },
     "evidence_dir": {

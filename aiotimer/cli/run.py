@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import click
 
 from .group import cli
-from .options import as_arguments, run_options
+from .options import Duration, as_arguments, run_options
+from .run_command import Limits
 from .run_command import run as run_command
 
 
@@ -15,6 +18,14 @@ from .run_command import run as run_command
 )
 @click.option("--socket", "socket_path", metavar="PATH", help="Where its server listens [default: private].")
 @run_options
+@click.option(
+    "--after", type=Duration(), metavar="DURATION",
+    help="End COMMAND with SIGTERM if it runs longer than that, as timeout(1) does.",
+)  # fmt: skip
+@click.option(
+    "--kill-after", type=Duration(), metavar="DURATION",
+    help="With SIGKILL, if it still runs so long after that.",
+)  # fmt: skip
 @click.option("--quiet", is_flag=True, help="Do not say at the end why workers were reaped.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND...")
 @click.pass_context
@@ -24,6 +35,8 @@ def run(
     reap: str | None,
     observe: bool,
     evidence_dir: str | None,
+    after: float | None,
+    kill_after: float | None,
     quiet: bool,
     command: tuple[str, ...],
 ) -> None:
@@ -31,8 +44,14 @@ def run(
 
     The server is restarted if it dies. Signals are forwarded. At the end, what is known of the workers that
     were reaped is printed on standard error, as by `aiotimer why`. The exit status is the command's own
-    (128+N if signal N ended it); 124 if the command itself was reaped, 125 if aiotimer failed, 126 if the
-    command cannot be run, 127 if it is not found.
+    (128+N if signal N ended it); 124 if the command itself was reaped, or ran longer than --after, 125 if
+    aiotimer failed, 126 if the command cannot be run, 127 if it is not found.
     """
+    for option, value in (("--after", after), ("--kill-after", kill_after)):
+        if value is not None and not 0.0 < value < inf:
+            raise click.BadParameter("it must be above 0", param_hint=option)
+    if kill_after is not None and after is None:
+        raise click.UsageError("--kill-after counts from the end of --after: give that too")
     policy = as_arguments(reap, observe, evidence_dir)
-    context.exit(run_command([*command], socket_path=socket_path, policy=policy, quiet=quiet))
+    limits = Limits(after, kill_after)
+    context.exit(run_command([*command], socket_path=socket_path, policy=policy, limits=limits, quiet=quiet))

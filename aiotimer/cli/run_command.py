@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable
 from time import monotonic
+from typing import NamedTuple
 
 from .._linux.paths import (
     RECORDED,
@@ -46,9 +47,12 @@ REAPED, FAILED, NOT_EXECUTABLE, NOT_FOUND = 124, 125, 126, 127
 MOST_PAGES = 3
 """Pages that are printed at the end: a wrong limit reaps hundreds, for one reason."""
 
+STOPPING = frozenset({signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
+"""Signals of job control at which a process stops, unless it says otherwise. SIGSTOP cannot be waited for."""
+
 FORWARDED = (
     signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2,
-    signal.SIGWINCH, signal.SIGALRM,
+    signal.SIGWINCH, signal.SIGALRM, signal.SIGCONT, *STOPPING,
 )  # fmt: skip
 
 AWAITED = frozenset({signal.SIGCHLD, signal.SIGIO, *FORWARDED})
@@ -57,11 +61,24 @@ _SI_KERNEL = 0x80
 """``si_code`` of a signal that the kernel itself sent, to a whole process group (sigaction(2))."""
 
 
+class Limits(NamedTuple):
+    """How long a command may run.
+
+    Attributes:
+        after: seconds until it is sent SIGTERM; None: it may run for ever.
+        kill_after: seconds from then until it is sent SIGKILL; None: it is not.
+    """
+
+    after: float | None = None
+    kill_after: float | None = None
+
+
 def run(
     command: list[str],
     *,
     socket_path: str | None = None,
     policy: tuple[str, ...] = (),
+    limits: Limits = Limits(),  # noqa: B008 - nothing changes it
     quiet: bool = False,
 ) -> int:
     """Run a command with a server of its own; return the exit status.
@@ -70,16 +87,19 @@ def run(
         command: and its arguments.
         socket_path: where the server listens; None: at a private path.
         policy: further arguments of ``aiotimer serve``.
+        limits: how long the command may run.
         quiet: do not say at the end why workers were reaped.
     """
     try:
-        return _run(socket_path, policy, command, quiet=quiet)
+        return _run(socket_path, policy, command, limits, quiet=quiet)
     except (AiotimerError, OSError) as error:
         _complain(str(error))
         return FAILED
 
 
-def _run(socket_path: str | None, policy: tuple[str, ...], command: list[str], *, quiet: bool) -> int:
+def _run(
+    socket_path: str | None, policy: tuple[str, ...], command: list[str], limits: Limits, *, quiet: bool
+) -> int:
     private = socket_path is None
     path = check_socket_path(socket_path or str(base() / f"run-{os.getpid()}.sock"))
     check_proc()
@@ -97,7 +117,8 @@ def _run(socket_path: str | None, policy: tuple[str, ...], command: list[str], *
         pid = _spawn(command, server.environment())
         if pid < 0:
             return -pid
-        status = _wait(pid, server, reaped)
+        ran = _Command(pid, limits)
+        status = _wait(ran, server, reaped)
     finally:
         server.stop()
         if not quiet:
@@ -105,9 +126,11 @@ def _run(socket_path: str | None, policy: tuple[str, ...], command: list[str], *
         if private:
             clean_up(path)
     os.close(server_end)
-    was_reaped = pid in reaped.read()
+    was_reaped = pid in reaped.read() and status < 0
     os.close(events)
-    return REAPED if was_reaped and status < 0 else status if status >= 0 else 128 - status
+    if was_reaped or (ran.was_ended and status != -signal.SIGKILL):
+        return REAPED
+    return status if status >= 0 else 128 - status
 
 
 def _say_why(path: str, since: float) -> None:
@@ -150,36 +173,90 @@ def _spawn(command: list[str], environment: dict[str, str]) -> int:
         return -NOT_EXECUTABLE
 
 
-def _wait(pid: int, server: _Server, reaped: _Reaped) -> int:
+class _Command:
+    """The command, while it runs.
+
+    Args:
+        pid: of a child that has not been waited for.
+        limits: how long it may run.
+
+    Attributes:
+        was_ended: it has been sent a signal since it ran for too long.
+    """
+
+    def __init__(self, pid: int, limits: Limits) -> None:
+        self.pid = pid
+        self.was_ended = False
+        self._limits = limits
+        self._ends = [] if limits.after is None else [(monotonic() + limits.after, signal.SIGTERM)]
+        self._stops = False
+
+    def send(self, number: int) -> None:
+        """Send it a signal."""
+        os.kill(self.pid, number)  # noqa: TID251 - our own child, not waited for yet
+
+    def look_within(self) -> float | None:
+        """Return within how many seconds to look at its limit; None: it has none any more."""
+        return max(0.0, self._ends[0][0] - monotonic()) if self._ends else None
+
+    def look(self) -> None:
+        """End it, if it has run for too long; stop with it, if we are to."""
+        if self._ends and monotonic() >= self._ends[0][0]:
+            _, number = self._ends.pop()
+            _complain(f"the command has run for too long: it is sent {signal.Signals(number).name}")
+            if not self.was_ended and self._limits.kill_after is not None:
+                self._ends = [(monotonic() + self._limits.kill_after, signal.SIGKILL)]
+            self.was_ended = True
+            self.send(number)
+            self.send(signal.SIGCONT)  # as timeout(1) does: one that is stopped is to have it, too
+        stopped = os.WSTOPPED | os.WNOHANG
+        if self._stops and os.waitid(os.P_PID, self.pid, stopped) is not None:
+            self._stops = False
+            os.kill(os.getpid(), signal.SIGSTOP)  # noqa: TID251 - ourselves: a shell sees one job, and it stops
+
+    def forward(self, caught: signal.struct_siginfo) -> None:
+        """Let it have a signal that came for it; what the kernel sent has reached it as well as us."""
+        if caught.si_code != _SI_KERNEL:
+            self.send(caught.si_signo)
+        if caught.si_signo in STOPPING:
+            self._stops = True  # when it does
+        elif caught.si_signo == signal.SIGCONT:
+            self._stops = False
+
+
+def _wait(command: _Command, server: _Server, reaped: _Reaped) -> int:
     """Wait for the command, forwarding signals and restarting the server; return its exit code.
 
     Raises:
         ServerUnavailable: there is no server, and the command has been ended.
     """
     try:
-        return _wait_for_both(pid, server, reaped)
+        return _wait_for_both(command, server, reaped)
     except ServerUnavailable:
-        end_child(pid)
+        end_child(command.pid)
         raise
 
 
-def _wait_for_both(pid: int, server: _Server, reaped: _Reaped) -> int:
+def _wait_for_both(command: _Command, server: _Server, reaped: _Reaped) -> int:
     while True:
         while (child := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
             code = os.waitstatus_to_exitcode(os.waitpid(child.si_pid, 0)[1])
-            if child.si_pid == pid:
+            if child.si_pid == command.pid:
                 return code
             if child.si_pid == server.pid and not server.reaped(code):
                 _complain("the timer server cannot be restarted")
         server.look()
-        within = server.look_within()
+        command.look()
+        within = min(
+            (w for w in (server.look_within(), command.look_within()) if w is not None), default=None
+        )
         caught = signal.sigwaitinfo(AWAITED) if within is None else signal.sigtimedwait(AWAITED, within)
         if caught is None:
             continue
         if caught.si_signo == signal.SIGIO:
             reaped.read()
-        elif caught.si_signo != signal.SIGCHLD and caught.si_code != _SI_KERNEL:
-            os.kill(pid, caught.si_signo)  # noqa: TID251 - our own child, not waited for yet
+        elif caught.si_signo != signal.SIGCHLD:
+            command.forward(caught)
 
 
 class _Server(SupervisedServer):

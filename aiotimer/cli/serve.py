@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shutil
 import signal
 from collections.abc import Collection
 from time import monotonic
@@ -101,9 +102,12 @@ def _command(command: str | None, option: str) -> CommandSink | None:
     if not command:
         return None
     try:
-        return CommandSink(command)
+        sink = CommandSink(command)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint=option) from error
+    if shutil.which(sink.name) is None:
+        raise click.BadParameter(f"there is no command {sink.name!r} to run", param_hint=option)
+    return sink
 
 
 @cli.command(short_help="Run the timer server.")

@@ -55,7 +55,8 @@ def configure(
     Raises:
         ServerUnavailable: the private server did not start.
         UnsafePath: the path cannot be a socket's, or there is no place for a private server.
-        ValueError: a client of this process has asked that server for another ``reap`` or ``observe``.
+        ValueError: ``reap`` is no ladder, or a client of this process has asked that server for another
+            ``reap`` or ``observe``.
         TypeError: ``on_unwatched``, ``reap`` or ``observe`` beside a client, which has its own, or
             beside None.
     """
@@ -70,6 +71,10 @@ def configure(
             )
         new = client
     else:
+        if reap:
+            from .._core.ladder import NO_REQUEST
+
+            NO_REQUEST.combined("", reap, observe=observe)  # before a server is started for nothing
         if isinstance(client, _Unset):
             client = os.environ.get(SOCKET_VARIABLE) or _start_private_server()
         made = new = TimerClient(

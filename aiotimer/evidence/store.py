@@ -71,6 +71,23 @@ class Store:
         self._sizes: dict[Path, int] = {}  # of what is kept, the oldest first
         self._told = False
 
+    def check_writable(self) -> None:
+        """See that evidence can be kept there, as whoever has named the directory expects.
+
+        Raises:
+            UnsafePath: it cannot be; the message says why, and what to do.
+        """
+        probe = self.directory / f".new-{os.getpid()}"
+        try:
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            probe.mkdir(mode=0o700, exist_ok=True)
+            probe.rmdir()
+        except OSError as error:
+            raise UnsafePath(
+                f"no evidence can be kept in {shown(str(self.directory))}: {error.strerror}; "
+                "name a directory that this server may write"
+            ) from error
+
     def path_of(self, record_id: str) -> Path:
         """Return the directory of an expiry, whether or not it is there.
 

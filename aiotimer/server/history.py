@@ -83,6 +83,8 @@ class History(Backlog[Callable[[], object]]):
         self, directory: Path, evidence_dir: str | os.PathLike[str] | None = None, capacity: int = CAPACITY
     ) -> None:
         self.store = Store(directory / "evidence" if evidence_dir is None else Path(evidence_dir))
+        if evidence_dir is not None:
+            self.store.check_writable()
         self._writer = _Writer(directory / DATABASE)
         super().__init__("history", lambda write: write(), finish=self._writer.close, capacity=capacity)
 

@@ -253,6 +253,7 @@ class CommandSink(JsonSink):
 
     Attributes:
         failed: for how many events every run failed.
+        name: of the program.
 
     Raises:
         ValueError: there is no command in it, or a quotation is not closed.
@@ -265,6 +266,7 @@ class CommandSink(JsonSink):
         self._command = shlex.split(command)
         if not self._command:
             raise ValueError("the command is empty")
+        self.name = self._command[0]
         self._timeout = timeout
         self._retry_after = retry_after
         self._closing = threading.Event()

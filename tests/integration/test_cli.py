@@ -266,6 +266,21 @@ def test_an_evidence_directory_in_which_others_can_write_is_refused(tmp_path: Pa
     assert_one_line(result.stderr, str(tmp_path), "can be written by others")
 
 
+def test_an_evidence_directory_in_which_nothing_can_be_kept_is_refused_at_the_start(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with short_socket() as path:
+        result = call("serve", "--socket", path, "--evidence-dir", str(tmp_path / "file" / "evidence"))
+    assert result.returncode == 77
+    assert_one_line(result.stderr, "no evidence can be kept in", "Not a directory")
+
+
+def test_a_command_for_events_that_does_not_exist_is_refused_at_the_start() -> None:
+    with short_socket() as path:
+        result = call("serve", "--socket", path, "--on-event", "no-such-command-anywhere --flag")
+    assert result.returncode == 2
+    assert "there is no command 'no-such-command-anywhere'" in result.stderr
+
+
 def test_a_server_whose_place_is_taken_ends_and_takes_nothing_with_it() -> None:
     with short_socket() as path, serving(path) as first:
         os.unlink(path)
@@ -367,6 +382,78 @@ sys.exit(9)
         assert run.wait(PATIENCE) == 9
     wait_dead(server_pid)
     assert list(Path(os.environ["XDG_RUNTIME_DIR"], "aiotimer").iterdir()) == []
+
+
+STUBBORN = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: print("TERM", flush=True))
+print("ready", flush=True)
+while True:
+    time.sleep(1)
+"""
+
+
+def test_run_ends_a_command_that_runs_for_too_long() -> None:
+    result = call("run", "--after", "0.2s", "--", "sleep", "600")
+    assert result.returncode == 124
+    assert_one_line(result.stderr, "the command has run for too long: it is sent SIGTERM")
+
+
+def test_run_kills_one_that_does_not_end() -> None:
+    result = call("run", "--after", "1.5", "--kill-after", "0.1s", "--", sys.executable, "-c", STUBBORN)
+    assert result.returncode == 137
+    assert result.stdout == "ready\nTERM\n"
+    assert [line.rpartition(" ")[2] for line in result.stderr.splitlines()] == ["SIGTERM", "SIGKILL"]
+
+
+def test_run_lets_a_command_be_that_ends_in_time() -> None:
+    result = call("run", "--after", "1h", "--kill-after", "5", "--", "sh", "-c", "exit 7")
+    assert (result.returncode, result.stderr) == (7, "")
+
+
+@pytest.mark.parametrize("options", [("--after", "0"), ("--after", "inf"), ("--kill-after", "5")])
+def test_limits_that_make_no_sense_are_refused(options: tuple[str, ...]) -> None:
+    result = call("run", *options, "--", "true")
+    assert result.returncode == 2
+    assert options[0] in result.stderr
+
+
+JOB = """
+import os, signal, sys
+signal.signal(signal.SIGCONT, lambda *_: print("goes on", flush=True))
+if sys.argv[1:] == ["handles"]:
+    signal.signal(signal.SIGTSTP, lambda *_: print("TSTP", flush=True))
+print("ready", flush=True)
+while True:
+    signal.pause()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU])
+def test_run_stops_and_goes_on_with_its_command(number: signal.Signals) -> None:
+    command = [*AIOTIMER, "run", "--", sys.executable, "-c", JOB]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) as run:
+        assert run.stdout is not None
+        assert run.stdout.readline() == "ready\n"
+        run.send_signal(number)
+        stopped = os.waitid(os.P_PID, run.pid, os.WSTOPPED)
+        assert stopped is not None
+        assert stopped.si_status == signal.SIGSTOP
+        run.send_signal(signal.SIGCONT)
+        assert run.stdout.readline() == "goes on\n"
+        run.terminate()
+        assert run.wait(PATIENCE) == 128 + signal.SIGTERM
+
+
+def test_run_goes_on_if_its_command_does_not_stop() -> None:
+    command = [*AIOTIMER, "run", "--", sys.executable, "-c", JOB, "handles"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) as run:
+        assert run.stdout is not None
+        assert run.stdout.readline() == "ready\n"
+        run.send_signal(signal.SIGTSTP)
+        assert run.stdout.readline() == "TSTP\n"
+        run.terminate()
+        assert run.wait(PATIENCE) == 128 + signal.SIGTERM
 
 
 RECORDING = """

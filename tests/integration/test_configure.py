@@ -242,6 +242,21 @@ def test_it_lives_for_ten_seconds_without_a_worker_unless_it_is_told_otherwise()
     assert inspect.signature(OwnedServer).parameters["idle_before_end"].default == 10.0
 
 
+def test_a_ladder_that_is_none_is_refused_at_the_call_and_the_next_one_is_taken() -> None:
+    result = run("""
+for make in (configure, lambda **reap: aiotimer.TimerClient("/nowhere", **reap)):
+    try:
+        make(reap="dump,FOO")
+    except ValueError as error:
+        print(error)
+print("AIOTIMER_SOCKET" in os.environ)
+print(configure(reap="dump,TERM:1s,KILL").connected)
+""")
+    no_step = "'FOO' is no step: write 'dump', or a signal that can end a process, such as TERM:10"
+    assert result.stdout.splitlines() == [no_step, no_step, "False", "True"]
+    assert result.stderr == ""
+
+
 def test_configure_none_undoes_the_export() -> None:
     result = run(
         "configure()\n"

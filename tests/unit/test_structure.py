@@ -106,6 +106,7 @@ FOR_USERS = frozenset(
     {
         *("TimerServer.clear_timers", "TimerServer.get_expired_timers", "TimerServer.register_timers"),
         "Commands.list_commands",  # click calls it
+        "Duration.convert",  # click calls it
         *("VirtualTimers.advance", "VirtualTimers.async_client", "VirtualTimers.monotonic", "virtual"),
     }
 )

@@ -17,6 +17,7 @@ from aiotimer._core.ladder import (
     name_of,
     read_reap_grant,
     reap_grant,
+    seconds,
 )
 
 LONG = Ladder.parse("dump,ABRT:2,TERM:10,KILL")
@@ -86,9 +87,28 @@ def test_what_is_no_ladder(text: str, message: str) -> None:
 @pytest.mark.parametrize("grace", ["0", "-1", "nan", "inf", "x", "", "1:2"])
 def test_what_is_no_grace(grace: str) -> None:
     with pytest.raises(
-        ValueError, match=rf"^the grace in 'TERM:{grace}' is no number of seconds above 0, such as 2.5$"
+        ValueError,
+        match=rf"^the grace in 'TERM:{grace}' is no number of seconds above 0, such as 2.5, or 2m$",
     ):
         Ladder.parse(f"TERM:{grace},KILL")
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("90", 90.0), ("90s", 90.0), (" 1.5m ", 90.0), ("2H", 7200.0), ("1d", 86_400.0), ("1e3", 1000.0)],
+)
+def test_durations_are_seconds_or_have_a_unit(text: str, found: float) -> None:
+    assert seconds(text) == found
+
+
+@pytest.mark.parametrize("text", ["", "s", "5x", "1h30", "1h30m", "m5", "--"])
+def test_what_is_no_duration(text: str) -> None:
+    with pytest.raises(ValueError, match=rf"^'{text}' is no duration: write 90, 90s, 5m or 2h$"):
+        seconds(text)
+
+
+def test_a_grace_with_a_unit_is_told_in_seconds() -> None:
+    assert str(Ladder.parse("TERM:1.5m,KILL")) == "TERM:90,KILL"
 
 
 steps = st.builds(

@@ -48,14 +48,23 @@ def test_every_option_can_be_written() -> None:
     assert Policy(**options(*written.split())) == expected
 
 
+def test_durations_may_have_units() -> None:
+    found = options(
+        *["--max-grace", "2h", "--evidence-budget", "1.5s", "--resume-after", "5M", "--max-reaps", "9/1d"]
+    )
+    assert (found["max_grace"], found["evidence_budget"], found["resume_after"]) == (7200.0, 1.5, 300.0)
+    assert found["max_reaps"] == (9, 86_400.0)
+
+
 @pytest.mark.parametrize(
     ("option", "values", "message"),
     [
-        ("--max-reaps", ("", "256", "256/", "/60", "a/b", "1.5/60"), "is not N/SECONDS, such as 256/60"),
+        ("--max-reaps", ("", "256", "256/", "/60", "a/b", "1.5/60"), "is not N/DURATION, such as 256/60"),
         ("--max-reaps", ("0/60", "-1/60", "1/0", "1/inf", "1/nan"), "both above 0"),
         ("--resume-after", ("-1", "nan", "inf"), "must be a number of seconds, 0 or more"),
         ("--evidence-budget", ("-1", "nan", "inf"), "must be a number of seconds, 0 or more"),
         ("--max-grace", ("-1", "nan", "inf"), "must be a number of seconds, 0 or more"),
+        ("--max-grace", ("", "s", "5x", "1h30"), "is no duration: write 90, 90s, 5m or 2h"),
         ("--reap", ("TERM",), "a ladder ends with KILL"),
         ("--target", ("everybody",), "is not one of 'process', 'group', 'cgroup'"),
         ("--stopped", ("maybe",), "is not one of 'reap', 'hold'"),
