@@ -57,6 +57,9 @@ FORWARDED = (
 
 AWAITED = frozenset({signal.SIGCHLD, signal.SIGIO, *FORWARDED})
 
+_LONG = 86_400.0
+"""Seconds that it waits at most: there are durations that no timespec holds."""
+
 _SI_KERNEL = 0x80
 """``si_code`` of a signal that the kernel itself sent, to a whole process group (sigaction(2))."""
 
@@ -197,7 +200,7 @@ class _Command:
 
     def look_within(self) -> float | None:
         """Return within how many seconds to look at its limit; None: it has none any more."""
-        return max(0.0, self._ends[0][0] - monotonic()) if self._ends else None
+        return min(max(0.0, self._ends[0][0] - monotonic()), _LONG) if self._ends else None
 
     def look(self) -> None:
         """End it, if it has run for too long; stop with it, if we are to."""
