@@ -430,31 +430,39 @@ while True:
 """
 
 
+@contextlib.contextmanager
+def running_job(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], Callable[[], str]]]:
+    """Run it as a shell runs a job, in a group of its own; yield ``aiotimer run`` and what reads a line."""
+    command = [*AIOTIMER, "run", "--", sys.executable, "-c", JOB, *arguments]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=environment(), process_group=0
+    ) as run:
+        assert run.stdout is not None
+        try:
+            assert run.stdout.readline() == "ready\n"
+            yield run, run.stdout.readline
+            run.terminate()
+            assert run.wait(PATIENCE) == 128 + signal.SIGTERM
+        finally:
+            if run.poll() is None:
+                os.killpg(run.pid, signal.SIGKILL)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU])
 def test_run_stops_and_goes_on_with_its_command(number: signal.Signals) -> None:
-    command = [*AIOTIMER, "run", "--", sys.executable, "-c", JOB]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) as run:
-        assert run.stdout is not None
-        assert run.stdout.readline() == "ready\n"
+    with running_job() as (run, line):
         run.send_signal(number)
         stopped = os.waitid(os.P_PID, run.pid, os.WSTOPPED)
         assert stopped is not None
         assert stopped.si_status == signal.SIGSTOP
         run.send_signal(signal.SIGCONT)
-        assert run.stdout.readline() == "goes on\n"
-        run.terminate()
-        assert run.wait(PATIENCE) == 128 + signal.SIGTERM
+        assert line() == "goes on\n"
 
 
 def test_run_goes_on_if_its_command_does_not_stop() -> None:
-    command = [*AIOTIMER, "run", "--", sys.executable, "-c", JOB, "handles"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) as run:
-        assert run.stdout is not None
-        assert run.stdout.readline() == "ready\n"
+    with running_job("handles") as (run, line):
         run.send_signal(signal.SIGTSTP)
-        assert run.stdout.readline() == "TSTP\n"
-        run.terminate()
-        assert run.wait(PATIENCE) == 128 + signal.SIGTERM
+        assert line() == "TSTP\n"
 
 
 RECORDING = """
