@@ -7,8 +7,6 @@ Every async test and async fixture runs twice, on asyncio's own loop and on uvlo
 Hypothesis sets no deadline on an example: a slow machine is not a failure, and wall-clock durations
 are asserted in benchmarks only.
 
-What the collection of the tests has made lives until the end: the collector of cycles does not walk it again.
-
 No client outlives its test: what it left open is closed, or a thread would go on looking for its server.
 
 What a shell in the background or `nohup` ignores, every process that a test starts would ignore too.
@@ -17,7 +15,6 @@ What is printed does not depend on the terminal that the suite was started in, o
 """
 
 import asyncio
-import gc
 import signal
 from collections.abc import Callable, Iterator, Mapping
 
@@ -51,12 +48,6 @@ def pytest_configure() -> None:
     ):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, handler)
-
-
-def pytest_collection_finish() -> None:
-    """Collect once, and never again look at half a million objects of pytest and of the test modules."""
-    gc.collect()
-    gc.freeze()
 
 
 _OF_A_TERMINAL = (

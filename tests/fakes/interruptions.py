@@ -140,9 +140,7 @@ _TOOL = 4
 
 def _all_code() -> Iterator[CodeType]:
     """Yield the code of all functions there are, and of those inside them."""
-    gc.unfreeze()  # what is frozen is not among the objects
     found = {id(one.__code__): one.__code__ for one in gc.get_objects() if isinstance(one, FunctionType)}
-    gc.freeze()
     left = list(found.values())
     while left:
         code = left.pop()
@@ -329,6 +327,7 @@ def collector_rests() -> Iterator[None]:
     finally:
         gc.collect()
         gc.enable()
+        gc.unfreeze()
 
 
 _PACKAGE = str(Path(aiotimer.__file__).parent) + os.sep
