@@ -239,7 +239,9 @@ class WorkQueue:
 
     async def end_tasks(self) -> None:
         """Cancel the tasks, and wait until they have ended; so with those that they have started."""
-        while others := self._tasks - {asyncio.current_task()}:
+        ours = asyncio.current_task()
+        # One that is done stays in the set until the loop has had a turn, for which nobody may wait here.
+        while others := [task for task in self._tasks if task is not ours and not task.done()]:
             for task in others:
                 task.cancel()
             await asyncio.gather(*others, return_exceptions=True)
