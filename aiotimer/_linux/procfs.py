@@ -66,11 +66,11 @@ def program_of(pid: int) -> int:
     return mark % _LARGEST_MARK + 1
 
 
-def _of_another_thread(pid: int) -> list[bytes]:
+def _of_another_thread(pid: int) -> tuple[bytes, ...]:
     with contextlib.suppress(FileNotFoundError):
         for tid in tids_of(pid):
             with contextlib.suppress(ProcessLookupError):
-                found = list(_of_program(_stat(pid, tid)))
+                found: tuple[bytes, ...] = _of_program(_stat(pid, tid))
                 if found[0] != b"0":
                     return found
     raise Exiting(f"process {pid} is exiting")

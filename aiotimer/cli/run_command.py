@@ -76,12 +76,15 @@ class Limits(NamedTuple):
     kill_after: float | None = None
 
 
+NO_LIMITS = Limits()
+
+
 def run(
     command: list[str],
     *,
     socket_path: str | None = None,
     policy: tuple[str, ...] = (),
-    limits: Limits = Limits(),  # noqa: B008 - nothing changes it
+    limits: Limits = NO_LIMITS,
     quiet: bool = False,
 ) -> int:
     """Run a command with a server of its own; return the exit status.
@@ -215,7 +218,7 @@ class _Command:
         stopped = os.WSTOPPED | os.WNOHANG
         if self._stops and os.waitid(os.P_PID, self.pid, stopped) is not None:
             self._stops = False
-            os.kill(os.getpid(), signal.SIGSTOP)  # noqa: TID251 - ourselves: a shell sees one job, and it stops
+            signal.raise_signal(signal.SIGSTOP)  # a shell sees one job, and it stops
 
     def forward(self, caught: signal.struct_siginfo) -> None:
         """Let it have a signal that came for it; what the kernel sent has reached it as well as us."""

@@ -167,9 +167,8 @@ class Session:
         if self.table.connection is self.connection:  # else its worker has come back on another one already
             self.table.connection = None
             if not self.worker.left:
-                self.context.queue.put(
-                    self.worker.id, _left, self.context, self.worker
-                )  # most often it is dead by then
+                # Most often it is dead by then.
+                self.context.queue.put(self.worker.id, _left, self.context, self.worker)
             self.worker.left.append(self.table)
 
 

@@ -269,7 +269,7 @@ class WorkQueue:
         self._do_for(BETWEEN if looks.jobs else SLICE, turns.jobs, partial(self._do_next, turns))
         if not looks.jobs:
             self._do_for(SLICE, self._work, self._do_work)
-        if self._looks.jobs or self._turns.jobs or self._work:
+        if looks.jobs or turns.jobs or self._work:
             self._schedule()
 
     def _do_for(self, share: float, jobs: Sized, do_next: Callable[[], None]) -> None:
