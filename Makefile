@@ -25,6 +25,7 @@ DEMO        ?= $(BIN)/aiotimer run -- $(BIN)/python docs/examples/train.py
 BIN     := $(VENV)/bin
 PACKAGE := $(VENV)/.stamp-package
 TEST    := $(VENV)/.stamp-test
+SERVICES := $(VENV)/.stamp-services
 DEV     := $(VENV)/.stamp-dev
 INPUTS  := pyproject.toml aiotimer/_version.py
 PIP     := -m pip --disable-pip-version-check --no-input
@@ -36,10 +37,10 @@ unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all test-others soak coverage check lint types docs wheel bench clean
+.PHONY: help demo test test-services test-all test-others soak coverage check lint types docs wheel bench clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-11s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-13s %s\n", $$1, $$2 }' Makefile
 
 # --- environment
 
@@ -54,6 +55,10 @@ $(PACKAGE): $(INPUTS) | $(BIN)/python
 $(TEST): $(INPUTS) | $(BIN)/python
 	$(BIN)/python $(PIP) install --quiet --editable '.[test]'
 	@touch $@ $(PACKAGE)
+
+$(SERVICES): $(INPUTS) | $(BIN)/python
+	$(BIN)/python $(PIP) install --quiet --editable '.[test,test-services]'
+	@touch $@ $(TEST) $(PACKAGE)
 
 $(DEV): $(INPUTS) | $(BIN)/python
 	$(BIN)/python $(PIP) install --quiet --editable '.[dev]'
@@ -71,6 +76,11 @@ bench: $(DEV) ## run the benchmarks
 
 test: $(TEST) ## run the tests
 	$(BIN)/python -m pytest $(PARALLEL) $(TESTS) $(PYTEST_ARGS)
+
+# `make test` skips those of them whose framework is not there.
+test-services: JOBS := 2
+test-services: $(SERVICES) ## run the recipes with the real gunicorn, uWSGI, uvicorn, Celery, Jupyter, PyInstaller
+	$(BIN)/python -m pytest $(PARALLEL) tests/services $(PYTEST_ARGS)
 
 soak: $(TEST) ## run the slow tests, and the property tests with many more examples
 	-$(BIN)/python $(PIP) install --quiet --editable ".[fuzz]"

@@ -6,6 +6,9 @@ is not left. ``configure`` chooses the server. ``TimerServer`` is the server, to
 
 The law of this file: every name is imported when it is first used, and then stands here like any other. So a
 command that needs none of them starts as quickly as Python does, and no worker pays for the server.
+
+PYTEST_DONT_REWRITE: pytest rewrites the asserts of packages that have a plugin, and does not warn that this
+one has been imported before.
 """
 
 from ._version import __version__

@@ -57,13 +57,16 @@ class ServerUnavailable(_AboutPath, ConnectionError):
     Attributes:
         path: the socket that was tried.
         reason: what happened there.
+        advice: what to do about it, "" if nothing is known to help.
     """
 
+    def __init__(self, path: str, reason: str, advice: str = "") -> None:
+        super().__init__(path, reason)
+        self.advice = advice
+
     def __str__(self) -> str:
-        return (
-            f"no timer server at {self.path!r}: {self.reason} "
-            f"(start one with `aiotimer serve --socket {self.path}`)"
-        )
+        advice = f" ({self.advice})" if self.advice else ""
+        return f"no timer server at {self.path!r}: {self.reason}{advice}"
 
 
 class Refused(_AboutPath, ConnectionError):
@@ -81,17 +84,20 @@ class Refused(_AboutPath, ConnectionError):
 class TableFull(AiotimerError, RuntimeError):
     """No timer can be added: every slot is armed, or the memory for more cannot be had.
 
-    Raised whatever the client's ``unavailable`` policy: going on unprotected would be silent.
+    That every slot is armed is the program's doing, and raised whatever the client's ``unavailable`` says. A
+    want of memory is not, and is a matter of that policy.
 
     Attributes:
         armed: the number of timers that are armed (all of them stay so).
         reason: why there is no room for one more.
+        no_memory: there are slots left, and no memory for them.
     """
 
-    def __init__(self, armed: int, reason: str) -> None:
+    def __init__(self, armed: int, reason: str, *, no_memory: bool = False) -> None:
         super().__init__(armed, reason)
         self.armed = armed
         self.reason = reason
+        self.no_memory = no_memory
 
     def __str__(self) -> str:
         return f"no room for another timer ({self.armed} armed): {self.reason}"

@@ -47,13 +47,13 @@ class Event(NamedTuple):
             wanted; ``finished``: such a timer was released after all. ``held``: the worker is stopped or
             in a debugger, and is not reaped for that long, as was wanted; or nobody can tell whether it runs
             the program that armed the timer. ``breaker``: too many reaps, the server only observes from now
-            on. ``worker_gone``: a worker died by itself with timers armed, or an expired one runs another
-            program.
+            on. ``worker_gone``: a worker ended with timers armed, and nothing had been done to it; or an
+            expired one runs another program.
             ``exec``: a worker runs another program now, its timers are dropped (those of the server's owner
             only if it is another user's now). ``adopted``: a table of an
             earlier server. ``stalled``: the server stood still. ``refused``: a client that is not served.
         worker_id: whom it happened to, None for the server itself.
-        name: the worker's command name.
+        name: what the worker is called: by its own account, else its command name.
         scope: the timer it was about.
         late_s: seconds between the deadline and the first action on the worker (or its release).
         detail: the rest, in words.

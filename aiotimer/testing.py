@@ -25,12 +25,11 @@ from time import monotonic
 from typing import NamedTuple
 
 from ._core import layout
-from ._core.reader import TableReader
 from ._core.table import TimerTable
 from ._core.watch import Lifeline, Look, Watch
 from ._linux.paths import SOCKET_VARIABLE
 from .client.clients import AsyncTimerClient, TimerClient, default
-from .client.connection import ClientConnection, _connections
+from .client.connection import ClientConnection, _connections, reader_of
 from .client.shared_table import SharedTableQueue
 from .client.socket_only import SocketQueue
 
@@ -75,7 +74,7 @@ class VirtualTimers:
         memory = mmap.mmap(-1, layout.TABLE_SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._table = table = TimerTable(memory, now=lambda: self._now, offset=-self._began)
         table.cells[layout.PROMISE] = inf
-        self._reader = TableReader(lambda size, offset: bytes(table.raw[offset : offset + size]))
+        self._reader = reader_of(table)
         still = Lifeline(0.0, beat=inf)  # we never stand still
         self._watch = Watch(still, connected=True, bound=inf, armings=self._reader.armings)
         self._connection = connection = ClientConnection(self._path, lambda one: _VirtualQueue(one, self))
@@ -245,6 +244,12 @@ class _VirtualQueue(SharedTableQueue):
         table = self._timers._table
         table.pools = self.pools
         return table
+
+    def must_connect(self, *, insist: bool) -> bool:
+        return False
+
+    def make_table(self) -> TimerTable:
+        return self.table or self._first_table()
 
     def ring(self, deadline: float) -> bool:
         table = self._timers._table

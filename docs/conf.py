@@ -1,5 +1,6 @@
 """How the documentation is built: Sphinx, MyST Markdown, furo. Nothing comes from the network."""
 
+import os
 import runpy
 from pathlib import Path
 
@@ -11,7 +12,13 @@ author = "aiotimer contributors"
 copyright = "2026, aiotimer contributors"
 release = version = _version["__version__"]
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+]
 exclude_patterns = ["examples"]
 
 # MyST: ::: fences that other renderers show as text, and #anchors for headings down to ###.
@@ -26,3 +33,19 @@ napoleon_numpy_docstring = False
 html_theme = "furo"
 html_title = f"aiotimer {release}"
 html_show_sphinx = False
+html_static_path = ["static"]
+html_css_files = ["phone.css"]
+
+# Copied are commands without their prompt and what they print, and whole programs.
+copybutton_prompt_text = "$ "
+copybutton_selector = ":is(.highlight-console, .highlight-python) pre"
+
+# Where the repository is, Read the Docs says; a build elsewhere has no links to it.
+_repository = os.environ.get("READTHEDOCS_GIT_CLONE_URL", "").removesuffix(".git")
+if _repository.startswith("https://"):
+    html_theme_options = {
+        "source_repository": _repository,
+        "source_branch": os.environ.get("READTHEDOCS_GIT_IDENTIFIER", "main"),
+        "source_directory": "docs/",
+        "footer_icons": [{"name": "Source", "url": _repository, "html": "Source", "class": ""}],
+    }

@@ -3,7 +3,9 @@
 A row is ``layout.ROW_WORDS`` float64: when the last sampled entry was made, its limit in seconds, the
 deadline for which these two hold, the longest duration, and counts of durations in ``BUCKETS`` half
 octaves. The laws of this file: a worker stores without a lock, as the owner of its slot; a reader accepts
-every bit pattern, and counts nothing that is not a positive, finite number.
+every bit pattern, and counts nothing that is not a positive, finite number. The first duration of a row is
+told apart, for a first entry often takes longer (it compiles, imports, fills caches): the count of its bucket
+is no whole number. Whoever reads whole numbers only reads the same counts.
 """
 
 from __future__ import annotations
@@ -23,6 +25,10 @@ _LOWEST = -16
 _ROOT_HALF = 0.5**0.5
 MOST = 2**53
 """A larger count is none: a worker stored something else. Sums end there: they fit wherever they go."""
+
+
+FIRST = 2.0**-10
+"""What the first duration of a row adds to its count."""
 
 
 def bucket(seconds: float) -> int:
@@ -54,7 +60,7 @@ def renew(cells: memoryview[float], row: int, limit: float, deadline: float) -> 
 
 def leave(cells: memoryview[float], row: int, seconds: float) -> None:
     """Count a duration."""
-    cells[row + FIRST_BUCKET + bucket(seconds)] += 1.0
+    cells[row + FIRST_BUCKET + bucket(seconds)] += 1.0 if cells[row + MAXIMUM] else 1.0 + FIRST
     if seconds > cells[row + MAXIMUM]:
         cells[row + MAXIMUM] = seconds
 
@@ -68,13 +74,15 @@ class Durations:
     Attributes:
         maximum: the longest, seconds.
         counts: how many are in each bucket.
+        firsts: how many of these were the first of a row: of a process, or of its entries side by side.
     """
 
-    __slots__ = ("counts", "maximum")
+    __slots__ = ("counts", "firsts", "maximum")
 
     def __init__(self, rows: Iterable[Sequence[float]] = ()) -> None:
         self.maximum = 0.0
         self.counts = [0] * BUCKETS
+        self.firsts = [0] * BUCKETS
         for row in rows:
             self.add_row(row)
 
@@ -87,6 +95,7 @@ class Durations:
         """Add those of another."""
         self.maximum = max(self.maximum, other.maximum)
         self.counts = [min(sum(both), MOST) for both in zip(self.counts, other.counts, strict=True)]
+        self.firsts = [min(sum(both), MOST) for both in zip(self.firsts, other.firsts, strict=True)]
 
     def add_row(self, row: Sequence[float]) -> None:
         """Add a row of a table; what is no number of entries is ignored, and so is what is cut off."""
@@ -96,6 +105,22 @@ class Durations:
         for number, count in enumerate(counts) if any(counts) else ():  # most have not been sampled
             if 1 <= count <= MOST:
                 self.counts[number] = min(self.counts[number] + int(count), MOST)
+                self.firsts[number] += count != int(count)
+
+    def parted(self) -> tuple[Durations, Durations]:
+        """Return the first ones, and the others.
+
+        The maximum of a part is that of all if it can be in it; else it is the end of its highest bucket.
+        """
+        firsts, others = Durations(), Durations()
+        firsts.counts = [min(both) for both in zip(self.firsts, self.counts, strict=True)]
+        others.counts = [every - first for every, first in zip(self.counts, firsts.counts, strict=True)]
+        for part in (firsts, others):
+            highest = max((number for number, count in enumerate(part.counts) if count), default=None)
+            if highest is not None:
+                is_less = part.counts != self.counts and highest < bucket(self.maximum)
+                part.maximum = bounds(highest)[1] if is_less else self.maximum
+        return firsts, others
 
     def quantile(self, q: float) -> float:
         """Return what the ``q``-th part of the entries (0 to 1) did not exceed; 0.0 if there are none.
@@ -112,7 +137,7 @@ class Durations:
 
     def as_json(self) -> dict[str, Any]:
         """Return it as an object."""
-        return {"max_s": self.maximum, "counts": list(self.counts)}
+        return {"max_s": self.maximum, "counts": list(self.counts), "firsts": list(self.firsts)}
 
     @classmethod
     def from_json(cls, value: Any) -> Durations:
@@ -123,6 +148,9 @@ class Durations:
             row = [0.0] * FIRST_BUCKET + list(map(_number, counts if isinstance(counts, list) else ()))
             row[MAXIMUM] = _number(value.get("max_s"))
             durations.add_row(row)
+            firsts = value.get("firsts")  # an earlier version did not know them
+            known = map(_number, firsts[:BUCKETS] if isinstance(firsts, list) else ())
+            durations.firsts = [max(0, int(count)) for count in (*known, *[0.0] * BUCKETS)][:BUCKETS]
         return durations
 
 

@@ -24,6 +24,9 @@ SIGNALS = {
 
 _NAMES = {number: name for name, number in SIGNALS.items()}
 
+TARGETS = ("process", "group", "cgroup", "tree")
+"""Whom the signals of a ladder are for."""
+
 GRACE = 5.0
 """Seconds that a signal is given if the ladder does not say."""
 
@@ -153,12 +156,19 @@ class ReapRequest(NamedTuple):
     Attributes:
         reap: its own ladder as text, "" for the server's.
         observe: not at all; its expiries are recorded.
+        target: for whom the signals are, "" for the server's.
     """
 
     reap: str = ""
     observe: bool = False
+    target: str = ""
 
-    def combined(self, path: str, reap: str, *, observe: bool) -> ReapRequest:
+    @property
+    def text(self) -> str:
+        """What of it stands in HELLO besides ``observe``: the target, the ladder, or both."""
+        return " ".join(filter(None, (self.target, self.reap)))
+
+    def combined(self, path: str, reap: str, *, observe: bool, target: str = "") -> ReapRequest:
         """Return the request that holds after another client of the process has made its own.
 
         Raises:
@@ -166,16 +176,19 @@ class ReapRequest(NamedTuple):
         """
         if not isinstance(reap, str):
             raise TypeError(f"reap must be a str, not {type(reap).__name__}")
-        encode_grant(reap)  # it must fit into a table
+        if target not in ("", *TARGETS):
+            raise ValueError(f"target must be one of {', '.join(TARGETS)}, not {target!r}")
+        new = ReapRequest(reap, bool(observe), target)
+        encode_grant(new.text)  # it must fit into a table
         if reap:
             Ladder.parse(reap)  # else its server would refuse this process, and every later request with it
-        new = ReapRequest(reap, bool(observe))
         if NO_REQUEST in (self, new) or self == new:
             return self if new == NO_REQUEST else new
-        raise ValueError(
-            f"this process has asked {path!r} for reap={self.reap!r}, observe={self.observe} already, "
-            f"and cannot ask for reap={new.reap!r}, observe={new.observe}"
+        asked, asks = (
+            f"reap={one.reap!r}, observe={one.observe}" + (f", target={one.target!r}" if one.target else "")
+            for one in (self, new)
         )
+        raise ValueError(f"this process has asked {path!r} for {asked} already, and cannot ask for {asks}")
 
 
 NO_REQUEST = ReapRequest()
@@ -187,36 +200,43 @@ class ReapGrant(NamedTuple):
     Attributes:
         ladder: its own, None: the server's.
         observe: not at all; its expiries are recorded.
+        target: for whom the signals are, "" for the server's.
     """
 
     ladder: Ladder | None = None
     observe: bool = False
+    target: str = ""
 
     def __str__(self) -> str:
-        words = [_OBSERVE] if self.observe else []
-        return " ".join([*words, str(self.ladder)] if self.ladder else words)
+        words = (_OBSERVE if self.observe else "", self.target, str(self.ladder) if self.ladder else "")
+        return " ".join(filter(None, words))
 
 
 def reap_grant(reap: str, *, observe: bool, max_grace: float) -> ReapGrant:
     """Return the grant that answers a reap request.
 
     Args:
-        reap: its own ladder, "" for the server's.
+        reap: its target, its own ladder, or both with a space between; "" as the server does it.
         observe: whether it is only to be observed.
         max_grace: the longest that the server lets a worker live after the first signal, seconds.
 
     Raises:
         ValueError: that is no ladder, or too long a one.
     """
+    target, _, rest = reap.partition(" ")
+    if target in TARGETS:
+        reap = rest
+    else:
+        target = ""
     if not reap:
-        return ReapGrant(None, observe)
+        return ReapGrant(None, observe, target)
     ladder = Ladder.parse(reap)
     if ladder.total_grace > max_grace:
         raise ValueError(
             f"the ladder {str(ladder)!r} takes {ladder.total_grace:g} s to reach KILL, and this server "
             f"allows {max_grace:g} s (--max-grace)"
         )
-    return ReapGrant(ladder, observe)
+    return ReapGrant(ladder, observe, target)
 
 
 def read_reap_grant(text: str, *, max_grace: float) -> ReapGrant:

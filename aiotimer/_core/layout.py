@@ -19,9 +19,10 @@ offset                written by  what
 200 ``RETIRED``       worker     float64: acquisitions counted in slots that were relabelled since
 208 ``DUMP_SIGNAL``   worker     float64: the signal that makes a thread write its stack, or 0.0
 216 ``DUMP_FILE``     worker     float64: its descriptor of this file, to which it writes it
+224 ``EXIT_SIGNAL``   server     float64: the signal at which a worker that is pid 1 exits, or 0.0
 256 deadlines         worker     65,536 x float64; ``inf`` or 0.0 = not armed
 528,384 counts        worker     65,536 x float64: acquisitions through this slot; see ``RELABELLED``
-1,052,672 labels      worker     65,536 x 256 bytes: length, flags, ordinal, UTF-8 text
+1,052,672 labels      worker     65,536 x 256 bytes: length, flags, ordinal, UTF-8 text, a note, thread
 17,829,888 rows       worker     65,536 x 64 float64: how long the blocks of this slot took
 51,384,320 stacks     worker     what threads wrote when sent ``DUMP_SIGNAL``, one after the other
 ====================  =========  ==========================================================
@@ -50,6 +51,7 @@ HIGH_WATER = 24
 RETIRED = 25
 DUMP_SIGNAL = 26
 DUMP_FILE = 27
+EXIT_SIGNAL = 28
 FIRST_DEADLINE = 32
 FIRST_COUNT = 528_384 // 8
 COUNT_OF = FIRST_COUNT - FIRST_DEADLINE
@@ -60,6 +62,11 @@ RELABELLED = 2.0**-16
 
 LABELS_OFFSET = 1_052_672
 LABEL_SIZE = 256
+LABEL_WORDS = LABEL_SIZE // 8
+THREAD_OF = (LABELS_OFFSET + LABEL_SIZE) // 8 - 1 - LABEL_WORDS * FIRST_DEADLINE
+"""``LABEL_WORDS`` times a deadline's word index, plus this, is the index of the last word of its slot's
+label: a float64, ``threading.get_ident()`` of the thread that made the entry, or 0.0."""
+
 GRANT_OFFSET, GRANT_SIZE = 112, 80
 
 ROWS_OFFSET = LABELS_OFFSET + SLOTS * LABEL_SIZE
@@ -92,6 +99,9 @@ LATE = 1.0
 
 EXPIRED_AT_ONCE = 5e-324
 """What a deadline of exactly 0 is stored as: a zero in the table means *not armed*."""
+
+_LARGEST_IDENT = 2**53
+"""An address, and any address is less; a float64 holds it exactly."""
 
 _LARGEST = float_info.max  # an int may be finite and yet too large
 
@@ -220,6 +230,12 @@ def decode_label(cell: bytes) -> tuple[str, int]:
 def label_flags(cell: bytes) -> int:
     """Return the flags of a label cell, 0 of a cell that is cut off."""
     return int(_LABEL.unpack_from(cell)[1]) if len(cell) >= _LABEL.size else 0
+
+
+def label_thread(cell: bytes) -> int:
+    """Return ``threading.get_ident()`` of the thread that made the entry with this label, 0: not known."""
+    thread = read_word(cell, LABEL_SIZE - 8) if len(cell) >= LABEL_SIZE else 0.0
+    return int(thread) if 0.0 < thread <= _LARGEST_IDENT else 0
 
 
 def label_key(cell: bytes) -> str:

@@ -15,6 +15,7 @@ from math import inf
 from typing import NamedTuple
 
 from . import durations, layout
+from .notes import decode_note
 
 Read = Callable[[int, int], bytes]
 """``read(size, offset)``: at most ``size`` bytes of the table, fewer at its end."""
@@ -42,6 +43,7 @@ class Timer(NamedTuple):
         ordinal: 0 for a keyed timer, n for the n-th concurrent entry of its scope.
         deadline: the stored value.
         observed: nobody is to be signalled for it.
+        thread: ``threading.get_ident()`` of the thread that made this entry, 0 if that is not known.
     """
 
     slot: int
@@ -49,6 +51,7 @@ class Timer(NamedTuple):
     ordinal: int
     deadline: float
     observed: bool = False
+    thread: int = 0
 
     @property
     def name(self) -> str:
@@ -123,6 +126,11 @@ class TableReader:
     def row(self, slot: int) -> array[float]:
         """Return a slot's row (see ``_core/durations.py``); it is short if the table is cut off."""
         return self._words(layout.ROW_WORDS, layout.row_offset(slot))
+
+    def note(self, slot: int) -> dict[str, str]:
+        """Return what its program says of the entry in a slot, see ``_core/notes.py``."""
+        cell = self._read(layout.LABEL_SIZE, layout.label_offset(slot))
+        return decode_note(cell, self._read(8, layout.count_offset(slot)))
 
     def durations(self, most: int = layout.SLOTS) -> Generator[None, None, dict[str, Ran]]:
         """Read how long the blocks of every scope took, of the first slots; yield after every few of them."""
@@ -201,4 +209,4 @@ def _cell(labels: bytes, number: int) -> bytes:
 
 def _timer(slot: int, cell: bytes, deadline: float) -> Timer:
     observed = bool(layout.label_flags(cell) & layout.OBSERVED)
-    return Timer(slot, *layout.decode_label(cell), deadline, observed)
+    return Timer(slot, *layout.decode_label(cell), deadline, observed, layout.label_thread(cell))

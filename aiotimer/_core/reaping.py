@@ -52,7 +52,7 @@ class State(Enum):
     DUE = "due"
     """Something has expired; its slots are being read again."""
     HELD = "held"
-    """It is left alone: it is stopped or in a debugger, or nobody can tell which program it runs."""
+    """It is left alone: it is stopped, frozen or in a debugger, or nobody can tell which program it runs."""
     RESUMED = "resumed"
     """It was held, runs again, and has ``TO_LEAVE`` seconds to leave its block."""
     ASKED = "asked"

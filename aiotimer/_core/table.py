@@ -26,14 +26,26 @@ pools first: a program that names its scopes ``rollout-{i}`` for ever stays smal
 from __future__ import annotations
 
 import contextlib
+from _thread import get_ident
 from array import array
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from math import inf, nan
 from typing import TYPE_CHECKING, TypeAlias
 
 from ..errors import TableFull
-from . import durations, layout
-from .layout import COUNT_OF, FIRST_DEADLINE, HIGH_WATER, LATE, LOOKS, PROMISE, RETIRED, SLOTS
+from . import durations, layout, notes
+from .layout import (
+    COUNT_OF,
+    FIRST_DEADLINE,
+    HIGH_WATER,
+    LABEL_WORDS,
+    LATE,
+    LOOKS,
+    PROMISE,
+    RETIRED,
+    SLOTS,
+    THREAD_OF,
+)
 from .locks import Lock
 
 if TYPE_CHECKING:
@@ -58,16 +70,26 @@ _SMALL = 64
 """Tables up to this many slots grow rather than take labels away from idle call sites."""
 
 
+NOBODYS = Lock()
+"""The owner of a pool whose entries several threads make. Nobody takes it, ever."""
+
+
 class Pool(list[int]):
     """The idle slots of one scope, as word indices of their deadlines; entries pop and append.
 
     ``cells`` is the table's buffer and ``now`` its clock, kept here to save entries an attribute look-up.
     ``cells`` is swapped for private scratch in a forked child, where entries of the parent's are still
     to be left.
+
+    ``owner`` is a lock that is never given back. Who has it is the one thread that has made all entries of
+    this pool so far: then every idle slot says so already, and an entry need not. To ask a lock
+    takes much less than to store ``get_ident()``. From the first entry of another thread on it is one that
+    nobody has (``NOBODYS``), and every entry says which thread makes it.
     """
 
     __slots__ = (
-        "cells", "key", "next_ordinal", "now", "observed", "sample_at", "scope", "size", "table", "text",
+        "cells", "key", "next_ordinal", "now", "observed", "owner", "sample_at", "scope", "size", "table",
+        "text",
     )  # fmt: skip
 
     def __init__(self, table: TimerTable, scope: str, *, observed: bool) -> None:
@@ -79,6 +101,7 @@ class Pool(list[int]):
         self.table = table
         self.cells = table.cells
         self.now = table.now
+        self.owner = NOBODYS
         self.size = 0  # slots that belong to this scope, idle or not
         self.next_ordinal = 1
 
@@ -164,16 +187,45 @@ class TimerTable:
     def _take(self, pool: Pool, *, nested: bool) -> tuple[Pool, int]:
         pool = self.pools.setdefault(pool.key, pool)
         try:
-            return pool, pool.pop()
+            word = pool.pop()
         except IndexError:
-            pass
-        word = self._new_slot(make_room=not nested)
+            pool, word = self._new_slot_of(pool, make_room=not nested)
+        self.cells[LABEL_WORDS * word + THREAD_OF] = get_ident()
+        if not pool.owner.is_mine():
+            pool.owner = NOBODYS  # before this slot is idle
+        return pool, word
+
+    def _new_slot_of(self, pool: Pool, *, make_room: bool) -> tuple[Pool, int]:
+        """Return one more slot with the name of a pool, and that pool, which may be another one by then."""
+        word = self._new_slot(make_room=make_room)
         pool = self.pools.setdefault(pool.key, pool)  # making room may have retired it
         pool.cells = self.cells  # a pool that was retired before a fork has the parent's
+        if not pool.size:
+            pool.owner = Lock()
+            pool.owner.acquire()
         self._label(word, pool.text, -pool.next_ordinal if pool.observed else pool.next_ordinal)
         pool.next_ordinal += 1
         pool.size += 1
         return pool, word
+
+    def note(self, word: int, values: Mapping[str, str]) -> None:
+        """Keep what a program says of the entry in a slot, until that is armed again; the caller owns it.
+
+        A value of "" takes it back; what was said before, and is not said again, stays.
+        """
+        if len(self.raw) < layout.ROWS_OFFSET:
+            return  # it is scratch, which has no labels
+        offset = layout.label_offset(word - FIRST_DEADLINE)
+        cell = bytes(self.raw[offset : offset + layout.LABEL_SIZE])
+        count = self.cells[word + COUNT_OF]
+        told = notes.decode_note(cell, layout.word(count)) | dict(values)
+        data = notes.encode_note(cell, {key: value for key, value in told.items() if value})
+        if not data:
+            return  # there is no room for one
+        start = offset + notes.start_of(cell)
+        self.cells[start // 8] = nan
+        self.raw[start + 8 : start + 8 + len(data)] = data
+        self.cells[start // 8] = count  # last: it says that the others hold
 
     # -- keyed timers ----------------------------------------------------------------------------
 
@@ -381,6 +433,7 @@ class TimerTable:
         label = layout.encode_label(text, abs(ordinal), layout.OBSERVED if ordinal < 0 else 0)
         start = layout.label_offset(word - FIRST_DEADLINE)
         self.raw[start : start + len(label)] = label
+        cells[LABEL_WORDS * word + THREAD_OF] = 0.0  # of another scope
 
     def _new_slot(self, *, make_room: bool) -> int:
         """Return a slot that is nobody's; while room is made, there is a spare one for a signal's handler."""
@@ -446,7 +499,7 @@ class TimerTable:
             if not self._fresh:
                 self._reclaim(1 + _SPARE)
             if not self._fresh:
-                raise TableFull(mark, f"the table cannot grow: {error}") from error
+                raise TableFull(mark, f"the table cannot grow: {error}", no_memory=True) from error
             return
         first, last = FIRST_DEADLINE + mark, FIRST_DEADLINE + target
         for word in range(first, last):

@@ -390,11 +390,18 @@ class Watch:
         until = now + self._bound
         return until - until % (self._bound / SHARED_WAKES) if until < inf else until
 
-    def overlooked(self, deadlines: array[float], wake_at: float) -> bool:
-        """Whether a later reading holds a timer that falls due before the next look, or may do so."""
+    def overlooked(self, deadlines: array[float], wake_at: float, *, same: bool = False) -> bool:
+        """Whether a later reading holds a timer that falls due before the next look, or may do so.
+
+        Args:
+            deadlines: the reading.
+            wake_at: when the next look is.
+            same: it is the reading that the latest look was at. Then there is nothing new in it but what has
+                been dealt with and armed again.
+        """
         effective = self._lifeline.effective
         slow = 0
-        for block, part in self._parts(deadlines):
+        for block, part in self._parts(deadlines, dealt_with=same):
             if not block.soonest_of(part) >= wake_at:
                 slow += 1
                 timers = block.timers(part, wake_at, effective, block.reported) if slow <= SLOW else ()
@@ -435,11 +442,20 @@ class Watch:
             if block.reported.get(timer.slot) == timer.deadline:
                 block.forget(timer.slot)
 
-    def _parts(self, deadlines: array[float]) -> Iterator[tuple[_Block, array[float]]]:
-        """Go through a reading by blocks: also through those beyond its end, which hold nothing in it."""
+    def _parts(
+        self, deadlines: array[float], *, dealt_with: bool = False
+    ) -> Iterator[tuple[_Block, array[float]]]:
+        """Go through a reading by blocks: also through those beyond its end, which hold nothing in it.
+
+        Args:
+            deadlines: the reading.
+            dealt_with: only through those in which something has been dealt with, or is to be once more.
+        """
         for first in range(len(self._blocks) * BLOCK, len(deadlines), BLOCK):
             self._blocks.append(_Block(first, self._armings))
         for block in self._blocks:
+            if dealt_with and not block.armings and block.cleared is _NOTHING and not isnan(block.soonest):
+                continue
             block.forget_armed_again()
             yield block, deadlines[block.first : block.first + BLOCK]
 

@@ -46,6 +46,9 @@ class Hello(msgspec.Struct, tag="hello", array_like=True, frozen=True):
         reap: its reap request, the ladder that it wants (see ``_core/ladder.py``); "" as the server does it.
         observe: nobody is to be signalled for this worker's timers; their expiry is recorded.
         run: the job that it belongs to; "" if it does not know.
+        exit_signal: the signal at which it exits whatever it is doing, if it is pid 1; else 0.
+        name: what people call it. Shown, never acted upon; "" as its command is called.
+        libraries: how the paths of its interpreter's libraries begin; empty: it does not say.
     """
 
     version: int
@@ -59,6 +62,9 @@ class Hello(msgspec.Struct, tag="hello", array_like=True, frozen=True):
     reap: str = ""
     observe: bool = False
     run: str = ""
+    exit_signal: int = 0
+    name: str = ""
+    libraries: tuple[str, ...] = ()
 
 
 class Welcome(msgspec.Struct, tag="welcome", array_like=True, frozen=True):
@@ -70,6 +76,8 @@ class Welcome(msgspec.Struct, tag="welcome", array_like=True, frozen=True):
         pid: the server's pid.
         offset: seconds to add to the client's clock (0.0 in the same time namespace).
         has_table: a new table's descriptor comes with this message.
+        path: where the worker's table lies, to open it again should the program close its descriptor; "" if
+            it has no name.
     """
 
     version: int
@@ -77,6 +85,7 @@ class Welcome(msgspec.Struct, tag="welcome", array_like=True, frozen=True):
     pid: int
     offset: float
     has_table: bool
+    path: str = ""
 
 
 class Refused(msgspec.Struct, tag="refused", array_like=True, frozen=True):

@@ -3,16 +3,19 @@ can be trusted.
 
 The laws of this file:
 
-* What holds tables lies on tmpfs, checked and not assumed (``table_files.py`` says why).
-* Directories that we make are 0700 and owned by us; a path through somebody else's hands is refused, not
-  repaired.
+* What holds tables lies on tmpfs, checked and not assumed (``table_files.py`` says why). Where there is none,
+  the directory is on a disk, and tables have no names in it.
+* Directories that we make are 0700, with all that was missing above; nothing is made before what is there was
+  found to be safe. One of ours that is too open is repaired; a way through others' hands is refused.
 * A command that asks one question of a server, and a worker, import no more than they need: what only servers
   need is imported where it is used.
 
 Layout: ``BASE/`` is the first of ``$XDG_RUNTIME_DIR/aiotimer``, ``/run/aiotimer`` (root),
-``/dev/shm/aiotimer-UID`` that is on tmpfs; the tables of a socket are in ``BASE/<digest of its path>/``,
-next to a file ``socket`` that holds the path, by which ``aiotimer status --all`` finds every server, and to
-what was recorded (``history.db``, ``evidence/``). If nobody will serve there again, that file is ``ended``.
+``/dev/shm/aiotimer-UID`` (and ``.1`` to ``.3``, should somebody else have taken that name) that is safe, lies
+on tmpfs and has room; else the first of these, or ``/tmp/aiotimer-UID``, that is safe and has room. The
+tables of a socket are in ``BASE/<digest of its path>/``, next to a file ``socket`` that holds the path, by
+which ``aiotimer status --all`` finds every server, and to what was recorded (``history.db``, ``evidence/``).
+If nobody will serve there again, that file is ``ended``.
 """
 
 from __future__ import annotations
@@ -33,6 +36,9 @@ SOCKET_VARIABLE = "AIOTIMER_SOCKET"
 STARTING_VARIABLE = "AIOTIMER_STARTING"
 """Set by ``aiotimer run`` for its command, see ``client/launch``."""
 
+PRIVATE = "private-"
+"""How the name of a private server's socket begins."""
+
 MAX_SOCKET_PATH = 107
 """Bytes in ``sockaddr_un.sun_path`` less the final NUL (unix(7))."""
 
@@ -42,11 +48,15 @@ RUN_VARIABLES = ("AIOTIMER_RUN", "TORCHELASTIC_RUN_ID", "SLURM_JOB_ID")
 RUN_LENGTH = 64
 """Characters of such a name that count."""
 
+NAME_LENGTH = 64
+"""Characters of a worker's name that count."""
+
 OBSERVE_VARIABLE = "AIOTIMER_OBSERVE"
 """1: nobody is signalled for this process's timers; their expiry is recorded."""
 
-SOCKET, ENDED = NOTES = ("socket", "ended")
-"""Files in a state directory that hold the path of its socket: while a server may live, and afterwards."""
+SOCKET, ENDED, NAMESPACES = NOTES = ("socket", "ended", "namespaces")
+"""Files in a state directory. Two hold the path of its socket, while a server may live, and afterwards; the
+third says in which mount and pid namespace that path and the workers' pids have a meaning."""
 
 RECORDED = ("history.db", "evidence")
 """How files in a state directory begin that hold what was recorded."""
@@ -92,32 +102,69 @@ def bases() -> Iterator[Path]:
         yield Path(xdg, "aiotimer")
     if uid == 0:
         yield Path("/run/aiotimer")
-    yield Path(f"/dev/shm/aiotimer-{uid}")  # noqa: S108 - checked for owner and mode before use
+    for suffix in ("", ".1", ".2", ".3"):
+        yield Path(f"/dev/shm/aiotimer-{uid}{suffix}")  # noqa: S108 - checked for owner and mode before use
+    yield Path(f"/tmp/aiotimer-{uid}")  # noqa: S108 - likewise
 
 
-def base() -> Path:
-    """Return the first base on tmpfs, made if need be.
+def base(holding: str = "", *, socket_name: str = "") -> Path:
+    """Return the base in which something is, or else the first in which there is room, made if need be.
+
+    Those on tmpfs come first.
+
+    Args:
+        holding: the name of what is looked for; it may be on a file system that is full by now.
+        socket_name: of a socket that is to be there: its path must not be too long for one.
 
     Raises:
         UnsafePath: none can be used.
     """
-    reasons = []
-    for candidate in bases():
-        try:
-            if not _in_memory(candidate.parent):
-                reasons.append(f"{candidate}: not on tmpfs")
-                continue
-            _private_directory(candidate)
-        except OSError as error:
-            reasons.append(f"{candidate}: {error.strerror}")
-            continue
-        return candidate
-    raise UnsafePath("no memory-backed directory for timer tables: " + "; ".join(reasons))
+    candidates, reasons = list(bases()), {}
+    for candidate in candidates if holding else ():
+        if os.path.lexists(candidate / holding):
+            try:
+                check_socket_path(str(candidate / socket_name))
+                _private_directory(candidate)
+            except (OSError, UnsafePath) as error:
+                reasons[candidate] = _about(candidate, error)
+            else:
+                return candidate
+    for wanted in (True, False):
+        for candidate in candidates:
+            try:
+                if in_memory(candidate.parent) is wanted:
+                    check_socket_path(str(candidate / socket_name))
+                    _private_directory(candidate)
+                    _check_room(candidate)
+                    return candidate
+            except (OSError, UnsafePath) as error:
+                reasons[candidate] = _about(candidate, error)
+    raise UnsafePath("no directory for the socket and the timer tables: " + "; ".join(reasons.values()))
+
+
+def _about(path: Path, error: Exception) -> str:
+    return f"{path}: {error.strerror}" if isinstance(error, OSError) else str(error)
+
+
+def _check_room(directory: Path) -> None:
+    """Raise OSError if nothing can be written in a directory: it is read-only, or full."""
+    descriptor = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        os.posix_fallocate(descriptor, 0, 4096)
+    finally:
+        os.close(descriptor)
+
+
+def is_private(socket_path: str) -> bool:
+    """Whether it is the path of a private server's socket."""
+    directory, name = os.path.split(socket_path)
+    return name.startswith(PRIVATE) and any(directory == str(base) for base in bases())
 
 
 def default_socket() -> str:
     """Return the per-user default socket path: ``aiotimer.sock`` in :func:`base`."""
-    return str(base() / "aiotimer.sock")
+    name = "aiotimer.sock"
+    return str(base(name, socket_name=name) / name)
 
 
 def state_directory(socket_path: str) -> Path:
@@ -126,14 +173,28 @@ def state_directory(socket_path: str) -> Path:
     Raises:
         UnsafePath: it cannot be trusted.
     """
-    directory = base() / _digest(socket_path)
+    try:
+        name = _state_name(socket_path)
+        directory = base(name) / name
+    except OSError as error:
+        raise UnsafePath(f"cannot use {socket_path}.lock: {error.strerror}") from error
+    make_state_directory(directory, socket_path)
+    return directory
+
+
+def make_state_directory(directory: Path, socket_path: str) -> None:
+    """Make the directory for the tables of a socket, or check it.
+
+    Raises:
+        UnsafePath: it cannot be trusted.
+    """
     try:
         _private_directory(directory)
         _leave_note(directory / SOCKET, os.fsencode(socket_path))
+        _leave_note(directory / NAMESPACES, _namespaces())
         (directory / ENDED).unlink(missing_ok=True)
     except OSError as error:
         raise UnsafePath(f"{directory}: {error.strerror}") from error
-    return directory
 
 
 def _leave_note(note: Path, text: bytes) -> None:
@@ -194,16 +255,49 @@ def state_directories(socket_path: str | None = None) -> list[Path]:
     """Return the state directories of this user that are there: of living servers, and of others.
 
     Args:
-        socket_path: only what belongs to that socket.
+        socket_path: only those of sockets with that path, in any mount namespace.
     """
-    pattern = "*" if socket_path is None else _digest(socket_path)
-    return sorted(
+    found = sorted(
         directory
         for candidate in bases()
         if _is_ours(candidate)
-        for directory in candidate.glob(pattern)
+        for directory in candidate.glob("*")
         if _is_ours(directory)
     )
+    return [one for one in found if socket_path is None or socket_of(one) == socket_path]
+
+
+def own_state_directories(socket_path: str) -> list[Path]:
+    """Return the state directories of the very socket that is meant by a path here, and of no other."""
+    try:
+        name = _state_name(socket_path)
+    except OSError:
+        return []
+    return [directory for directory in state_directories(socket_path) if directory.name == name]
+
+
+def take_over_tables(directory: Path, socket_path: str) -> None:
+    """Move tables into a socket's state directory that are in others of its path, and of these namespaces.
+
+    There the path means the same place: somebody has removed the lock file since. Whoever calls this holds
+    the one that is there now.
+    """
+    for other in state_directories(socket_path):
+        if other == directory or not can_be_judged(other):
+            continue
+        for path in other.iterdir():
+            there = directory / path.name
+            if path.name not in NOTES and not path.name.startswith(RECORDED) and not os.path.lexists(there):
+                try:
+                    path.rename(there)
+                except OSError:
+                    pass  # it is on another file system
+        remove_if_empty(other)
+
+
+def can_be_judged(directory: Path) -> bool:
+    """Whether the path and the pids in a state directory mean here what they meant to who wrote them."""
+    return _read_note(directory / NAMESPACES) in (None, _namespaces())
 
 
 def _is_ours(path: Path) -> bool:
@@ -234,18 +328,41 @@ def remove(path: Path) -> None:
         pass
 
 
-def _digest(socket_path: str) -> str:
+def _state_name(socket_path: str) -> str:
+    """Return the name of the state directory of a socket.
+
+    A path is a name, which means another file in another mount namespace. So the directory is that of the
+    lock *file* by which a server has the right to serve there, which is made if need be; and of a pid
+    namespace, since it is full of pids.
+
+    Raises:
+        OSError: there can be no such file.
+    """
     import hashlib  # OpenSSL comes with it
 
-    return hashlib.sha256(os.fsencode(socket_path)).hexdigest()[:16]
+    lock = socket_path + ".lock"
+    device = inode = 0
+    if os.path.isdir(os.path.dirname(lock)):
+        try:
+            facts = os.lstat(lock)  # never opened: to close it again would give up this process's lock
+        except FileNotFoundError:
+            os.close(os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+            facts = os.lstat(lock)
+        device, inode = facts.st_dev, facts.st_ino
+    identity = f"{socket_path}\0{device}:{inode}\0{_namespaces().split()[1].decode()}"
+    return hashlib.sha256(os.fsencode(identity)).hexdigest()[:16]
+
+
+def _namespaces() -> bytes:
+    from .procfs import namespace
+
+    return f"{namespace('mnt')} {namespace('pid')}".encode()
 
 
 def _private_directory(path: Path) -> None:
     """Make a directory 0700, or check one that exists, and every component above it."""
-    try:
-        path.mkdir(mode=0o700, parents=True)
-    except FileExistsError:
-        pass
+    _check_above(path)
+    make_directories(path)
     uid = os.geteuid()
     facts = path.lstat()
     if not stat.S_ISDIR(facts.st_mode):
@@ -253,8 +370,21 @@ def _private_directory(path: Path) -> None:
     if facts.st_uid != uid:
         raise UnsafePath(f"{path} belongs to uid {facts.st_uid}, not to {uid}")
     if facts.st_mode & 0o077:
-        raise UnsafePath(f"{path} is open to other users (mode {facts.st_mode & 0o7777:o}, want 700)")
-    _check_above(path)
+        path.chmod(0o700)
+
+
+def make_directories(path: Path) -> None:
+    """Make a directory, if it is not there, and what is missing above it: all of it for this user alone."""
+    missing = []
+    for directory in (path, *path.parents):
+        if os.path.lexists(directory):
+            break
+        missing.append(directory)
+    for directory in reversed(missing):
+        try:
+            directory.mkdir(mode=0o700)
+        except FileExistsError:
+            pass  # somebody else needs it, too
 
 
 def _check_above(path: Path) -> None:
@@ -263,10 +393,23 @@ def _check_above(path: Path) -> None:
             facts = parent.lstat()
         except FileNotFoundError:
             continue  # it is going to be made
-        if facts.st_uid not in (0, os.geteuid()):
+        if facts.st_uid not in (0, os.geteuid()) and not _is_unmapped_root(facts.st_uid):
             raise UnsafePath(f"{parent}, above {path}, belongs to uid {facts.st_uid}")
         if facts.st_mode & 0o022 and not facts.st_mode & stat.S_ISVTX and stat.S_ISDIR(facts.st_mode):
             raise UnsafePath(f"{parent}, above {path}, can be written by others")
+
+
+def _is_unmapped_root(uid: int) -> bool:
+    """Whether a user may be root, whom this user namespace does not map: nobody in here is that user."""
+    from .procfs import maps_root
+
+    try:
+        with open("/proc/sys/kernel/overflowuid", "rb") as file:
+            if uid != int(file.read()):
+                return False
+    except (OSError, ValueError):
+        return False
+    return not maps_root()
 
 
 def check_ours(path: Path) -> None:
@@ -286,7 +429,8 @@ def check_ours(path: Path) -> None:
         _check_above(way)
 
 
-def _in_memory(path: Path) -> bool:
+def in_memory(path: Path) -> bool:
+    """Whether a directory lies on tmpfs."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         return is_in_memory(descriptor)

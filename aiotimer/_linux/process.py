@@ -7,7 +7,9 @@ checked while the pidfd is held, so what was read belongs to the process that is
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import os
 import select
 import signal
@@ -16,10 +18,18 @@ import struct
 
 from .._core.requests import WorkerId
 from ..errors import Refused
-from .procfs import start_time
+from .procfs import start_time, wait_status
+
+PID_1 = 1
+"""The pid of a pid namespace's first process, for everybody in there and for nobody outside."""
 
 SO_PEERPIDFD = 77
 """Linux >= 6.5 (include/uapi/asm-generic/socket.h); not in Python's socket module up to 3.13."""
+
+_PIDFD_GET_INFO = 0xC040FF0B
+_PIDFD_INFO_EXIT = 8
+_PIDFD_INFO = struct.Struct("=QQ11Ii")
+"""Linux >= 6.15 (include/uapi/linux/pidfd.h): mask, cgroup, ids, and the status; 64 bytes."""
 
 _UCRED = struct.Struct("=iII")
 
@@ -127,6 +137,23 @@ def is_dead(pidfd: int) -> bool:
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     return bool(poll.poll(0))
+
+
+def how_it_ended(worker: WorkerId, pidfd: int) -> int | None:
+    """Return the status of a dead process as wait(2) tells it, None if it is not to be had.
+
+    Whoever is not its parent sees it while it is a zombie, by /proc, and afterwards, since Linux 6.15, by the
+    pidfd: first the one, then the other, because it may be waited for in between.
+    """
+    with contextlib.suppress(OSError):
+        if start_time(worker.pid) == worker.started and (status := wait_status(worker.pid)) is not None:
+            return status
+    info = bytearray(_PIDFD_INFO.pack(_PIDFD_INFO_EXIT, *[0] * 13))
+    with contextlib.suppress(OSError):
+        fcntl.ioctl(pidfd, _PIDFD_GET_INFO, info)
+        mask, *_ids, ended = _PIDFD_INFO.unpack(info)
+        return int(ended) if mask & _PIDFD_INFO_EXIT else None
+    return None
 
 
 def hung_up(connection: socket.socket) -> bool:

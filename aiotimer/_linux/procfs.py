@@ -5,9 +5,9 @@ The laws of this file:
 * A pid may by now be another process's. Whoever acts on what is read here holds the pidfd of the process
   meanwhile (see ``process.py``), so that what was read belongs to the process that is pinned.
 * What is not there, or not shown to this user, raises ``OSError``; or it is empty, where a function says so.
-* Whoever made a process chose its names and its words: no more than 64 KiB of a file are read (its maps are
-  read whole), only ``\\n`` ends a line (the kernel escapes no other end in a name), and bytes that are no
-  UTF-8 are escaped.
+* Whoever made a process chose its names and its words: no more than 64 KiB of a file are read (of tables of
+  all sockets, locks or mounts 8 MiB; its maps are read whole), only ``\\n`` ends a line (the kernel escapes
+  no other end in a name), and bytes that are no UTF-8 are escaped.
 * Most files are shown at once. ``syscall``, ``stack``, ``cmdline`` and ``maps`` may wait for a lock of the
   process, for ever if it hangs with it.
 """
@@ -15,10 +15,17 @@ The laws of this file:
 from __future__ import annotations
 
 import contextlib
+import errno
+import functools
+import itertools
 import os
+import stat
+from collections.abc import Iterator
 from operator import itemgetter
 
 from ..errors import ServerError
+
+BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 UNSENT = "aiotimer-unsent"
 """The name of the thread that reconnects a worker to its server. As long as there is one, the worker has
@@ -33,6 +40,9 @@ _of_program = itemgetter(23, 26, 27, 28)
 _MOST = 65_536
 """Bytes of a file that are read."""
 
+_MOST_OF_TABLES = 8 * 1024 * 1024
+"""Bytes of a table of all sockets, locks or mounts that there are."""
+
 
 class Exiting(ProcessLookupError):
     """A process has no memory any more."""
@@ -45,6 +55,20 @@ def start_time(pid: int) -> int:
         ProcessLookupError: there is no such process.
     """
     return int(_stat(pid)[22])
+
+
+def is_our_executable(pid: int) -> bool:
+    """Whether a process runs the same executable as this one; False if that is not shown.
+
+    Another user's does not show it, as the master of workers that have changed their uid. But a forked
+    worker has its command line.
+    """
+    try:
+        if os.stat(f"/proc/{pid}").st_uid != os.geteuid():
+            return _read(pid, "cmdline") == _read("self", "cmdline")
+        return os.path.samefile(f"/proc/{pid}/exe", "/proc/self/exe")
+    except OSError:
+        return False
 
 
 def program_of(pid: int) -> int:
@@ -98,6 +122,7 @@ def check_proc() -> None:
 
     Raises:
         ServerError: it is another pid namespace's, or none; what is read there would be of other processes.
+            Or it tells of nothing but processes.
     """
     try:
         own = os.readlink("/proc/self")
@@ -105,6 +130,20 @@ def check_proc() -> None:
         raise ServerError(f"/proc cannot be read: {error.strerror}") from None
     if own != str(os.getpid()):
         raise ServerError("/proc is another pid namespace's (unshare --mount-proc mounts the right one)")
+    try:
+        boot_id()
+    except OSError as error:
+        raise ServerError(
+            f"{BOOT_ID} cannot be read, by which tables of this boot are told from older ones: "
+            f"{error.strerror}. Is /proc mounted with subset=pid (systemd: ProcSubset=pid)? Mount all of it"
+        ) from None
+
+
+@functools.cache
+def boot_id() -> str:
+    """Return the first eight hexadecimal digits of this boot's id (random(4))."""
+    with open(BOOT_ID) as file:
+        return file.read(8)
 
 
 def uids_of(pid: int) -> tuple[int, int, int]:
@@ -160,9 +199,43 @@ def tids_of(pid: int) -> list[int]:
     return sorted(map(int, os.listdir(f"/proc/{pid}/task")))
 
 
+def each_tid(pid: int) -> Iterator[int]:
+    """Yield the numbers of a process's threads one after the other: there may be thousands."""
+    with os.scandir(f"/proc/{pid}/task") as threads:
+        yield from (int(thread.name) for thread in threads)
+
+
+def states_of(pid: int, most: int = 32) -> set[str]:
+    """Return the states, each a letter, that the threads of a process are in, so many; none: it is gone."""
+    states = set()
+    with contextlib.suppress(OSError):
+        for tid in itertools.islice(each_tid(pid), most):
+            with contextlib.suppress(OSError):
+                states.add(_stat(pid, tid)[3].decode())
+    return states
+
+
+def parent_and_session(pid: int) -> tuple[int, int]:
+    """Return the pids of a process's parent and of the leader of its session.
+
+    Raises:
+        ProcessLookupError: there is no such process.
+    """
+    stat = _stat(pid)
+    return int(stat[4]), int(stat[6])
+
+
 def children_of(pid: int, tid: int) -> list[int]:
     """Return the pids of the processes that a thread has started and nobody has waited for."""
     return list(map(int, _text(pid, "children", tid).split()))
+
+
+def runs_python(pid: int) -> bool:
+    """Whether a process runs Python, by the name of its executable; False if it is not shown."""
+    try:
+        return "python" in os.path.basename(os.readlink(f"/proc/{pid}/exe"))
+    except OSError:
+        return False
 
 
 def has_thread_named(pid: int, name: str) -> bool:
@@ -194,6 +267,32 @@ def wchan(pid: int, tid: int | None = None) -> str:
 def syscall(pid: int, tid: int) -> str:
     """Return what proc_pid_syscall(5) says of a thread: a call's number and arguments, or ``running``."""
     return _text(pid, "syscall", tid)
+
+
+def inner_tid(pid: int, tid: int) -> int:
+    """Return the number by which a thread knows itself: the one in the innermost of its pid namespaces."""
+    return int(status(pid, tid).get("NSpid", str(tid)).split()[-1])
+
+
+def memory_of(pid: int, address: int, size: int) -> bytes:
+    """Return so many bytes of a process's memory, fewer if there are not so many, in whole words.
+
+    Raises:
+        OSError: there is none at that address; or it is not shown: it takes the right to trace the process.
+    """
+    descriptor = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        data = os.pread(descriptor, size, address)
+    except OverflowError:
+        raise OSError(errno.EIO, "no address") from None
+    finally:
+        os.close(descriptor)
+    return data[: len(data) // 8 * 8]
+
+
+def ran_for(pid: int, tid: int) -> int:
+    """Return for how many nanoseconds a thread has run on a processor."""
+    return int(_read(pid, "schedstat", tid).split()[0])
 
 
 def kernel_stack(pid: int) -> list[str]:
@@ -236,10 +335,77 @@ def link_of(pid: int, descriptor: int) -> str:
     return escaped(os.readlink(f"/proc/{pid}/fd/{descriptor}"))
 
 
+def cwd_of(pid: int) -> str:
+    """Return the directory that a process is in."""
+    return escaped(os.readlink(f"/proc/{pid}/cwd"))
+
+
 def inode_of(pid: int, descriptor: int) -> tuple[int, int]:
     """Return the device and the inode of the file that a descriptor of a process stands for."""
     file = os.stat(f"/proc/{pid}/fd/{descriptor}")
     return file.st_dev, file.st_ino
+
+
+def descriptor_info(pid: int, descriptor: int) -> dict[str, str]:
+    """Return what the kernel says of a descriptor of a process: ``flags`` (octal), ``ino``, ``mnt_id``.
+
+    The file itself is not asked, so that nothing waits for a disk or another machine.
+    """
+    lines = _text(pid, f"fdinfo/{descriptor}").splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def is_fifo(pid: int, descriptor: int) -> bool:
+    """Whether a descriptor of a process is a pipe, with a name or none. This asks the file."""
+    return stat.S_ISFIFO(os.stat(f"/proc/{pid}/fd/{descriptor}").st_mode)
+
+
+def polled_by(pid: int, descriptor: int) -> list[int]:
+    """Return the descriptors that an epoll instance of a process watches."""
+    lines = _text(pid, f"fdinfo/{descriptor}").splitlines()
+    return [int(line.split()[1]) for line in lines if line.startswith("tfd:")]
+
+
+def mounts_of(pid: int) -> dict[str, tuple[str, str]]:
+    """Return the device, as ``8:1``, and the kind of each file system that a process sees, by ``mnt_id``."""
+    found = {}
+    for line in _read(pid, "mountinfo", most=_MOST_OF_TABLES).decode(errors="backslashreplace").split("\n"):
+        before, _, after = line.partition(" - ")
+        fields = before.split()
+        if len(fields) > 2 and after:
+            found[fields[0]] = fields[2], after.split()[0]
+    return found
+
+
+def sockets_of(pid: int, table: str) -> Iterator[list[str]]:
+    """Yield the fields of each line of a table of sockets, such as ``tcp``, of a process's network namespace.
+
+    There may be hundreds of thousands: no more than 8 MiB of them are read, piece by piece.
+    """
+    with open(f"/proc/{pid}/net/{table}", "rb", buffering=0) as file:
+        rest, room = b"", _MOST_OF_TABLES
+        while room > 0 and (piece := file.read(_MOST)):
+            room -= len(piece)
+            *lines, rest = (rest + piece).split(b"\n")
+            for line in lines:
+                yield line.decode(errors="backslashreplace").split(None, 9)
+
+
+def file_locks() -> list[list[str]]:
+    """Return the fields of each lock of a file that somebody holds, or waits for (proc_locks(5))."""
+    with open("/proc/locks", "rb") as file:
+        return [line.split() for line in file.read(_MOST_OF_TABLES).decode().splitlines()]
+
+
+def wait_status(pid: int) -> int | None:
+    """Return how a process ended that nobody has waited for, as wait(2) tells it.
+
+    None: it lives, or that is not shown, as of another user's (there it is 0).
+    """
+    fields = _stat(pid)
+    if fields[3] not in (b"Z", b"X") or (os.geteuid() != 0 and foreign_uid(pid) is not None):
+        return None
+    return int(fields[52])
 
 
 def pinned_by(pidfd: int) -> int:
@@ -268,10 +434,23 @@ def is_taken(pid: int | str) -> bool:
 
 def time_namespace() -> int:
     """Return the inode of this process's time namespace; 0 where there are none (Linux < 5.6)."""
+    return namespace("time")
+
+
+def namespace(kind: str) -> int:
+    """Return the inode of this process's namespace of a kind, see namespaces(7); 0 where there are none."""
     try:
-        return os.stat("/proc/self/ns/time").st_ino
+        return os.stat(f"/proc/self/ns/{kind}").st_ino
     except OSError:
         return 0
+
+
+def maps_root() -> bool:
+    """Whether this process's user namespace has a root: it maps uid 0; True if it does not say."""
+    try:
+        return any(int(line.split()[0]) == 0 for line in _read("self", "uid_map").splitlines())
+    except (OSError, ValueError, IndexError):
+        return True
 
 
 def mapped_path(inode: int) -> str:

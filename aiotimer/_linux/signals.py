@@ -107,7 +107,7 @@ def signal_target(target: str, pid: int, pidfd: int, number: int) -> str:
     """Signal a worker, and those that go with it.
 
     Args:
-        target: ``process``, ``group`` or ``cgroup``.
+        target: ``process``, ``group`` or ``cgroup``; of a ``tree`` it is the worker, see ``server/tree``.
         pid: the worker's.
         pidfd: the worker, pinned and alive.
         number: the signal.

@@ -6,7 +6,9 @@ a text for that reason: what click makes of the commands on 80 columns, which a 
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
 import sys
 
 from .._linux.paths import SOCKET_VARIABLE, check_socket_path, default_socket
@@ -30,22 +32,24 @@ Usage: aiotimer [OPTIONS] COMMAND [ARGS]...
       aiotimer why
 
   Commands find the server by --socket, then $AIOTIMER_SOCKET, then the
-  per-user default.
+  per-user default. Without any of these, status and dump look at every
+  server of yours; why, history and suggest read what all have recorded.
 
 Options:
   --version   Show the version and exit.
   -h, --help  Show this message and exit.
 
 Commands:
-  dump     Say what a living worker is doing.
-  history  Show what has happened.
-  ping     Check that a server answers and looks on time.
-  resume   Reap again after too many reaps.
   run      Run a command, protected by a server of its own.
   serve    Run the timer server.
   status   Show workers and their armed timers.
-  suggest  Propose limits, from how long blocks took.
+  ping     Check that a server answers and looks on time.
+  resume   Reap again after too many reaps.
   why      Say why a worker was reaped.
+  history  Show what has happened.
+  suggest  Propose limits, from how long blocks took.
+  dump     Say what a living worker is doing.
+  help     Explain the program, or one command.
 """
 
 
@@ -64,8 +68,27 @@ def resolve_socket(socket_path: str | None) -> str:
 
 def say(line: str, end: str = "\n") -> None:
     """Print a line of the result."""
-    sys.stdout.write(line + end)
-    sys.stdout.flush()
+    if sys.stdout is not None:  # as print() has it: it was closed when Python started
+        sys.stdout.write(line + end)
+        sys.stdout.flush()
+
+
+def reader_has_gone(within: float = 0.0) -> bool:
+    """Whether nobody reads what we print any more: it is a pipe, or a socket, whose other end is closed.
+
+    Args:
+        within: seconds to wait for that.
+    """
+    poll = select.poll()
+    with contextlib.suppress(AttributeError, OSError):  # there is no output, or it is no file
+        poll.register(sys.stdout.fileno(), 0)  # these two are always told
+    return any(events & (select.POLLERR | select.POLLHUP) for _descriptor, events in poll.poll(1000 * within))
+
+
+def warn(message: str) -> None:
+    """Say on standard error, in one line, what is wrong and does not keep a command from going on."""
+    with contextlib.suppress(OSError, AttributeError):  # nobody reads that either
+        sys.stderr.write("aiotimer: " + " ".join(message.split()) + "\n")
 
 
 # -- numbers and moments, for people ----------------------------------------------------------------------

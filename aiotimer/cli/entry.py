@@ -4,6 +4,8 @@ The laws of this file:
 
 * An error is one line on standard error, never a traceback; what a command prints on standard output is its
   result; exit statuses are those of sysexits(3), and of timeout(1) for ``run``.
+* Whoever reads may go, as ``head`` does, or have an encoding that lacks a character: the first ends the
+  command as SIGPIPE would, with 141, and the second is shown its escape.
 * A command imports what it needs, when it is called. What people or programs call often is done without
   click where it is plain what is meant: click takes three times as long to import as Python to start.
   Whatever is not plain is click's, and so is every mistake.
@@ -11,17 +13,22 @@ The laws of this file:
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import sys
 
 from .._version import __version__
 from ..errors import AiotimerError, Refused, ServerError, ServerUnavailable
-from .common import EX_UNAVAILABLE, HELP, Failed, resolve_socket, say
+from .common import EX_UNAVAILABLE, HELP, Failed, reader_has_gone, resolve_socket, say, warn
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = _call(arguments)
     except Failed as error:
@@ -35,11 +42,25 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         code = 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the flush at exit would complain
+        code = 141
+    except SystemExit as error:  # click's, which has another status for it
+        if error.code != 1 or not reader_has_gone():
+            raise
         code = 141
     except OSError as error:
         code = _complain(str(error), 71)  # EX_OSERR
+    _flush()
     sys.exit(code)
+
+
+def _flush() -> None:
+    """Give up what cannot be written: Python would complain of it when it ends."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _call(arguments: list[str]) -> int:
@@ -47,7 +68,7 @@ def _call(arguments: list[str]) -> int:
     match arguments:
         case ["--version"]:
             say(f"aiotimer, version {__version__}")
-        case ["-h" | "--help"]:
+        case ["-h" | "--help" | "help"]:
             say(HELP, end="")
         case ["ping"] | ["ping", "--socket", _]:
             ping(*arguments[2:])
@@ -62,7 +83,7 @@ def _call(arguments: list[str]) -> int:
     return 0
 
 
-def ping(socket_path: str | None = None) -> None:
+def ping(socket_path: str | None = None, *, as_json: bool = False) -> None:
     """Say that a server answers and looks on time.
 
     Raises:
@@ -75,11 +96,16 @@ def ping(socket_path: str | None = None) -> None:
     path = resolve_socket(socket_path)
     pong = control.ping(path)
     late = f"its heartbeat was at most {pong.lag_s * 1000:.0f} ms late in the last minute"
+    if as_json:
+        import json
+
+        say(json.dumps({"socket": path, "pid": pong.pid, "lag_s": pong.lag_s}))
     if pong.lag_s > LATE:
         raise Failed(f"the timer server at {path} is alive but slow: {late}", EX_UNAVAILABLE)
-    say(f"the timer server at {path} (pid {pong.pid}) is fine: {late}")
+    if not as_json:
+        say(f"the timer server at {path} (pid {pong.pid}) is fine: {late}")
 
 
 def _complain(message: str, code: int) -> int:
-    sys.stderr.write("aiotimer: " + " ".join(message.split()) + "\n")
+    warn(message)
     return code

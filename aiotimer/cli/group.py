@@ -5,6 +5,7 @@ The law of this file: a name stands in :data:`MODULES`, and what it needs is imp
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 
 import click
@@ -13,17 +14,22 @@ from .._linux.paths import SOCKET_VARIABLE
 from .._version import __version__
 from .common import HELP, Failed
 
-MODULES = {name: name for name in ("history", "run", "serve", "status", "suggest", "why")}
-MODULES |= {"dump": "why", "ping": "status", "resume": "status", "watchdog": "serve"}
-"""In which module of this package a command is; importing it adds the command to the group."""
+MODULES = {
+    "run": "run", "serve": "serve", "status": "status", "ping": "status", "resume": "status", "why": "why",
+    "history": "history", "suggest": "suggest", "dump": "why", "help": "help", "watchdog": "serve",
+}  # fmt: skip
+"""In which module of this package a command is, in the order of their use; importing it adds the command."""
+
+SERVER = f"The server's socket [default: ${SOCKET_VARIABLE}, then the per-user default]."
+RECORDED = "Only what the server at this path recorded [default: every server of this user]."
 
 
 class Commands(click.Group):
     """The group. Its help is a text: :data:`~aiotimer.cli.common.HELP`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names of all commands."""
-        return sorted(MODULES)
+        """Return the names of all commands, in the order of their use."""
+        return list(MODULES)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import a command and return it; None if there is none of that name."""
@@ -42,10 +48,9 @@ def cli() -> None:
     """See ``HELP``."""
 
 
-def socket_option(command: click.decorators.FC) -> click.decorators.FC:
-    """Add ``--socket PATH`` to a command; the function gets ``socket_path``, a str or None."""
-    text = f"The server's socket [default: ${SOCKET_VARIABLE}, then the per-user default]."
-    return click.option("--socket", "socket_path", metavar="PATH", help=text)(command)
+def socket_option(text: str) -> Callable[[click.decorators.FC], click.decorators.FC]:
+    """Return what adds ``--socket PATH`` to a command; the function gets ``socket_path``, a str or None."""
+    return click.option("--socket", "socket_path", metavar="PATH", help=text)
 
 
 def call(arguments: list[str]) -> int:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .._core.ladder import seconds
+from .._core.ladder import TARGETS, seconds
 from .._linux.paths import OBSERVE_VARIABLE
-from ..server.policy import STOPPED, TARGETS, Policy
+from ..server.policy import STOPPED, Policy
 
 
 def _checked(_context: click.Context, parameter: click.Parameter, value: Any) -> Any:
@@ -63,7 +63,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     },
     "target": {
         "type": click.Choice(TARGETS),
-        "help": "Who is signalled: the worker, its process group, or (by KILL) its cgroup.",
+        "help": "Who is signalled: the worker, its process group, (by KILL) its cgroup, or its tree.",
     },
     "observe": {
         "is_flag": True,
@@ -73,7 +73,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     },
     "stopped": {
         "type": click.Choice(STOPPED),
-        "help": "What happens to a worker that is stopped, or in a debugger.",
+        "help": "What happens to a worker that is stopped, frozen, or in a debugger.",
     },
     "evidence_budget": {
         "type": Duration(),
@@ -117,16 +117,19 @@ def policy_options(command: Any) -> Any:
 
 
 def run_options(command: Any) -> Any:
-    """Add those of ``run``; the function gets ``reap``, ``observe`` and ``evidence_dir``.
+    """Add those of ``run``; the function gets ``reap``, ``target``, ``observe`` and ``evidence_dir``.
 
     ``$AIOTIMER_OBSERVE`` reaches its server by inheritance.
     """
-    return _add(_add(_add(command, "evidence_dir"), "observe", envvar=None), "reap", default=None)
+    from .run_command import RUN_TARGET
+
+    command = _add(_add(command, "evidence_dir"), "observe", envvar=None)
+    return _add(_add(command, "target", default=RUN_TARGET), "reap", default=None)
 
 
-def as_arguments(reap: str | None, observe: bool, evidence_dir: str | None) -> tuple[str, ...]:
-    """Return what of these is given as arguments of ``aiotimer serve``."""
-    arguments = [] if reap is None else ["--reap", reap]
+def as_arguments(reap: str | None, target: str, observe: bool, evidence_dir: str | None) -> tuple[str, ...]:
+    """Return these as arguments of ``aiotimer serve``."""
+    arguments = ["--target", target] + ([] if reap is None else ["--reap", reap])
     if observe:
         arguments.append("--observe")
     if evidence_dir is not None:

@@ -2,32 +2,35 @@
 
 The laws of this file:
 
-* The first line says who, what and when; then comes why; then everything that supports it, the most telling
-  first. What is not known is left out, but for probes that failed, which are named.
+* The first lines say who, where, for how long, and why; then comes everything that supports it, the most
+  telling first, on one screen unless all is asked for. What is not known is left out, but for probes that
+  failed, which are named if they could have told anything.
 * Nothing is printed as it came: names, scopes, paths and source lines are a worker's, and are escaped.
-* Nothing is lost on a narrow terminal: lines are folded. What is no terminal gets whole lines and no colour.
+* On a narrow terminal lines are folded between words. What is no terminal gets whole lines and no colour.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any, TypeAlias
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from ..events import printable
+from ..events import printable, shown
 from ..evidence.record import Record
 from ..evidence.verdict import is_users
 from .common import count, mebibytes, moment, seconds
+from .frames import Frame, folded, frame_at, guilty_first, innermost, is_idle, short
 
 Facts: TypeAlias = Mapping[str, Any]
-Frame: TypeAlias = Sequence[Any]
+Row: TypeAlias = tuple[str, Text | str]
+"""A label, and what is said under it; a row may take several lines."""
 
 _OUTCOMES = {
     "pending": "is being dealt with",
@@ -37,7 +40,7 @@ _OUTCOMES = {
     "late": "left its block before the signal",
     "observed": "exceeded a limit and was only observed",
     "finished": "finished after its limit; it was only observed",
-    "gone": "died by itself after its deadline",
+    "gone": "ended after its deadline, and was not reaped",
     "failed": "could not be reaped",
     "dump": "was asked what it is doing",
 }
@@ -48,110 +51,334 @@ _UNFOLDED = 10_000
 
 _SOURCE_BYTES = 4 * 1024 * 1024
 _AROUND = 2
-_MOST_FRAMES = 40
-_MOST_THREADS = 20
-_MOST_TASKS = 20
 
-_FINE = re.compile(r"[\d.]+ m?s\b.*|not needed\b.*")
+SCREEN = 60
+"""Lines of a page, unless all is asked for."""
+
+_MOST_OTHERS = 10
+"""Other timers, tasks, threads and children that are listed, unless all is asked for."""
+
+_MOST_FRAMES = 24
+"""Lines of one stack, likewise."""
+
+_LONGEST_COMMAND = 240
+
+_FINE = re.compile(r"[\d.]+ m?s\b.*|not needed\b.*|no loop of the worker has said that it would answer")
 """What is said of a probe that has answered, or had nothing to add."""
 
+_BUILD = re.compile(r"\.(cpython-|abi3)[^)]*")
+"""What the file of an extension module is called besides its name."""
 
-def print_page(record: Record, file: IO[str] | None = None, width: int | None = None) -> None:
+_JARGON = re.compile(r" ?\(os error \d+\)|\[Errno \d+\] |\bError: ")
+
+
+def print_page(
+    record: Record, file: IO[str] | None = None, width: int | None = None, *, full: bool = False
+) -> None:
     """Print the page about an expiry.
 
     Args:
         record: as the history keeps it.
         file: standard output by default.
         width: in columns; by default the terminal's.
+        full: all of it, however long.
     """
     printer = console(file, width)
-    for line in _lines(record):
-        printer.print(line)
+    for line in _fitting(_Page(record, printer.width - _MARGIN, full=full), printer, full=full):
+        printer.print(line, no_wrap=True, crop=False, overflow="ignore")
+
+
+def rows_of(record: Record) -> tuple[str, list[Row]]:
+    """Return the first line of a page, and all others, each with its label."""
+    page = _Page(record, _UNFOLDED, full=True)
+    return page.headline(), [*page.first(), *page.middle(), *page.last()]
+
+
+class _Console(Console):
+    """A console that tells that nobody reads any more, instead of ending the program with a status of 1."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
 
 def console(file: IO[str] | None = None, width: int | None = None) -> Console:
     """Return what prints to a file: folded on a terminal, in whole lines elsewhere."""
     file = sys.stdout if file is None else file
-    made = Console(file=file, highlight=False, markup=False, emoji=False, width=width)
+    made = _Console(file=file, highlight=False, markup=False, emoji=False, width=width)
     if width is None and not made.is_terminal:
         made.width = _UNFOLDED
     return made
 
 
-def _lines(record: Record) -> Iterator[Text | Table]:
-    yield Text(_headline(record), "bold")
-    for label, text in _facts(record):
-        yield _labelled(label, text)
-    yield from _own_task(record)
-    yield from _other_tasks(record)
-    yield from _threads(record)
-    for label, text in _process(record.process):
-        yield _labelled(label, text)
-    failed = {name: said for name, said in record.probes.items() if not _FINE.fullmatch(said)}
-    if failed:
-        yield _labelled(
-            "unknown", "; ".join(f"{_safe(name)}: {_safe(said)}" for name, said in failed.items())
-        )
-    if record.outcome != "dump" or record.evidence:
-        yield _labelled("evidence", _safe(record.evidence or "none was kept"))
+def _fitting(page: _Page, printer: Console, *, full: bool) -> Iterator[Text]:
+    """Yield the lines of a page; of what stands in its middle, no more than fit on a screen."""
+    width = max(1, printer.width - _MARGIN)
+    head = _wrapped(Text(page.headline(), "bold"), printer, printer.width)
+    first, middle, last = (
+        _lines(rows, printer, width) for rows in (page.first(), page.middle(), page.last())
+    )
+    room = max(SCREEN - len(head) - len(first) - len(last) - 1, 4)
+    yield from head
+    yield from first
+    if full or len(middle) <= room + 1:
+        yield from middle
+    else:
+        yield from middle[:room]
+        yield from _lines([("", f"... {len(middle) - room} lines more: --full prints them")], printer, width)
+    yield from last
 
 
-def _headline(record: Record) -> str:
-    name = f" ({_safe(record.name)})" if record.name else ""
-    outcome = _OUTCOMES.get(record.outcome, _safe(record.outcome))
-    when = f", {moment(record.time)}" if record.time is not None else ""
-    scope = f", in {_safe(record.scope)}" if record.scope else ""
-    return f"worker {record.pid}{name} {outcome}{scope}{when}"
+def _lines(rows: Iterable[Row], printer: Console, width: int) -> list[Text]:
+    lines: list[Text] = []
+    for label, said in rows:
+        text = said if isinstance(said, Text) else Text(said)
+        for number, line in enumerate(_wrapped(text, printer, width)):
+            margin = Text(("" if number else label)[: _MARGIN - 1].ljust(_MARGIN), "cyan")
+            lines.append(margin.append_text(line))
+    return lines
 
 
-def _facts(record: Record) -> Iterator[tuple[str, Text | str]]:
-    if record.detail:
-        yield "", _safe(record.detail)
-    yield "why", Text(_safe(record.verdict or "not known"), "bold red")
-    if record.where:
-        yield "where", _safe(record.where)
-        for line in _source(record):
-            yield "", line
-    timers = record.timers
-    timer = _timer(record)
-    if timer:
-        yield "timer", timer
-    if timers and (timers[0].get("ran") or {}).get("count"):
-        yield "before", _ran(timers[0]["ran"])
-    for number, other in enumerate(timers[1:]):
-        yield "" if number else "also", _other_timer(other)
-    if record.ladder:
-        sent = ", ".join(f"{_safe(s.get('signal'))} after {seconds(s['after_s'])}" for s in record.signals)
-        yield "ladder", _safe(record.ladder) + (f": {sent}" if sent else "")
+def _wrapped(text: Text, printer: Console, width: int) -> list[Text]:
+    lines = list(text.wrap(printer, width, overflow="fold")) or [Text()]
+    for line in lines[:-1]:
+        line.rstrip()
+    return lines
+
+
+class _Page:
+    """What is said of one expiry.
+
+    Args:
+        room: columns beside the labels.
+        full: nothing is left out.
+    """
+
+    def __init__(self, record: Record, room: int, *, full: bool) -> None:
+        self._record = record
+        self._room = room
+        self._full = full
+        said = record.process.get("libraries") or ()
+        self._libraries = tuple(path for path in said if isinstance(path, str))
+        self._most = sys.maxsize if full else _MOST_OTHERS
+        try:
+            self._directory = str(record.process.get("cwd") or os.getcwd())
+        except OSError:  # it has been removed
+            self._directory = ""
+
+    def headline(self) -> str:
+        """Return who, what, where, for how long, and when."""
+        record = self._record
+        who = ", ".join(filter(None, (_safe(record.name), record.host and f"on {_safe(record.host)}")))
+        outcome = _OUTCOMES.get(record.outcome, _safe(record.outcome))
+        parts = [f"worker {record.pid}{f' ({who})' if who else ''} {outcome}"]
+        if record.scope:
+            parts.append(f"in {shown(record.scope)}")
+            if record.ran_s is not None:
+                parts[-1] += f" for {'' if record.exact else 'about '}{seconds(record.ran_s)}"
+            if record.limit_s is not None:
+                parts[-1] += f" (limit {seconds(record.limit_s)})"
+        if record.time is not None:
+            parts.append(moment(record.time))
+        return ", ".join(parts)
+
+    def first(self) -> Iterator[Row]:
+        """Yield what is never left out: why and where, and the timer."""
+        record = self._record
+        if record.detail:
+            yield "", _safe(record.detail)
+        yield "why", Text(_safe(record.verdict or "not known"), "bold red")
+        if record.where:
+            found = _found(record)
+            yield "where", _safe(record.where) if found is None else self._place(found)
+            for line in _source(record):
+                yield "", line
+        timers = record.timers
+        note = (timers[0].get("note") if timers else None) or {}
+        if note:
+            yield "note", ", ".join(f"{_safe(key)}={_safe(value)}" for key, value in note.items())
+        if timer := _timer(record):
+            yield "timer", timer
+        ran = (timers[0].get("ran") if timers else None) or {}
+        if ran.get("count"):
+            yield "before", _ran(ran)
+
+    def middle(self) -> Iterator[Row]:
+        """Yield what supports it, the most telling first."""
+        yield from self._own_task()
+        yield from self._threads()
+        yield from self._children()
+        yield from self._other_timers()
+        yield from self._other_tasks()
+
+    def last(self) -> Iterator[Row]:
+        """Yield what belongs to every page: what was done, to which process, and where the rest is."""
+        record = self._record
+        if record.ladder:
+            sent = [f"{_safe(one.get('signal'))} after {seconds(one['after_s'])}" for one in record.signals]
+            yield "ladder", _safe(record.ladder) + (f": {', '.join(sent)}" if sent else "")
+        yield from self._process()
+        failed = {name: said for name, said in record.probes.items() if not _FINE.fullmatch(said)}
+        if record.stacks:
+            failed.pop("stacks", None)  # somebody else has seen them
+        if failed:
+            told = (f"{_safe(name)}: {_safe(_JARGON.sub('', said))}" for name, said in failed.items())
+            yield "unknown", "; ".join(told)
+        if record.outcome != "dump" or record.evidence:
+            yield "evidence", _safe(record.evidence or "none was kept")
+
+    # -- timers ----------------------------------------------------------------------------------
+
+    def _other_timers(self) -> Iterator[Row]:
+        """Yield the other timers; those of one scope in one line, with the soonest."""
+        groups: dict[tuple[str, bool], list[Facts]] = {}
+        for timer in self._record.timers[1:]:
+            scope = re.sub(r"#\d+\Z", "", str(timer.get("scope")))
+            groups.setdefault((scope, bool(timer.get("observed"))), []).append(timer)
+        rows = [_other_timer(scope, timers) for (scope, _), timers in groups.items()]
+        yield from self._listed("also", rows, "scopes more")
+
+    def _listed(self, label: str, rows: Sequence[Text | str], more: str) -> Iterator[Row]:
+        for number, row in enumerate(rows[: self._most]):
+            yield "" if number else label, row
+        if len(rows) > self._most:
+            yield "", f"and {len(rows) - self._most} {more}"
+
+    # -- tasks, threads, children ----------------------------------------------------------------
+
+    def _own_task(self) -> Iterator[Row]:
+        for task in self._record.tasks:
+            if task.get("own"):
+                yield "task", Text(_task(task), "bold")
+                yield from self._frames(task.get("frames") or ())
+                if task.get("waits_for"):
+                    yield "", f"  waits for {_safe(task['waits_for'])}"
+
+    def _other_tasks(self) -> Iterator[Row]:
+        others = [task for task in self._record.tasks if not task.get("own")]
+        rows = []
+        for task in others:
+            waits = f", waits for {_safe(task['waits_for'])}" if task.get("waits_for") else ""
+            rows.append(_task(task) + self._at(task) + waits)
+        yield from self._listed("tasks", rows, "more, in tasks.txt")
+
+    def _threads(self) -> Iterator[Row]:
+        """Yield the thread in question, and those that hold the GIL; of the others, where they are."""
+        rows: list[Text | str] = []
+        idle = 0
+        stacks = guilty_first(self._record.stacks, self._record.where, self._libraries)
+        for number, stack in enumerate(stacks):
+            if not number or self._full or stack.get("gil"):
+                yield "thread", Text(_thread(stack), "bold")
+                yield from self._frames(stack.get("frames") or ())
+                native = [_safe(name) for name in stack.get("native") or () if self._full or _is_name(name)]
+                native = [name if self._full else _BUILD.sub("", name) for name in native]
+                if native:
+                    yield "", f"  in C: {', '.join(native[-_MOST_OTHERS:])}"
+            elif is_idle(stack, self._libraries):
+                idle += 1
+            else:
+                rows.append(_thread(stack) + self._at(stack))
+        if idle:
+            rows.append(count(idle, "idle pool thread"))
+        yield from self._listed("threads", rows, "more, in stacks.txt")
+
+    def _at(self, chain: Facts) -> str:
+        frame = innermost(chain.get("frames") or (), self._libraries)
+        return "" if frame is None else f" at {self._place(frame)}"
+
+    def _frames(self, frames: Sequence[Frame]) -> Iterator[Row]:
+        """Yield frames; the user's own stand out: they are marked, the others are dim."""
+        told = list(frames if self._full else folded(frames, self._libraries))
+        most = len(told) if self._full else _MOST_FRAMES
+        if len(told) > most:
+            yield "", f"  ... {len(told) - most} lines of frames further out"
+        for frame in told[-most:]:
+            if isinstance(frame, str):
+                yield "", Text(f"  {_safe(frame)}", "dim")
+            elif is_users(str(frame[0]), self._libraries):
+                yield "", Text(f"> {self._place(frame)}", "bold")
+            else:
+                yield "", Text(f"  {self._place(frame)}", "dim")
+
+    def _place(self, frame: Frame) -> str:
+        file, line, function = frame
+        behind = f":{_safe(line)} in {_safe(function)}"
+        path = _safe(file)
+        room = self._room - 2 - len(behind)
+        return (path if self._full else short(path, self._directory, room, self._libraries)) + behind
+
+    def _children(self) -> Iterator[Row]:
+        """Yield the children of which more is known than that they are there."""
+        rows = []
+        for child in self._record.process.get("children") or ():
+            state, line = str(child.get("state") or ""), child.get("line")
+            how, role = child.get("exit"), child.get("role")
+            if not (line or child.get("command") or state.startswith("Z")):
+                continue
+            command = child.get("command") or child.get("name") or ""
+            words = command if isinstance(command, str) else " ".join(map(str, command))
+            at = f": {_safe(line)}" if line else ""
+            rows.append(
+                f"{_safe(child.get('pid'))} {f'{_safe(role)}, ' if role else ''}{_safe(words[:60])}"
+                f"{f', {_safe(state)}' if state else ''}{f', {_safe(how)}' if how else ''}{at}"
+            )
+        yield from self._listed("children", rows, "more")
+
+    # -- the process -----------------------------------------------------------------------------
+
+    def _process(self) -> Iterator[Row]:
+        process = self._record.process
+        children = process.get("children") or ()
+        parts = [
+            _safe(process.get("state") or ""),
+            f"in {_safe(process['wchan'])}" if process.get("wchan") not in (None, "", "0") else "",
+            f"syscall {_safe(process['syscall'])}" if process.get("syscall") else "",
+            f"traced by {_safe(process['tracer'])}" if process.get("tracer") else "",
+            count(len(process.get("threads") or ()), "thread") if process.get("threads") else "",
+            mebibytes(process["rss_bytes"]) if process.get("rss_bytes") else "",
+            count(len(process.get("descriptors") or ()), "descriptor") if process.get("descriptors") else "",
+            f"{len(children)} children" if len(children) > 1 else "1 child" if children else "",
+        ]
+        if any(parts):
+            yield "process", ", ".join(filter(None, parts))
+        command = " ".join(map(_safe, process.get("command") or ()))
+        if not self._full and len(command) > _LONGEST_COMMAND:
+            command = command[:_LONGEST_COMMAND] + "..."
+        cgroup = f"cgroup {_safe(process['cgroup'])}" if process.get("cgroup") else ""
+        if command or cgroup:
+            yield "command", "; ".join(filter(None, (command, cgroup)))
+
+
+# -- what is said of one thing ----------------------------------------------------------------------------
 
 
 def _timer(record: Record) -> str:
     parts = []
-    if record.limit_s is not None:
-        parts.append(f"limit {seconds(record.limit_s)}")
     if record.entered is not None:
         parts.append(f"entered {moment(record.entered)}")
-    if record.ran_s is not None:
-        parts.append(f"ran for {seconds(record.ran_s)}")
-    if parts and not record.exact:
-        parts.append("those are of the last entry that was sampled")
+    if not record.exact and (record.limit_s is not None or record.ran_s is not None):
+        parts.append("limit and entry are those of the last entry that was sampled")
     if record.late_s is not None:
         parts.append(f"first action {seconds(record.late_s)} after the deadline")
     return "; ".join(parts)
 
 
-def _other_timer(timer: Facts) -> str:
-    left = timer.get("remaining_s")
-    limit = timer.get("limit_s")
+def _other_timer(scope: str, timers: Sequence[Facts]) -> str:
+    limits = {one["limit_s"] for one in timers if one.get("limit_s") is not None}  # not all are known
+    left = min((one["remaining_s"] for one in timers if one.get("remaining_s") is not None), default=None)
+    several = f"{len(timers)} × " if len(timers) > 1 else ""
+    when = "" if left is None else f"{seconds(left)} left" if left >= 0 else f"expired {seconds(-left)} ago"
     parts = [
-        f"limit {seconds(limit)}" if limit is not None else "",
-        "" if left is None else f"{seconds(left)} left" if left >= 0 else f"expired {seconds(-left)} ago",
-        "only observed" if timer.get("observed") else "",
+        f"limit {seconds(limits.pop())}" if len(limits) == 1 else "",
+        f"the soonest: {when}" if several and when else when,
+        "only observed" if timers[0].get("observed") else "",
     ]
-    return f"{_safe(timer.get('scope'))}: " + (", ".join(filter(None, parts)) or "armed")
+    return f"{several}{shown(scope)}: " + (", ".join(filter(None, parts)) or "armed")
 
 
 def _ran(ran: Facts) -> str:
+    if ran["count"] == 1:
+        return "this is the first entry of this scope"
     parts = [f"entered {count(ran['count'], 'time')}"]
     if ran.get("sampled"):
         parts[0] += f" ({ran['sampled']} sampled)"
@@ -160,90 +387,27 @@ def _ran(ran: Facts) -> str:
     return ", ".join(parts)
 
 
-# -- tasks and threads ------------------------------------------------------------------------------------
-
-
-def _own_task(record: Record) -> Iterator[Table]:
-    for task in record.tasks:
-        if task.get("own"):
-            yield _labelled("task", Text(_task(task), "bold"))
-            yield from _frames(task.get("frames") or ())
-            if task.get("waits_for"):
-                yield _labelled("", f"  waits for {_safe(task['waits_for'])}")
-
-
-def _other_tasks(record: Record) -> Iterator[Table]:
-    others = [task for task in record.tasks if not task.get("own")]
-    for number, task in enumerate(others[:_MOST_TASKS]):
-        frames = task.get("frames") or ()
-        at = next(
-            (frame for frame in reversed(frames) if is_users(str(frame[0]))), frames[-1] if frames else None
-        )
-        place = f" at {_place(at)}" if at is not None else ""
-        waits = f", waits for {_safe(task['waits_for'])}" if task.get("waits_for") else ""
-        yield _labelled("" if number else "tasks", _task(task) + place + waits)
-    if len(others) > _MOST_TASKS:
-        yield _labelled("", f"and {len(others) - _MOST_TASKS} more, in tasks.txt")
-
-
 def _task(task: Facts) -> str:
     several = f"{task['count']} × " if task.get("count", 1) > 1 else ""
     thread = f" in {_safe(task['thread'])}" if task.get("thread") else ""
     return f"{several}{_safe(task.get('name'))}{thread}"
 
 
-def _threads(record: Record) -> Iterator[Table]:
-    stacks = record.stacks
-    for stack in stacks[:_MOST_THREADS]:
-        facts = [
-            "current" if stack.get("current") else "",
-            "holds the GIL" if stack.get("gil") else "",
-            _safe(stack.get("state") or ""),
-        ]
-        told = ", ".join(filter(None, facts))
-        yield _labelled("thread", Text(_safe(stack.get("thread")) + (f" ({told})" if told else ""), "bold"))
-        yield from _frames(stack.get("frames") or ())
-    if len(stacks) > _MOST_THREADS:
-        yield _labelled("", f"and {len(stacks) - _MOST_THREADS} more, in stacks.txt")
-
-
-def _frames(frames: Sequence[Frame]) -> Iterator[Table]:
-    """The user's own frames stand out: they are marked, the others are dim."""
-    if len(frames) > _MOST_FRAMES:
-        yield _labelled("", f"  ... {len(frames) - _MOST_FRAMES} frames further out")
-    for frame in frames[-_MOST_FRAMES:]:
-        if is_users(str(frame[0])):
-            yield _labelled("", Text(f"> {_place(frame)}", "bold"))
-        else:
-            yield _labelled("", Text(f"  {_place(frame)}", "dim"))
-
-
-def _place(frame: Frame) -> str:
-    file, line, function = frame
-    return f"{_safe(file)}:{_safe(line)} in {_safe(function)}"
-
-
-# -- the process ------------------------------------------------------------------------------------------
-
-
-def _process(process: Facts) -> Iterator[tuple[str, str]]:
-    children = process.get("children") or ()
-    parts = [
-        _safe(process.get("state") or ""),
-        f"in {_safe(process['wchan'])}" if process.get("wchan") not in (None, "", "0") else "",
-        f"syscall {_safe(process['syscall'])}" if process.get("syscall") else "",
-        f"traced by {_safe(process['tracer'])}" if process.get("tracer") else "",
-        count(len(process.get("threads") or ()), "thread") if process.get("threads") else "",
-        mebibytes(process["rss_bytes"]) if process.get("rss_bytes") else "",
-        count(len(process.get("descriptors") or ()), "descriptor") if process.get("descriptors") else "",
-        f"{len(children)} children" if len(children) > 1 else "1 child" if children else "",
+def _thread(stack: Facts) -> str:
+    facts = [
+        "entered the block" if stack.get("entered") else "",
+        "current" if stack.get("current") else "",
+        "holds the GIL" if stack.get("gil") else "",
+        _safe(stack.get("state") or ""),
     ]
-    if any(parts):
-        yield "process", ", ".join(filter(None, parts))
-    command = " ".join(map(_safe, process.get("command") or ()))
-    cgroup = f"cgroup {_safe(process['cgroup'])}" if process.get("cgroup") else ""
-    if command or cgroup:
-        yield "command", "; ".join(filter(None, (command, cgroup)))
+    told = ", ".join(filter(None, facts))
+    name = stack.get("thread") or (f"tid {stack['tid']}" if stack.get("tid") else "?")
+    return _safe(name) + (f" ({told})" if told else "")
+
+
+def _is_name(native: object) -> bool:
+    """Whether a C function is known by name, and not only by its address."""
+    return not str(native).startswith("0x")
 
 
 # -- the source -------------------------------------------------------------------------------------------
@@ -251,14 +415,14 @@ def _process(process: Facts) -> Iterator[tuple[str, str]]:
 
 def _source(record: Record) -> Iterator[Text | str]:
     """The line that the verdict is about, and those around it; the file may have changed since."""
-    found = _file_of(record)
-    if found is None:
-        return
-    path, wanted = found
-    read = _read(path)
-    if read is None or not 0 < wanted <= len(read[0]):
+    found = _found(record)
+    file, _, line = record.where.rpartition(":")
+    path = os.path.join(str(record.process.get("cwd") or ""), file if found is None else str(found[0]))
+    read = _read(path) if os.path.isabs(path) and (found is not None or os.path.isabs(file)) else None
+    if read is None or not line.isdecimal() or not 0 < int(line) <= len(read[0]):
         return
     lines, changed_at = read
+    wanted = int(line)
     for number in range(max(1, wanted - _AROUND), min(len(lines), wanted + _AROUND) + 1):
         mark = ">" if number == wanted else " "
         text = f"{mark} {number:>5} | {_safe(lines[number - 1].expandtabs(4).rstrip())}"
@@ -267,19 +431,13 @@ def _source(record: Record) -> Iterator[Text | str]:
         yield "  this file has changed since"
 
 
-def _file_of(record: Record) -> tuple[str, int] | None:
-    """The path and line of ``where``, which may name the file as the frames do, or only by its last part."""
-    file, _, line = record.where.rpartition(":")
-    if not line.isdecimal():
-        return None
-    wanted = int(line)
-    chains = [*record.tasks, *record.stacks]
-    for chain in chains:
-        for path, number, *_ in reversed(chain.get("frames") or ()):
-            path = str(path)
-            if number == wanted and os.path.isabs(path) and (path == file or path.endswith("/" + file)):
-                return path, wanted
-    return (file, wanted) if os.path.isabs(file) else None
+def _found(record: Record) -> Frame | None:
+    """Return the frame of ``where``."""
+    for chain in (*record.tasks, *record.stacks):
+        frame = frame_at(chain.get("frames") or (), record.where)
+        if frame is not None:
+            return frame
+    return None
 
 
 def _read(path: str) -> tuple[list[str], float] | None:
@@ -293,17 +451,6 @@ def _read(path: str) -> tuple[list[str], float] | None:
             return file.read(_SOURCE_BYTES).split("\n"), facts.st_mtime
     except (OSError, ValueError):
         return None
-
-
-# -- lines ------------------------------------------------------------------------------------------------
-
-
-def _labelled(label: str, text: Text | str) -> Table:
-    grid = Table.grid()
-    grid.add_column(width=_MARGIN, no_wrap=True, style="cyan")
-    grid.add_column(overflow="fold")
-    grid.add_row(Text(label), text if isinstance(text, Text) else Text(text))
-    return grid
 
 
 def _safe(value: object) -> str:

@@ -34,7 +34,8 @@ from .._linux.paths import (
     state_directories,
     state_directory,
 )
-from .._linux.procfs import check_proc
+from .._linux.procfs import start_time
+from .._linux.requirements import check_requirements
 from .._linux.table_files import find_tables
 from ..client.launch import READY_WITHIN, announcement, owner_argument, wait_ready
 from ..errors import AiotimerError, ServerUnavailable
@@ -70,20 +71,27 @@ class Limits(NamedTuple):
     Attributes:
         after: seconds until it is sent SIGTERM; None: it may run for ever.
         kill_after: seconds from then until it is sent SIGKILL; None: it is not.
+        preserve_status: the exit status is the command's own, also if it has been ended or reaped.
     """
 
     after: float | None = None
     kill_after: float | None = None
+    preserve_status: bool = False
 
 
 NO_LIMITS = Limits()
+
+RUN_TARGET = "tree"
+"""Whom signals are for, if the command line does not say: nothing of a reaped worker is left running."""
+
+_PR_SET_CHILD_SUBREAPER = 36
 
 
 def run(
     command: list[str],
     *,
     socket_path: str | None = None,
-    policy: tuple[str, ...] = (),
+    policy: tuple[str, ...] = ("--target", RUN_TARGET),
     limits: Limits = NO_LIMITS,
     quiet: bool = False,
 ) -> int:
@@ -107,22 +115,28 @@ def _run(
     socket_path: str | None, policy: tuple[str, ...], command: list[str], limits: Limits, *, quiet: bool
 ) -> int:
     private = socket_path is None
-    path = check_socket_path(socket_path or str(base() / f"run-{os.getpid()}.sock"))
-    check_proc()
+    name = f"run-{os.getpid()}.sock"
+    path = check_socket_path(socket_path or str(base(socket_name=name) / name))
+    check_requirements()
     events, server_end = os.pipe()
     started = time.time()  # noqa: TID251 - to tell this run's records, which have wall times, from older ones
     signal.pthread_sigmask(signal.SIG_BLOCK, AWAITED)
     reaped = _Reaped(events)
     place = Place(path)
-    arguments = ("--owner", owner_argument(), "--events-fd", str(server_end), *policy)
-    server = _Server(path, arguments, server_end, place)
+    told = os.memfd_create("aiotimer-command")
+    arguments = (
+        "--owner", owner_argument(), "--events-fd", str(server_end), "--command-fd", str(told), *policy,
+    )  # fmt: skip
+    server = _Server(path, arguments, (server_end, told), place)
     try:
         if not private:
             find_tables(state_directory(path))  # or the server would refuse to start
         server.start()
+        _adopt_orphans()
         pid = _spawn(command, server.environment())
         if pid < 0:
             return -pid
+        os.pwrite(told, b"%d:%d" % (pid, start_time(pid)), 0)  # our child, and not waited for: it is there
         ran = _Command(pid, limits)
         status = _wait(ran, server, reaped)
     finally:
@@ -132,11 +146,23 @@ def _run(
         if private:
             clean_up(path)
     os.close(server_end)
-    was_reaped = pid in reaped.read() and status < 0
+    os.close(told)
+    # Whichever way it ended: at the SIGTERM of its ladder it may have saved what it had, and exited with 0.
+    was_reaped = pid in reaped.read()
     os.close(events)
-    if was_reaped or (ran.was_ended and status != -signal.SIGKILL):
+    if not limits.preserve_status and (was_reaped or (ran.was_ended and status != -signal.SIGKILL)):
         return REAPED
     return status if status >= 0 else 128 - status
+
+
+def _adopt_orphans() -> None:
+    """Get what loses its parent from here on: what is left of a command that was reaped is found here.
+
+    What a command that ends by itself leaves running is the next one's above when this process ends.
+    """
+    import ctypes
+
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def _say_why(path: str, since: float) -> None:
@@ -271,12 +297,14 @@ class _Server(SupervisedServer):
     Args:
         socket_path: where it listens.
         arguments: further arguments of ``aiotimer serve``.
-        events: the end of a pipe into which it writes events.
+        descriptors: the end of a pipe into which it writes events, and where it reads who the command is.
         place: what it takes over when it is there.
     """
 
-    def __init__(self, socket_path: str, arguments: tuple[str, ...], events: int, place: Place) -> None:
-        super().__init__(socket_path, arguments, (events,))
+    def __init__(
+        self, socket_path: str, arguments: tuple[str, ...], descriptors: tuple[int, ...], place: Place
+    ) -> None:
+        super().__init__(socket_path, arguments, descriptors)
         self._place: Place | None = place  # until it is known whether it has taken it
         self._ready = -1
         self._until = 0.0
@@ -284,7 +312,7 @@ class _Server(SupervisedServer):
     def start(self) -> None:
         """Start it, and do not wait until it serves."""
         self._until = monotonic() + READY_WITHIN
-        self._ready = self.launch(self._place)
+        self._ready = self.launch({} if self._place is None else self._place.descriptors)
         _signal_input(self._ready)
 
     def environment(self) -> dict[str, str]:

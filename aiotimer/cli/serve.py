@@ -18,8 +18,8 @@ import click
 
 from ..events import KINDS, Event, log
 from ..server.sinks import CommandSink, LogSink, PipeSink
-from .common import resolve_socket
-from .group import cli, socket_option
+from .common import resolve_socket, say
+from .group import SERVER, cli, socket_option
 from .options import policy_options
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def _command(command: str | None, option: str) -> CommandSink | None:
 
 
 @cli.command(short_help="Run the timer server.")
-@socket_option
+@socket_option(SERVER)
 @click.option(
     "--loop", "loop_name", type=click.Choice(["uvloop", "asyncio"]), default="uvloop", show_default=True,
     help="The event loop to run on.",
@@ -124,6 +124,8 @@ def _command(command: str | None, option: str) -> CommandSink | None:
 @click.option("--events-fd", type=int, hidden=True)
 @click.option("--lock-fd", type=int, hidden=True)
 @click.option("--listener-fd", type=int, hidden=True)
+@click.option("--store-fds", type=int, nargs=2, hidden=True)
+@click.option("--command-fd", type=int, default=-1, hidden=True)
 def serve(
     socket_path: str | None,
     loop_name: str,
@@ -133,6 +135,8 @@ def serve(
     events_fd: int | None,
     lock_fd: int | None,
     listener_fd: int | None,
+    store_fds: tuple[int, int] | None,
+    command_fd: int,
     on_event: str | None,
     events: frozenset[str] | None,
     **policy: Any,
@@ -142,6 +146,7 @@ def serve(
     Prints one line when it is ready; everything that happens afterwards is a line on standard error.
     Stopping or killing it loses nothing: timers stay armed, the next server on the same socket goes on.
     """
+    from .._linux.descriptor_store import DescriptorStore
     from ..server.rights import drop_capabilities, raise_priority
     from ..server.server import IDLE_BEFORE_END, OwnedServer, TimerServer, own_process
 
@@ -154,9 +159,10 @@ def serve(
     if owner is None:
         server = TimerServer(path, on_event=sinks, **policy)
     else:
-        place = None if lock_fd is None or listener_fd is None else (lock_fd, listener_fd)
+        place = None if lock_fd is None else (lock_fd, listener_fd)
         idle = IDLE_BEFORE_END if idle_before_end is None else idle_before_end
-        server = OwnedServer(path, owner, sinks, log_sink.then, place, idle, **policy)
+        store = DescriptorStore.inherit(*store_fds) if store_fds else None
+        server = OwnedServer(path, owner, sinks, log_sink.then, place, idle, store, command_fd, **policy)
     own_process(server)
     factory = asyncio.new_event_loop
     if loop_name == "uvloop":
@@ -195,7 +201,7 @@ async def serve_until_told(
     if not quiet:
         if note:
             log.info(note)
-        click.echo(f"aiotimer: serving on {server.socket_path} (pid {os.getpid()}, {loop_name})")
+        say(f"aiotimer: serving on {server.socket_path} (pid {os.getpid()}, {loop_name})")
     await server.serve_forever()
 
 
@@ -206,6 +212,8 @@ async def serve_until_told(
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def watchdog(socket_path: str, owner: str, ready_fd: int, arguments: tuple[str, ...]) -> int:
     """Supervise the private server of a process."""
+    from .._linux.requirements import check_requirements
     from .supervisor import supervise
 
+    check_requirements()
     return supervise(socket_path, owner, ready_fd, arguments)

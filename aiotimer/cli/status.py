@@ -3,71 +3,87 @@
 from __future__ import annotations
 
 import json
-import sys
+import os
 from typing import Any
 
 import click
 
-from .._linux.paths import known_sockets
+from .._linux.paths import SOCKET_VARIABLE, known_sockets
 from ..client import control
-from ..errors import AiotimerError
+from ..errors import ServerUnavailable
 from ..events import printable, shown
-from .common import count, resolve_socket, seconds
+from .common import count, resolve_socket, say, seconds
 from .entry import ping as ping_server
-from .group import cli, socket_option
+from .group import SERVER, cli, socket_option
+from .servers import pass_over, reports_of
 
 
 @cli.command(short_help="Show workers and their armed timers.")
-@socket_option
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object (with --all: a list).")
+@socket_option(
+    f"The server's socket [default: ${SOCKET_VARIABLE}, then the per-user default, then as --all]."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object; with --all, a list of them.")
 @click.option("--all", "every", is_flag=True, help="Every server of this user, private ones included.")
 def status(socket_path: str | None, as_json: bool, every: bool) -> None:
-    """Show the workers of a server and their armed timers, soonest first."""
-    if every:
-        reports = [report for path in known_sockets() if (report := _report_of(path))]
-    else:
-        reports = [control.status(resolve_socket(socket_path))]
+    """Show the workers of a server and their armed timers, soonest first.
+
+    If no server is named, and there is none at the per-user default, every server of this user is shown.
+    """
+    found = reports_of(known_sockets()) if every else _status(resolve_socket(socket_path), socket_path)
     if as_json:
-        click.echo(json.dumps(reports if every else reports[0]))
+        say(json.dumps(found))
         return
+    reports = found if isinstance(found, list) else [found]
     if not reports:
-        click.echo("no timer server of this user is running")
+        say("no timer server of this user is running")
     for report in reports:
         _print(report)
 
 
+def _status(path: str, named: str | None) -> dict[str, Any] | list[dict[str, Any]]:
+    """Return the report of a server; if none was named and none is there, those of all that are."""
+    try:
+        return control.status(path)
+    except ServerUnavailable as error:
+        if named is None and SOCKET_VARIABLE not in os.environ:
+            others = reports_of(other for other in known_sockets() if other != path)
+            if others:
+                pass_over(path, error)
+                return others
+        raise
+
+
 @cli.command(short_help="Check that a server answers and looks on time.")
-@socket_option
-def ping(socket_path: str | None) -> None:
+@socket_option(SERVER)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def ping(socket_path: str | None, as_json: bool) -> None:
     """Exit with 0 when the server answers and looks on time, else with 69."""
-    ping_server(socket_path)
+    ping_server(socket_path, as_json=as_json)
 
 
 @cli.command(short_help="Reap again after too many reaps.")
-@socket_option
-def resume(socket_path: str | None) -> None:
+@socket_option(SERVER)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def resume(socket_path: str | None, as_json: bool) -> None:
     """Have a server reap again in the jobs in which its breaker has tripped.
 
     What it has observed meanwhile stays observed; what expires from now on is reaped.
     """
     jobs = control.resume(resolve_socket(socket_path))
+    if as_json:
+        say(json.dumps({"jobs": jobs}))
+        return
     for job in jobs:
-        click.echo(f"reaping again: {printable(job)}")
+        say(f"reaping again: {printable(job)}")
     if not jobs:
-        click.echo("the breaker has not tripped")
-
-
-def _report_of(path: str) -> dict[str, Any] | None:
-    try:
-        return control.status(path)
-    except AiotimerError:
-        return None  # a state directory whose server is gone
+        say("the breaker has not tripped")
 
 
 def _print(report: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from .page import console
 
     server, workers = report["server"], report["workers"]
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -80,19 +96,21 @@ def _print(report: dict[str, Any]) -> None:
         for scope, left in timers or [("-", "-")]:
             table.add_row(str(worker["pid"]), Text(name), Text(scope), left)
         armed += len(worker["timers"])
-    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
-    console.print(
+    printer = console()
+    printer.print(
         Text(
             f"server pid {server['pid']}, aiotimer {server['version']}, up {seconds(server['uptime_s'])}, "
             f"{server['socket']}"
-        )
+        ),
+        soft_wrap=True,
     )
     for broken in server.get("broken", ()):
         left = broken["resumes_in_s"]
         until = (
             "until `aiotimer resume`" if left is None else f"for {seconds(left)}, or until `aiotimer resume`"
         )
-        console.print(Text(f"too many reaps in {printable(broken['job'])}: only observing {until}"))
-    console.print(f"{count(len(workers), 'worker')}, {count(armed, 'timer')} armed")
+        told = f"too many reaps in {printable(broken['job'])}: only observing {until}"
+        printer.print(Text(told), soft_wrap=True)
+    printer.print(f"{count(len(workers), 'worker')}, {count(armed, 'timer')} armed")
     if workers:
-        console.print(table)
+        printer.print(table, soft_wrap=True)

@@ -2,7 +2,8 @@
 
 The laws of this file: a server that dies is started again at once, because a restart loses nothing; one that
 ends on purpose (exit status 0) or cannot start (a status of :class:`~aiotimer.errors.ServerError`) is not.
-A server's socket may be there before the server: see :class:`Place`.
+A server's socket may be there before the server: see :class:`Place`. What a table without a name is known by,
+its descriptor, waits here for the next server.
 Children are started with ``posix_spawn``: it restores signals that this process blocks, and it neither
 copies this process nor runs Python between fork and exec.
 """
@@ -12,9 +13,11 @@ from __future__ import annotations
 import os
 import select
 import signal
+from collections.abc import Mapping
 from time import monotonic
 
-from .._linux.paths import remove_if_empty, state_directories
+from .._linux.descriptor_store import DescriptorStore
+from .._linux.paths import own_state_directories, remove_if_empty
 from .._linux.process import let_go_of_stderr, pin_named
 from ..client.launch import python_command, python_environment, wait_ready
 from ..errors import AlreadyServing, NewerLayout, UnsafePath
@@ -67,9 +70,9 @@ class Place:
             raise
 
     @property
-    def descriptors(self) -> tuple[int, int]:
-        """Of the lock and the listening socket."""
-        return self._lock.fileno(), self._listener.fileno()
+    def descriptors(self) -> dict[str, int]:
+        """Of the lock and the listening socket, by the options of ``aiotimer serve``."""
+        return {"--lock-fd": self._lock.fileno(), "--listener-fd": self._listener.fileno()}
 
     def hand_over(self) -> None:
         """The server has taken it."""
@@ -79,7 +82,7 @@ class Place:
     def give_up(self) -> None:
         """No server has taken it, or will: leave nothing behind."""
         self._lock.remove_socket()
-        for directory in state_directories(self._lock.socket_path):
+        for directory in own_state_directories(self._lock.socket_path):
             remove_if_empty(directory)
         self.hand_over()
 
@@ -101,25 +104,29 @@ class SupervisedServer:
         self._arguments = arguments
         self._started_at = 0.0
         self._short_lives = 0
+        self._store = DescriptorStore.make()
         self._descriptors = descriptors
 
-    def start(self) -> None:
+    def start_under(self, lock: SocketLock) -> None:
         """Start it and wait until it serves.
+
+        Args:
+            lock: inherited by it, so that at no moment another server can have the place.
 
         Raises:
             ServerUnavailable: it does not.
         """
-        ready = self.launch()
+        ready = self.launch({"--lock-fd": lock.fileno()})
         try:
             wait_ready(ready, self.socket_path)
         finally:
             os.close(ready)
 
-    def launch(self, place: Place | None = None) -> int:
+    def launch(self, place: Mapping[str, int]) -> int:
         """Start it and do not wait.
 
         Args:
-            place: for it to take over.
+            place: descriptors for it to take over, by the options of ``aiotimer serve``.
 
         Returns:
             A descriptor, for the caller to close, from which a byte can be read when it serves; if the stream
@@ -127,12 +134,9 @@ class SupervisedServer:
         """
         ready, child_end = os.pipe()
         try:
-            more = ["--ready-fd", str(child_end)]
-            inherited: tuple[int, ...] = ()
-            if place is not None:
-                inherited = lock, listener = place.descriptors
-                more += ["--lock-fd", str(lock), "--listener-fd", str(listener)]
-            self._spawn(*more, descriptors=(child_end, *inherited))
+            inherited = {"--ready-fd": child_end, **place}
+            options = [text for option, number in inherited.items() for text in (option, str(number))]
+            self._spawn(*options, descriptors=tuple(inherited.values()))
         except BaseException:
             os.close(ready)
             raise
@@ -159,8 +163,10 @@ class SupervisedServer:
 
     def _spawn(self, *more: str, descriptors: tuple[int, ...] = ()) -> None:
         self._started_at = monotonic()
-        command = python_command("serve", "--socket", self.socket_path, *self._arguments, *more)
-        inherited = (*self._descriptors, *descriptors)
+        kept = self._store.descriptors
+        store = ("--store-fds", *map(str, kept))
+        command = python_command("serve", "--socket", self.socket_path, *self._arguments, *store, *more)
+        inherited = (*self._descriptors, *kept, *descriptors)
         try:
             for descriptor in inherited:  # only now: what else this process starts must not have them
                 os.set_inheritable(descriptor, True)
@@ -176,11 +182,18 @@ def supervise(socket_path: str, owner: str, ready: int, arguments: tuple[str, ..
     """Supervise a private server: start it, and restart it when it dies.
 
     Returns:
-        The exit status: 0 when the server ended because nobody needs it any more.
+        The exit status: 0 when the server ended because nobody needs it any more, or another process of the
+        tree has started one.
     """
     os.chdir("/")  # keep no file system busy
+    try:
+        lock = SocketLock(socket_path, inherited=True)
+    except AlreadyServing:
+        os.write(ready, b"\n")
+        return 0
     server = SupervisedServer(socket_path, ("--owner", owner, *arguments))
-    server.start()
+    server.start_under(lock)
+    lock.release()
     os.write(ready, b"\n")
     os.close(ready)
     owner_pidfd = pin_named(owner)

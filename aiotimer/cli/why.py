@@ -3,74 +3,125 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from shutil import get_terminal_size
+from typing import Any
 
 import click
 
 from .._linux.paths import SOCKET_VARIABLE, check_socket_path, known_sockets, state_directories
 from ..client import control
-from ..errors import HistoryUnreadable, Refused, ServerUnavailable, UnsafePath
+from ..errors import HistoryUnreadable, UnsafePath
 from ..evidence import store
 from ..evidence.record import Record
 from ..server import history
-from .common import resolve_socket, say
-from .group import cli, socket_option
+from ..server.history import EXPIRIES
+from .common import resolve_socket, say, warn
+from .filters import EVERYTHING, Wanted, filter_options
+from .group import RECORDED, cli, socket_option
+from .servers import dump_of
 
 
 @cli.command(short_help="Say why a worker was reaped.")
 @click.argument("pid", type=int, required=False)
-@socket_option
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def why(pid: int | None, socket_path: str | None, as_json: bool) -> None:
+@socket_option(RECORDED)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object; with --list, a list of them.")
+@click.option("--list", "as_list", is_flag=True, help="Print one line for each expiry, the newest first.")
+@click.option("--full", is_flag=True, help="Print all of the page, not one screen of it.")
+@click.option(
+    "--html",
+    "html",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, allow_dash=True),
+    help="Write the page as one HTML file, to be attached to a ticket; - is standard output.",
+)
+@filter_options
+def why(
+    pid: int | None,
+    socket_path: str | None,
+    as_json: bool,
+    as_list: bool,
+    full: bool,
+    html: str | None,
+    **wanted: Any,
+) -> None:
     """Print what is known of the newest expiry, or of that of the worker PID.
 
     Looks at everything this user's servers have recorded, living or not, unless --socket names one. The exit
     status is 1 if nothing was.
     """
+    if html is not None and (as_json or as_list):
+        raise click.UsageError("--html is a page of one expiry: it goes without --json and --list")
     path = None if socket_path is None else check_socket_path(socket_path)
-    found = next(newest(state_directories(path), pid), None)
-    if found is None:
+    asked = Wanted(pid, **wanted)
+    is_plain = not as_list and asked._replace(pid=None) == EVERYTHING
+    limit = 1 if is_plain else EXPIRIES
+    found = summaries(state_directories(path), pid, limit, lambda record: asked.takes(record.as_json()))
+    if not found:
         whose = "no expiry" if pid is None else f"no expiry of process {pid}"
         where = "by a server of this user" if path is None else f"by the server at {path}"
-        raise click.ClickException(f"{whose} has been recorded {where}")
-    _show(found, as_json=as_json)
+        what = " that you ask for" if asked._replace(pid=None) != EVERYTHING else ""
+        raise click.ClickException(f"{whose}{what} has been recorded {where}")
+    if as_list:
+        _list(found, as_json=as_json)
+    elif html is not None:
+        _write(_whole(found[0]), html)
+    else:
+        _show(_whole(found[0]), as_json=as_json, full=full)
+
+
+def _write(record: Record, name: str) -> None:
+    from .html_page import html_page
+    from .page import rows_of
+
+    page = html_page(*rows_of(record))
+    if name == "-":
+        say(page, end="")
+    else:
+        with open(name, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(page)
+
+
+def _list(found: list[Record], *, as_json: bool) -> None:
+    records = [record.as_json() for record in found]
+    if as_json:
+        say(json.dumps(records))
+        return
+    from .rows import lines
+
+    for line in lines(
+        [record | {"event": record["outcome"]} for record in records], get_terminal_size().columns
+    ):
+        say(line)
 
 
 @cli.command(short_help="Say what a living worker is doing.")
 @click.argument("pid", type=int)
-@socket_option
+@socket_option(
+    f"Ask only the server at this path [default: ${SOCKET_VARIABLE}, then every server of this user]."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def dump(pid: int, socket_path: str | None, as_json: bool) -> None:
+@click.option("--full", is_flag=True, help="Print all of the page, not one screen of it.")
+def dump(pid: int, socket_path: str | None, as_json: bool, full: bool) -> None:
     """Print what the worker PID is doing now, without harming it.
 
-    Asks the server that watches it: any of this user's, unless --socket or $AIOTIMER_SOCKET names one.
+    Asks the server that watches it: the one that --socket names, else any of this user's.
     """
-    if socket_path is not None or SOCKET_VARIABLE in os.environ:
-        _show(Record.from_json(control.dump(resolve_socket(socket_path), pid)), as_json=as_json)
-        return
-    refusal: Refused | None = None
-    for path in known_sockets():
-        try:
-            found = control.dump(path, pid)
-        except ServerUnavailable:
-            continue
-        except Refused as error:
-            refusal = error
-            continue
-        _show(Record.from_json(found), as_json=as_json)
-        return
-    raise refusal or click.ClickException("no timer server of this user is running")
+    if socket_path is None:
+        found = dump_of(pid, dict.fromkeys([resolve_socket(None), *known_sockets()]))
+    else:
+        found = control.dump(resolve_socket(socket_path), pid)
+    _show(Record.from_json(found), as_json=as_json, full=full)
 
 
-def _show(record: Record, *, as_json: bool) -> None:
+def _show(record: Record, *, as_json: bool, full: bool) -> None:
     if as_json:
         say(json.dumps(record.as_json()))
         return
     from .page import print_page
 
-    print_page(record)
+    print_page(record, full=full)
 
 
 def newest(
@@ -84,17 +135,27 @@ def newest(
         since: wall time; only those that are not older.
         limit: how many of each directory.
     """
+    for record in summaries(directories, pid, limit):
+        if _began(record) >= since:
+            yield _whole(record)
+
+
+def summaries(
+    directories: Iterable[Path],
+    pid: int | None,
+    limit: int,
+    takes: Callable[[Record], bool] = lambda _record: True,
+) -> list[Record]:
+    """Return the summaries of those records that are taken, the newest first: see :func:`newest`."""
     found: list[Record] = []
     for directory in directories:
         try:
-            rows = history.expiries(directory, pid, limit)
+            known = history.expiries(directory, pid, limit)
         except HistoryUnreadable as error:
-            click.echo(f"aiotimer: {error}", err=True)
-            rows = []
-        found += rows or list(_kept(directory / "evidence", pid, limit))
-    for record in sorted(found, key=_began, reverse=True):
-        if _began(record) >= since:
-            yield _whole(record)
+            warn(str(error))
+            known = []
+        found += filter(takes, known or _kept(directory / "evidence", pid, limit))
+    return sorted(found, key=_began, reverse=True)
 
 
 def _began(record: Record) -> float:
@@ -117,7 +178,7 @@ def _whole(summary: Record) -> Record:
     try:
         record = store.load(Path(summary.evidence))
     except UnsafePath as error:
-        click.echo(f"aiotimer: what is kept of it is not believed: {error}", err=True)
+        warn(f"what is kept of it is not believed: {error}")
         return summary
     except (OSError, ValueError):
         return summary

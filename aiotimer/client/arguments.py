@@ -24,12 +24,14 @@ MOST = 1e308
 
 
 def seconds(value: Any, name: str) -> float:
-    """Return ``value`` as seconds.
+    """Return ``value`` as seconds: a number of them, or a ``timedelta``.
 
     Raises:
         TypeError: it is not a number.
         ValueError: it is not finite, or not greater than 0.
     """
+    if hasattr(type(value), "total_seconds"):  # a timedelta; to ask its type would load datetime
+        value = value.total_seconds()
     if isinstance(value, bool) or not hasattr(type(value), "__float__"):
         raise TypeError(f"{name} must be a number of seconds, not {value!r}")
     try:

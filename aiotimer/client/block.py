@@ -25,18 +25,21 @@ from math import inf, nan
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from .._core import durations
-from .._core.layout import COUNT_OF, LATE, PROMISE, row_of
+from .._core.layout import COUNT_OF, LABEL_WORDS, LATE, PROMISE, THREAD_OF, row_of
 from .._core.locks import Lock
-from .._core.table import SAMPLE_EVERY, Pool
-from ..errors import AiotimerError, ServerUnavailable
+from .._core.table import NOBODYS, SAMPLE_EVERY, Pool
+from .._linux.forks import notice
+from ..errors import AiotimerError, ServerUnavailable, TableFull
 from .arguments import named_pool, seconds
 from .clients import BaseClient, configured, default, default_client
-from .waiting import within
+from .memory import scratch
 
 if TYPE_CHECKING:
+    from datetime import timedelta
     from types import TracebackType
     from typing import NoReturn, Self
 
+    from .._core.table import TimerTable
     from .connection import WorkerQueue
 
 P = ParamSpec("P")
@@ -74,7 +77,14 @@ class Block:
             raise RuntimeError(IN_USE)
         self._slot = slot
         cells = pool.cells
-        cells[slot + COUNT_OF] += 1.0  # first: whoever finds the deadline finds it counted
+        try:
+            cells[slot + COUNT_OF] += 1.0  # first: whoever finds the deadline finds it counted
+        except IndexError:  # a child, which has another place
+            cells = self._cells_of_a_child(pool)
+            cells[slot + COUNT_OF] += 1.0
+        if not pool.owner.is_mine():  # another thread than the last one
+            cells[LABEL_WORDS * slot + THREAD_OF] = get_ident()
+            pool.owner = NOBODYS
         clock = pool.now  # called through a local: CPython 3.11 does not specialise it otherwise
         now = clock()
         self._deadline = cells[slot] = deadline = now + self._after
@@ -103,6 +113,8 @@ class Block:
             if slot is None:  # the collector came to __del__ first, then to the coroutine inside the block
                 return
             raise
+        except IndexError:
+            self._cells_of_a_child(pool)[slot] = inf  # type: ignore[index]  # as above
         self._slot = None
         pool.append(slot)  # type: ignore[arg-type]
 
@@ -189,17 +201,28 @@ class Block:
         """
         return self._reaped_at() - self._pool.now()
 
+    def __repr__(self) -> str:
+        """Show the scope and the limit; and how much is left of it, while the block is armed."""
+        try:
+            left = "not armed" if self._deadline is None else f"{self.remaining():.3f} s left"
+            return f"<expires {self.scope!r} after {self._after_entering():g} s: {left}>"
+        except (AttributeError, RuntimeError):  # it is being made, or another thread is leaving it
+            return object.__repr__(self)
+
+    def _after_entering(self) -> float:
+        return self._after
+
     def _reaped_at(self) -> float:
         deadline = self._deadline
         if deadline is None:
             raise RuntimeError("a deadline is known only inside the block")
         return deadline
 
-    def renew(self, after: float | None = None) -> None:
+    def renew(self, after: float | timedelta | None = None) -> None:
         """Start the countdown again, from now. May be called from any thread.
 
         Args:
-            after: seconds from now; by default as many as this object was made with.
+            after: seconds from now, or a ``timedelta``; by default as long as this object was made with.
 
         Raises:
             RuntimeError: outside the block.
@@ -216,6 +239,7 @@ class Block:
             exit_state = self._exit_state = ExitState()
         lock = exit_state.lock
         nested = lock.is_mine()
+        notice()
         try:  # as in ``Lock.holding``, which takes longer
             if not nested:
                 lock.acquire()
@@ -223,10 +247,7 @@ class Block:
                 raise RuntimeError("only a block that is active can be renewed")
             pool = self._pool
             now = pool.now()
-            self._deadline = deadline = now + self._after
-            pool.cells[self._slot] = deadline
-            if exit_state.entered_at == exit_state.entered_at:  # it is sampled
-                durations.renew(pool.cells, row_of(self._slot), self._after, deadline)
+            deadline = self._restart(pool, self._slot, exit_state, now)
         finally:
             if not nested:
                 try:
@@ -235,6 +256,37 @@ class Block:
                     pass
         if not now - LATE <= pool.cells[PROMISE] <= deadline:
             self._send(deadline, now)
+
+    def note(self, **values: object) -> None:
+        """Say what this entry of the block is about, for reports: ``block.note(uid=17, step=3)``.
+
+        Blocks without a note pay nothing. It is kept in this process's table, and read when evidence is
+        gathered. So it is short: what does not fit into the 230 bytes that it shares with the scope is cut
+        off, and a value after 100 characters. It may be called again, from any thread: a key that is given
+        again has the new value, and None takes it back. A socket-only client has no such table: it notes
+        nothing.
+
+        Raises:
+            RuntimeError: outside the block.
+        """
+        told = {key: "" if value is None else str(value) for key, value in values.items()}
+        exit_state = self._exit_state  # published and looked at in the order that ``renew`` explains
+        if exit_state is None:
+            exit_state = self._exit_state = ExitState()
+        notice()
+        exit_state.lock.holding(self._store_note, told)
+
+    def _store_note(self, told: dict[str, str]) -> None:
+        slot = self._slot
+        if self._deadline is None or slot is None:
+            raise RuntimeError("only a block that is active can have a note")
+        self._pool.table.note(slot, told)
+
+    def _restart(self, pool: Pool, slot: int, exit_state: ExitState, now: float) -> float:
+        self._deadline = pool.cells[slot] = deadline = now + self._after
+        if exit_state.entered_at == exit_state.entered_at:  # it is sampled
+            durations.renew(pool.cells, row_of(slot), self._after, deadline)
+        return deadline
 
     # -- slow paths ------------------------------------------------------------------------------
 
@@ -248,12 +300,28 @@ class Block:
         block._pool = named_pool(pool.scope, client, observed=pool.observed)
         return block
 
+    def _cells_of_a_child(self, pool: Pool) -> memoryview[float]:
+        """Return where a child, forked in C, stores what it would have stored into its parent's table."""
+        former = pool.cells
+        notice()
+        if pool.cells is former:  # or another thread has noticed
+            raise RuntimeError("a timer table has come to an end")
+        return pool.cells
+
     def _take(self) -> tuple[Pool, int]:
         """Return a new slot and its pool: the name is new, or all its slots are in use."""
+        notice()
         if self._slot is not None:
             raise RuntimeError(IN_USE)
         pool = self._pool
-        self._pool, slot = pool.table.take(pool)
+        try:
+            self._pool, slot = pool.table.take(pool)
+        except TableFull as error:
+            client = self._client or default.client
+            if client is None:
+                raise
+            client._missing(error)
+            self._pool, slot = scratch.take(scratch.pool(pool.scope, observed=pool.observed))
         return self._pool, slot
 
     def _sample(self, pool: Pool, slot: int, now: float, deadline: float) -> None:
@@ -274,6 +342,8 @@ class Block:
         """See to it that the server can inspect the running event loop, if there is one."""
         if "asyncio" in sys.modules:
             client = self._client or default.client
+            if client is not None and not client.connected:
+                client._queue.want_channel(Block)  # and then look once more: it may be connected by now
             if client is not None and client.connected:
                 from .inspection import open_inspection_channel
 
@@ -282,27 +352,33 @@ class Block:
     def _send(self, deadline: float, now: float) -> None:
         """Send this timer to the server, if the table says that it must be told."""
         try:
+            notice()
             client = self._client or configured()
             queue = client._queue
             if queue.ended:
                 if queue.ended == get_ident():  # other threads are not going to run much longer
                     client._missing(ServerUnavailable(queue.path, "this interpreter is ending"))
-            elif self._pool.table is not queue.table:
-                self._move(client, queue)
-            elif queue.shared:
-                if self._pool.table.must_ring(deadline, now):
-                    queue.send("", deadline, client._budget)
-            elif (
-                slot := self._slot
-            ) is not None:  # else renewed by one thread, and left by another meanwhile
-                self._note(client, queue)
-                try:
-                    queue.send(self._pool.table.key_of(slot), deadline, client._budget, slot)
-                except (AiotimerError, OSError) as error:
-                    client._missing(error)
+            elif not queue.shared:
+                if self._pool.table is not queue.table:
+                    self._begin(client, queue)
+                self._send_by_socket(client, queue)
+            elif self._pool.table is not queue.table or not queue.connection.welcomed:
+                self._begin(client, queue)
+            elif self._pool.table.must_ring(deadline, now):
+                queue.send("", deadline, client._budget)
         except BaseException:
             self._release_nowait()
             raise
+
+    def _send_by_socket(self, client: BaseClient, queue: WorkerQueue) -> None:
+        slot, deadline = self._slot, self._deadline
+        if slot is None or deadline is None:  # renewed by one thread, and left by another meanwhile
+            return
+        self._note(client, queue)
+        try:
+            queue.send(self._pool.table.key_of(slot), deadline, client._budget, slot)
+        except (AiotimerError, OSError) as error:
+            client._missing(error)
 
     def _note(self, client: BaseClient, queue: WorkerQueue) -> None:
         """Note that leaving has to be sent, by way of a queue that is socket-only."""
@@ -310,43 +386,86 @@ class Block:
         if former is None or not former.sends_release:
             self._exit_state = ExitState(queue, client._budget, nan if former is None else former.entered_at)
 
-    def _move(self, client: BaseClient, queue: WorkerQueue) -> None:
-        """The slot is in scratch (no server yet, or we are a forked child): get one that is watched."""
-        if queue.must_connect(insist=client._insists):
-            try:
-                queue.connection.connect(within(client._budget))
-            except (AiotimerError, OSError) as error:
-                client._missing(error)
-        if queue.table is not None:
-            # Another block enters in our place: there is no moment at which this one is not in use.
-            other = Block()
-            other._slot = other._exit_state = other._deadline = None
-            other._after, other._client = self._after, client
-            other._pool = queue.table.pool(self._pool.scope, observed=self._pool.observed)
-            other.__enter__()
-            pool, slot = self._pool, self._slot
-            self._pool, self._slot, self._deadline = other._pool, other._slot, other._deadline
-            self._exit_state, other._slot = other._exit_state, None
-            if slot is not None:
-                pool.append(slot)
+    def _begin(self, client: BaseClient, queue: WorkerQueue) -> None:
+        """Be in the table of this process, which a server has, or is going to have.
+
+        No server has welcomed this process, or the block is in scratch: it was made before there was a table,
+        or this is a forked child.
+        """
+        absent = None
+        has_waited = queue.must_connect(insist=client._insists)
+        if has_waited:
+            absent = queue.connection.attempt(client._budget)
+        try:
+            table = queue.make_table()
+        except OSError as error:
+            absent = absent or error
+        else:
+            if has_waited or table is not self._pool.table:
+                if self._exit_state is None:
+                    self._exit_state = ExitState()  # its lock keeps out who renews, or leaves after that
+                self._exit_state.lock.holding(self._enter_again, table)
+        if absent is not None:
+            client._missing(absent)
+        deadline, table = self._deadline, self._pool.table
+        if deadline is not None and table is queue.table and table.must_ring(deadline, table.now()):
+            queue.ring(deadline)
+
+    def _enter_again(self, table: TimerTable) -> None:
+        """Begin the countdown once more, in a table; there is no moment at which this block is not in use."""
+        pool, slot, exit_state = self._pool, self._slot, self._exit_state
+        if slot is None or self._deadline is None or exit_state is None:
+            return  # renewed by one thread, and left by another meanwhile
+        if pool.table is table:
+            self._restart(pool, slot, exit_state, pool.now())
+            return
+        other = Block()
+        other._slot = other._exit_state = other._deadline = None
+        other._after, other._client = self._after, self._client
+        other._pool = table.pool(pool.scope, observed=pool.observed)
+        other._arm()
+        self._pool, self._slot, self._deadline = other._pool, other._slot, other._deadline
+        other._slot = None
+        if other._exit_state is not None:
+            exit_state.entered_at = other._exit_state.entered_at
+        pool.cells[slot] = inf
+        pool.append(slot)
+
+    def _arm(self) -> None:
+        """Do what ``__enter__`` does, but for telling the server."""
+        pool, slot = self._take()
+        self._slot = slot
+        cells, now = pool.cells, pool.now()
+        cells[slot + COUNT_OF] += 1.0
+        self._deadline = cells[slot] = deadline = now + self._after
+        if now >= pool.sample_at:
+            self._sample(pool, slot, now, deadline)
 
     async def _enter_async(self, client: BaseClient) -> Self:
         """Enter by way of what must be awaited: a connection, or an acknowledgement."""
+        notice()
         queue = client._queue
+        if queue.shared:
+            await self._connect(client, queue)
+        return await self._enter_connected(client, queue)
+
+    async def _enter_connected(self, client: BaseClient, queue: WorkerQueue) -> Self:
+        """Enter, whether or not it has been possible to connect before."""
         if not queue.shared and not queue.ended:
             return await self._enter_by_socket(client, queue)
-        connection = queue.connection
-        if queue.must_connect(insist=client._insists) or (
-            not connection.connected and connection.may_attempt()
-        ):
-            try:
-                await connection.connect_async(client._budget)
-            except (AiotimerError, OSError) as error:
-                if queue.table is None:
-                    client._missing(error)
-                else:
-                    connection.outage(str(error))  # the table is there, and the next server adopts it
         return Block.__enter__(self)
+
+    async def _connect(self, client: BaseClient, queue: WorkerQueue) -> None:
+        """Connect before entering, which begins after it, for no longer than the client's budget."""
+        connection = queue.connection
+        if queue.must_connect(insist=client._insists):
+            absent = await connection.attempt_async(client._budget)
+            if absent is not None:
+                client._missing(absent)
+        elif not connection.connected and connection.may_attempt():
+            absent = await connection.attempt_async(client._budget)
+            if absent is not None and queue.shared:
+                connection.outage(str(absent))  # the table is there, and the next server adopts it
 
     async def _enter_by_socket(self, client: BaseClient, queue: WorkerQueue) -> Self:
         table = queue.table
@@ -372,18 +491,18 @@ class Block:
 
     def _disarm(self, exit_state: ExitState) -> str:
         """Release under the lock of ``renew``; return the key of the timer if its release must be sent."""
-        slot = self._slot
+        notice()
+        return exit_state.lock.holding(self._store_release, exit_state)
+
+    def _store_release(self, exit_state: ExitState) -> str:
+        pool, slot = self._pool, self._slot
         if slot is None:
             return ""
-        exit_state.lock.holding(self._store_release, exit_state, slot)
-        return self._pool.table.key_of(slot) if exit_state.sends_release else ""
-
-    def _store_release(self, exit_state: ExitState, slot: int) -> None:
-        cells = self._pool.cells
-        cells[slot] = inf
+        pool.cells[slot] = inf
         entered_at, exit_state.entered_at = exit_state.entered_at, nan
         if entered_at == entered_at:
-            durations.leave(cells, row_of(slot), self._pool.now() - entered_at)
+            durations.leave(pool.cells, row_of(slot), pool.now() - entered_at)
+        return pool.table.key_of(slot) if exit_state.sends_release else ""
 
     def _give_back(self) -> None:
         slot = self._slot
@@ -411,6 +530,7 @@ class Block:
 
     def _release_nowait(self) -> None:
         """Release, and wait for nobody."""
+        notice()
         self._deadline = None
         exit_state = self._exit_state
         if exit_state is None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 
 from .._core.layout import as_stored
 from .._core.requests import RELEASE, TimerRequest
+from .._linux.forks import notice
 from .._linux.paths import SOCKET_VARIABLE
 from ..errors import AiotimerError, NotConfigured, ServerUnavailable, TableFull
 from .waiting import BUDGET
@@ -69,6 +70,7 @@ class BaseClient:
         on_unwatched: Hook | None = None,
         reap: str = "",
         observe: bool = False,
+        target: str = "",
     ) -> None:
         if unavailable not in ("raise", "warn", "ignore"):
             raise ValueError(f"unavailable must be 'raise', 'warn' or 'ignore', not {unavailable!r}")
@@ -77,8 +79,8 @@ class BaseClient:
             if not path:
                 raise NotConfigured
         connection = _connection_to(os.fspath(path), shared=shared)
-        connection.ask_for(reap, observe=observe)
-        connection.enter(on_unwatched, aloud=unavailable == "warn")
+        connection.ask_for(reap, observe=observe, target=target)
+        connection.enter(on_unwatched, aloud=unavailable == "warn", strict=unavailable == "raise")
         self._hook = on_unwatched
         self._closed = False
         self._queue = connection.queue
@@ -98,6 +100,7 @@ class BaseClient:
     @property
     def connected(self) -> bool:
         """Whether a server has welcomed this process and is not known to have gone since."""
+        notice()
         return not self._closed and self._queue.connection.connected
 
     @property
@@ -121,18 +124,20 @@ class BaseClient:
         return self._unavailable == "raise"
 
     def _missing(self, error: Exception) -> None:
-        """Apply the policy for an absent server.
+        """Apply the policy for an absent server, or a want of memory.
 
         Raises:
-            AiotimerError: the policy says so, or ``error`` is a full table.
+            AiotimerError: the policy says so, or ``error`` is a table that is full for another reason.
         """
-        if not isinstance(error, TableFull):
+        if isinstance(error, TableFull):
+            self._queue.connection.no_room(str(error))
+        else:
             self._queue.connection.outage(str(error), aloud=self._queue.connection.aloud)
         if self._raises(error):
             raise error
 
     def _raises(self, error: Exception) -> bool:
-        return self._insists or isinstance(error, TableFull)
+        return self._insists or (isinstance(error, TableFull) and not error.no_memory)
 
     def _check_open(self) -> None:
         """Raise RuntimeError if this client has been closed."""
@@ -212,6 +217,8 @@ class TimerClient(BaseClient):
         reap: how this process is to be reaped, as steps such as ``"dump,TERM:10,KILL"``; by default as the
             server does it. The server may refuse.
         observe: nobody is signalled for this process's timers: that one expired is only reported.
+        target: who is signalled when this process is reaped: ``"process"``, ``"group"``, ``"cgroup"`` or
+            ``"tree"``, see :class:`TimerServer`; by default as the server does it.
 
     All clients of a process at one server want the same of it: the first that asks for something decides.
 
@@ -246,7 +253,7 @@ class TimerClient(BaseClient):
 
         Raises:
             ServerUnavailable, Refused: only if ``unavailable="raise"``.
-            TableFull: no timer can be added, whatever ``unavailable`` says.
+            TableFull: 65,536 timers are armed; for want of memory, only if ``unavailable="raise"``.
             TypeError, ValueError: the arguments are not a name and a finite number.
         """
         self._put(self._acquiring(scope_id, expiration_time))

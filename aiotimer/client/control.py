@@ -11,7 +11,7 @@ import os
 import socket
 
 from .._core.ping import PING, read_pong
-from .._linux.paths import STARTING_VARIABLE
+from .._linux.paths import SOCKET_VARIABLE, STARTING_VARIABLE, is_private
 from ..errors import AiotimerError, ProtocolError, Refused, ServerUnavailable
 
 TYPE_CHECKING = False  # as in the package's __init__
@@ -51,8 +51,12 @@ def ping(path: str, *, trusted: bool = False) -> Pong:
     return _ask(path, PING, _PongReader(path).read, trusted=trusted)
 
 
-def status(path: str, *, scopes: bool = False) -> dict[str, Any]:
+def status(path: str, *, scopes: bool = False, trusted: bool = False) -> dict[str, Any]:
     """Return what a server reports of itself and its workers; with ``scopes``, how long blocks took too.
+
+    Args:
+        path, trusted: see :func:`ping`.
+        scopes: ask for those too.
 
     Raises:
         ServerUnavailable: nobody answers there.
@@ -61,7 +65,7 @@ def status(path: str, *, scopes: bool = False) -> dict[str, Any]:
     """
     from .._core import wire
 
-    return _ask_by_codec(path, wire.StatusRequest(scopes), wire.Status).report
+    return _ask_by_codec(path, wire.StatusRequest(scopes), wire.Status, trusted=trusted).report
 
 
 def resume(path: str) -> tuple[str, ...]:
@@ -81,11 +85,11 @@ def give_up_private_server(path: str) -> None:
         pass
 
 
-def dump(path: str, pid: int, within: float | None = None) -> dict[str, Any]:
+def dump(path: str, pid: int, within: float | None = None, *, trusted: bool = False) -> dict[str, Any]:
     """Return the evidence of what a live worker is doing, as a record (see ``docs/reference/cli.md``).
 
     Args:
-        path: the server's socket.
+        path, trusted: see :func:`ping`.
         pid: the worker.
         within: seconds to wait for it; by default, longer than any server's usual budget.
 
@@ -96,7 +100,7 @@ def dump(path: str, pid: int, within: float | None = None) -> dict[str, Any]:
     from .._core import wire
 
     within = DUMP_WITHIN if within is None else within
-    answer = _ask_by_codec(path, wire.DumpRequest(pid), wire.Dump, within)
+    answer = _ask_by_codec(path, wire.DumpRequest(pid), wire.Dump, within, trusted=trusted)
     if answer.error:
         raise Refused(path, answer.error)
     return answer.report
@@ -139,13 +143,19 @@ def _reader(path: str, question: wire.ToServer, kind: type[A]) -> Callable[[byte
     return read
 
 
-def _ask_by_codec(path: str, question: wire.ToServer, kind: type[A], within: float | None = None) -> A:
+def _ask_by_codec(
+    path: str, question: wire.ToServer, kind: type[A], within: float | None = None, *, trusted: bool = False
+) -> A:
     from .._core import wire
 
-    return _ask(path, wire.encode(question), _reader(path, question, kind), within=within)
+    read = _reader(path, question, kind)
+    return _ask(path, wire.encode(question), read, within=within, trusted=trusted)
 
 
 def _wait_for_start(path: str) -> None:
+    """Wait until a server serves that ``aiotimer run`` is only starting; or do not wait."""
+    if STARTING_VARIABLE not in os.environ:
+        return
     from .launch import until_it_serves
     from .waiting import run
 
@@ -153,6 +163,23 @@ def _wait_for_start(path: str) -> None:
         run(until_it_serves(path), 0.0)
     except TimeoutError:
         pass  # there may be an answer all the same
+
+
+def nobody_at(path: str, error: OSError) -> ServerUnavailable:
+    """Return the error that nobody listens at a socket, or not for us, with the advice that helps there."""
+    reason = error.strerror or str(error)
+    if isinstance(error, PermissionError):
+        advice = (
+            f"it is not for uid {os.geteuid()}: a process that changes its uid calls configure() after that, "
+            "or enters a block before"
+        )
+    elif is_private(path):
+        advice = "a private server's place: the programs that share it start it again"
+    elif STARTING_VARIABLE in os.environ and os.environ.get(SOCKET_VARIABLE) == path:
+        advice = "`aiotimer run`, under which this program was started, starts it again if it still runs"
+    else:
+        advice = f"start one with `aiotimer serve --socket {path}`"
+    return ServerUnavailable(path, reason, advice)
 
 
 def _ask(
@@ -164,8 +191,7 @@ def _ask(
     within: float | None = None,
 ) -> B:
     within = ANSWER_WITHIN if within is None else within
-    if STARTING_VARIABLE in os.environ:
-        _wait_for_start(path)
+    _wait_for_start(path)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(within)
         try:
@@ -186,6 +212,8 @@ def _ask(
             raise
         except TimeoutError:
             raise ServerUnavailable(path, f"no answer within {within:g} s") from None
+        except (FileNotFoundError, ConnectionRefusedError) as error:
+            raise nobody_at(path, error) from None
         except OSError as error:
             raise ServerUnavailable(path, error.strerror or str(error)) from None
     raise ServerUnavailable(path, "it closed the connection without an answer")

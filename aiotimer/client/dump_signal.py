@@ -1,10 +1,10 @@
 """A signal handler that writes the stack of the thread that it reaches into the timer table.
 
-The laws of this file: it takes only a real-time signal that nobody in this process catches, ignores or
-blocks, and handles it to the end; ``faulthandler``'s handler needs neither the GIL nor memory, so that a
-worker stuck in C code writes too. A thread writes its own stack only (``all_threads=False``): those of others
-move while it reads them, and it would crash. What goes wrong here is nobody's trouble: then there is no such
-signal, and the table says so. A descriptor that may not be ours any more is left alone.
+The laws of this file: the signal is a spare one (``spare_signal``), and is handled to the end. The handler is
+``faulthandler``'s, which needs neither the GIL nor memory, so that a worker stuck in C code writes too. A
+thread writes its own stack only (``all_threads=False``): those of others move while it reads them, and it
+would crash. What goes wrong here is nobody's trouble: then there is no such signal, and the table says so. A
+descriptor that may not be ours any more is left alone.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import ctypes
 import faulthandler
 import fcntl
 import os
-import signal
 import socket
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from .._core import layout
 from .._core.table import TimerTable
 from .._linux.process import peer_of
 from .memory import identity, is_open
+from .spare_signal import spare_signal
 
 VARIABLE = "AIOTIMER_DUMP_SIGNAL"
 """0: no signal; another number: that one."""
@@ -73,7 +73,7 @@ def register(table: TimerTable, descriptor: int, file: tuple[int, int]) -> Stack
     ours = -1
     stacks = None
     try:
-        signum = _idle.pop() if _idle else _free_signal()
+        signum = _idle.pop() if _idle else _signal()
         if not signum:
             return None
         ours = _opened_anew(descriptor)
@@ -102,26 +102,13 @@ def _opened_anew(descriptor: int) -> int:
         os.close(low)
 
 
-def _free_signal() -> int:
-    """Return a signal that nobody uses, 0 if there is none or none is wanted."""
-    wanted = os.environ.get(VARIABLE, "")
-    if wanted:
-        number = int(wanted)
-        candidates = [number] if signal.SIGRTMIN < number < signal.SIGRTMAX else []
-    else:
-        middle = (signal.SIGRTMIN + signal.SIGRTMAX) // 2
-        usual = range(signal.SIGRTMIN + 3, signal.SIGRTMAX - 2)
-        candidates = sorted(usual, key=lambda number: abs(number - middle))
-    return next((number for number in candidates if not _is_used(number)), 0)
-
-
-def _is_used(number: int) -> bool:
-    """Whether a signal is handled, by Python or by anybody, or ignored; or blocked or pending here."""
-    if number in signal.pthread_sigmask(signal.SIG_BLOCK, ()) or number in signal.sigpending():
-        return True
-    action = ctypes.create_string_buffer(512)  # a struct sigaction begins with the handler; SIG_DFL is 0
-    failed = ctypes.CDLL(None).sigaction(number, None, action)
-    return bool(failed) or any(action.raw[: ctypes.sizeof(ctypes.c_void_p)])
+def _signal() -> int:
+    """Return a spare signal, 0 if there is none or none is wanted."""
+    text = os.environ.get(VARIABLE, "")
+    if not text:
+        return spare_signal()
+    wanted = int(text)
+    return spare_signal(wanted) if wanted else 0
 
 
 def allow_tracing(sock: socket.socket) -> None:

@@ -14,6 +14,8 @@ from .block import Block
 from .clients import BaseClient, default, default_client
 
 if TYPE_CHECKING:
+    from datetime import timedelta
+
     from .._core.table import Pool
     from .grace import GracefulBlock
 
@@ -22,12 +24,13 @@ _MOST_INT = 10**9
 
 
 def expires(
-    after: float,
+    after: float | timedelta,
     scope: str | None = None,
     client: BaseClient | None = None,
     *,
-    grace: float | None = None,
+    grace: float | timedelta | None = None,
     observe: bool = False,
+    stacklevel: int = 1,
 ) -> Block:
     """Return a countdown around a block: if the block is not left in time, this process is reaped.
 
@@ -36,7 +39,7 @@ def expires(
     interpreter ends, blocks are armed no more: what shall limit that end is armed by a client's ``acquire``.
 
     Args:
-        after: seconds from entering the block; a finite number greater than 0.
+        after: seconds from entering the block, a finite number greater than 0; or a ``timedelta``.
         scope: the timer's name in reports, at most 240 bytes of UTF-8; by default the caller's
             ``file:line``. Entries never share a timer, whatever their scope: a second concurrent entry
             shows as ``name#2``.
@@ -45,49 +48,55 @@ def expires(
             block with TimeoutError as from ``asyncio.timeout``; this many seconds later, if the block has
             still not been left, the process is reaped.
         observe: nobody is signalled for this block: that it was not left in time is only reported.
+        stacklevel: whose ``file:line`` names the timer: 1 the caller's, 2 that of whoever called the caller,
+            as in ``warnings.warn``; for libraries that wrap this function.
 
     Returns:
         The block. In it, ``.scope``, ``.deadline``, ``.remaining()`` and ``.renew()`` are about its timer.
 
     Raises:
         TypeError: ``after`` or ``grace`` is not a number, ``scope`` is not a str.
-        ValueError: ``after`` or ``grace`` is not finite or not positive; the scope cannot be a name.
+        ValueError: ``after`` or ``grace`` is not finite or not positive; the scope cannot be a name; there is
+            no caller at that ``stacklevel``.
         NotConfigured: on entering, if there is no client and no ``$AIOTIMER_SOCKET``.
-        TableFull: on entering, if this process has 65,536 timers armed.
+        TableFull: on entering, if this process has 65,536 timers armed; for want of memory, only if the
+            client is told to raise.
         ServerUnavailable, Refused: on entering, only if the client is told to raise.
     """
     block = Block() if grace is None else _graceful_block()
     block._slot = block._exit_state = block._deadline = None
     kind = type(after)
     if kind is int:
-        if not 0 < after <= _MOST_INT:
+        if not 0 < after <= _MOST_INT:  # type: ignore[operator]  # by its kind
             after = seconds(after, "after")
-    elif kind is not float or not 0.0 < after <= MOST:
+    elif kind is not float or not 0.0 < after <= MOST:  # type: ignore[operator]
         after = seconds(after, "after")
-    block._after = after
+    block._after = after  # type: ignore[assignment]  # a float, or an int
     block._client = client
     if client is None:
         client = default.client
     if observe:  # such blocks have pools of their own
-        block._pool = _new_pool(scope, client, observed=True)
+        block._pool = _new_pool(scope, client, stacklevel, observed=True)
     else:
         try:
             if scope is None:
-                frame = _getframe(1)
+                frame = _getframe(stacklevel)
                 block._pool = client._sites[id(frame.f_code), frame.f_lasti]  # type: ignore[union-attr]
             else:
                 block._pool = client._pools[scope]  # type: ignore[union-attr]
         except (KeyError, AttributeError):  # a new name, or nothing is configured
-            block._pool = _new_pool(scope, client, observed=False)
+            block._pool = _new_pool(scope, client, stacklevel, observed=False)
     if grace is not None:
         cast("GracefulBlock", block).add_grace(seconds(grace, "grace"))
     return block
 
 
-def _new_pool(scope: str | None, client: BaseClient | None, *, observed: bool) -> Pool:
+def _new_pool(scope: str | None, client: BaseClient | None, stacklevel: int, *, observed: bool) -> Pool:
     client = client or default_client()
     if scope is None:
-        return site_pool(_getframe(2), client, observed=observed)
+        if stacklevel < 1:
+            raise ValueError(f"stacklevel must be 1 or greater, not {stacklevel}")
+        return site_pool(_getframe(1 + stacklevel), client, observed=observed)
     return named_pool(scope, client, observed=observed)
 
 

@@ -20,6 +20,7 @@ from .clients import configured
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
+    from datetime import timedelta
     from types import TracebackType
     from typing import NoReturn, Self
 
@@ -38,13 +39,17 @@ class GracefulBlock(Block):
         raise ValueError("grace needs `async with`: a plain `with` has no task to cancel")
 
     async def __aenter__(self) -> Self:
-        """Begin the soft limit, then arm the timer."""
-        self._soft.start((self._client or configured())._queue.call_later)
+        """Connect if need be; only then begin the soft limit, and arm the timer."""
+        client = self._client or configured()
+        queue = client._queue
+        if self._pool.table is not queue.watched and not queue.ended:
+            await self._connect(client, queue)
+        self._soft.start(queue.call_later)
         try:
-            return await super().__aenter__()
+            return await self._enter_connected(client, queue)
         except BaseException as error:
             self._soft.stop()
-            if self._soft.was_the_cause(type(error)):  # connecting took longer than the block may
+            if self._soft.was_the_cause(type(error)):  # an acknowledgement took longer than the block may
                 await time_out(nothing(), self.scope, self._soft.after, error)
             raise
 
@@ -78,7 +83,7 @@ class GracefulBlock(Block):
         """Return the seconds left until the task is cancelled."""
         return super().remaining() - self._soft.grace
 
-    def renew(self, after: float | None = None) -> None:
+    def renew(self, after: float | timedelta | None = None) -> None:
         """Start both limits again, from now; see ``Block.renew``.
 
         Raises:
@@ -89,6 +94,9 @@ class GracefulBlock(Block):
         if self._slot is not None:
             soft.restart(after)
         super().renew(after + soft.grace)
+
+    def _after_entering(self) -> float:
+        return self._soft.after
 
     def add_grace(self, grace: float) -> None:
         """Complete a block whose ``_after`` is the soft limit."""

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from .._core import wire
 from .._core.layout import FIRST_DEADLINE
+from .._linux.forks import in_child
 from .._linux.process import check_trusted
 from .memory import NO_FILE, identity, is_open
 from .tasks import TaskWalk
@@ -241,11 +242,11 @@ def close_channels(path: str) -> None:
             channel.close_from_anywhere()
 
 
-def _after_fork_in_child() -> None:
+def _let_go_of_channels() -> None:
     for of_loop in list(_channels.values()):
         for channel in list(of_loop.values()):
             channel.close()
     _channels.clear()
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+in_child(_let_go_of_channels)

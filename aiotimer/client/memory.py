@@ -2,10 +2,11 @@
 
 The laws of this file:
 
-* Whatever is armed in scratch, a table that no server reads, finds that a server must be told: its promise
-  is NaN, which compares with nothing. So an entry that finds itself in scratch looks for a server. A forked
-  child has a copy: what it releases there stays armed in its parent's.
-* What nobody reads takes little: address space may be scarce (RLIMIT_AS). Scratch is half a MiB, as all its
+* A process's timers are in a table of its own from the first one on, which a server gets with HELLO.
+* Scratch is where entries are when there can be none: nobody will ever read it. Its promise is NaN, which
+  compares with nothing, so every entry there finds that a server must be told, and looks for a better place.
+  A forked child has a copy of its parent's table for scratch: what it releases there stays armed in that.
+* What nobody reads takes little: address space may be scarce (RLIMIT_AS). Scratch is one MiB, as all its
   entries share one slot; a table of a socket-only queue has no rows.
 * A program may close every descriptor it finds, and a number may by then be another file's; after a fork,
   an address may be another mapping's. Check, or leave it alone.
@@ -20,12 +21,19 @@ from math import nan
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from .._core.layout import FIRST_COUNT, FIRST_DEADLINE, PROMISE, ROWS_OFFSET, TABLE_SIZE
+from .._core.layout import (
+    FIRST_DEADLINE,
+    LABEL_SIZE,
+    LABELS_OFFSET,
+    PROMISE,
+    ROWS_OFFSET,
+    TABLE_SIZE,
+)
 from .._core.table import Pool, TimerTable
+from .._linux.forks import in_child
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
 
 
 def _anonymous(size: int) -> mmap.mmap:
@@ -41,10 +49,10 @@ def private_table(pools: dict[str, Pool]) -> TimerTable:
 
 
 class Scratch(TimerTable):
-    """A table for entries that nobody watches: there is no server, and the caller goes on."""
+    """A table for entries that nobody watches: there is no place for another one, or it is not known yet."""
 
     def __init__(self) -> None:
-        super().__init__(_anonymous(8 * (FIRST_COUNT + 1)), now=monotonic)
+        super().__init__(_anonymous(LABELS_OFFSET + LABEL_SIZE), now=monotonic)
         self.cells[PROMISE] = nan
 
     def pool(self, scope: str, *, observed: bool = False) -> Pool:
@@ -56,27 +64,10 @@ class Scratch(TimerTable):
         return pool, FIRST_DEADLINE
 
 
-def mapped_table(
-    descriptor: int, grow: Callable[[int], None], pools: dict[str, Pool], offset: float
-) -> TimerTable:
-    """Map the table that a server has made, which a forked child does not have (MADV_DONTFORK).
-
-    Args:
-        descriptor: of its file.
-        grow: see ``TimerTable``.
-        pools: likewise.
-        offset: of its clock to ``CLOCK_MONOTONIC`` here.
-    """
-    mapping = mmap.mmap(descriptor, TABLE_SIZE)
-    mapping.madvise(mmap.MADV_DONTFORK)
-    now = monotonic if offset == 0.0 else lambda: monotonic() + offset
-    table = TimerTable(mapping, grow, pools, now=now, offset=offset)
-    _mapped.add(table)
-    return table
-
-
 _private: weakref.WeakSet[TimerTable] = weakref.WeakSet()
-_mapped: weakref.WeakSet[TimerTable] = weakref.WeakSet()
+mapped: weakref.WeakSet[TimerTable] = weakref.WeakSet()
+"""The tables in files (``mapped_table``): a forked child has none of them."""
+
 scratch = Scratch()
 
 
@@ -102,16 +93,16 @@ _MAP_FIXED = 0x10
 """Of mmap(2), which replaces what is mapped there; the module has no name for it."""
 
 
-def _after_fork_in_child() -> None:
+def _let_go_of_tables() -> None:
     for table in list(_private):
         table.unlock()
-    for table in list(_mapped):
+    for table in list(mapped):
         _immortal(table.raw.obj)
         table.abandon(_anonymous(TABLE_SIZE))
-    _mapped.clear()
+    mapped.clear()
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+in_child(_let_go_of_tables)
 
 
 def identity(file: int | str) -> tuple[int, int]:

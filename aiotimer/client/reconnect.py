@@ -3,8 +3,9 @@
 The laws of this file:
 
 * An outage is said once, in the log and to every hook; that it is over is said once too.
-* While an outage lasts, one thread tries to reconnect, at most four times a second. The thread ends with the
-  outage, or with the last client. Without an outage there is no thread.
+* While an outage lasts, one thread tries to reconnect, at most four times a second. The same thread finishes
+  a connection for which its caller had no time; if it cannot, that is an outage. It ends with the outage, or
+  with the last client. Otherwise there is no thread.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import contextlib
 import logging
 import os
 import sys
-from _thread import start_new_thread
+from _thread import LockType, allocate_lock, get_native_id, start_new_thread
 from collections.abc import Callable, Iterator
 from time import sleep
 from typing import TYPE_CHECKING, NoReturn, Protocol, TypeAlias
@@ -25,12 +26,15 @@ from .memory import scratch
 
 if TYPE_CHECKING:
     from .._core.requests import TimerRequest
-    from .._core.table import Pool
+    from .._core.table import Pool, TimerTable
 
 log = logging.getLogger("aiotimer")
 
 Hook: TypeAlias = Callable[[str | None], object]
 """``on_unwatched``: called with the reason when timers are not being watched, and with None when they are."""
+
+_NAMED_WITHIN = 1.0
+"""Seconds that a new thread waits for its starter to have its name back."""
 
 _FIRST_PAUSE, _LAST_PAUSE = 0.25, 1.0
 """Seconds between two attempts to reconnect. ``table_files.PEERS_RETURN_WITHIN`` must be longer: for so
@@ -56,6 +60,8 @@ class Reconnector:
         hooks: whom to tell, see :data:`Hook`.
         unwatched: whether there is an outage.
         aloud: whether a client of the connection wants its outages in the log, whoever meets them.
+        strict: whether one wants them raised. What begins in the background is in the log then, too.
+        expected: whether the thread is about to connect, and nobody needs to be told yet.
     """
 
     queue: Unfinished
@@ -70,7 +76,8 @@ class Reconnector:
         self.unwatched = False
         self._logged = False
         self._reason = ""
-        self.aloud = False
+        self._no_room = False
+        self.aloud = self.strict = self.expected = False
         self._reconnecting = False
 
     # -- the beginning and the end of an outage --------------------------------------------------
@@ -82,7 +89,7 @@ class Reconnector:
             reason: why.
             aloud: whether to say it in the log; the hooks are told in any case.
         """
-        self._reason = reason
+        self._reason, self.expected = reason, False
         # One statement without a call: no other thread, and no signal's handler, gets in between.
         begins, log_it, self.unwatched, self._logged = (
             not self.unwatched, aloud and not self._logged, True, self._logged or aloud,
@@ -91,8 +98,18 @@ class Reconnector:
             log.warning("timers are not being watched: %s", reason)
         if begins:
             self._call_hooks(reason, self.hooks)
-        if log_it or (begins and self.hooks):
+        if log_it or begins:
             self.reconnect_in_background()
+
+    def no_room(self, reason: str) -> None:
+        """There is no memory for another timer, which is not watched then: say so, once."""
+        if self.aloud and not self._no_room:
+            self._no_room = True
+            log.warning("not every timer is being watched: %s", reason)
+
+    def outage_in_background(self, reason: str) -> None:
+        """Timers are not being watched, and it is too late to raise that where they were armed."""
+        self.outage(reason, aloud=self.aloud or self.strict)
 
     def outage_over(self) -> None:
         """They are being watched: say so if the contrary has been said."""
@@ -104,12 +121,12 @@ class Reconnector:
         if ends:
             self._call_hooks(None, self.hooks)
 
-    def listen(self, hooks: list[Hook], *, aloud: bool) -> None:
+    def listen(self, hooks: list[Hook], *, aloud: bool, strict: bool = False) -> None:
         """Hear of outages from now on; of one that lasts, at once: it may have begun for others only."""
         self.hooks += hooks
-        self.aloud = self.aloud or aloud
+        self.aloud, self.strict = self.aloud or aloud, self.strict or strict
         if self.unwatched:
-            self.outage(self._reason, aloud=aloud)
+            self.outage(self._reason, aloud=aloud or strict)
             self._call_hooks(self._reason, hooks)
 
     def _call_hooks(self, reason: str | None, hooks: list[Hook]) -> None:
@@ -121,6 +138,12 @@ class Reconnector:
 
     # -- the thread ------------------------------------------------------------------------------
 
+    def connect_in_background(self) -> None:
+        """Have the thread connect. If it cannot, or there is no thread to be had, nobody is expected."""
+        self.expected = True
+        self.reconnect_in_background()
+        self.expected = self.expected and self._reconnecting
+
     def reconnect_in_background(self) -> None:
         """See that a thread reconnects. Waits for nothing: finalisers come here. Two threads do no harm.
 
@@ -130,18 +153,33 @@ class Reconnector:
         if self._reconnecting or sys.is_finalizing():
             return
         self._reconnecting = True
+        started = allocate_lock()
+        started.acquire()
         try:
             # Not threading.Thread: its start() takes locks, and waits until the thread runs.
-            with _named(UNSENT):
-                start_new_thread(self._keep_reconnecting, ())
+            try:
+                with _named(UNSENT):
+                    start_new_thread(self._keep_reconnecting, (started, get_native_id()))
+            finally:
+                started.release()
         except RuntimeError:  # no thread can be had
             self._reconnecting = False
         except BaseException:  # a signal's handler has raised
             self._reconnecting = False
             raise
 
-    def _keep_reconnecting(self) -> None:
+    def nap(self, seconds: float) -> None:
+        """Sleep between two attempts."""
+        sleep(seconds)
+
+    def _keep_reconnecting(self, started: LockType, starter: int) -> None:
         try:
+            # Then its starter has its own name again, by which a server will know this process; but if a
+            # signal's handler has kept it from that.
+            started.acquire(timeout=_NAMED_WITHIN)
+            _give_back(starter)
+            with contextlib.suppress(OSError):
+                _rename(get_native_id(), UNSENT.encode())  # its starter may have had its name back before
             self._reconnect_until_done()
         finally:
             self._reconnecting = False  # however it ends: else there would never be another one
@@ -154,11 +192,14 @@ class Reconnector:
                 if not self.queue.needs_reconnecting():  # or somebody came just now, and saw this thread
                     return
                 self._reconnecting = True
-            with contextlib.suppress(AiotimerError, OSError):
+            try:
                 self.queue.reconnect()
                 if not self.queue.needs_reconnecting():
                     continue
-            sleep(pause)
+            except (AiotimerError, OSError) as error:
+                if self.expected:
+                    self.outage_in_background(str(error))
+            self.nap(pause)
             pause = min(1.5 * pause, _LAST_PAUSE)
 
 
@@ -195,9 +236,28 @@ class NoServer(Reconnector):
         """Return False: no later attempt will succeed."""
         return False
 
+    def make_table(self) -> TimerTable:
+        """Return scratch."""
+        return scratch
+
+    def ring(self, deadline: float) -> bool:
+        """Return True: there is nobody to be told."""
+        return True
+
+    def want_channel(self, block_type: type[object]) -> None:
+        """Do nothing: nobody asks."""
+
+    def attempt(self, budget: float) -> Exception:
+        """Return why it is in vain."""
+        return AiotimerError(f"this interpreter cannot talk to a timer server: {self._error}")
+
+    async def attempt_async(self, budget: float) -> Exception:
+        """Return why it is in vain."""
+        return self.attempt(budget)
+
     def connect(self, budget: float) -> NoReturn:
         """Raise AiotimerError."""
-        raise AiotimerError(f"this interpreter cannot talk to a timer server: {self._error}")
+        raise self.attempt(budget)
 
     async def connect_async(self, budget: float) -> NoReturn:
         """Raise ServerUnavailable."""
@@ -217,16 +277,19 @@ class NoServer(Reconnector):
     def put_nowait(self, request: TimerRequest) -> None:
         """Do nothing: there is nothing to release."""
 
-    def ask_for(self, reap: str, *, observe: bool) -> None:
+    def ask_for(self, reap: str, *, observe: bool, target: str = "") -> None:
         """Do nothing: nobody reaps."""
 
-    def enter(self, hook: Hook | None = None, *, aloud: bool = False) -> None:
+    def enter(self, hook: Hook | None = None, *, aloud: bool = False, strict: bool = False) -> None:
         """One more client."""
-        self.listen([] if hook is None else [hook], aloud=aloud)
+        self.listen([] if hook is None else [hook], aloud=aloud, strict=strict)
 
     def leave(self, hook: Hook | None = None) -> None:
         """A client is done."""
         self.hooks = [other for other in self.hooks if other is not hook]
+
+    def reconnect_in_background(self) -> None:
+        """Do nothing: no thread can connect either."""
 
     def needs_reconnecting(self) -> bool:
         """Return False."""
@@ -236,18 +299,43 @@ class NoServer(Reconnector):
         """Do nothing."""
 
 
+_renamed: dict[int, bytes] = {}
+"""The own names of threads that are called otherwise for a while; by number."""
+
+
 @contextlib.contextmanager
 def _named(name: str) -> Iterator[None]:
     """Give this thread a name for a while, if that is possible: a new thread begins with its starter's."""
-    descriptor, former = -1, b""
+    thread = get_native_id()
     try:
         with contextlib.suppress(OSError):
-            descriptor = os.open("/proc/thread-self/comm", os.O_RDWR | os.O_CLOEXEC)
-            former = os.read(descriptor, 64).rstrip(b"\n")
-            os.write(descriptor, name.encode())
+            _rename(thread, name.encode(), keep=True)
         yield
     finally:
-        if descriptor >= 0:
-            with contextlib.suppress(OSError):  # it was just possible
-                os.write(descriptor, former)
-            os.close(descriptor)
+        _give_back(thread)
+
+
+def _give_back(thread: int) -> None:
+    """Give a thread its own name back, if it has not got that."""
+    own = _renamed.get(thread)
+    if own is not None:
+        with contextlib.suppress(OSError):
+            _rename(thread, own)
+        _renamed.pop(thread, None)
+
+
+def _rename(thread: int, name: bytes, *, keep: bool = False) -> None:
+    """Give a thread of this process another name.
+
+    Args:
+        thread: its number.
+        name: 15 bytes of it count.
+        keep: its own name, to be given back; if there is one already, a handler has kept it from having that.
+    """
+    descriptor = os.open(f"/proc/self/task/{thread}/comm", os.O_RDWR | os.O_CLOEXEC)
+    try:  # no file object: that would complain if a handler raised just before it is closed
+        if keep:
+            _renamed.setdefault(thread, os.read(descriptor, 64).rstrip(b"\n"))
+        os.write(descriptor, name)
+    finally:
+        os.close(descriptor)

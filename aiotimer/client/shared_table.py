@@ -4,25 +4,29 @@ The laws of this file:
 
 * A request is a store into the table, and a release is nothing more. A doorbell tells the server of a
   deadline earlier than it has promised to look: one ``send``, from any thread.
-* What cannot be told is no error: the timer is in the table, and the next server adopts it.
-* The table is made by the first server that welcomes this process, and stays the same through every outage,
-  until the last client leaves. A forked child lets go of it.
+* The table is this process's from its first timer on, and goes along with every HELLO. So who connects, when,
+  and from which thread, is nothing to a timer: what was armed before any server answered is looked at by the
+  first that does, with the deadline that it has.
+* What cannot be told is no error: the timer is in the table. Who could not ring says so, and whoever connects
+  rings for all of them once it knows that it is connected: the server may have looked before they stored.
+* The table stays the same through every outage, until the last client leaves. A forked child lets go of it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
+from math import nan
 
 from .._core import layout, wire
-from .._core.reader import TableReader
-from .._linux.procfs import mapped_path
-from .._linux.table_files import allocate
+from .._core.layout import PROMISE
+from .._core.table import TimerTable
 from ..errors import AiotimerError, ProtocolError, Refused
-from .connection import Armed, WorkerQueue
+from .connection import Armed, WorkerQueue, reader_of
 from .dump_signal import Stacks, register
-from .memory import NO_FILE, identity, is_open, make_private, mapped_table
+from .mapped_table import MappedTable, TableDescriptor, unnamed_table
+from .memory import make_private
+from .reconnect import log
 from .waiting import Steps
 
 
@@ -34,13 +38,40 @@ class SharedTableQueue(WorkerQueue):
     def reset(self) -> None:
         """Forget everything: a new connection, or the child after a fork."""
         super().reset()
-        self._file = NO_FILE
+        self._made: dict[None, MappedTable] = {}  # the table: whoever comes first makes it
+        self._unrung = False  # somebody could not ring, and nobody has for them
         self._stacks: Stacks | None = None
 
     # -- requests --------------------------------------------------------------------------------
 
+    def make_table(self) -> TimerTable:
+        """Return the table of this process, made now if there is none.
+
+        Raises:
+            OSError: there is no memory, descriptor or address space for it.
+        """
+        return self._mapped_table()
+
+    def _mapped_table(self) -> MappedTable:
+        made = self._made
+        table = made.get(None)
+        if table is None:
+            new = unnamed_table(self.pools)
+            table = made.setdefault(None, new)  # atomic: another thread or a handler may have been quicker
+            if table is not new:
+                new.descriptor.close()
+        if made is self._made:
+            self.table = table
+        return table
+
     def ring(self, deadline: float) -> bool:
-        """Tell the server of a deadline. Returns False if it is gone."""
+        """Tell the server of a deadline. Returns False if it is gone: whoever connects will ring."""
+        if self._ring(deadline):
+            return True
+        self._unrung = True
+        return self._ring(deadline)  # it may have been connected before it could see that
+
+    def _ring(self, deadline: float) -> bool:
         table = self.table
         if table is None or not self.connection.connected:
             return False
@@ -80,53 +111,71 @@ class SharedTableQueue(WorkerQueue):
 
     # -- connecting ------------------------------------------------------------------------------
 
-    def introduce(self) -> tuple[list[int], Armed]:
-        """Offer the table that this process has already, if its descriptor is still there."""
-        known = self.table is not None and self._has_descriptor()
-        return [self.descriptor] if known else [], ()
+    def must_connect(self, *, insist: bool) -> bool:
+        """Whether to connect before anything is stored: no server has this process's table yet."""
+        return not self.connection.welcomed and (insist or self.connection.may_attempt())
 
-    def _has_descriptor(self) -> bool:
-        """Whether the table's descriptor is there; if the program has closed it, the file is opened anew."""
-        if not is_open(self.descriptor, self._file):
-            try:
-                path = mapped_path(self._file[1])
-                self.descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-                if not is_open(self.descriptor, self._file):  # another mount namespace's path
-                    os.close(self.descriptor)
-                    self.descriptor = -1
-            except OSError:
-                self.descriptor = -1
-        return self.descriptor >= 0
+    @property
+    def descriptor(self) -> int:
+        """The descriptor of the table's file, -1 if there is none."""
+        table = self._made.get(None)
+        return -1 if table is None else table.descriptor.number
+
+    def introduce(self) -> tuple[list[int], Armed]:
+        """Hand over the table, if its descriptor is there; if there can be none, the server makes one."""
+        try:
+            descriptor = self._mapped_table().descriptor
+        except OSError:
+            return [], ()
+        return [descriptor.number] if descriptor.is_there() else [], ()
 
     def settle(self, sock: socket.socket, welcome: wire.Welcome, descriptor: int) -> None:
-        """Take a connection into use; the first one brings the table.
+        """Take a connection into use.
 
         Raises:
-            ProtocolError: it does not.
+            ProtocolError: there is no table.
             Refused: the server does not know our table and could not take it over, so it cannot protect us.
         """
-        if welcome.has_table and self.table is None:
-            if descriptor < 0:
-                raise ProtocolError("a welcome without its table")
-            self._map(descriptor, welcome.offset)
-        elif descriptor >= 0:
-            raise Refused(self.path, "it does not accept the table this process has already")
-        assert self.table is not None
+        if welcome.has_table != (descriptor >= 0):
+            raise ProtocolError("a welcome without its table")
+        if welcome.has_table:
+            self._go_over(descriptor, welcome.offset)
+        table = self._mapped_table()
+        table.descriptor.path = welcome.path
+        if self._stacks is None:
+            self._stacks = register(table, table.descriptor.number, table.descriptor.file)
         self.connection.use(sock)
-        self.watched = self.table
-        self.table.forget_rings()
+        self.watched = table
+        table.forget_rings()
+        if self._unrung:
+            self._unrung = False
+            self.ring(table.now())
 
-    def _map(self, descriptor: int, offset: float) -> None:
-        table = mapped_table(descriptor, self._grow, self.pools, offset)
-        self.descriptor = descriptor
-        self._file = identity(descriptor)
-        self.table = table.prepared()
-        self._stacks = register(self.table, descriptor, self._file)
+    def _go_over(self, descriptor: int, offset: float) -> None:
+        """Go over to a table that the server has made, because it cannot use ours, or there is none.
 
-    def _grow(self, slots: int) -> None:
-        if not self._has_descriptor():
-            raise OSError("the program closed the table's descriptor")
-        allocate(self.descriptor, slots)
+        Ours may be on another clock, a time namespace's, or the program has closed its descriptor. Whoever is
+        in there already stays there, unwatched, and is told.
+        """
+        former = self._made.get(None)
+        if former is not None and self.connection.welcomed:
+            raise Refused(self.path, "it does not accept the table this process has already")
+        new = MappedTable(TableDescriptor(descriptor), self.pools, offset).prepared()
+        self._made[None] = new
+        if former is not None:
+            former.pools = {}
+            self.pools.clear()
+            self.sites.clear()
+            former.cells[PROMISE] = nan  # whoever is renewed there comes over
+            former.descriptor.close()
+            armed = len(reader_of(former).timers())
+            if armed and (self.connection.aloud or self.connection.strict):
+                log.warning(
+                    "%d timers are not watched: they were armed before the timer server at %r answered, "
+                    "and it cannot read the table that they are in",
+                    armed,
+                    self.path,
+                )
 
     # -- outages, and the end --------------------------------------------------------------------
 
@@ -143,7 +192,7 @@ class SharedTableQueue(WorkerQueue):
         connection = self.connection
         if connection.unwatched and connection.connected:
             self.note_lateness()
-        to_do = connection.unwatched or connection.closed_by_program
+        to_do = connection.unwatched or connection.closed_by_program or connection.expected
         return to_do and connection.users > 0 and not self.ended
 
     def reconnect(self) -> None:
@@ -155,19 +204,19 @@ class SharedTableQueue(WorkerQueue):
     def end(self) -> None:
         """Keep the timers of ``acquire``, in a table of their own on the same file; blocks lose theirs."""
         super().end()
-        former, keyed = self.table, None
-        if former is None or self._file == NO_FILE:
+        former, keyed = self._made.get(None), None
+        if former is None:
             return
         with contextlib.suppress(OSError):
-            if self._has_descriptor():
-                keyed = mapped_table(self.descriptor, self._grow, {}, former.offset)
+            if former.descriptor.is_there():
+                keyed = MappedTable(former.descriptor, {}, former.offset)
         if keyed is None:  # they cannot be told apart any more
             former.disarm()
         make_private(former)
         if keyed is not None:
-            timers = TableReader(lambda size, offset: bytes(keyed.raw[offset : offset + size])).timers()
+            timers = reader_of(keyed).timers()
             keyed.adopt_cells((t.slot, t.scope, 0) for t in timers if not t.key_ordinal)
-            self.table = keyed
+            self.table = self._made[None] = keyed
 
     def depart(self) -> None:
         """Disarm what is left, and say BYE: the server forgets this process's timers."""
@@ -181,6 +230,7 @@ class SharedTableQueue(WorkerQueue):
         """Close the table's descriptors."""
         if self._stacks is not None:
             self._stacks.undo()
-        if is_open(self.descriptor, self._file):
-            os.close(self.descriptor)
+        table = self._made.get(None)
+        if table is not None:
+            table.descriptor.close()
         super().let_go()

@@ -23,18 +23,18 @@ from time import monotonic
 
 from .._core import layout, wire
 from .._core.locks import Lock
-from .._core.reader import TableReader, Timer
+from .._core.reader import Timer
 from .._core.requests import RELEASE
 from .._core.table import TimerTable
 from ..errors import ProtocolError, TableFull
-from .connection import RETRY_EVERY, Armed, WorkerQueue
+from .connection import RETRY_EVERY, Armed, WorkerQueue, reader_of
 from .memory import private_table
 from .waiting import BUDGET_ON_LOOP, Steps, Wait, within
 
 _LEAVE_WITHIN = 0.25
 """Seconds that the last client to leave waits for the server to acknowledge it; then the thread does."""
 
-_HEAD_OF_HELLO, _PER_TIMER = 512, 16
+_HEAD_OF_HELLO, _PER_TIMER = 8 * 1024, 16
 """Bytes of a HELLO without its timers, and of one timer besides its key; both on the safe side."""
 
 
@@ -263,8 +263,7 @@ class SocketQueue(WorkerQueue):
 
     def _timers(self) -> list[Timer]:
         assert self.table is not None
-        raw = self.table.raw
-        return TableReader(lambda size, offset: bytes(raw[offset : offset + size])).timers()
+        return reader_of(self.table).timers()
 
     def _lose(self, messages: Messages) -> None:
         """Nothing more can be sent on a connection. Another thread may have made a new one by now."""

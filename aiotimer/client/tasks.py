@@ -20,18 +20,28 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import opcode
 import os
+import re
 import sys
 import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack, ExitStack, suppress
 from itertools import islice
 from math import inf
 from operator import attrgetter
 from time import monotonic
-from types import AsyncGeneratorType, CodeType, CoroutineType, FrameType, GeneratorType, MethodType
+from types import (
+    AsyncGeneratorType,
+    CodeType,
+    CoroutineType,
+    FrameType,
+    FunctionType,
+    GeneratorType,
+    MethodType,
+)
 from typing import Any, TypeAlias
 
 from .._core import wire
@@ -64,6 +74,22 @@ _MOST_MOVED_ON = 100
 
 _MOST_THREADS = 1000
 """Of a process whose threads are all looked at: to list them takes a microsecond each, in one piece."""
+
+_MOST_GATHERED = 10_000
+"""Children of a gather that are asked whether they are done: a millisecond."""
+
+_GATHER = "gather of "
+
+_WRAPPED = "_chain_future.<locals>._call_check_cancel"
+"""What asyncio has a future call that stands for a thread's."""
+
+_MOST_CODE = 65_536
+"""Bytes of a function that are searched for loops."""
+
+_BACK = frozenset(
+    number for name, number in opcode.opmap.items() if re.fullmatch(r"(POP_)?JUMP_BACKWARD(_IF_\w+)?", name)
+)
+"""Instructions that end a loop of the program's; what awaits ends its own with one of another name."""
 
 _MOST_LINKS, _MOST_FRAMES = 1000, 100
 _MOST_STACKS = 16 * 1024
@@ -149,6 +175,7 @@ class TaskWalk:
         self._wrappers: dict[int, tuple[bool, type]] = {}
         self._words: dict[int, tuple[str, CodeType]] = {}
         self._lines: dict[tuple[int, int], tuple[Frame, CodeType]] = {}
+        self._cancelled: dict[int, float] = {}  # by slot, after how many seconds its block cancelled its task
         self._searched: dict[int, tuple[int, Any]] = {}  # in this slice, in vain: how deep from a task
         self._slice_ends = -inf
         self._until = clock() + WITHIN
@@ -243,8 +270,9 @@ class TaskWalk:
             task = reference()
             if self._is_pending(task):
                 links, slots, waits_for = self._at(task, self._asked if place[0] else _NOTHING)
-                if (slots, self._frames(links), waits_for) == place:
-                    return wire.TaskReport(self._name(task), len(tasks), *place)
+                still = waits_for == place[2] or waits_for.startswith(_GATHER)  # of fewer by now, perhaps
+                if still and (slots, self._frames(links)) == place[:2]:
+                    return wire.TaskReport(self._name(task), len(tasks), *place[:2], waits_for)
         return None
 
     def _name(self, task: Any) -> str:
@@ -252,7 +280,12 @@ class TaskWalk:
 
     def _at(self, task: Any, asked: frozenset[int]) -> tuple[list[Any], tuple[int, ...], str]:
         links = self._chain(self._task_type.get_coro(task))
-        return links, self._slots_of(links, asked) if asked else (), self._waits_for(task, links)
+        slots = self._slots_of(links, asked) if asked else ()
+        waits_for = self._waits_for(task, links)
+        after = next((self._cancelled[slot] for slot in slots if slot in self._cancelled), None)
+        if waits_for and after is not None:
+            waits_for += f"; cancelled after {after:g} s, and did not end"
+        return links, slots, waits_for
 
     def _chain(self, link: Any) -> list[Any]:
         """Return coroutines and generators, each waiting for the next, outermost first."""
@@ -319,7 +352,13 @@ class TaskWalk:
             return _NOTHING
         if word is None or pool.table is not self._table:
             return _NOTHING
-        return frozenset((word - FIRST_DEADLINE,))
+        slot = word - FIRST_DEADLINE
+        self._cancelled.pop(slot, None)
+        with suppress(AttributeError):  # it has no grace
+            soft = object.__getattribute__(block, "_soft")
+            if object.__getattribute__(soft, "fired") is True:
+                self._cancelled[slot] = object.__getattribute__(soft, "after")
+        return frozenset((slot,))
 
     def _frames(self, links: list[Any]) -> tuple[Frame, ...]:
         if len(links) > _MOST_FRAMES:  # the ends say most
@@ -351,16 +390,54 @@ class TaskWalk:
         if issubclass(kind, self._task_type):
             return f"task {self._name(waiter)!r}"
         if kind is _Gathering:
-            children = waiter._children
-            named = (
-                self._name(child) if issubclass(type(child), self._task_type) else "future"
-                for child in children[:10]
-            )
-            more = f" and {len(children) - 10} more" if len(children) > 10 else ""
-            return _cut(f"gather of {', '.join(map(repr, named))}{more}", 300)
+            return self._gathers(waiter._children)
         if links and (words := self._within(_SUSPENDED[id(type(links[-1]))][1](links[-1]))):
-            return words
+            polls = words == "asyncio.sleep" and len(links) > 1 and _is_in_loop(_frame(links[-2]))
+            return f"{words} in a loop" if polls else words
+        if kind is asyncio.Future and any(map(_is_of_executor, _callbacks(waiter) or ())):
+            return "run_in_executor"
         return _cut(f"<{_name_of_type(waiter)}{' pending' if known else ''}>", 200)
+
+    def _gathers(self, children: list[Any]) -> str:
+        """Return in words which children of a gather are not done, of the first so many."""
+        pending = [
+            child
+            for child in children[:_MOST_GATHERED]
+            if not (issubclass(type(child), asyncio.Future) and asyncio.Future.done(child))
+        ]
+        named = (
+            self._name(child) if issubclass(type(child), self._task_type) else "future"
+            for child in pending[:10]
+        )
+        more = f" and {len(pending) - 10} more" if len(pending) > 10 else ""
+        are = "is" if len(pending) == 1 else "are"
+        words = f"{_GATHER}{len(children)}, of which {len(pending)} {are} not done:"
+        return _cut(f"{words} {', '.join(map(repr, named))}{more}", 300)
+
+
+_callbacks: Callable[[Any], Any] = asyncio.Future._callbacks.__get__
+
+
+def _is_of_executor(callback: tuple[Any, ...]) -> bool:
+    """Whether a future has this callback because it stands for one of a thread (``asyncio.wrap_future``)."""
+    function: Any = callback[0]
+    return type(function) is FunctionType and function.__code__.co_qualname == _WRAPPED
+
+
+def _is_in_loop(frame: FrameType | None) -> bool:
+    """Whether a frame is suspended between the two ends of a jump back, which a loop ends with."""
+    if frame is None:
+        return False
+    code, at, argument = frame.f_code.co_code[:_MOST_CODE], frame.f_lasti, 0
+    for offset in range(0, len(code) - 1, 2):
+        operation, argument = code[offset], argument << 8 | code[offset + 1]
+        if operation == opcode.EXTENDED_ARG:
+            continue
+        # Back from behind the instruction: what it caches since 3.12 makes that a word.
+        if operation in _BACK and offset + 2 - 2 * argument <= at < offset:
+            return True
+        argument = 0
+    return False
 
 
 def _in_words(code: CodeType) -> str:

@@ -4,8 +4,8 @@ A handshake, or a request and its acknowledgement, is written once, as a generat
 for (:class:`Wait`) and never waits itself. :func:`run` drives it by blocking the thread in ``poll``;
 :func:`run_async` by suspending the task on the running loop, whichever loop that is. When the time is over,
 TimeoutError is raised where it waits; interrupted, the generator is closed, which undoes what it had begun.
-A wait with a limit of its own is not taken from the budget. The idea is psycopg's (``psycopg/generators.py``,
-``waiting.py``).
+A wait with a limit of its own is not taken from the budget, unless that is asked for. The idea is psycopg's
+(``psycopg/generators.py``, ``waiting.py``).
 """
 
 from __future__ import annotations
@@ -46,18 +46,23 @@ T = TypeVar("T")
 Steps: TypeAlias = Generator[Wait, None, T]
 
 
-def run(steps: Steps[T], budget: float) -> T:
+def run(steps: Steps[T], budget: float, *, patient: bool = True) -> T:
     """Drive ``steps`` to the end by blocking this thread.
 
+    Args:
+        steps: what to do.
+        budget: seconds that this may take.
+        patient: a wait with a limit of its own is not part of the budget.
+
     Raises:
-        TimeoutError: it took longer than ``budget`` seconds, and the steps did not make another error of it.
+        TimeoutError: it took longer, and the steps did not make another error of it.
     """
-    time = _Time(budget)
+    time = _Time(budget, patient=patient)
     try:
         wait = next(steps)
         while True:
             try:
-                _block(wait, time.left(wait))
+                _block(wait, time)
             except (AiotimerError, OSError) as error:
                 wait = steps.throw(error)
             else:
@@ -68,7 +73,8 @@ def run(steps: Steps[T], budget: float) -> T:
         steps.close()
 
 
-def _block(wait: Wait, left: float) -> None:
+def _block(wait: Wait, time: _Time) -> None:
+    left = time.left(wait)
     if wait.call is not None:
         wait.call(left)
     elif wait.descriptor < 0:
@@ -76,17 +82,18 @@ def _block(wait: Wait, left: float) -> None:
     else:
         poll = select.poll()
         poll.register(wait.descriptor, select.POLLOUT if wait.write else select.POLLIN)
-        poll.poll(left * 1000)
+        if not poll.poll(left * 1000):
+            raise time.over(left)
 
 
-async def run_async(steps: Steps[T], budget: float) -> T:
-    """Drive ``steps`` to the end by suspending this task; raises as :func:`run`."""
-    time = _Time(budget)
+async def run_async(steps: Steps[T], budget: float, *, patient: bool = True) -> T:
+    """Drive ``steps`` to the end by suspending this task; as :func:`run`."""
+    time = _Time(budget, patient=patient)
     try:
         wait = next(steps)
         while True:
             try:
-                await _suspend(wait, time.left(wait))
+                await _suspend(wait, time)
             except (AiotimerError, OSError) as error:
                 wait = steps.throw(error)
             else:
@@ -97,9 +104,10 @@ async def run_async(steps: Steps[T], budget: float) -> T:
         steps.close()
 
 
-async def _suspend(wait: Wait, left: float) -> None:
+async def _suspend(wait: Wait, time: _Time) -> None:
     import asyncio
 
+    left = time.left(wait)
     loop = asyncio.get_running_loop()
     if wait.call is not None:
         await loop.run_in_executor(None, wait.call, left)
@@ -107,14 +115,15 @@ async def _suspend(wait: Wait, left: float) -> None:
     if wait.descriptor < 0:
         await asyncio.sleep(min(wait.seconds, left))
         return
-    ready: asyncio.Future[None] = loop.create_future()
+    ready: asyncio.Future[bool] = loop.create_future()
     add, remove = (
         (loop.add_writer, loop.remove_writer) if wait.write else (loop.add_reader, loop.remove_reader)
     )
-    timer = loop.call_later(left, _set, ready)
-    add(wait.descriptor, _set, ready)
+    timer = loop.call_later(left, _set, ready, False)
+    add(wait.descriptor, _set, ready, True)
     try:
-        await ready
+        if not await ready:
+            raise time.over(left)
     finally:
         timer.cancel()
         remove(wait.descriptor)
@@ -123,10 +132,11 @@ async def _suspend(wait: Wait, left: float) -> None:
 class _Time:
     """How long steps may still take."""
 
-    __slots__ = ("_apart_since", "_budget", "_until")
+    __slots__ = ("_apart_since", "_budget", "_patient", "_until")
 
-    def __init__(self, budget: float) -> None:
+    def __init__(self, budget: float, *, patient: bool) -> None:
         self._budget = budget
+        self._patient = patient
         self._until = monotonic() + budget
         self._apart_since: float | None = None
 
@@ -139,17 +149,22 @@ class _Time:
         now = monotonic()
         if self._apart_since is not None:  # the last wait was not part of the budget
             self._until += now - self._apart_since
-        apart = wait.until > now
+        apart = self._patient and wait.until > now
         self._apart_since = now if apart else None
-        left = max(self._until, wait.until) - now
+        left = (max(self._until, wait.until) if apart else self._until) - now
         if left <= 0:
-            raise TimeoutError(f"no answer within {self._budget:g} s")
+            raise self.over(left)
         return left
 
+    def over(self, left: float) -> TimeoutError:
+        """Return the error that the last wait, which could take so many seconds, was in vain."""
+        seconds = self._budget if self._apart_since is None else left
+        return TimeoutError(f"no answer within {seconds:.2g} s")
 
-def _set(future: Future[None]) -> None:
+
+def _set(future: Future[bool], result: bool) -> None:
     if not future.done():
-        future.set_result(None)
+        future.set_result(result)
 
 
 class Turn:

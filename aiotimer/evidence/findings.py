@@ -17,7 +17,8 @@ Frame: TypeAlias = list[Any]
 """``[file, line, function]``; JSON has no tuples."""
 
 ASK_WITHIN = 0.5
-"""Seconds that a worker's event loops have to answer: a loop that is alive does so in milliseconds."""
+"""Seconds within which a worker's event loops answer, if they are not starved: usually in milliseconds. No
+longer is put off what falls due meanwhile."""
 
 
 class Answers(list[wire.Tasks]):
@@ -44,10 +45,15 @@ class Subject(NamedTuple):
         slots: where that timer is in its table; given to its loops by ``ask``.
         table: a descriptor of its table's file, duplicated too; -1: there is none.
         table_inode: of that file.
-        ask: ask every loop of the worker; None: none has said that it would answer. It returns
-            :class:`Answers`, or a plain list if all answered.
+        ask: ask every loop of the worker, and put what they answer into :class:`Answers` as it comes, until
+            cancelled; None: none has said that it would answer.
+        connected: its connection stands: it has not closed descriptors that are not its own.
+        confirm: asked just before its first thread is sent the dump signal: whether its timer is still armed.
+        thread: ``threading.get_ident()`` of the thread that entered the block in question, 0: not known.
+        seen: called when all has been seen of it that takes no signal; or not at all, if it is over before.
         kills_next: it is sent SIGKILL next, so it may be stopped for a while before, or sent its dump signal;
             else nothing is done that could harm it.
+        libraries: how the paths of its libraries begin; empty if that is not known.
     """
 
     id: WorkerId
@@ -57,8 +63,13 @@ class Subject(NamedTuple):
     slots: tuple[int, ...] = ()
     table: int = -1
     table_inode: int = 0
-    ask: Callable[[], Awaitable[list[wire.Tasks]]] | None = None
+    ask: Callable[[Answers], Awaitable[object]] | None = None
+    connected: bool = False
+    confirm: Callable[[], bool] = lambda: True
     kills_next: bool = False
+    thread: int = 0
+    seen: Callable[[], object] = lambda: None
+    libraries: tuple[str, ...] = ()
 
 
 class Findings(NamedTuple):
@@ -68,7 +79,9 @@ class Findings(NamedTuple):
         verdict: what it was doing, in words.
         where: the line of the user's code, ``train.py:42``; "" if that is not known.
         tasks: what the tasks of its loops wait for; those of the timer's own block have ``own``.
-        stacks: its threads' Python stacks; ``native`` are the C functions on top, if they are known.
+        stacks: its threads' Python stacks; ``native`` are the C functions on top, if they are known; ``ran``
+            is the share of the time between two looks for which the thread ran, ``moves`` and ``lines`` are
+            what ``motion`` says of them.
         process: what /proc says, as ``evidence/proc.py`` reads it.
         probes: how each probe went: how long it took, or why there is nothing from it.
         stacks_text: the stacks for people.
@@ -105,9 +118,15 @@ def stack(
         "tid": 0,
         "main": False,
         "current": current,
+        "entered": False,  # whether it entered the block in question
         "gil": None,
         "state": "",
         "syscall": "",
+        "waits": "",
+        "holder": "",
         "frames": [] if frames is None else frames,
         "native": [],
+        "ran": None,
+        "moves": None,
+        "lines": [],
     }

@@ -11,36 +11,23 @@ The laws of this file:
 from __future__ import annotations
 
 import contextlib
-import platform
+import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from .._core.requests import WorkerId
 from .._linux import procfs
+from . import calls, reasons, waits
 
 MAX_THREADS = 256
 MAX_DESCRIPTORS = 256
 MAX_CHILDREN = 64
 _MAX_COMMAND = 4096
-
-_TABLE = """
-read 0 63  readv 19 65  recvfrom 45 207  recvmsg 47 212  recvmmsg 299 243  write 1 64  writev 20 66
-sendto 44 206  sendmsg 46 211  poll 7 -1  ppoll 271 73  select 23 -1  pselect6 270 72  epoll_wait 232 -1
-epoll_pwait 281 22  epoll_pwait2 441 441  futex 202 98  futex_waitv 449 449  wait4 61 260  waitid 247 95
-nanosleep 35 101  clock_nanosleep 230 115  pause 34 -1  connect 42 203  accept 43 202  accept4 288 242
-flock 73 32  fcntl 72 25  ioctl 16 29  open 2 -1  openat 257 56  close 3 57  fsync 74 82
-fdatasync 75 83  msync 26 227  io_getevents 208 4  io_uring_enter 426 426  rt_sigsuspend 130 133
-rt_sigtimedwait 128 137  semtimedop 220 192  semop 65 193  msgrcv 70 188  exit 60 93  exit_group 231 94
-mmap 9 222  munmap 11 215  pread64 17 67  pwrite64 18 68  splice 275 76  sendfile 40 71  lseek 8 62
-newfstatat 262 79  fstat 5 80  sched_yield 24 124  restart_syscall 219 128
-"""
-"""System calls that something can wait in: name, number on x86_64, and on machines with the generic table
-(include/uapi/asm-generic/unistd.h; -1: it has none)."""
-
-_WORDS = _TABLE.split()
-_X86_64 = dict(zip(map(int, _WORDS[1::3]), _WORDS[::3], strict=True))
-_GENERIC = dict(zip(map(int, _WORDS[2::3]), _WORDS[::3], strict=True))
-_SYSCALLS = {"x86_64": _X86_64, "aarch64": _GENERIC, "riscv64": _GENERIC}
+_MAX_CHILDS_COMMAND = 200
+_TICKS = os.sysconf("SC_CLK_TCK")
+_DESCRIPTOR_OF_THREAD = 1024
+"""Bytes of what a C library knows of a thread that are searched for its number (glibc has it at 720)."""
 
 
 def nothing() -> dict[str, Any]:
@@ -49,6 +36,8 @@ def nothing() -> dict[str, Any]:
         "state": "",
         "wchan": "",
         "syscall": "",
+        "waits": "",
+        "holder": "",
         "kernel_stack": [],
         "threads": [],
         "thread_count": 0,
@@ -56,26 +45,25 @@ def nothing() -> dict[str, Any]:
         "descriptors": [],
         "descriptor_count": 0,
         "children": [],
+        "entered_by": 0,
         "cgroup": "",
         "command": [],
         "tracer": 0,
+        "caught": 0,
+        "ignored": 0,
         "tracer_name": "",
+        "cwd": "",
+        "libraries": [],
     }
 
 
-def syscall_name(text: str, machine: str | None = None) -> str:
-    """Return in words what a ``syscall`` file of /proc says: a call's name, its number, or ``running``."""
-    first = text.split()[0] if text.split() else ""
-    if not (first.isascii() and first.removeprefix("-").isdigit()):
-        return first[:16]
-    if int(first) < 0:
-        return "no system call"
-    known = _SYSCALLS.get(platform.machine() if machine is None else machine, {})
-    return known.get(int(first), f"system call {int(first)}")
-
-
-def collect(worker: WorkerId, found: dict[str, Any]) -> None:
+def collect(worker: WorkerId, found: dict[str, Any], thread: int = 0) -> None:
     """Read what /proc has about a process into ``found``, from what cannot block to what might.
+
+    Args:
+        worker: the process.
+        found: where it goes, see :func:`nothing`.
+        thread: ``threading.get_ident()`` of one of its threads: the one that it calls so is ``entered_by``.
 
     Raises:
         ProcessLookupError: it is gone; what was found is void.
@@ -85,6 +73,7 @@ def collect(worker: WorkerId, found: dict[str, Any]) -> None:
         raise ProcessLookupError(f"process {pid} is another one by now")
     steps: tuple[Callable[[int, dict[str, Any]], None], ...] = (
         _status, _waits_for, _threads, _children, _cgroup, _descriptors, _syscall, _kernel_stack, _command,
+        partial(_entered_by, ident=thread), _cwd, _commands_of_children, _waits,
     )  # fmt: skip
     for step in steps:
         try:
@@ -100,6 +89,7 @@ def _status(pid: int, found: dict[str, Any]) -> None:
     fields = procfs.status(pid)
     found["state"] = fields.get("State", "")
     found["tracer"] = int(fields.get("TracerPid", "0"))
+    found["caught"], found["ignored"] = (int(fields.get(name, "0"), 16) for name in ("SigCgt", "SigIgn"))
     found["rss_bytes"] = int(fields.get("VmRSS", "0 kB").split()[0]) * 1024
     if found["tracer"]:
         found["tracer_name"] = procfs.name_of(found["tracer"])
@@ -115,8 +105,8 @@ def _threads(pid: int, found: dict[str, Any]) -> None:
     threads = []
     for tid in tids[:MAX_THREADS]:
         with contextlib.suppress(OSError):  # it has ended
-            known = {"tid": tid, **_name_and_state(pid, tid), "wchan": procfs.wchan(pid, tid), "syscall": ""}
-            threads.append(known)
+            known = {"tid": tid, **_name_and_state(pid, tid), "wchan": procfs.wchan(pid, tid)}
+            threads.append({**known, "syscall": "", "waits": "", "holder": ""})
     found["threads"] = threads
 
 
@@ -128,8 +118,24 @@ def _children(pid: int, found: dict[str, Any]) -> None:
     children = []
     for child in pids[:MAX_CHILDREN]:
         with contextlib.suppress(OSError):
-            children.append({"pid": child, **_name_and_state(child)})
+            known: dict[str, Any] = {
+                "pid": child,
+                **_name_and_state(child),
+                "command": "",
+                "exit": reasons.status_in_words(procfs.wait_status(child)),
+                "started": procfs.start_time(child) / _TICKS,
+                "line": "",
+                "role": "",
+                "stack": [],
+            }
+            children.append(known)
     found["children"] = children
+
+
+def _commands_of_children(_pid: int, found: dict[str, Any]) -> None:
+    for child in found["children"]:
+        with contextlib.suppress(OSError):
+            child["command"] = " ".join(procfs.command_of(child["pid"], _MAX_CHILDS_COMMAND))
 
 
 def _cgroup(pid: int, found: dict[str, Any]) -> None:
@@ -151,7 +157,7 @@ def _descriptors(pid: int, found: dict[str, Any]) -> None:
 def _syscall(pid: int, found: dict[str, Any]) -> None:
     for thread in found["threads"]:
         with contextlib.suppress(ProcessLookupError):  # it has ended
-            thread["syscall"] = syscall_name(procfs.syscall(pid, thread["tid"]))
+            thread["syscall"] = calls.syscall_name(procfs.syscall(pid, thread["tid"]))
         if thread["tid"] == pid:
             found["syscall"] = thread["syscall"]
 
@@ -162,6 +168,41 @@ def _kernel_stack(pid: int, found: dict[str, Any]) -> None:
 
 def _command(pid: int, found: dict[str, Any]) -> None:
     found["command"] = procfs.command_of(pid, _MAX_COMMAND)
+
+
+def _entered_by(pid: int, found: dict[str, Any], ident: int) -> None:
+    """Find out which thread is the one of an ident.
+
+    With the C libraries of Linux that is the address of what they know of the thread. Its number is a part
+    of that: where, is theirs to know, but no other thread's number is there.
+    """
+    if not ident:
+        return
+    numbers = {procfs.inner_tid(pid, thread["tid"]): thread["tid"] for thread in found["threads"]}
+    words = memoryview(procfs.memory_of(pid, ident, _DESCRIPTOR_OF_THREAD)).cast("i")
+    named = {numbers[word] for word in words if word in numbers}
+    if len(named) == 1:
+        found["entered_by"] = named.pop()
+
+
+def _cwd(pid: int, found: dict[str, Any]) -> None:
+    found["cwd"] = procfs.cwd_of(pid)
+
+
+def _waits(pid: int, found: dict[str, Any]) -> None:
+    """Find out what the threads wait for that are in the same call before and after."""
+    threads = {thread["tid"]: thread for thread in found["threads"]}
+    seen = {}
+    for tid in threads:
+        with contextlib.suppress(OSError):
+            seen[tid] = procfs.syscall(pid, tid)
+    parsed = {tid: calls.parse(text) for tid, text in seen.items()}
+    for tid, wait in waits.of_threads(pid, parsed, found["children"]):
+        with contextlib.suppress(OSError):
+            if procfs.syscall(pid, tid) == seen[tid]:
+                threads[tid].update(syscall=parsed[tid].name, **wait._asdict())
+                if tid == pid:
+                    found.update(syscall=parsed[tid].name, **wait._asdict())
 
 
 def _name_and_state(pid: int, tid: int | None = None) -> dict[str, str]:

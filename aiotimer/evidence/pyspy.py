@@ -9,10 +9,12 @@ The laws of this file:
 * py-spy stops the worker while it reads, or it might read nonsense; one that is stopped already, traced or in
   uninterruptible sleep is read as it is. Should py-spy leave it stopped because it was killed in between, it
   is continued.
-* Plain stacks take milliseconds, but native ones ten times as long, and more the larger the libraries are:
-  for so long a worker that lives on would be late for its other timers. It is looked at gently.
+* Plain stacks take milliseconds, but native ones several times as long, a second with large libraries. They
+  are asked for only if a thread stands at one line with the GIL, at every look (``motion``).
 * One look is a moment. A thread that is seen holding the GIL in native code may be a loop in Python, caught
-  in a call that takes a nanosecond: it is looked at again before anybody says that it holds it.
+  in a call that takes a nanosecond: it is looked at again before anybody says that it holds it. One that has
+  not run at all between two looks is no loop.
+* A frame in memory that belongs to no file is what a compiler made at run time: it is native, and nobody's.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from typing import Any
 
 from .._linux.process import send_signal
 from .._linux.procfs import state_of
-from . import unwind
+from . import motion, unwind
 from .findings import Frame, stack
 from .stacks import MAX_FRAMES, MAX_NAME, MAX_STACKS
 
@@ -52,6 +54,8 @@ Of looks at a loop in Python, 5 to 8 % find it in native code, on interpreters w
 
 _START = re.compile(r"0x[0-9a-f]+|_*libc_start\w*|start_thread|_*clone\d?")
 """The functions of libc that begin a thread, few of which have a symbol."""
+
+_ADDRESS = re.compile(r"0x[0-9a-f]+")
 
 _BEGINNING = re.compile(r"<module>|Thread\.(run|_bootstrap)")
 """The outermost function of a program and of a thread; 3.14 begins with ``run``, which C calls."""
@@ -174,7 +178,12 @@ def _wait(helper: subprocess.Popen[bytes], pidfd: int, until: float) -> int:
 
 
 def collect(
-    program: str, pid: int, pidfd: int, limit: float, given_up: threading.Event, *, gently: bool
+    program: str,
+    pid: int,
+    pidfd: int,
+    limit: float,
+    given_up: threading.Event,
+    seen: list[dict[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
     """Return the stacks of a worker's threads as py-spy sees them. Blocks for at most ``limit`` seconds.
 
@@ -184,51 +193,72 @@ def collect(
         pidfd: it, pinned.
         limit: seconds.
         given_up: set when nobody waits for it any more.
-        gently: native stacks are not asked for, unless a thread stands at one line with the GIL.
+        seen: what another helper, which knows of no native code, has seen, if a thread stands with the GIL.
 
     Raises:
         HelperFailed: it did not deliver.
     """
     until = monotonic() + limit
 
-    def look(option: str, share: float = 1.0) -> list[dict[str, Any]]:
-        command = [program, "dump", "--pid", str(pid), "--json", *option.split()]
-        try:
-            return parse(run(command, max(0.0, until - monotonic()) * share, given_up), pid)
-        finally:
-            if not standing and state_of(pid).startswith("T"):
-                send_signal(pidfd, signal.SIGCONT)
+    def look(option: str = "", share: float = 1.0) -> list[dict[str, Any]]:
+        return look_once(program, pid, pidfd, max(0.0, until - monotonic()) * share, given_up, option)
 
-    standing = state_of(pid)[:1] in _STANDING
-    if standing:
-        return look("--nonblocking")
-    plain: list[dict[str, Any]] = []
-    if gently:
-        holders: list[Any] = []
-        while len(holders) < _LOOKS:
-            plain = look("")
-            holders.append(next(((one["tid"], one["frames"]) for one in plain if one["gil"]), None))
-            if holders[-1] is None or holders[-1] != holders[0]:
-                return plain
-    try:
-        # Native stacks need what plain ones do not, symbols above all, and may take too long.
-        found = look("--native", _SHARE)
-    except HelperFailed:
-        if given_up.is_set():
-            raise
-        return plain or look("")
-    for _again in range(_LOOKS - 1):
-        if not _holder_in_native_code(found):
-            break
+    if state_of(pid)[:1] in _STANDING:
+        return look()
+    plain = seen or motion.watch(look, pid, given_up.wait)
+    if not any(stands_with_gil(one) for one in plain):
+        return plain
+    native: list[list[dict[str, Any]]] = []
+    for number in range(_LOOKS):
         try:
-            found = look("--native")
+            # Native stacks need what plain ones do not, symbols above all, and may take too long.
+            native.append(look("--native", 1.0 if number else _SHARE))
         except HelperFailed:
-            break  # no time is left: what was seen is all that is known
+            break  # what was seen is all that is known
+        if not any(one["gil"] and one["native"] and one["ran"] != 0 for one in _together(plain, native)):
+            break
+    return _together(plain, native)
+
+
+def look_once(
+    program: str, pid: int, pidfd: int, limit: float, given_up: threading.Event, option: str = ""
+) -> list[dict[str, Any]]:
+    """Return the stacks of a process's threads as py-spy sees them in one look.
+
+    Args:
+        program, pid, pidfd, limit, given_up: as for :func:`collect`.
+        option: of py-spy's, if it may stop the process: who stands already is read as it is.
+
+    Raises:
+        HelperFailed: it did not deliver.
+    """
+    standing = state_of(pid)[:1] in _STANDING
+    options = ["--nonblocking"] if standing else option.split()
+    try:
+        return parse(run([program, "dump", "--pid", str(pid), "--json", *options], limit, given_up), pid)
+    finally:
+        if not standing and state_of(pid).startswith("T"):  # it was killed before it let it go on
+            send_signal(pidfd, signal.SIGCONT)
+
+
+def stands_with_gil(one: dict[str, Any]) -> bool:
+    """Whether a thread was seen at one place with the GIL at every look: it may be in native code."""
+    return bool(one["gil"]) and motion.stands(one)
+
+
+def _together(plain: list[dict[str, Any]], native: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Return the last look at native code, with what was known of who moves before; without one, that."""
+    if not native:
+        return plain
+    known = {one["tid"]: one for one in plain}
+    found = motion.compare([*native[:-1], [dict(one) for one in native[-1]]])
+    for one in found:
+        former = known.get(one["tid"])
+        if former is not None:
+            one["ran"] = former["ran"]
+            if one["moves"] in (None, motion.STANDS):
+                one["moves"], one["lines"] = former["moves"], former["lines"]
     return found
-
-
-def _holder_in_native_code(found: list[dict[str, Any]]) -> bool:
-    return any(one["gil"] and one["native"] for one in found)
 
 
 def parse(output: bytes, pid: int) -> list[dict[str, Any]]:
@@ -250,11 +280,11 @@ def _stack(trace: dict[str, Any], pid: int) -> dict[str, Any]:
     outermost_is_native = False
     for frame in trace["frames"][:MAX_FRAMES]:  # innermost first
         name = str(frame["name"])[:MAX_NAME]
-        outermost_is_native = frame.get("module") is not None
+        outermost_is_native = frame.get("module") is not None or _is_anonymous(frame)
         if not outermost_is_native:
             frames.append([str(frame["filename"])[:MAX_NAME], int(frame["line"]), name])
         elif not frames:
-            native.append((name, os.path.basename(str(frame["module"]))[:MAX_NAME]))
+            native.append((name, os.path.basename(str(frame.get("module") or "no file"))[:MAX_NAME]))
     if frames and not outermost_is_native:
         native = _called(native)
     tid = int(trace.get("os_thread_id") or 0)
@@ -269,6 +299,11 @@ def _stack(trace: dict[str, Any], pid: int) -> dict[str, Any]:
     if found["main"] and not found["thread"]:
         found["thread"] = "MainThread"
     return found
+
+
+def _is_anonymous(frame: dict[str, Any]) -> bool:
+    """Whether a frame is in memory that belongs to no file: a compiler made it, and it has but an address."""
+    return frame["filename"] == "?" or _ADDRESS.fullmatch(str(frame["name"])) is not None
 
 
 def _called(native: list[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -16,6 +16,8 @@ Json = dict[str, Any]
 _NO_PROCESS: Json = {
     "state": "", "wchan": "", "syscall": "", "kernel_stack": [], "threads": [], "rss_bytes": 0,
     "descriptors": [], "children": [], "cgroup": "", "command": [], "tracer": 0,
+    "cwd": "",
+    "libraries": [],
 }  # fmt: skip
 
 _NONE: list[Json] = []
@@ -31,7 +33,7 @@ class Record(NamedTuple):
         outcome: what has become of the worker.
         time: when that began, Unix time.
         pid: whose.
-        name: its command name.
+        name: what it is called.
         scope: the timer that expired.
         limit_s: the limit of its block.
         exact: limit and entry are its own, and not those of the last entry that was sampled.
@@ -45,6 +47,7 @@ class Record(NamedTuple):
         detail: the rest, in words.
         timers: what was armed on the worker, the expired one first.
         tasks, stacks, process, probes: see :class:`Findings`.
+        host: the name of the machine.
     """
 
     id: str = ""
@@ -70,6 +73,7 @@ class Record(NamedTuple):
     stacks: list[Json] = _NONE
     process: Json = _NO_PROCESS
     probes: Json = _NOTHING
+    host: str = ""
 
     def with_findings(self, found: Findings) -> Record:
         """Return it with what was found out."""

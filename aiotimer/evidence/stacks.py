@@ -27,9 +27,9 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
 from .._core import layout
 from .._linux import procfs
@@ -61,6 +61,25 @@ _THREAD = re.compile(
 _FRAME = re.compile(r'  File (?:"(.*)"|\?\?\?), line (\d{1,9}|\?\?\?) in (.*)')
 
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Target(NamedTuple):
+    """A worker, as far as it takes to have its stacks written.
+
+    Attributes:
+        pid: its own.
+        pidfd: it, pinned.
+        table: a descriptor of its table's file.
+        table_inode: of that file.
+        connected, confirm: see ``Subject``.
+    """
+
+    pid: int
+    pidfd: int
+    table: int
+    table_inode: int
+    connected: bool
+    confirm: Callable[[], bool] = lambda: True
 
 
 class NotSafe(Exception):
@@ -98,16 +117,11 @@ def parse(text: str) -> list[dict[str, Any]]:
     return stacks
 
 
-def collect(
-    pid: int, pidfd: int, table: int, table_inode: int, limit: float, given_up: threading.Event
-) -> tuple[list[dict[str, Any]], str]:
+def collect(worker: Target, limit: float, given_up: threading.Event) -> tuple[list[dict[str, Any]], str]:
     """Have a worker's threads write their stacks, the main one first. Blocks for ``limit`` seconds at most.
 
     Args:
-        pid: the worker's.
-        pidfd: it, pinned.
-        table: a descriptor of its table's file.
-        table_inode: of that file.
+        worker: whose.
         limit: seconds.
         given_up: set when nobody waits for it any more.
 
@@ -119,20 +133,26 @@ def collect(
         OSError: it cannot be sent, or the table not read.
         TimeoutError: nothing was written.
     """
+    pid, pidfd, table = worker.pid, worker.pidfd, worker.table
     signum, descriptor = _words(table)
     found: list[dict[str, Any]] = []
     texts: list[str] = []
     why_not: NotSafe | None = None
+    confirmed = False
     until = monotonic() + limit
     for tid in sorted(procfs.tids_of(pid), key=lambda tid: tid != pid)[:MAX_ASKED]:
         now = monotonic()
         if now >= until or given_up.is_set():
             break
         try:
-            check_safe(pid, pidfd, tid, table, table_inode, signum, descriptor)
+            check_safe(worker, tid, signum, descriptor)
+            confirmed = confirmed or worker.confirm()
+            if not confirmed:
+                raise NotSafe("its timer was released just now")
             with _pinned(pid, pidfd, tid) as target:
                 # Whoever does not get to run leaves half of the time to the others.
-                text = _written(pid, tid, target, table, signum, (now + until) / 2, given_up)
+                begins_by = (now + until) / 2
+                text = _written(worker, tid, target, signum, begins_by, until, given_up)
         except NotSafe as error:
             why_not = why_not or error
             continue
@@ -164,9 +184,7 @@ def _pinned(pid: int, pidfd: int, tid: int) -> Iterator[int]:
         os.close(thread)
 
 
-def check_safe(
-    pid: int, pidfd: int, tid: int, table: int, table_inode: int, signum: int, descriptor: int
-) -> None:
+def check_safe(worker: Target, tid: int, signum: int, descriptor: int) -> None:
     """Check that a thread of a worker can be sent its dump signal without harm.
 
     Raises:
@@ -175,7 +193,7 @@ def check_safe(
     if not signal.SIGRTMIN <= signum <= signal.SIGRTMAX:
         raise NotSafe("the worker has no dump signal")
     try:
-        fields = procfs.status(pid, tid)
+        fields = procfs.status(worker.pid, tid)
         state = fields.get("State", "")
         if fields.get("TracerPid", "0") != "0":
             raise NotSafe("not sent to a process that is traced")
@@ -187,31 +205,54 @@ def check_safe(
             raise NotSafe("the worker does not catch its dump signal any more")
         if _has(fields, signum, "SigBlk"):
             raise NotSafe("the thread blocks the dump signal")
-        if procfs.inode_of(pid, descriptor) != (os.fstat(table).st_dev, table_inode):
+        if not _is_table(worker, descriptor):
             raise NotSafe("the descriptor for its stacks is another file by now")
     except (OSError, ValueError) as error:
         raise NotSafe(f"it cannot be told whether it is safe: {error}") from None
-    if is_dead(pidfd):
+    if is_dead(worker.pidfd):
         raise NotSafe("the worker is gone")
 
 
+def _is_table(worker: Target, descriptor: int) -> bool:
+    """Whether a descriptor of a worker is of its table's file.
+
+    Who is not dumpable, because it has changed its uid perhaps, does not show that to its own user. Then it
+    counts as if it were as long as the worker's connection stands: who closes descriptors that are not its
+    own has closed that one, too.
+    """
+    try:
+        there = procfs.inode_of(worker.pid, descriptor)
+    except PermissionError:
+        return worker.connected
+    return there == (os.fstat(worker.table).st_dev, worker.table_inode)
+
+
 def _written(
-    pid: int, tid: int, target: int, table: int, signum: int, until: float, given_up: threading.Event
+    worker: Target,
+    tid: int,
+    target: int,
+    signum: int,
+    begins_by: float,
+    until: float,
+    given_up: threading.Event,
 ) -> str:
-    """Send one thread the signal, and return what is written until its handler has ended."""
+    """Send one thread the signal, and return what is written until its handler has ended, in whole lines."""
+    pid, table = worker.pid, worker.table
     start = size = max(layout.STACKS_OFFSET, os.fstat(table).st_size)
     send_signal(target, signum)
     quiet = 0
-    while quiet < (_QUIET if size == start else 1) and monotonic() < until:
+    while quiet < (_QUIET if size == start else 1) and monotonic() < (begins_by if size == start else until):
         if given_up.wait(_POLL) or is_dead(target):
             break
-        # Its handler runs with the signal blocked.
-        quiet = 0 if _has(procfs.status(pid, tid), signum, "SigPnd", "ShdPnd", "SigBlk") else quiet + 1
-        size = os.fstat(table).st_size
+        # Its handler runs with the signal blocked; but for a moment before, it is neither that nor pending.
+        busy = _has(procfs.status(pid, tid), signum, "SigPnd", "ShdPnd", "SigBlk")
+        former, size = size, os.fstat(table).st_size
+        quiet = 0 if busy or size != former else quiet + 1
     text = os.pread(table, min(size - start, MAX_SIZE), start)
     _give_back(table, start, size - start)
     # NUL: stacks that somebody else had asked for at the same time, and has given back already.
-    return text.lstrip(b"\0").decode(errors="backslashreplace")
+    whole = text.lstrip(b"\0")
+    return whole[: whole.rfind(b"\n") + 1].decode(errors="backslashreplace")
 
 
 def _words(table: int) -> tuple[int, int]:

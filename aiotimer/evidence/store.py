@@ -26,7 +26,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .._linux.paths import check_ours
+from .._linux.paths import check_ours, make_directories
 from .._linux.procfs import is_taken
 from ..errors import UnsafePath
 from ..events import log, shown
@@ -79,7 +79,7 @@ class Store:
         """
         probe = self.directory / f".new-{os.getpid()}"
         try:
-            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_directories(self.directory)
             probe.mkdir(mode=0o700, exist_ok=True)
             probe.rmdir()
         except OSError as error:
@@ -125,7 +125,7 @@ class Store:
         return True
 
     def _write(self, path: Path, files: dict[str, bytes]) -> None:
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_directories(self.directory)
         check_ours(self.directory)
         if self._saves % self._keep == 0:  # others may share the directory, or clean it up
             self._remove_unfinished()

@@ -6,29 +6,39 @@ The laws of this file:
   /proc, and no guess. Whatever a worker sent or wrote gives a verdict, and raises nothing.
 * Which files of a stack are a library's, and which are the user's, is decided here and nowhere else, so that
   the verdict of a server and the page that is printed from its record agree; and by the text of the path
-  alone, because the page may be printed on another machine. A file is the user's unless its path says that
-  it is not.
+  alone, because the page may be printed on another machine. A file is the user's if it lies outside the
+  directories that the worker's interpreter has its libraries in, which are in the record. Of a worker that
+  has not named them, it is the user's unless its path looks like a library's.
+* A thread that was seen once is told as blocked. That it stands, runs or loops takes two looks (``motion``).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from . import calls, reasons
 from .findings import Frame
+from .motion import holds_gil_in_c, runs, stands
 
 _LOOP = re.compile(r"/(asyncio/(base_events|runners)\.py|uvloop/__init__\.py)$")
+_LOOP_RUNS = re.compile(r"/asyncio/(base_events|runners|events)\.py$|/uvloop/[^/]*$|uvloop/loop\.pyx$")
 _LOOP_INSIDE = re.compile(r"/asyncio/[a-z_]+\.py$|/selectors\.py$|/uvloop/[^/]*$")
+_POOL = re.compile(r"/concurrent/futures/thread\.py$")
 _JOINING = re.compile(r"/(threading|queue)\.py$|/concurrent/futures/[a-z_]+\.py$")
 
-_LIBRARY = re.compile(
+_NOBODYS = re.compile(
     r"<frozen "  # what the interpreter has built in, such as the import system
-    r"|(.*/)?lib(64)?/python3\.\d+t?/"  # the standard library: the system's, pyenv's, conda's
-    r"|(.*/)?lib(64)?/python3\d+\.zip/"  # the same, zipped
-    r"|(.*/)?(site|dist)-packages/"  # what pip or the distribution has installed, zipped or not
     r"|.*\.(pyx|px[di])\Z",  # Cython: where it was when somebody compiled it, most likely elsewhere
+    re.DOTALL,
+)
+
+_LIBRARY = re.compile(
+    r"(.*/)?lib(64)?/python3\.\d+t?/"  # the standard library: the system's, pyenv's, conda's
+    r"|(.*/)?lib(64)?/python3\d+\.zip/"  # the same, zipped
+    r"|(.*/)?(site|dist)-packages/",  # what pip or the distribution has installed, zipped or not
     re.DOTALL,
 )
 
@@ -74,8 +84,9 @@ def verdict(
     state = process["state"][:1]
     if gone or state in ("Z", "X"):
         return Verdict("gone", "")
-    chosen = _thread(stacks, scope)
-    frame = _user_frame(chosen["frames"]) if chosen else None
+    libraries = process.get("libraries") or ()
+    chosen = thread_of_block(stacks, scope, libraries)
+    frame = user_frame(chosen["frames"], libraries) if chosen else None
     if process["tracer"]:
         debugger = f"{process['tracer_name']}, pid {process['tracer']}".lstrip(", ")
         return _at(f"in a debugger ({debugger})", frame)
@@ -85,22 +96,32 @@ def verdict(
         wchan = f" ({process['wchan']})" if process["wchan"] else ""
         return _at("in uninterruptible sleep" + wchan, frame)
     return (
-        _of_own_task(tasks)
-        or _of_gil(stacks, chosen)
-        or (_of_loop_alive(tasks, chosen, scope) if answered and answered >= asked else None)
-        or _of_stack(process, chosen, frame, silent=asked > answered)
+        _of_own_task(tasks, stacks, libraries)
+        or _of_gil(stacks, chosen, libraries, silent=asked > answered)
+        or (
+            _of_loop_alive(tasks, stacks, chosen, scope, libraries)
+            if answered and answered >= asked
+            else None
+        )
+        or _with_children(
+            _of_stack(process, stacks, chosen, libraries, silent=asked > answered), process, chosen, libraries
+        )
         or _of_process(process)
     )
 
 
-def is_users(file: str) -> bool:
+def is_users(file: str, libraries: Sequence[str] = ()) -> bool:
     """Whether a file is the user's: no library's, and not aiotimer's.
 
     Args:
         file: as a frame has it: absolute, relative (``train.py``, of a script), inside a zip file, or no file
             at all (``<string>``, which is the user's code in nearly every case).
+        libraries: how the paths of libraries begin, as the worker has said; if it has not, they are told by
+            what they look like.
     """
-    return not file.startswith(_OURS) and _LIBRARY.match(file) is None
+    if file.startswith(_OURS) or _NOBODYS.match(file):
+        return False
+    return not file.startswith(tuple(libraries)) if libraries else _LIBRARY.match(file) is None
 
 
 def line_of(frame: Frame) -> str:
@@ -113,57 +134,224 @@ def runs_loop(frames: Iterable[Frame]) -> bool:
     return any(_LOOP.search(file) and function != "close" for file, _line, function in frames)
 
 
-def _of_own_task(tasks: list[dict[str, Any]]) -> Verdict | None:
+def _of_own_task(
+    tasks: list[dict[str, Any]], stacks: list[dict[str, Any]], libraries: Sequence[str]
+) -> Verdict | None:
     own = [task for task in tasks if task["own"]]
-    return _awaiting(own) if own else None
+    return _awaiting(own, tasks, stacks, libraries) if own else None
 
 
-def _of_gil(stacks: list[dict[str, Any]], chosen: dict[str, Any] | None) -> Verdict | None:
-    """Say so if native code holds the GIL, and it is the thread in question or that one waits for the GIL."""
-    for one in stacks:
-        if one["gil"] is not True or not one["native"]:
+def _of_gil(
+    stacks: list[dict[str, Any]], chosen: dict[str, Any] | None, libraries: Sequence[str], *, silent: bool
+) -> Verdict | None:
+    """Say so if native code holds the GIL: of the thread in question, or of one that this waits for."""
+    for one in filter(holds_gil_in_c, stacks):
+        frame = user_frame(one["frames"], libraries)
+        if one is chosen and runs(one):
+            return _at("stuck in one call, running (it holds the GIL), called", frame)
+        after = f" ({_doing(one['syscall'])})" if one["syscall"] else ""
+        if one is chosen:
+            return _at("holding the GIL in native code, called", frame, after)
+        if frame is None or chosen is None or not chosen["frames"]:
             continue
-        waited_for = chosen is not None and any(name.startswith("take_gil") for name in chosen["native"])
-        if one is chosen or waited_for:
-            return _at("holding the GIL in native code, called", _user_frame(one["frames"]))
+        where, name = line_of(frame)[:_LONGEST], one["thread"] or f"number {one['tid']}"
+        text = f'the GIL is held by thread "{name[:100]}" in `{frame[2][:100]}` at {where[:200]}{after}'
+        if _JOINING.search(chosen["frames"][-1][0]) and (waits := user_frame(chosen["frames"], libraries)):
+            return Verdict(f"{text}; {line_of(waits)[:100]} waits for a thread", where)
+        if _may_wait_for_gil(chosen, silent=silent):
+            return Verdict(f"{text}; everything else waits for it", where)
     return None
 
 
-def _of_loop_alive(tasks: list[dict[str, Any]], chosen: dict[str, Any] | None, scope: str) -> Verdict | None:
+def _may_wait_for_gil(one: dict[str, Any], *, silent: bool) -> bool:
+    """Whether a thread waits as one does for the GIL: it wakes every switch interval, to look for it.
+
+    A loop that was asked and is silent did wait for events before, when its system call was read.
+    """
+    was_idle = silent and runs_loop(one["frames"])
+    return one["ran"] != 0 and (was_idle or one["syscall"] in ("", "futex", "running", "no system call"))
+
+
+def _of_loop_alive(
+    tasks: list[dict[str, Any]],
+    stacks: list[dict[str, Any]],
+    chosen: dict[str, Any] | None,
+    scope: str,
+    libraries: Sequence[str],
+) -> Verdict | None:
     """Of a worker whose loops are all alive, with a block that none of their tasks is known to be in."""
     named = _in_scope(chosen["frames"], scope) if chosen else None
-    if chosen and named is not None and not runs_loop(chosen["frames"]):
+    if chosen and (chosen["entered"] or named is not None) and not runs_loop(chosen["frames"]):
         return None  # a thread beside the loops
     likely = sorted(tasks, key=lambda task: _distance(task["frames"], scope))
-    waiting = [task for task in likely if task["waits_for"] and _user_frame(task["frames"], strict=True)]
-    return _awaiting(waiting or likely)
+    waiting = [
+        task for task in likely if task["waits_for"] and user_frame(task["frames"], libraries, strict=True)
+    ]
+    return _awaiting(waiting or likely, tasks, stacks, libraries)
 
 
-def _awaiting(tasks: list[dict[str, Any]]) -> Verdict:
-    frames: list[Frame] = next((task["frames"] for task in tasks if task["frames"]), [])
-    return _at("awaiting forever (loop alive)", _user_frame(frames))
+def _awaiting(
+    those: list[dict[str, Any]],
+    tasks: list[dict[str, Any]],
+    stacks: list[dict[str, Any]],
+    libraries: Sequence[str],
+) -> Verdict:
+    task = next((task for task in those if task["frames"]), None)
+    if task is None:
+        return Verdict("awaiting (loop alive)", "")
+    waits, cancelled, rest = task["waits_for"].partition("; cancelled ")
+    after = cancelled + rest if task["own"] else ""
+    task = {**task, "waits_for": waits}
+    task, through = _last_of_chain(task, tasks)
+    frame = user_frame(task["frames"], libraries)
+    words = f"awaiting (loop alive){through}"
+    if task["waits_for"] == _POLLING:
+        words = f"polling (loop alive){through}"
+    if _THREADS.fullmatch(task["waits_for"]) and (one := _thread_of_pool(stacks, libraries)):
+        inner = user_frame(one["frames"], libraries) or ["?", 0, "?"]
+        doing = f" ({_doing(one['syscall'])})" if one["syscall"] else ""
+        call = task["waits_for"].removeprefix("asyncio.")
+        text = f"{words}: `{call}`; its thread is in `{inner[2]}` at {line_of(inner)}{doing}{after}"
+        return Verdict(text[:_LONGEST], line_of(inner)[:_LONGEST])
+    return _at(words, frame, after)
+
+
+_POLLING = "asyncio.sleep in a loop"
+_THREADS = re.compile(r"asyncio\.to_thread|run_in_executor")
+_TASK = re.compile(r"(?:task|gather of \d+, of which 1 is not done:) '(.*)'", re.DOTALL)
+_OF_GATHER = re.compile(r"gather of (\d+), of which (\d+) (?:is|are) not done: .*", re.DOTALL)
+_MOST_LINKS = 20
+
+
+def _last_of_chain(task: dict[str, Any], tasks: list[dict[str, Any]]) -> tuple[dict[str, Any], str]:
+    """Follow a task that waits for another one to the last of them, and say what it waits for, in words."""
+    by_name: dict[str, list[dict[str, Any]]] = {}
+    for one in tasks:
+        by_name.setdefault(one["name"], []).append(one)
+    through = ""
+    for _ in range(_MOST_LINKS):
+        if gathers := _OF_GATHER.fullmatch(task["waits_for"]):
+            through += f" {gathers[2]} of {gathers[1]},"
+        waits = _TASK.fullmatch(task["waits_for"])
+        following = by_name.get(waits[1], []) if waits else []
+        if waits is None or len(following) != 1 or not following[0]["frames"] or following[0] is task:
+            break
+        task = following[0]
+        through += f" task {waits[1][:60]!r},"
+    return task, through
+
+
+def _thread_of_pool(stacks: list[dict[str, Any]], libraries: Sequence[str]) -> dict[str, Any] | None:
+    """Return the thread of a pool that is in the user's code, if there is but one."""
+    found = [
+        one
+        for one in stacks
+        if any(_POOL.search(file) for file, _line, _function in one["frames"])
+        and user_frame(one["frames"], libraries, strict=True)
+        and not runs_loop(one["frames"])
+    ]
+    return found[0] if len(found) == 1 else None
 
 
 def _of_stack(
-    process: dict[str, Any], chosen: dict[str, Any] | None, frame: Frame | None, *, silent: bool
+    process: dict[str, Any],
+    stacks: list[dict[str, Any]],
+    chosen: dict[str, Any] | None,
+    libraries: Sequence[str],
+    *,
+    silent: bool,
 ) -> Verdict | None:
+    frame = user_frame(chosen["frames"], libraries) if chosen else None
     if chosen is None or frame is None:
         return None
-    loop = runs_loop(chosen["frames"])
-    if loop and not silent and _LOOP_INSIDE.search(chosen["frames"][-1][0]):
-        return _at("awaiting forever (loop idle), run", frame)
-    if loop or (silent and chosen["main"]):
-        return _at("event loop blocked in Python", frame)
+    frames = chosen["frames"]
+    loop = runs_loop(frames)
+    if loop and not silent and _LOOP_INSIDE.search(frames[-1][0]):
+        return _at("awaiting (loop idle), run", frame)
+    if loop and silent and goes_round(chosen, libraries):
+        return _at(f"event loop {'does not' if chosen['ran'] == 0 else 'too busy to'} answer, run", frame)
+    blocked = "event loop blocked" if loop or (silent and chosen["main"]) else ""
     syscall = chosen["syscall"] or (process["syscall"] if chosen["main"] else "")
+    if (said := _of_motion(chosen, libraries)) is not None:
+        return Verdict(f"{blocked}, {said.text}"[:_LONGEST], said.where) if blocked else said
+    if (waiting := _waiting(process, stacks, chosen, libraries)) is not None:
+        return _at(f"{blocked}{': ' * bool(blocked)}{waiting[0]}", frame, waiting[1])
+    if blocked:
+        return _at(f"{blocked} in Python", frame)
     return _at("blocked in Python", frame, f" ({_doing(syscall)})" if syscall else "")
+
+
+def goes_round(chosen: dict[str, Any], libraries: Sequence[str]) -> bool:
+    """Whether a loop is between its callbacks, or in another one at every look: so it is alive."""
+    inside = max(n for n, frame in enumerate(chosen["frames"]) if _LOOP_RUNS.search(frame[0]))
+    beneath = chosen["frames"][inside + 1 :]
+    if not any(is_users(file, libraries) for file, _line, _function in beneath):
+        return True
+    moves = chosen["moves"]
+    return moves is not None and (0 <= moves <= inside or (moves == inside + 1 and not chosen["lines"]))
+
+
+def _of_motion(chosen: dict[str, Any], libraries: Sequence[str]) -> Verdict | None:
+    """Say that a thread runs, and between which lines, if it was seen to."""
+    frames, moves, lines = chosen["frames"], chosen["moves"], chosen["lines"]
+    if moves is None or (stands(chosen) and not runs(chosen)):
+        return None
+    running = "running" if runs(chosen) else ""
+    if stands(chosen):
+        return _at("running", user_frame(frames, libraries))
+    here = frames[moves] if moves < len(frames) else None
+    if here is None or not lines or not is_users(here[0], libraries):
+        frame = user_frame(frames[: moves + 1], libraries)
+        return _at(running, frame) if running else None
+    where = line_of(here)[:_LONGEST]
+    span = f"lines {lines[0]} to {lines[-1]}" if len(lines) > 1 else f"line {lines[0]}"
+    words = f"{running + ': ' if running else ''}loops in `{here[2][:100]}`, {span}, now at {where[:200]}"
+    return Verdict(words, where)
+
+
+def _waiting(
+    process: dict[str, Any], stacks: list[dict[str, Any]], chosen: dict[str, Any], libraries: Sequence[str]
+) -> tuple[str, str] | None:
+    """Say what a thread waits for, and what else is known of that; None: it is not known to wait."""
+    known = process if chosen["main"] and not chosen["syscall"] else chosen
+    frames = chosen["frames"]
+    users = max((number for number, frame in enumerate(frames) if is_users(frame[0], libraries)), default=-1)
+    if chosen["moves"] is not None and not stands(chosen) and chosen["moves"] <= users:
+        return None  # it was at another line of the user's, at another look
+    words = calls.in_words(known["syscall"], known["waits"], frames[users + 1 :], chosen["native"])
+    # Who holds the GIL has gone on since its call was read; and who does not may be waiting for that.
+    holders = [one for one in stacks if one["gil"] is True]
+    if not words or chosen in holders or (holders and words == calls.OF_ANY_FUTEX):
+        return None
+    besides = [known["holder"]]
+    elsewhere = [user_frame(one["frames"], libraries, strict=True) for one in stacks if one is not chosen]
+    others = [f"{line_of(frame)} in {frame[2]}" for frame in elsewhere if frame is not None]
+    besides += reasons.of_wait(words, process["children"], others, alone=process["thread_count"] == 1)
+    return words, "".join(f"; {one}" for one in besides if one)
+
+
+def _with_children(
+    said: Verdict | None, process: dict[str, Any], chosen: dict[str, Any] | None, libraries: Sequence[str]
+) -> Verdict | None:
+    """Add to a verdict on who may wait for a child what its children do."""
+    if said is None or chosen is None:
+        return said
+    children = process["children"]
+    busy = [one for one in children if any(is_users(file, libraries) for file, *_ in one["stack"])]
+    syscall = chosen["syscall"] or (process["syscall"] if chosen["main"] else "")
+    after = reasons.of_children(said.text, syscall, children, busy)
+    return said._replace(text=(said.text + after)[:_LONGEST])
 
 
 def _of_process(process: dict[str, Any]) -> Verdict:
     if not process["state"]:
         return Verdict("nothing is known", "")
-    syscall = process["syscall"]
-    doing = _doing(syscall) if syscall else process["state"]
-    return Verdict(f"no Python stack; the main thread is {doing}"[:_LONGEST], "")
+    syscall, state, whose = process["syscall"], process["state"], "the main thread"
+    for thread in process["threads"][1:]:
+        if thread["tid"] == process["entered_by"]:
+            syscall, state, whose = thread["syscall"], thread["state"], "the block's thread"
+    doing = _doing(syscall) if syscall else state
+    return Verdict(f"no Python stack; {whose} is {doing}"[:_LONGEST], "")
 
 
 def _doing(syscall: str) -> str:
@@ -177,18 +365,24 @@ def _at(words: str, frame: Frame | None, after: str = "") -> Verdict:
     return Verdict(f"{words} at {where} in {frame[2]}{after}"[:_LONGEST], where[:_LONGEST])
 
 
-def _user_frame(frames: list[Frame], *, strict: bool = False) -> Frame | None:
+def user_frame(frames: list[Frame], libraries: Sequence[str], *, strict: bool = False) -> Frame | None:
     """Return the innermost frame of the user's code; if there is none, of any, unless ``strict``."""
-    users = next((frame for frame in reversed(frames) if is_users(frame[0])), None)
+    users = next((frame for frame in reversed(frames) if is_users(frame[0], libraries)), None)
     return users or (frames[-1] if frames and not strict else None)
 
 
-def _thread(stacks: list[dict[str, Any]], scope: str) -> dict[str, Any] | None:
-    """Return the thread in question: in the scope's lines, else in a loop, else the main one.
+def thread_of_block(
+    stacks: list[dict[str, Any]], scope: str, libraries: Sequence[str]
+) -> dict[str, Any] | None:
+    """Return the thread in question: the one that entered the block.
 
-    A main thread that only waits for another one gives way to it, if there is but one.
+    Where that is not known, it is one in the scope's lines, else in a loop, else the main one. A main thread
+    that only waits for another one gives way to it, if there is but one.
     """
     with_frames = [one for one in stacks if one["frames"]]
+    entered = next((one for one in with_frames if one["entered"]), None)
+    if entered is not None:
+        return entered
     named = [one for one in with_frames if _in_scope(one["frames"], scope) is not None]
     if named:
         return min(named, key=lambda one: _distance(one["frames"], scope))
@@ -197,7 +391,11 @@ def _thread(stacks: list[dict[str, Any]], scope: str) -> dict[str, Any] | None:
     if loops:
         return main if main in loops else loops[0]
     if main is not None and _JOINING.search(main["frames"][-1][0]):
-        others = [one for one in with_frames if one is not main and _user_frame(one["frames"], strict=True)]
+        others = [
+            one
+            for one in with_frames
+            if one is not main and user_frame(one["frames"], libraries, strict=True)
+        ]
         return others[0] if len(others) == 1 else main
     current = next((one for one in with_frames if one["current"]), None)
     return main or current or (with_frames[-1] if with_frames else None)

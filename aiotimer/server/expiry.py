@@ -7,13 +7,14 @@ for people; what is compared is ``CLOCK_MONOTONIC``.
 from __future__ import annotations
 
 import itertools
+import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import inf
 from typing import Any, NamedTuple, Self
 
 from .._core.durations import DEADLINE, Durations
-from .._core.ladder import name_of
+from .._core.ladder import KILL, name_of
 from .._core.reader import Ran, Timer
 from .._core.requests import WorkerId
 from .._core.watch import Due
@@ -118,6 +119,7 @@ class LookAround:
             "expired": timer.deadline <= self.at,
             "observed": timer.observed,
             "ran": self._runs.get((table, timer.scope), _NEVER_RAN),
+            "note": table.reader.note(timer.slot),
         }
 
 
@@ -142,6 +144,29 @@ def record_id(wall: float, pid: int) -> str:
     return f"{utc}-{pid}-{next(_serial)}"
 
 
+def outlived(sent: Sequence[tuple[int, float]], process: Mapping[str, Any]) -> str:
+    """Say why the last signal before SIGKILL may not have ended a worker, "" if that is not known.
+
+    Whether a handler in Python was called cannot be seen from outside: that is done when C code returns, or
+    when it asks for it.
+
+    Args:
+        sent: the numbers of the signals, each with when it was sent, on one clock.
+        process: the worker, as ``evidence/proc.py`` reads it.
+    """
+    killed_at = next((at for number, at in sent if number == KILL), None)
+    before = [(number, at) for number, at in sent if number != KILL]
+    if killed_at is None or not before:
+        return ""
+    number, at = before[-1]
+    if process.get("ignored", 0) >> number - 1 & 1:
+        return f"{name_of(number)} is ignored by it"
+    if process.get("caught", 0) >> number - 1 & 1:
+        took = f"did not end it within {killed_at - at:.1f} s"
+        return f"{name_of(number)} was caught, and {took}: a handler in Python waits for C code to return"
+    return ""
+
+
 class Expiry:
     """One expiry, from the first action on.
 
@@ -152,6 +177,8 @@ class Expiry:
     Attributes:
         late_s: seconds between the deadline and the first action.
         findings: what was found out, None as long as that is nothing.
+        woken: the worker was sent its dump signal, which may have ended the call that it was in. That it is
+            released after that does not spare the worker.
         kills_next: SIGKILL is what comes when that is known; never of an expiry that is only observed.
         evidence: the directory with what was found out, "" if there is none.
     """
@@ -173,7 +200,7 @@ class Expiry:
         self.timer = timer
         self.late_s = now - due.effective
         self.findings: Findings | None = None
-        self.kills_next = False
+        self.kills_next = self.woken = False
         self.kind: Kind = "expired"
         self.outcome = "pending"
         self.detail = ""
@@ -182,6 +209,7 @@ class Expiry:
         self._wall = time.time()  # noqa: TID251 - for people
         self._ladder = ladder
         self._signals: list[dict[str, Any]] = []
+        self._sent: list[tuple[int, float]] = []
         self._timers: list[dict[str, Any]] = []
         self._entry = NO_ENTRY
         self.id = record_id(self._wall, worker_id.pid)
@@ -189,6 +217,14 @@ class Expiry:
     def is_armed(self) -> bool:
         """Whether the timer is still armed."""
         return self.table.reader.deadline(self.due.slot) == self.due.deadline
+
+    def confirm(self) -> bool:
+        """Whether it is still armed, and may be sent its dump signal; it counts as sent from here on."""
+        try:
+            self.woken = self.is_armed()
+        except (OSError, ValueError):  # its table is closed
+            return False
+        return self.woken
 
     def is_about(self, table: WatchedTable, due: Due) -> bool:
         """Whether this is the expiry of that timer."""
@@ -202,6 +238,7 @@ class Expiry:
     def signalled(self, number: int, now: float) -> None:
         """A signal has been sent."""
         self._signals.append({"signal": name_of(number), "after_s": now - self._began})
+        self._sent.append((number, now))
 
     def look_around(self, around: LookAround) -> None:
         """Note what is armed on the worker, while that can be read."""
@@ -212,6 +249,9 @@ class Expiry:
 
     def becomes(self, kind: Kind, outcome: str, detail: str = "") -> None:
         """Something has become of it."""
+        if outcome == "reaped" and self.findings is not None:
+            said = outlived(self._sent, self.findings.process)
+            detail = "; ".join(filter(None, (detail, said)))
         self.kind, self.outcome, self.detail = kind, outcome, detail
 
     def event(self) -> Event:
@@ -244,4 +284,5 @@ class Expiry:
             signals=list(self._signals),
             detail=self.detail,
             timers=self._timers,
+            host=os.uname().nodename,
         ).with_findings(self.findings or NO_FINDINGS)

@@ -24,12 +24,12 @@ from typing import Any, TypeAlias
 
 from .._core import layout, wire
 from .._linux import table_files
-from .._linux.paths import RUN_LENGTH
+from .._linux.paths import NAME_LENGTH, RUN_LENGTH
 from .._linux.process import hung_up, peer_of, pin_peer
 from .._linux.procfs import program_of, time_namespace
 from .._version import __version__
 from ..errors import AiotimerError, ProtocolError, ServerError, TableFull
-from ..events import Event, log
+from ..events import Event, log, printable
 from ..queue import Inbox
 from .connection import EXHAUSTED, OUT_OF_DESCRIPTORS, ServerConnection
 from .inspector import InspectionChannel, dump
@@ -372,7 +372,7 @@ def _connect(session: Session, worker: Worker, hello: wire.Hello, program: int) 
         offered = connection.take_descriptor()
         if hello.offers_table and offered < 0:
             raise ServerError("the table it offered did not arrive: " + OUT_OF_DESCRIPTORS)
-        table, is_new = _shared_table(registry, worker, offered)
+        table, is_new = _shared_table(registry, worker, offered, same_clock=same_clock)
     else:
         table, is_new = (yield from _socket_table(session, worker, hello, offset)), False
         session.inbox = Inbox(worker.id)
@@ -381,16 +381,31 @@ def _connect(session: Session, worker: Worker, hello: wire.Hello, program: int) 
     table.connection = connection
     table.note_program(program)
     table.note_reap_grant(str(grant))
+    table.note_exit_signal(hello.exit_signal)
+    if table.file.path is None:
+        registry.give_name(worker, table)  # now, when the next server can tell all that it must know
     worker.reap_grant = grant
     worker.run = hello.run[:RUN_LENGTH]
+    worker.said_name = printable(hello.name[:NAME_LENGTH]).strip()
+    worker.libraries = _some_of(hello.libraries)
     worker.connections += 1
     table.watch.connected = True
     table.look()
     if connection.closed or table.closed:
         return  # something had expired already
     descriptor = table.file.descriptor if is_new else -1
-    welcome = wire.Welcome(wire.PROTOCOL_VERSION, __version__, os.getpid(), offset, is_new)
+    path = "" if table.file.path is None else str(table.file.path)
+    welcome = wire.Welcome(wire.PROTOCOL_VERSION, __version__, os.getpid(), offset, is_new, path)
     connection.send(welcome, descriptor)
+
+
+MAX_LIBRARIES, MAX_LIBRARY = 24, 250
+"""Paths of a worker's libraries that are kept, and the characters of one."""
+
+
+def _some_of(libraries: tuple[str, ...]) -> tuple[str, ...]:
+    """Return what a worker says of its libraries, as far as it can be kept."""
+    return tuple(path for path in libraries[:MAX_LIBRARIES] if 1 < len(path) <= MAX_LIBRARY)
 
 
 def _drop_of_other_programs(session: Session, worker: Worker, program: int) -> None:
@@ -402,20 +417,29 @@ def _drop_of_other_programs(session: Session, worker: Worker, program: int) -> N
                 table.connection.close()
 
 
-def _shared_table(registry: Registry, worker: Worker, offered: int) -> tuple[WatchedTable, bool]:
-    """Return the worker's table, and whether it is a new one whose descriptor it needs."""
-    if offered >= 0:
-        known = worker.table_of(os.fstat(offered).st_ino)
-        if known is not None:
-            os.close(offered)
-            return known, False
-        try:
-            file = table_files.check_offered(offered)
-        except BaseException:
-            os.close(offered)
-            raise
-        return registry.watch(worker, file, connected=True), False
-    return registry.new_table(worker, "shared"), True
+def _shared_table(
+    registry: Registry, worker: Worker, offered: int, *, same_clock: bool
+) -> tuple[WatchedTable, bool]:
+    """Return the worker's table, and whether it is a new one whose descriptor it needs.
+
+    It brings its own, unless it could not make one. On another clock than ours no deadline in there would be
+    true, if nobody has told it yet how far that is ahead: then it gets one to begin with.
+    """
+    if offered < 0:
+        return registry.new_table(worker, "shared"), True
+    known = worker.table_of(os.fstat(offered).st_ino)
+    if known is not None:
+        os.close(offered)
+        return known, False
+    try:
+        file = table_files.check_offered(offered)
+    except BaseException:
+        os.close(offered)
+        raise
+    if not same_clock and not layout.read_word(file.read(8, 8 * layout.PROGRAM)):
+        file.close()
+        return registry.new_table(worker, "shared"), True
+    return registry.watch(worker, file, connected=True), False
 
 
 def _socket_table(session: Session, worker: Worker, hello: wire.Hello, offset: float) -> Steps[WatchedTable]:

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._core.durations import MOST, Durations
+from .._linux.paths import make_directories
 from ..errors import HistoryUnreadable
 from ..events import log, shown
 from ..evidence.record import Record
@@ -49,7 +50,7 @@ EVENT_BYTES = 4 * 1024
 
 UNKNOWN = "its server ended before it was known what became of it"
 
-_VERSION = 1
+_VERSION = 2
 _BUSY_WITHIN = 5.0
 """Seconds that SQLite waits for a lock: another writer can only be an old server that is about to end."""
 
@@ -60,12 +61,19 @@ CREATE TABLE IF NOT EXISTS expiries (
     evidence TEXT, record TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS expiries_of_pid ON expiries (pid, number);
 CREATE TABLE IF NOT EXISTS events (number INTEGER PRIMARY KEY, time REAL, pid INTEGER, event TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS scopes (
-    number INTEGER PRIMARY KEY, scope TEXT UNIQUE NOT NULL, count INTEGER NOT NULL, limit_s REAL,
-    durations TEXT NOT NULL);
-PRAGMA user_version = 1;
+CREATE TABLE IF NOT EXISTS durations (
+    number INTEGER PRIMARY KEY, program TEXT NOT NULL, scope TEXT NOT NULL, count INTEGER NOT NULL,
+    limit_s REAL, durations TEXT NOT NULL, UNIQUE (program, scope));
+{of_before}
+PRAGMA user_version = 2;
 COMMIT;
 """
+
+_OF_VERSION_1 = """
+INSERT INTO durations SELECT number, '', scope, count, limit_s, durations FROM scopes;
+DROP TABLE scopes;
+"""
+"""It did not know of which program a scope was."""
 
 
 class History(Backlog[Callable[[], object]]):
@@ -209,8 +217,8 @@ class _Writer:
             for found in scopes:
                 _add(connection, found)
             connection.execute(
-                "DELETE FROM scopes WHERE number <="
-                " (SELECT number FROM scopes ORDER BY number DESC LIMIT 1 OFFSET ?)",
+                "DELETE FROM durations WHERE number <="
+                " (SELECT number FROM durations ORDER BY number DESC LIMIT 1 OFFSET ?)",
                 (SCOPES,),
             )
 
@@ -240,7 +248,7 @@ class _Writer:
         if self._connection is not None and _inode(self._path) == self._inode:
             return self._connection
         self.close()
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_directories(self._path.parent)
         with contextlib.suppress(FileExistsError):  # SQLite would make it with the process's umask
             os.close(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         self._connection = connection = self._connect()
@@ -277,7 +285,7 @@ class _Writer:
             connection.execute("PRAGMA wal_autocheckpoint = 100")
             connection.execute("PRAGMA journal_size_limit = 1048576")
             if version < _VERSION:
-                connection.executescript(_SCHEMA)
+                connection.executescript(_SCHEMA.format(of_before=_OF_VERSION_1 if version == 1 else ""))
         except BaseException:
             connection.close()
             raise
@@ -295,10 +303,10 @@ class _Writer:
 
 def _add(connection: sqlite3.Connection, found: Mapping[str, Any]) -> None:
     """Add durations to those of a scope."""
-    scope, durations = _text(found["scope"]), found["durations"]
+    program, scope, durations = _text(found.get("program", "")), _text(found["scope"]), found["durations"]
     count, limit = found["count"], found["limit_s"]
     known = connection.execute(
-        "SELECT count, limit_s, durations FROM scopes WHERE scope = ?", (scope,)
+        "SELECT count, limit_s, durations FROM durations WHERE program = ? AND scope = ?", (program, scope)
     ).fetchone()
     if known is not None:
         count = min(count + known[0], MOST)
@@ -306,11 +314,11 @@ def _add(connection: sqlite3.Connection, found: Mapping[str, Any]) -> None:
         together = Durations.from_json(_object(known[2]).get(""))
         together.add(Durations.from_json(durations))
         durations = together.as_json()
-        connection.execute("DELETE FROM scopes WHERE scope = ?", (scope,))  # it becomes the newest
+        connection.execute("DELETE FROM durations WHERE program = ? AND scope = ?", (program, scope))
     connection.execute(
-        "INSERT INTO scopes (scope, count, limit_s, durations, number)"
-        " VALUES (?, ?, ?, ?, (SELECT COALESCE(MAX(number), 0) + 1 FROM scopes))",
-        (scope, count, limit, as_json({"": durations}, EVENT_BYTES)),
+        "INSERT INTO durations (program, scope, count, limit_s, durations, number)"  # it becomes the newest
+        " VALUES (?, ?, ?, ?, ?, (SELECT COALESCE(MAX(number), 0) + 1 FROM durations))",
+        (program, scope, count, limit, as_json({"": durations}, EVENT_BYTES)),
     )
 
 
@@ -342,19 +350,22 @@ def events(directory: Path, after: int = 0, limit: int = EVENTS) -> list[tuple[i
 
 
 def scopes(directory: Path) -> list[dict[str, Any]]:
-    """Return what is known of scopes: objects with ``scope``, ``count``, ``limit_s`` and ``durations``.
+    """Return what is known of scopes: of each ``program``, ``scope``, ``count``, ``limit_s``, ``durations``.
 
     Raises:
         HistoryUnreadable: there is a history, and it cannot be read.
     """
-    query = "SELECT scope, count, limit_s, durations FROM scopes ORDER BY number"
+    query = "SELECT program, scope, count, limit_s, durations FROM durations ORDER BY number"
+    before = "SELECT '', scope, count, limit_s, durations FROM scopes ORDER BY number"
     return [
-        {"scope": scope, "count": count, "limit_s": limit, "durations": _object(text).get("")}
-        for scope, count, limit, text in _rows(directory, query, ())
+        {"program": program, "scope": scope, "count": count, "limit_s": limit}
+        | {"durations": _object(text).get("")}
+        for program, scope, count, limit, text in _rows(directory, query, (), before)
     ]
 
 
-def _rows(directory: Path, query: str, arguments: tuple[object, ...]) -> list[Any]:
+def _rows(directory: Path, query: str, arguments: tuple[object, ...], before: str = "") -> list[Any]:
+    """Return what a query gives; ``before`` is that for a database of version 1, if it is another one."""
     import sqlite3
 
     path = directory / DATABASE
@@ -363,8 +374,10 @@ def _rows(directory: Path, query: str, arguments: tuple[object, ...]) -> list[An
     try:
         location = f"{path.absolute().as_uri()}?mode=ro"
         with contextlib.closing(sqlite3.connect(location, timeout=_BUSY_WITHIN, uri=True)) as connection:
-            if not connection.execute("PRAGMA user_version").fetchone()[0]:
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            if not version:
                 return []  # nothing has been written yet
+            query = before if before and version == 1 else query
             return connection.execute(query, arguments).fetchall()
     except (sqlite3.Error, OSError) as error:
         raise HistoryUnreadable(str(path), str(error)) from error

@@ -6,6 +6,9 @@ The laws of this file:
   takes too long, it does not even end when it is cancelled), whoever asked for it goes on when the budget is
   used up or the worker is dead; few are under way at a time, so that a storm of expiries does not become a
   storm of probes.
+* *Everybody is looked at before anybody is killed.* Workers of one job wait for each other, and whoever
+  started them ends the rest as soon as one is dead. So nobody's ladder goes on before all whose timers were
+  due by then have been seen, as far as that takes no signal, or its own budget is used up.
 * An event loop of a worker is asked on an inspection channel, a connection of its own, which it opened with
   ``Attend``; at most one question is on its way on each; who does not answer is told from who has not been
   asked. An answer is untrusted: it is data of the types of :class:`~aiotimer._core.wire.Tasks`, and no longer
@@ -21,7 +24,9 @@ import contextlib
 import functools
 import os
 import time
+from collections import deque
 from collections.abc import Callable
+from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -54,6 +59,38 @@ MAX_TASKS = 1000
 Then: TypeAlias = Callable[[], object]
 
 
+class RollCall:
+    """Those who are being looked at, in the order in which they began. O(1), however many they are."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._latest = 0
+        self._unseen: dict[int, None] = {}
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    def begin(self) -> int:
+        """Somebody is going to be looked at; return the number to be given to :meth:`seen`."""
+        self._latest += 1
+        self._unseen[self._latest] = None
+        return self._latest
+
+    def seen(self, number: int) -> None:
+        """Somebody has been seen, or will not be; saying so again does nothing."""
+        self._unseen.pop(number, None)
+        first = next(iter(self._unseen), inf)
+        while self._waiting and self._waiting[0][0] < first:
+            future = self._waiting.popleft()[1]
+            if not future.done():
+                future.set_result(None)
+
+    async def all_seen(self) -> None:
+        """Wait until all who have begun by now have been seen."""
+        if self._unseen:
+            future = self._loop.create_future()
+            self._waiting.append((self._latest, future))
+            await future
+
+
 def nothing(why: str) -> Findings:
     """Return the findings of whoever found nothing."""
     return NO_FINDINGS._replace(probes={"all": why})
@@ -72,21 +109,30 @@ class Inspector:
         self._queue = queue
         self._loop = loop
         self._turns = asyncio.Semaphore(AT_ONCE)
+        self._roll_call = RollCall(loop)
 
     def begin(self, worker: Worker, expiry: Expiry, then: Then) -> None:
         """Begin to find out what a worker is doing; when that is noted, within the budget, call ``then``."""
         until = self._loop.time() + self.budget
+        number = self._roll_call.begin()
         # Not before all that is due has been looked at: threads and helpers keep the loop from it.
-        self._queue.put(worker.id, self._start, worker, expiry, until, then)
+        self._queue.put(worker.id, self._start, worker, expiry, until, number, then)
 
-    def _start(self, worker: Worker, expiry: Expiry, until: float, then: Then) -> None:
-        self._queue.spawn(self._inspect(worker, expiry, until, then))
+    def _start(self, worker: Worker, expiry: Expiry, until: float, number: int, then: Then) -> None:
+        self._queue.spawn(self._inspect(worker, expiry, until, number, then))
 
-    async def _inspect(self, worker: Worker, expiry: Expiry, until: float, then: Then) -> None:
-        await self._gather(worker, expiry, until)
+    async def _inspect(self, worker: Worker, expiry: Expiry, until: float, number: int, then: Then) -> None:
+        seen = functools.partial(self._roll_call.seen, number)
+        try:
+            await self._gather(worker, expiry, until, seen)
+        finally:
+            seen()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(until):
+                await self._roll_call.all_seen()
         self._queue.do_first(then)  # when the budgets of hundreds end in one moment
 
-    async def _gather(self, worker: Worker, expiry: Expiry, until: float) -> None:
+    async def _gather(self, worker: Worker, expiry: Expiry, until: float, seen: Then) -> None:
         try:
             async with asyncio.timeout_at(until):
                 await self._turns.acquire()
@@ -97,7 +143,7 @@ class Inspector:
             self._turns.release()
             return
         left = min(self.budget, max(0.0, until - self._loop.time()))
-        task = self._queue.start(gather.gather(_subject(worker, expiry), left))
+        task = self._queue.start(gather.gather(_subject(worker, expiry)._replace(seen=seen), left))
         task.add_done_callback(self._done)
         awaited: set[asyncio.Future[Any]] = {task, worker.death(self._loop)}
         try:
@@ -120,17 +166,19 @@ class Inspector:
 def _subject(worker: Worker, expiry: Expiry) -> Subject:
     """Only slots of the worker's own table mean anything to the worker."""
     shared = expiry.table.file.kind == "shared"
-    subject = subject_of(worker, expiry.timer.name, (expiry.timer.slot,) if shared else ())
-    return subject._replace(kills_next=expiry.kills_next)
+    timer = expiry.timer
+    subject = subject_of(worker, timer.name, (timer.slot,) if shared else (), timer.thread)
+    return subject._replace(kills_next=expiry.kills_next, confirm=expiry.confirm)
 
 
-def subject_of(worker: Worker, scope: str = "", slots: tuple[int, ...] = ()) -> Subject:
+def subject_of(worker: Worker, scope: str = "", slots: tuple[int, ...] = (), thread: int = 0) -> Subject:
     """Return a worker as something to find evidence about.
 
     Args:
         worker: whom.
         scope: the timer in question.
         slots: where that is in the table that it shares.
+        thread: that entered its block, as ``Timer`` has it.
     """
     shared = next((table.file for table in worker.tables if table.file.kind == "shared"), None)
     return Subject(
@@ -141,7 +189,10 @@ def subject_of(worker: Worker, scope: str = "", slots: tuple[int, ...] = ()) -> 
         slots,
         -1 if shared is None else shared.descriptor,
         0 if shared is None else shared.inode,
-        functools.partial(inspect_loops, worker, slots) if worker.inspection_channels else None,
+        functools.partial(inspect_loops, worker, slots, None) if worker.inspection_channels else None,
+        worker.connections > 0,
+        thread=thread,
+        libraries=worker.libraries,
     )
 
 
@@ -157,9 +208,10 @@ async def dump(worker: Worker, budget: float, queue: WorkQueue) -> dict[str, Any
     armed = sorted(around.armed, key=lambda one: one[1].deadline)
     # Of several timers, the one that would expire first is the one to be asked about; only slots of the
     # own table of the worker mean anything to it.
-    scope, slots = "", tuple[int, ...]()
+    scope, slots, thread = "", tuple[int, ...](), 0
     for table, timer in armed[:1]:
         scope, slots = timer.name, (timer.slot,) if table.file.kind == "shared" else ()
+        thread = timer.thread
     record = Record(
         id=record_id(wall, worker.id.pid),
         event="dump",
@@ -168,11 +220,10 @@ async def dump(worker: Worker, budget: float, queue: WorkQueue) -> dict[str, Any
         pid=worker.id.pid,
         name=worker.name,
         timers=around.timers(armed[:MAX_TIMERS]),
+        host=os.uname().nodename,
     )
-    findings = await gather.gather(subject_of(worker, scope, slots), budget)
-    # Nothing says for how long it has been awaiting.
-    verdict = findings.verdict.replace("awaiting forever", "awaiting", 1)
-    return record.with_findings(findings._replace(verdict=verdict)).as_json()
+    findings = await gather.gather(subject_of(worker, scope, slots, thread), budget)
+    return record.with_findings(findings).as_json()
 
 
 # -- inspection channels -----------------------------------------------------------------------------------
@@ -240,42 +291,52 @@ class InspectionChannel:
             self._answer.cancel()
 
 
-async def inspect_loops(worker: Worker, slots: tuple[int, ...] = (), within: float = ASK_WITHIN) -> Answers:
+async def inspect_loops(
+    worker: Worker, slots: tuple[int, ...] = (), within: float | None = None, answers: Answers | None = None
+) -> Answers:
     """Ask every loop of a worker that has a channel what its tasks wait for.
 
     Args:
-        worker: whom. What falls due meanwhile is put off.
-        within: seconds to wait for the answers.
+        worker: whom. What falls due meanwhile is put off, for ``ASK_WITHIN`` seconds at most.
+        within: seconds to wait for the answers; None: until it is cancelled.
+        answers: what is answered is put in here as it comes, so that whoever cancels this has it.
 
     Returns:
         The answers of those that did, and how many were asked.
     """
     channels = list(worker.inspection_channels)
+    answers = Answers([], 0) if answers is None else answers
+    answers.asked = len(channels)
     if not channels:
-        return Answers([], 0)
-    now = monotonic()
-    asking = Asking(asyncio.get_running_loop(), now)
+        return answers
+    loop, now = asyncio.get_running_loop(), monotonic()
+    asking = Asking(loop, now)
     worker.asks(asking, now)
+    end = contextlib.ExitStack()  # it is called once, by whoever comes first
+    end.callback(lambda: asking.end(monotonic(), answered=len(answers) == answers.asked))
+    timer = loop.call_later(ASK_WITHIN, end.close)
     questions = [asyncio.ensure_future(channel.inspect(slots)) for channel in channels]
-    answers = Answers([], len(channels))
-    left = MAX_TASKS
+    pending, until = set(questions), None if within is None else now + within
     try:
-        await asyncio.wait(questions, timeout=within)
-        for question in questions:
-            if question.done():
+        while pending:
+            left = None if until is None else max(0.0, until - monotonic())
+            done, pending = await asyncio.wait(pending, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            if not done:
+                break
+            for question in filter(done.__contains__, questions):  # of those that come together, in order
                 with contextlib.suppress(ConnectionError):
-                    answer = question.result()
-                    left_out = answer.left_out + len(answer.tasks[left:])  # or more: some stand for several
-                    number, loop, thread, tasks = (
-                        answer.number,
-                        answer.loop,
-                        answer.thread,
-                        answer.tasks[:left],
-                    )
-                    answers.append(wire.Tasks(number, loop, thread, tasks, left_out, answer.stacks))
-                    left -= len(tasks)
+                    _keep(question.result(), answers)
     finally:
         for question in questions:
             question.cancel()
-        asking.end(monotonic(), answered=len(answers) == answers.asked)
+        timer.cancel()
+        end.close()
     return answers
+
+
+def _keep(answer: wire.Tasks, answers: Answers) -> None:
+    """Keep an answer, as far as there is room for its tasks."""
+    left = MAX_TASKS - sum(len(one.tasks) for one in answers)
+    left_out = answer.left_out + len(answer.tasks[left:])  # or more: some stand for several
+    number, loop, thread, tasks = answer.number, answer.loop, answer.thread, answer.tasks[:left]
+    answers.append(wire.Tasks(number, loop, thread, tasks, left_out, answer.stacks))

@@ -63,7 +63,7 @@ class SocketLock:
         self._socket: tuple[int, ...] | None = None
         path = socket_path + ".lock"
         try:
-            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+            paths.make_directories(Path(path).parent)
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
             self._descriptor = os.open(path, flags, 0o600)
         except OSError as error:
@@ -90,6 +90,11 @@ class SocketLock:
     def fileno(self) -> int:
         """Return the descriptor of the lock file."""
         return self._descriptor
+
+    def is_in_place(self) -> bool:
+        """Whether the lock file is still the one at its path."""
+        there, ours = _file_at(self.socket_path + ".lock"), os.fstat(self._descriptor)
+        return there is not None and there[:2] == (ours.st_dev, ours.st_ino)
 
     def claim(self) -> None:
         """What is at the path now is the socket of whoever holds this lock."""
@@ -184,7 +189,7 @@ def _remove_stale(path: str) -> None:
 
 def clean_up(socket_path: str) -> None:
     """Remove what belongs to a private socket that nobody will serve again, but what was found out."""
-    _clean_up(socket_path, paths.state_directories(socket_path))
+    _clean_up(socket_path, paths.own_state_directories(socket_path))
     remove_orphaned()
 
 
@@ -247,7 +252,7 @@ def _keep_records_only(directory: Path) -> None:
 
 def _remove_if_orphaned(directory: Path) -> None:
     path = paths.socket_of(directory)
-    if not path or _has_living_workers(directory):
+    if not path or not paths.can_be_judged(directory) or _has_living_workers(directory):
         return
     parent, name = os.path.split(path)
     if not os.path.isdir(parent):  # nobody can listen there
@@ -257,7 +262,7 @@ def _remove_if_orphaned(directory: Path) -> None:
     private = _PRIVATE.match(name)
     if private is None or directory.parent != Path(parent) or is_taken(private[1]):
         return  # one that dies is started again, and must not find its lock taken by us at that moment
-    _clean_up(path, [directory])
+    _clean_up(path, [one for one in paths.own_state_directories(path) if one == directory])
 
 
 def _has_living_workers(directory: Path) -> bool:

@@ -117,6 +117,8 @@ class OverdueTracker:
 
     def _check(self, overdue: _Overdue) -> Steps[None]:
         """Read the slots; report what has ended."""
+        if self._overdue.get(overdue.table) is not overdue:
+            return
         now, youngest = self._clock(), -inf
         deadlines = overdue.table.reader.deadlines()
         for number, (slot, expiry) in enumerate(list(overdue.expiries.items()), 1):
@@ -142,33 +144,37 @@ class OverdueTracker:
         if expiry.outcome == "pending":
             self._reporter.report(expiry, "observed", "observed")
         after = max(0.0, at - expiry.due.effective)
-        if expiry.table.closed:
-            detail = f"it left its timers {after:.1f} s after the limit"
-            self._reporter.report(expiry, "worker_gone", "gone", detail)
-        else:
-            self._reporter.report(expiry, "finished", "finished", f"finished {after:.1f} s after its limit")
+        self._reporter.report(expiry, "finished", "finished", f"finished {after:.1f} s after its limit")
 
     def died(self, worker: Worker) -> bool:
         """A worker is dead; return whether anything of it was overdue, which is reported then."""
-        reported = False
-        for table in worker.tables:
-            overdue = self._overdue.pop(table, None)
-            if overdue is None:
-                continue
-            if overdue.check is not None:
-                overdue.check.cancel()
-            now, deadlines = self._clock(), table.reader.deadlines()
-            left = {s for s, e in overdue.expiries.items() if e.due.deadline in deadlines[s : s + 1]}
-            for slot in overdue.expiries.keys() - left:  # it was released just before
-                self._end(overdue.expiries.pop(slot), overdue.ended_at.get(slot, now))
-            self._reporter.queue.put(worker.id, self._report_gone, list(overdue.expiries.values()), now)
-            reported = reported or bool(left)
-        return reported
+        still = [table for table in worker.tables if self._gone(worker, table, "")]
+        return bool(still)
 
-    def _report_gone(self, expiries: list[Expiry], at: float) -> Steps[None]:
+    def removed(self, table: WatchedTable) -> None:
+        """A table is about to be removed: its process has left, or runs another program, or is at its end."""
+        overdue = self._overdue.get(table)
+        if overdue is not None:
+            self._gone(overdue.worker, table, "it left its timers ")
+
+    def _gone(self, worker: Worker, table: WatchedTable, how: str) -> bool:
+        """Report what was overdue in a table, while it can be read; return whether anything still is."""
+        overdue = self._overdue.pop(table, None)
+        if overdue is None:
+            return False
+        if overdue.check is not None:
+            overdue.check.cancel()
+        now, deadlines = self._clock(), table.reader.deadlines()
+        left = {s for s, e in overdue.expiries.items() if e.due.deadline in deadlines[s : s + 1]}
+        for slot in overdue.expiries.keys() - left:  # it was released just before
+            self._end(overdue.expiries.pop(slot), overdue.ended_at.get(slot, now))
+        self._reporter.queue.put(worker.id, self._report_gone, list(overdue.expiries.values()), now, how)
+        return bool(left)
+
+    def _report_gone(self, expiries: list[Expiry], at: float, how: str) -> Steps[None]:
         for expiry in expiries:
             after = max(0.0, at - expiry.due.effective)
-            self._reporter.report(expiry, "worker_gone", "gone", f"{after:.1f} s after its limit")
+            self._reporter.report(expiry, "worker_gone", "gone", f"{how}{after:.1f} s after its limit")
             yield
 
     def stop(self) -> None:

@@ -17,8 +17,9 @@ from pathlib import Path
 
 from .._core.requests import WorkerId
 from .._linux import procfs
-from .._linux.process import is_dead
+from .._linux.process import PID_1, how_it_ended, is_dead
 from .._linux.signals import signal_target
+from ..evidence.reasons import status_in_words
 from ..evidence.threads import TooManyStuck, in_thread
 
 _PATIENCE = 1.0
@@ -45,15 +46,29 @@ class PinnedProcess:
         self.id = worker_id
         self.pidfd = pidfd
         self.inode = os.fstat(pidfd).st_ino
-        self.name = procfs.name_of(worker_id.pid)
+        self._name = procfs.name_of(worker_id.pid)
         try:
             self.session = os.getsid(worker_id.pid)
         except OSError:
             self.session = 0
 
+    @property
+    def name(self) -> str:
+        """Its command name, "?" if it was gone before anybody asked."""
+        if self._name == procfs.UNSENT:  # its main thread is just starting the one whose name this is
+            self._name = procfs.name_of(self.id.pid)
+        return self._name
+
     def is_dead(self) -> bool:
         """Whether it is dead, waited for or not; or let go of, which it is when it is dead."""
         return self.pidfd < 0 or is_dead(self.pidfd)
+
+    def how_it_ended(self) -> str:
+        """Return ``by SIGTERM`` or ``exit 3``, of a dead process; "" if that is not to be had."""
+        status = how_it_ended(self.id, self.pidfd) if self.pidfd >= 0 else None
+        if status is None:
+            return ""
+        return f"{'by ' if status & 0x7F else ''}{status_in_words(status)}"
 
     def signal(self, target: str, number: int) -> str:
         """Signal it, and those that go with it: see ``_linux/signals``.
@@ -103,7 +118,7 @@ class PinnedProcess:
             return False
 
     def why_stopped(self) -> str:
-        """Return why it cannot run, "" if it can: it is stopped, or somebody traces it."""
+        """Return why it cannot run, "" if it can: it is stopped or frozen, or somebody traces it."""
         return why_stopped(self.id.pid)
 
     def close(self) -> None:
@@ -130,8 +145,10 @@ def classify(pid: int) -> str:
         OSError: it is not shown, or gone.
     """
     status = procfs.status(pid)
+    if pid == PID_1:
+        return "it is pid 1 of this pid namespace, which the kernel lets nobody in there kill"
     if group := _frozen(pid):
-        return f"it is frozen, with its cgroup {group}"
+        return _FROZEN.format(group)
     threads = [procfs.status(pid, tid) for tid in procfs.tids_of(pid)]
     for thread in threads:
         if thread["State"].startswith("D"):
@@ -145,14 +162,19 @@ def classify(pid: int) -> str:
 
 
 def why_stopped(pid: int) -> str:
-    """Return why a process cannot run, "" if it can: it is stopped, or somebody traces it."""
+    """Return why a process cannot run, "" if it can: it is stopped or frozen, or somebody traces it."""
     try:
-        status = procfs.status(pid)
+        status, group = procfs.status(pid), _frozen(pid)
     except OSError:
         return ""
+    if group:
+        return _FROZEN.format(group)
     if status["TracerPid"] != "0":
         return f"process {status['TracerPid']} debugs it"
     return "it is stopped" if status["State"].startswith("T") else ""
+
+
+_FROZEN = "it is frozen, with its cgroup {}"
 
 
 def _frozen(pid: int) -> str:

@@ -12,9 +12,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from math import inf
 
-from .._core.ladder import Ladder, ReapGrant, read_reap_grant, reap_grant
+from .._core.ladder import TARGETS, Ladder, ReapGrant, read_reap_grant, reap_grant
 
-TARGETS = ("process", "group", "cgroup")
 STOPPED = ("reap", "hold")
 
 

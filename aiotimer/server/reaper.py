@@ -15,17 +15,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import signal
 from collections.abc import Awaitable, Callable
 from functools import partial
 from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 
-from .._core import reaping
-from .._core.ladder import CONT
+from .._core import layout, reaping
+from .._core.ladder import CONT, KILL
 from .._core.reader import Timer
 from .._core.requests import WorkerId
 from .._core.watch import Due
+from .._linux.process import PID_1
 from ..events import Event, log
 from ..evidence import Findings
 from .expiry import Expiry
@@ -34,6 +36,7 @@ from .pinned_process import classified
 from .policy import Breaker, Policy
 from .reporter import Reporter
 from .slices import Alarm, Steps
+from .tree import Tree, Trees
 from .watched_table import WatchedTable
 from .worker import Worker, drop_after_exec, drop_if_left, drop_unmapped
 
@@ -44,6 +47,8 @@ IN_TIME = "released after its deadline, and before a signal"
 
 AT_ONCE = 64
 """Expired timers of one worker that are dealt with before others have a turn."""
+
+ENDS_ALL = "it is pid 1: it exits at a signal of its own, and all of its pid namespace with it"
 
 LEFT = "it runs another program by now, which is not signalled for what an earlier one has armed"
 UNKNOWN = "nobody can tell whether it still runs the program that armed its timer"
@@ -59,6 +64,8 @@ class _Case:
         shortfall: why only the process itself was signalled, "" if all that was wanted was.
         inherited: what was found out just before, when it was spared for another timer.
         answer: what whoever had its ladder carried out waits for.
+        tree: what it has started, pinned, if that is reaped with it.
+        pinning: that is being looked for; nothing has been done to the worker.
     """
 
     def __init__(self, worker: Worker, machine: reaping.Reaping, alarm: Alarm) -> None:
@@ -70,6 +77,8 @@ class _Case:
         self.shortfall = ""
         self.inherited: Findings | None = None
         self.answer: asyncio.Future[bool] | None = None
+        self.tree: Tree | None = None
+        self.pinning = False
         self.alarm = alarm
 
 
@@ -86,8 +95,10 @@ class Reaper:
         policy: Policy,
         inspector: Inspector,
         clock: Callable[[], float] = monotonic,
+        trees: Trees | None = None,
     ) -> None:
         self._loop = loop
+        self._trees = trees
         self._reap_worker = reap_worker
         self._reporter = reporter
         self._policy = policy
@@ -150,8 +161,32 @@ class Reaper:
             ladder = worker.reap_grant.ladder or self._policy.ladder
             # A run that begins again finds the evidence of the first one.
             known = case.expiry is None or case.expiry.findings is not None
-            self._tell(case, reaping.Begin(ladder, gathered=known or not self._inspector.budget))
+            begin = reaping.Begin(ladder, gathered=known or not self._inspector.budget)
+            if self._target(worker) == "tree":
+                self._reporter.queue.spawn(self._begin_with_tree(case, begin))
+            else:
+                self._tell(case, begin)
         return answer.result() if answer.done() else answer
+
+    def _target(self, worker: Worker) -> str:
+        return worker.reap_grant.target or self._policy.target
+
+    async def _begin_with_tree(self, case: _Case, begin: reaping.Begin) -> None:
+        """Pin what a worker has started, then begin: who is dead has no children any more."""
+        self._let_go_of_tree(case)
+        case.pinning = True
+        tree = None if self._trees is None else await self._trees.pin(case.worker.process)
+        case.pinning = False
+        if tree is not None and self._cases.get(case.worker) is not case:  # it has died meanwhile
+            tree.close()
+        else:
+            case.tree = tree
+        self._tell(case, begin)
+
+    def _let_go_of_tree(self, case: _Case) -> None:
+        tree, case.tree = case.tree, None
+        if tree is not None:
+            tree.close()
 
     def died(self, worker: Worker) -> None:
         """A worker is dead: say so, if that concerns anybody."""
@@ -163,8 +198,11 @@ class Reaper:
     def stop(self) -> None:
         """Give up what is under way; the tables tell the next server."""
         self._overdue_tracker.stop()
+        if self._trees is not None:
+            self._trees.stop()
         for case in self._cases.values():
             case.alarm.set(inf)
+            self._let_go_of_tree(case)
             if case.machine.untouched and case.expiry is not None:
                 self._unmark(case.expiry.table)
 
@@ -332,16 +370,19 @@ class Reaper:
         self._reporter.record(expiry)
 
     def _confirm(self, case: _Case, _action: reaping.Confirm) -> reaping.Armed | reaping.Released:
-        assert case.expiry is not None
-        return reaping.Armed() if case.expiry.is_armed() else reaping.Released()
+        expiry = case.expiry
+        assert expiry is not None
+        return reaping.Armed() if expiry.woken or expiry.is_armed() else reaping.Released()
 
     def _signal(
         self, case: _Case, action: reaping.Signal
     ) -> reaping.Sent | reaping.Gone | reaping.Left | reaping.Refused:
-        process, target = case.worker.process, self._policy.target
+        process, target = case.worker.process, self._target(case.worker)
         known = process.is_dead() or self._program(case)
         if not known:
             return reaping.Refused(UNKNOWN) if known is None else reaping.Left()
+        if case.tree is not None:
+            case.tree.catch_up()
         try:
             case.shortfall = process.signal(target, action.number)
         except ProcessLookupError:
@@ -351,10 +392,37 @@ class Reaper:
             return reaping.Refused(f"{error.strerror}; {again}")
         if case.expiry is not None:
             case.expiry.signalled(action.number, self._clock())
+        if case.tree is not None and self._trees is not None:
+            graces = (case.worker.reap_grant.ladder or self._policy.ladder).total_grace
+            kill_at = min(case.tree.kill_at, self._clock() + graces)
+            self._trees.signal(case.tree, action.number, kill_at, with_cont=action.with_cont)
+        elif target == "tree":
+            case.shortfall = "what it has started could not be pinned"
+        if action.number == KILL and case.worker.id.pid == PID_1:
+            self._reporter.queue.spawn(self._end_init(case, case.expiry))
         if action.with_cont and self._program(case):
             with contextlib.suppress(OSError):
                 process.signal(target, CONT)
         return reaping.Sent()
+
+    async def _end_init(self, case: _Case, expiry: Expiry | None) -> None:
+        """Have pid 1 of our pid namespace exit by itself: a SIGKILL from inside does not reach it.
+
+        Everything in there ends with it, this server too. So it is told before, and written.
+        """
+        worker = case.worker
+        numbers = (
+            table.number(layout.EXIT_SIGNAL) for table in worker.tables
+        )  # as the worker may have written it
+        number = next((one for one in numbers if signal.SIGRTMIN <= one <= signal.SIGRTMAX), 0)
+        if not number:
+            return  # why it does not die is told when that is certain
+        if expiry is not None:
+            self._reporter.report(expiry, "reaped", "reaped", ENDS_ALL)
+        await self._reporter.told()
+        if not worker.closed and self._program(case):
+            with contextlib.suppress(OSError):
+                worker.process.signal("process", number)
 
     def _program(self, case: _Case) -> bool | None:
         """Whether a worker still runs the program that it is being reaped for; None: nobody can tell."""
@@ -374,17 +442,20 @@ class Reaper:
         if expiry is not None:
             self._unmark(expiry.table)
             case.inherited = expiry.findings
+            self._let_go_of_tree(case)
             self._reporter.report(expiry, "late", "late", IN_TIME)
 
     def _forget(self, case: _Case, _action: reaping.Forget) -> None:
         worker, expiry, case.expiry = case.worker, case.expiry, None
         assert expiry is not None
+        self._let_go_of_tree(case)
         for table in list(worker.tables):
             drop_if_left(worker, table, self._reporter.emit)
         self._reporter.report(expiry, "worker_gone", "gone", LEFT)
 
     def _fail(self, case: _Case, action: reaping.Fail) -> None:
         case.failed, case.expiry = case.expiry, None
+        self._let_go_of_tree(case)
         if case.failed is not None:
             self._unmark(case.failed.table)
             if action.report:
@@ -396,6 +467,10 @@ class Reaper:
             table.mark_reaped(0.0)
 
     # -- the end ---------------------------------------------------------------------------------
+
+    def table_removed(self, table: WatchedTable) -> None:
+        """A table is about to be removed."""
+        self._overdue_tracker.removed(table)
 
     def _despair(self, case: _Case, _action: reaping.Despair) -> None:
         self._reporter.queue.spawn(self._report_unkillable(case))
@@ -415,11 +490,16 @@ class Reaper:
     def _end(self, case: _Case, action: reaping.End) -> None:
         worker, expiry = case.worker, case.expiry
         was_overdue = self._overdue_tracker.died(worker)
-        if expiry is not None and action.reaped:
+        if case.tree is not None and self._trees is not None:
+            self._trees.died(case.tree, self._clock())
+        if expiry is not None and action.reaped and not case.pinning:
             detail = case.shortfall and f"only the process was signalled: {case.shortfall}"
+            if case.tree is not None and case.tree.shortfall:
+                detail = f"not all that it has started was signalled: {case.tree.shortfall}"
             self._reporter.report(expiry, "reaped", "reaped", detail)
         elif expiry is not None:
-            self._reporter.report(expiry, "worker_gone", "gone", "by itself, with timers armed")
+            detail = ", ".join(filter(None, (worker.process.how_it_ended(), "with timers armed")))
+            self._reporter.report(expiry, "worker_gone", "gone", detail)
         elif not was_overdue and worker.holds_timers():
             self._reporter.emit(Event("worker_gone", worker.id, worker.name, detail="with timers armed"))
 

@@ -27,6 +27,7 @@ from .._core.requests import WorkerId
 from .._core.table import TimerTable
 from .._core.watch import Due, Lifeline, Watch
 from .._linux import table_files
+from .._linux.descriptor_store import DescriptorStore
 from .._linux.process import is_dead, pin
 from .._linux.procfs import foreign_uid, program_of
 from ..errors import ForeignProcess, ServerError
@@ -44,6 +45,9 @@ _PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 _ADOPT_AGAIN = 1.0
 """Seconds after which those tables are tried again."""
 
+_MOST_IN_VAIN = 16
+"""Descriptors of tables that are gone, and are kept for a while: to look through them all takes long."""
+
 _SLOT = layout.TABLE_SIZE // layout.SLOTS
 """Bytes of a table that each of its slots takes."""
 
@@ -57,9 +61,10 @@ class Registry:
         bound: the furthest ahead that looks are promised, seconds.
         on_due: called with a worker, a table and the timers that have expired in it.
         on_dead: called with a worker that is dead, before its tables go.
-        before_removal: called with a table that is about to be deleted.
+        before_removal: called with a worker and a table of it that is about to be deleted.
         queue: where looks come first, and a death waits until everything noted before it is described.
         disposal: gives back the memory of tables.
+        store: keeps the descriptors of tables that can have no name; None: nothing does.
     """
 
     def __init__(
@@ -71,9 +76,10 @@ class Registry:
         on_due: OnDue,
         on_dead: Callable[[Worker], None],
         emit: Callable[[Event], None],
-        before_removal: Callable[[WatchedTable], object],
+        before_removal: Callable[[Worker, WatchedTable], object],
         queue: WorkQueue,
         disposal: Disposal,
+        store: DescriptorStore | None,
     ) -> None:
         self.workers: dict[WorkerId, Worker] = {}
         self._by_pid: dict[int, Worker] = {}  # the newest with each pid: older ones are dead
@@ -90,6 +96,9 @@ class Registry:
         self._disposal = disposal
         self._adoption: Steps[None] | None = None
         self._adopt_again: asyncio.TimerHandle | None = None
+        self._store = store
+        self._kept: set[str] = set()  # of the tables that there are, the names under which they are kept
+        self._kept_in_vain, self._lets_go = 0, False
 
     def register(self, worker_id: WorkerId, pidfd: int) -> Worker:
         """Return the worker of that identity, a new one if need be; takes over the pidfd."""
@@ -161,7 +170,60 @@ class Registry:
         file = table_files.create_table(
             self.directory, worker.id, worker.process.inode, kind, len(worker.tables)
         )
+        if file.path is None:
+            self._keep(worker, file)
         return self.watch(worker, file, connected=True)
+
+    def give_name(self, worker: Worker, table: WatchedTable) -> None:
+        """Give a table that a worker has brought along a name, by which the next server finds it.
+
+        For one that cannot have a name the supervisor keeps the descriptor. Where that cannot be, the
+        table is watched all the same; after a crash its worker has to bring it again.
+        """
+        try:
+            table_files.give_name(
+                table.file, self.directory, worker.id, worker.process.inode, len(worker.tables) - 1
+            )
+        except OSError as error:
+            if self._keep(worker, table.file):
+                return
+            log.warning(
+                "the table of process %d is not kept for another server, should this one crash: %s",
+                worker.id.pid,
+                error.strerror,
+            )
+
+    def _keep(self, worker: Worker, file: table_files.TableFile) -> bool:
+        """Have the supervisor keep a table's descriptor; return whether it does."""
+        if self._store is None:
+            return False
+        name = table_files.name_of(worker.id, worker.process.inode, file.kind, file.inode)
+        try:
+            self._store.keep(name, file.descriptor)
+        except OSError:
+            self._queue.take_turn(self._let_go_of_descriptors())
+            return False
+        file.kept_as = name
+        self._kept.add(name)
+        return True
+
+    def _let_go_of_descriptors(self) -> Steps[None]:
+        """Have those not kept any more whose tables are gone."""
+        if self._store is None or self._lets_go:
+            return
+        self._kept_in_vain, self._lets_go = 0, True
+        try:
+            yield from self._store.keep_only(self._kept.__contains__)
+        finally:
+            self._lets_go = False
+
+    def _removed(self, worker: Worker, table: WatchedTable) -> None:
+        self._before_removal(worker, table)
+        if table.file.kept_as:
+            self._kept.discard(table.file.kept_as)
+            self._kept_in_vain += 1
+            if self._kept_in_vain == _MOST_IN_VAIN:
+                self._queue.take_turn(self._let_go_of_descriptors())
 
     def own_table(self, worker: Worker, kind: table_files.Kind) -> tuple[WatchedTable, TimerTable]:
         """Return the table that the server itself keeps for a worker, with its storing side.
@@ -184,7 +246,7 @@ class Registry:
             file, watch, self._loop, on_due,
             do_first=self._queue.do_first, close=self._disposal.close_descriptor,
         )  # fmt: skip
-        table.before_removal = self._before_removal
+        table.before_removal = functools.partial(self._removed, worker)
         if file.kind == "socket":
             table.ask_peer = functools.partial(self._ask_peer, worker)
         worker.tables.append(table)
@@ -205,6 +267,11 @@ class Registry:
         found, strangers = table_files.find_tables(self.directory)
         for path, reason in strangers:
             log.warning("ignoring %s: %s", shown(str(path)), reason)
+        if self._store is not None:
+            kept = (table_files.named(self.directory / name, number) for name, number in self._store.kept())
+            found = sorted(
+                [*found, *(entry for entry in kept if entry is not None)], key=attrgetter("worker")
+            )
         self._adoption = self._adopt(found)
         return self._adoption
 
@@ -223,6 +290,8 @@ class Registry:
                 elif not table.closed:
                     table.look()
                 yield
+        self._kept.update(entry.path.name for entry in postponed)
+        yield from self._let_go_of_descriptors()
         if postponed:
             self._adopt_again = self._loop.call_later(_ADOPT_AGAIN, self._adopt_postponed, postponed)
 
@@ -235,18 +304,22 @@ class Registry:
     ) -> Steps[WatchedTable | None]:
         """Adopt a table if it can be; remove what is nobody's, and postpone what can be adopted later."""
         try:
-            return (yield from self._adopt_one(entry))
+            table = yield from self._adopt_one(entry)
+            entry.close()
+            return table
         except (ProcessLookupError, ServerError) as error:
             log.info("removing %s: %s", entry.path, error)
-            self._disposal.remove(entry.path)
+            if entry.descriptor < 0:
+                self._disposal.remove(entry.path)
         except OSError as error:
             if error.errno in _PASSING:
                 postponed.append(entry)
                 log.error("cannot adopt %s yet: %s", entry.path, error.strerror)
-            else:
-                log.error("ignoring %s: %s", entry.path, error.strerror)
+                return None
+            log.error("ignoring %s: %s", entry.path, error.strerror)
         except Exception:  # noqa: BLE001 - logged: one table is no reason to leave the others unwatched
             log.exception("ignoring %s", entry.path)
+        entry.close()
         return None
 
     def _adopt_one(self, entry: table_files.Found) -> Steps[WatchedTable | None]:
@@ -284,15 +357,16 @@ class Registry:
     def _take_over(
         self, worker: Worker, file: table_files.TableFile, cells: TimerTable | None
     ) -> WatchedTable | None:
-        assert file.path is not None
         known = worker.table_of(file.inode)
         if known is not None:  # its worker was faster, and has brought it along
-            known.file.path = file.path
+            known.file.path, known.file.kept_as = file.path, file.kept_as
+            self._kept.add(file.kept_as)
             os.close(file.descriptor)
             return None
         if file.kind == "socket" and worker.heard_at > -inf:  # the table was postponed
             raise ServerError("its worker has said by now what is armed")
         table = self.watch(worker, file, connected=file.kind != "shared")
+        self._kept.add(file.kept_as)
         if file.kind != "owner" and not worker.connections:
             worker.reap_grant = self.policy.read_reap_grant(table.reap_grant())
         if cells is not None:
@@ -300,7 +374,7 @@ class Registry:
         if drop_if_left(worker, table, self._emit):  # while no server ran
             self.unregister(worker)
             return None
-        self._emit(Event("adopted", worker.id, worker.name, detail=file.path.name))
+        self._emit(Event("adopted", worker.id, worker.name, detail=file.name))
         return table
 
     def close(self) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Generator, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -106,6 +107,9 @@ class Refusals:
 
 _OTHERS = object()
 
+_NUMBER = re.compile(r"((?<=Worker|rocess)-\d+(:\d+)*)?( rank \d+(/\d+)?)?$")
+"""What a worker's name says of which of several it is."""
+
 
 class Reporter:
     """Reports what happens: each event, and each change of an expiry.
@@ -114,6 +118,7 @@ class Reporter:
         history: records it first; None: nothing is recorded.
         tell: who takes events, in this order. None of them waits, or raises.
         close: closes a descriptor, now or soon.
+        when_written: calls what it is given as soon as all that has been logged is written, in any thread.
 
     Attributes:
         keep: takes records, None if nobody does.
@@ -127,8 +132,10 @@ class Reporter:
         *tell: Callable[[Event], object],
         clock: Callable[[], float] = monotonic,
         close: Callable[[int], object] = os.close,
+        when_written: Callable[[Callable[[], object]], object] = lambda action: action(),
     ) -> None:
         self._close = close
+        self._when_written = when_written
         self.keep: RecordSink | None = None if history is None else history.record
         self.path_of: PathOf = (lambda _record_id: "") if history is None else history.path_of
         self.queue = queue
@@ -191,17 +198,17 @@ class Reporter:
         except Exception:  # noqa: BLE001 - logged; what is not recorded is still reported
             log.exception("the record of an expiry could not be kept")
 
-    def note_durations(self, table: WatchedTable) -> None:
-        """A table is about to be removed: what it says of durations is history."""
+    def note_durations(self, table: WatchedTable, name: str) -> None:
+        """A table is about to be removed: what it says of durations is history, of the worker's program."""
         if self._history is not None:
             with contextlib.suppress(OSError):  # there is no descriptor left: nor is there for anything else
-                self.queue.put(table, self._note_durations, os.dup(table.file.descriptor))
+                self.queue.put(table, self._note_durations, os.dup(table.file.descriptor), name)
 
-    def _note_durations(self, descriptor: int) -> Steps[None]:
+    def _note_durations(self, descriptor: int, name: str) -> Steps[None]:
         assert self._history is not None
         together: list[dict[str, Any]] = []
         try:
-            for told in scopes_of(TableReader(partial(os.pread, descriptor))):
+            for told in scopes_of(TableReader(partial(os.pread, descriptor)), name):
                 if told is not None:
                     together.append(told)
                 if len(together) >= TOGETHER:
@@ -213,13 +220,30 @@ class Reporter:
         finally:
             self._close(descriptor)
 
+    async def told(self) -> None:
+        """Wait until everything that has been reported is told and written; not for long if it cannot be."""
+        loop = asyncio.get_running_loop()
+        done = asyncio.Event()
+        self.queue.put(None, done.set)
+        await done.wait()
+        self._call_back()
+        if self._history is not None:
+            await loop.run_in_executor(None, self._history.flush, WRITE_WITHIN)
+        written = asyncio.Event()
+        self._when_written(lambda: loop.call_soon_threadsafe(written.set))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(written.wait(), WRITE_WITHIN)
+
     async def close(self) -> None:
         """Have the callback take what waits, and the history write it."""
+        self._call_back()
+        if self._history is not None:
+            await asyncio.get_running_loop().run_in_executor(None, self._history.close, WRITE_WITHIN)
+
+    def _call_back(self) -> None:
         for sink in self._tell:
             if isinstance(sink, CallbackSink):
                 sink.flush()
-        if self._history is not None:
-            await asyncio.get_running_loop().run_in_executor(None, self._history.close, WRITE_WITHIN)
 
     def abandon(self) -> None:
         """In a forked child: all of it is the parent's."""
@@ -227,12 +251,15 @@ class Reporter:
             self._history.abandon()
 
 
-def scopes_of(reader: TableReader) -> Generator[dict[str, Any] | None]:
+def scopes_of(reader: TableReader, name: str) -> Generator[dict[str, Any] | None]:
     """Yield every scope of a table that has been entered: how often, how long it took, its latest limit.
 
+    They are a program's, whose processes share them: what a worker's name is without its number.
     None comes in between, when others may have a turn.
     """
     found = yield from reader.durations(MAX_SLOTS)
+    program = _NUMBER.sub("", name)
     for scope, ran in found.items():
         durations = ran.durations.as_json()
-        yield {"scope": scope, "count": ran.count, "limit_s": ran.limit, "durations": durations}
+        told = {"scope": scope, "count": ran.count, "limit_s": ran.limit, "durations": durations}
+        yield {"program": program} | told

@@ -27,11 +27,13 @@ from typing import TYPE_CHECKING, Any
 from .._core.requests import TimerRequest, WorkerId
 from .._core.watch import BEAT, BOUND
 from .._linux import paths
+from .._linux.descriptor_store import DescriptorStore
+from .._linux.forks import in_child
 from .._linux.paths import check_socket_path
 from .._linux.process import let_go_of_stderr, pin_named
-from .._linux.procfs import check_proc
+from .._linux.requirements import check_requirements
 from .._version import __version__
-from ..errors import AlreadyServing
+from ..errors import AlreadyServing, ServerError
 from ..events import Event, log, shown, write_to_log
 from . import listener
 from .connection import Acceptor
@@ -47,6 +49,8 @@ from .reporter import Reporter, scopes_of
 from .rights import raise_descriptor_limit
 from .sinks import CallbackSink
 from .slices import Steps, WorkQueue, finish
+from .tree import Trees
+from .watched_table import WatchedTable
 from .worker import Worker
 
 if TYPE_CHECKING:
@@ -78,10 +82,11 @@ class TimerServer:
         reap: the ladder: in which steps a worker is reaped that asks for no other ones, such as
             ``dump,ABRT:2,TERM:10,KILL``. ``dump`` gathers evidence; a number is the grace, in seconds.
         target: who is signalled: ``process``, the worker; ``group``, its process group; ``cgroup``: the
-            SIGKILL goes to all of its cgroup (version 2).
+            SIGKILL goes to all of its cgroup (version 2); ``tree``: the worker and its descendants, without
+            this server, its owner, and others that are watched themselves. A worker may ask for another one.
         observe: nobody is signalled; expiries, their evidence and their ends are recorded.
-        stopped: what happens to a worker that is stopped or in a debugger: ``reap``, as any other; ``hold``:
-            it is not reaped for so long.
+        stopped: what happens to a worker that is stopped, frozen or in a debugger: ``reap``, as any other;
+            ``hold``: it is not reaped for so long.
         evidence_budget: seconds that evidence may delay the first signal by; 0: none is gathered.
         max_grace: seconds; the longest that a worker's own ladder may take to SIGKILL.
         max_reaps: (N, seconds): after more than N reaps in one job within so many seconds its workers are
@@ -132,6 +137,8 @@ class TimerServer:
         self._started_at = 0.0
         self._loop: asyncio.AbstractEventLoop
         self._started_registry: Registry | None = None
+        self._store: DescriptorStore | None = None
+        self._when_written: Callable[[Callable[[], object]], object] = lambda action: action()
         self._context: HandlerContext
         self._reporter: Reporter
         self._reaper: Reaper
@@ -149,18 +156,20 @@ class TimerServer:
             AlreadyServing: another server lives there.
             UnsafePath: the socket or the state directory cannot be used.
             NewerLayout: the state directory belongs to a newer aiotimer.
-            ServerError: /proc is not that of this process's pid namespace.
+            ServerError: the kernel lacks something, see ``_linux/requirements``.
             RuntimeError: this server is running.
         """
         if self._lock is not None:
             raise RuntimeError("this timer server is running already")
-        check_proc()
+        check_requirements()
         self._loop = asyncio.get_running_loop()
         self._lock = self._take_lock()
         try:
             raise_descriptor_limit()
             self._listener = self._listen(self._lock)
-            self._assemble(paths.state_directory(self.socket_path))
+            directory = paths.state_directory(self.socket_path)
+            paths.take_over_tables(directory, self.socket_path)
+            self._assemble(directory)
             adoption = self._registry.adopt()
         except BaseException:
             self._leave()
@@ -199,10 +208,11 @@ class TimerServer:
         self._disposal = Disposal()
         reporter = self._reporter = self._new_reporter(queue, directory)
         inspector = Inspector(self._loop, self._policy.evidence_budget, queue)
-        self._reaper = Reaper(self._loop, self.reap_worker, reporter, self._policy, inspector)
+        trees = Trees(self._loop, queue, self._spares, self._adopter)
+        self._reaper = Reaper(self._loop, self.reap_worker, reporter, self._policy, inspector, trees=trees)
         self._started_registry = Registry(
             directory, self._loop, self._bound, self._policy, self._reaper.expire, self._worker_died,
-            reporter.emit, reporter.note_durations, queue, self._disposal,
+            reporter.emit, self._table_removed, queue, self._disposal, self._store,
         )  # fmt: skip
         self._context = HandlerContext(
             self._registry, self._loop, reporter.emit, reporter.refused, self._report, self._reaper.resume,
@@ -210,11 +220,27 @@ class TimerServer:
             self._owner_gone,
         )  # fmt: skip
 
+    def _spares(self, pid: int) -> bool:
+        """Whether a process is no part of a tree that is reaped: it is watched, and has timers of its own."""
+        return self._registry.find(pid) is not None
+
+    def _adopter(self, _worker: WorkerId) -> WorkerId | None:
+        """Return who gets what loses its parent below a worker, and below nobody else; None: nobody does."""
+        return None
+
+    def _table_removed(self, worker: Worker, table: WatchedTable) -> None:
+        """A table is about to be removed: what is to be said of it is said while it can be read."""
+        self._reaper.table_removed(table)
+        self._reporter.note_durations(table, worker.name)
+
     def _new_reporter(self, queue: WorkQueue, directory: Path) -> Reporter:
         """Make what is told of events and records. Overridden where they are watched."""
         callback = () if self._on_event is None else (CallbackSink(self._loop, self._on_event),)
         history = History(directory, self._policy.evidence_dir)
-        return Reporter(queue, history, write_to_log, *callback, close=self._disposal.close_descriptor)
+        return Reporter(
+            queue, history, write_to_log, *callback,
+            close=self._disposal.close_descriptor, when_written=self._when_written,
+        )  # fmt: skip
 
     async def stop(self) -> None:
         """Stop serving. Tables of living workers stay for the next server; their timers stay armed."""
@@ -363,7 +389,7 @@ class TimerServer:
             soonest, told = yield from worker.status(now, pack)
             workers.append((soonest, pack(told)))
             for table in list(worker.tables) if scopes else ():
-                for found in scopes_of(table.reader):
+                for found in scopes_of(table.reader, worker.name):
                     ran += [pack(found)] if found else []
                     yield
         workers.sort(key=itemgetter(0))
@@ -420,16 +446,51 @@ class TimerServer:
         self._beat = self._loop.call_later(beat, self._show_life)
 
     def _check_place(self) -> None:
-        """Say so, once, if the path is not this server's any more; leave it to another one that is there."""
+        """See that this server can be found: listen anew if its socket is gone, leave if another is there."""
         assert self._lock is not None
         if self._displaced is not None or self._lock.owns_socket():
             return
-        if os.path.exists(self.socket_path):
+        try:
+            if os.path.exists(self.socket_path):
+                raise AlreadyServing
+            self._listen_anew()
+        except AlreadyServing:
             log.error("another timer server is at %s: this one ends", shown(self.socket_path))
             self._displaced = self._loop.create_task(self.stop())
-        elif not self._lost:
-            log.error("%s is gone: nobody can find this server any more", shown(self.socket_path))
-        self._lost = True
+        except (OSError, ServerError) as error:
+            if not self._lost:
+                log.error("%s is gone, and nobody can find this server: %s", shown(self.socket_path), error)
+            self._lost = True
+        else:
+            log.warning("%s was gone: this server listens there again", shown(self.socket_path))
+            self._lost = False
+
+    def _listen_anew(self) -> None:
+        """Listen at the path once more: somebody has tidied up, the lock and the tables' directory perhaps.
+
+        Raises:
+            AlreadyServing: another server has begun there.
+            OSError, UnsafePath: it cannot be done.
+        """
+        former = self._lock
+        assert former is not None
+        lock = former if former.is_in_place() else listener.SocketLock(self.socket_path)
+        try:
+            new = listener.bind(lock, listener.BACKLOG)
+        except BaseException:
+            if lock is not former:
+                lock.release()
+            raise
+        if self._acceptor is not None:
+            self._acceptor.close()
+        if self._listener is not None:
+            self._listener.close()
+        self._lock, self._listener = lock, new
+        self._acceptor = Acceptor(new, self._loop, self._connected, self._not_accepted)
+        if lock is not former:
+            former.release()
+        paths.make_state_directory(self._registry.directory, self.socket_path)  # what is recorded goes there
+        self._registry.directory = paths.state_directory(self.socket_path)  # and tables where they are found
 
     def _leave(self) -> None:
         """Close everything, and leave nothing behind but the tables of the living."""
@@ -484,8 +545,11 @@ class OwnedServer(TimerServer):
         owner: that process, as ``pid:start-time``.
         on_event: see ``TimerServer``.
         when_written: calls what it is given as soon as all that has been logged is written.
-        place: descriptors of the lock and of the listening socket, to take over; None: there is neither yet.
+        place: descriptors of the lock and of the listening socket, to take over; None: there is none yet.
         idle_before_end: seconds without a connected worker, after the owner has gone, before it ends.
+        store: what the supervisor keeps for the next server.
+        command: the descriptor of a file in which the owner, which adopts what loses its parent, says as
+            ``pid:start-time`` what it has started besides this server; -1: it is none.
         policy: see ``TimerServer``.
     """
 
@@ -495,14 +559,19 @@ class OwnedServer(TimerServer):
         owner: str,
         on_event: Callable[[Event], object] | None = None,
         when_written: Callable[[Callable[[], object]], object] = lambda action: action(),
-        place: tuple[int, int] | None = None,
+        place: tuple[int, int | None] | None = None,
         idle_before_end: float = IDLE_BEFORE_END,
+        store: DescriptorStore | None = None,
+        command: int = -1,
         **policy: Any,
     ) -> None:
         super().__init__(socket_path, on_event=on_event, **policy)
+        self._store = store
         self._when_written = when_written
         self._place = place
         self._idle_before_end = idle_before_end
+        self._owner = WorkerId(*map(int, owner.split(":")))
+        self._command = command
         self._owner_pidfd = pin_named(owner)
         self._ending: asyncio.TimerHandle | asyncio.Task[None] | None = None
 
@@ -520,9 +589,10 @@ class OwnedServer(TimerServer):
         return listener.SocketLock.inherit(self.socket_path, self._place[0])
 
     def _listen(self, lock: listener.SocketLock) -> socket.socket:
-        if self._place is None:
+        descriptor = None if self._place is None else self._place[1]
+        self._place = None
+        if descriptor is None:
             return super()._listen(lock)
-        (_, descriptor), self._place = self._place, None
         os.set_inheritable(descriptor, False)
         inherited = socket.socket(fileno=descriptor)
         inherited.setblocking(False)
@@ -539,6 +609,14 @@ class OwnedServer(TimerServer):
         await super().stop()
         if last:
             listener.clean_up(self.socket_path)
+
+    def _spares(self, pid: int) -> bool:
+        return (self._owner_pidfd is not None and pid == self._owner.pid) or super()._spares(pid)
+
+    def _adopter(self, worker: WorkerId) -> WorkerId | None:
+        if self._command < 0 or os.pread(self._command, 64, 0) != b"%d:%d" % worker:
+            return None
+        return self._owner
 
     def _owner_gone(self) -> None:
         """The owner is dead, or gives this server up."""
@@ -564,10 +642,10 @@ class OwnedServer(TimerServer):
 _running: weakref.WeakSet[TimerServer] = weakref.WeakSet()
 
 
-def _after_fork_in_child() -> None:
+def _let_go_of_servers() -> None:
     for server in list(_running):
         server._abandon()
     _running.clear()
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+in_child(_let_go_of_servers)

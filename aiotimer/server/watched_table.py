@@ -122,7 +122,8 @@ class WatchedTable:
             began = self._clock()
             snapshot = self.reader.snapshot()
             now = self._clock()
-            decision = watch.look(layout.deadlines(snapshot), now)
+            deadlines = layout.deadlines(snapshot)
+            decision = watch.look(deadlines, now)
             if len(snapshot) >= LARGE:
                 self._rests_until = began + min(REST * (self._clock() - began), MOST_REST)
             if decision.due:
@@ -133,8 +134,11 @@ class WatchedTable:
             if decision.wake_at <= now:
                 break  # it is a long look, of which this is a part: others have a turn, then it goes on
             again = self.reader.snapshot()
-            settled = again == snapshot and not watch.has_dealt
-            if settled or not watch.overlooked(layout.deadlines(again), decision.wake_at):
+            same = again == snapshot
+            if same and not watch.has_dealt:
+                break
+            read = deadlines if same else layout.deadlines(again)
+            if not watch.overlooked(read, decision.wake_at, same=same):
                 break
             decision = decision._replace(wake_at=0.0)  # others have a turn, then it goes on
             if len(snapshot) >= LARGE:
@@ -197,6 +201,10 @@ class WatchedTable:
             ValueError: that does not fit.
         """
         self._store(layout.encode_grant(text), layout.GRANT_OFFSET)
+
+    def note_exit_signal(self, number: int) -> None:
+        """Remember at which signal the worker exits, if it is pid 1, and let the next server know."""
+        self._store(layout.word(number), 8 * layout.EXIT_SIGNAL)
 
     def reap_grant(self) -> str:
         """Return the text of the reap grant, as an earlier server noted it."""

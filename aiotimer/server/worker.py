@@ -93,6 +93,8 @@ class Worker:
         heard_at: its own clock, seconds, in the latest HELLO that listed its timers.
         reap_grant: how it is to be reaped, of what it asked for.
         run: the job that it belongs to, by its own account; "" if it has not said.
+        said_name: what people call it, by its own account, printable; "" if it has not said.
+        libraries: how the paths of its libraries begin, by its own account; empty if it has not said.
     """
 
     def __init__(
@@ -104,7 +106,6 @@ class Worker:
         self._is_buried = False
         self.process = process
         self.id = process.id
-        self.name = process.name
         self.tables: list[WatchedTable] = []
         self.own_tables: dict[str, tuple[WatchedTable, TimerTable]] = {}
         self.connections = 0
@@ -114,7 +115,14 @@ class Worker:
         self.heard_at = -inf
         self.reap_grant = ReapGrant()
         self.run = ""
+        self.said_name = ""
+        self.libraries: tuple[str, ...] = ()
         self._death: asyncio.Future[None] | None = None
+
+    @property
+    def name(self) -> str:
+        """What people call it: by its own account, else the command name of its process."""
+        return self.said_name or self.process.name
 
     @property
     def job(self) -> str:

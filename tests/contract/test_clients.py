@@ -256,7 +256,7 @@ def test_one_expired_timer_reaps_once_and_clears_all(make: Maker, server: Server
         )
 
 
-def test_the_same_time_again_is_another_timer(make: Maker, server: ServerThread) -> None:
+def test_fault_81_the_same_time_again_is_another_timer(make: Maker, server: ServerThread) -> None:
     """What was dealt with is one arming of a slot, and not the number in it."""
     client, deadline = make(server.path), monotonic() - 1.0
     for number in (1, 2, 3):
@@ -308,8 +308,9 @@ def test_what_is_no_number_is_a_type_error(make: Maker, server: ServerThread, un
         assert server.armed() == []
 
 
-def test_a_full_table_raises_even_if_a_missing_server_is_ignored(make: Maker, server: ServerThread) -> None:
-    with make(server.path, unavailable="ignore", budget=PATIENCE) as client:
+def test_a_full_table_raises_where_that_is_wanted(make: Maker, server: ServerThread) -> None:
+    """Without shared memory it is the server that has no room, and that is never ignored."""
+    with make(server.path, unavailable="raise" if make.shared else "ignore", budget=PATIENCE) as client:
         client.acquire("first", soon())
 
         def fill(s: TimerServer) -> None:
@@ -439,8 +440,8 @@ def test_without_a_server_the_policy_decides_and_nothing_stays_armed(
             assert caught.value.path == nobody
         else:
             client.acquire(scope, soon())
-    # Without a table the names are kept here, and told to the server that comes.
-    kept = [] if make.shared or unavailable == "raise" else ["a", "b"]
+    # They are kept here, for the server that comes.
+    kept = [] if unavailable == "raise" else ["a", "b"]
     assert client.armed_here() == kept
     client.release("a")
     client.release("never")

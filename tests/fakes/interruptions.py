@@ -317,9 +317,9 @@ def collector_rests() -> Iterator[None]:
 
     By itself the collector would run the ``__del__`` of what was interrupted before, anywhere. And whoever
     asks it thousands of times would have it walk, each time, what all tests before this one have left in
-    the process: a server in a thread beside it stood still for seconds.
+    the process: a server in a thread beside it stood still for seconds. What they have left as garbage stays
+    where it is until then, too: to collect it here would take longer than some of the tests take.
     """
-    gc.collect()
     gc.freeze()
     gc.disable()
     try:

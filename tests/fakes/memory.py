@@ -182,6 +182,14 @@ class MemoryTableQueue(SharedTableQueue):
         self._in_memory.pools = self.pools
         return self._in_memory
 
+    def must_connect(self, *, insist: bool) -> bool:
+        """Return False."""
+        return False
+
+    def make_table(self) -> TimerTable:
+        """Return the table."""
+        return self._in_memory
+
     def ring(self, deadline: float) -> bool:
         """Record it, as a ring that was sent."""
         looks = self._in_memory.looks()

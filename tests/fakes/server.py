@@ -12,6 +12,7 @@ The laws of this file:
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import json
 import os
@@ -38,7 +39,7 @@ from aiotimer.server.slices import Steps, WorkQueue
 from aiotimer.server.worker import Worker
 from tests.fakes.clock import PATIENCE
 from tests.fakes.places import short_socket
-from tests.fakes.worker import bystander, spawn_worker
+from tests.fakes.worker import SpawnedWorker, bystander, spawn_worker, worker_environment
 
 T = TypeVar("T")
 
@@ -294,12 +295,13 @@ class ServerThread:
 
 
 @contextlib.contextmanager
-def stand_in(path: str, answer: bytes | None) -> Iterator[None]:
+def stand_in(path: str, answer: bytes | None, *, end: bool = True) -> Iterator[None]:
     """Listen at ``path`` instead of a server.
 
     Args:
         path: a free path.
         answer: what everybody gets before the end of the stream; None: silence, without end.
+        end: whether the stream ends after the answer.
     """
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
@@ -315,7 +317,8 @@ def stand_in(path: str, answer: bytes | None) -> Iterator[None]:
             kept.append(connection)
             if answer is not None:
                 connection.sendall(answer)
-                connection.shutdown(socket.SHUT_WR)
+                if end:
+                    connection.shutdown(socket.SHUT_WR)
 
     thread = threading.Thread(target=serve)
     thread.start()
@@ -453,10 +456,9 @@ _NURSERY = """
     def say(*words):  # whole lines, since two processes share the stream
         os.write(1, (" ".join(map(str, words)) + "\\n").encode())
 
-    async def serve():
+    async def serve(path, options):
         tell = lambda event: say(json.dumps(event.as_json()))
-        options = {"bound": 5.0, "reap": "KILL"} | json.loads(sys.argv[3])
-        server = TimerServer(sys.argv[1], on_event=tell, **options)
+        server = TimerServer(path, on_event=tell, **options)
         loop = asyncio.get_running_loop()
         serving = asyncio.current_task()
         loop.add_signal_handler(signal.SIGTERM, serving.cancel)
@@ -469,18 +471,21 @@ _NURSERY = """
 
     libc = ctypes.CDLL(None)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    factory = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}[sys.argv[2]]
+    factories = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
     pid = 0
-    for order in sys.stdin:
-        order = order.strip()
+    for line in sys.stdin:
+        order, _, arguments = line.strip().partition(" ")
         if order == "start":
             pid = os.fork()
             if pid:
                 continue
             libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
             try:
-                with asyncio.Runner(loop_factory=factory) as runner:
-                    runner.run(serve())
+                path, loop, options, environment = json.loads(arguments)
+                os.environ.clear()
+                os.environ.update(environment)
+                with asyncio.Runner(loop_factory=factories[loop]) as runner:
+                    runner.run(serve(path, options))
             except BaseException:
                 traceback.print_exc()
                 say("failed")
@@ -495,6 +500,9 @@ _NURSERY = """
 """
 """A process that has imported all that a server needs, and forks servers: a restart is a matter of some
 milliseconds, so that many fit into a test. It prints what they print."""
+
+_idle_nurseries: list[SpawnedWorker] = []
+"""Those that no test uses at the moment. To start one takes longer than most tests do otherwise."""
 
 
 class ServerProcess:
@@ -516,7 +524,12 @@ class ServerProcess:
         self.path = path
         self.pid = 0
         self.events: list[dict[str, Any]] = []
-        self._nursery = spawn_worker(_NURSERY, None, path, loop, json.dumps(options))
+        self._arguments = [path, loop, {"bound": 5.0, "reap": "KILL"} | options]
+        if _idle_nurseries:
+            self._nursery = _idle_nurseries.pop()
+        else:
+            self._nursery = spawn_worker(_NURSERY, None)
+            atexit.register(self._nursery.__exit__)
 
     def __enter__(self) -> Self:
         try:
@@ -527,13 +540,16 @@ class ServerProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._nursery.__exit__()  # and a server that runs goes with it
-        self.pid = 0
+        if self.pid:
+            os.kill(self.pid, signal.SIGKILL)
+            self.wait()
+        self._nursery.lines.clear()
+        _idle_nurseries.append(self._nursery)
 
     def start(self) -> None:
         """Start a server, and return when it serves."""
         assert not self.pid
-        self._nursery.say("start")
+        self._nursery.say(f"start {json.dumps([*self._arguments, worker_environment(None)])}")
         self.pid = int(self._answer("ready").split()[-1])
 
     def kill(self, signum: signal.Signals = signal.SIGKILL) -> None:

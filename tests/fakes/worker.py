@@ -144,12 +144,6 @@ def spawn_worker(
         options: of the interpreter.
         popen: for ``subprocess.Popen``.
     """
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})}
-    environment.pop("AIOTIMER_SOCKET", None)
-    if path is not None:
-        environment["AIOTIMER_SOCKET"] = path
-    root = str(Path(aiotimer.__file__).parent.parent)
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
     return SpawnedWorker(
         subprocess.Popen(
             [sys.executable, *options, "-c", textwrap.dedent(code), *arguments],
@@ -157,10 +151,21 @@ def spawn_worker(
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env=environment,
+            env=worker_environment(path, env),
             **popen,
         )
     )
+
+
+def worker_environment(path: str | None, env: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the environment of a worker of the server at ``path``, which finds the package that we have."""
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})}
+    environment.pop("AIOTIMER_SOCKET", None)
+    if path is not None:
+        environment["AIOTIMER_SOCKET"] = path
+    root = str(Path(aiotimer.__file__).parent.parent)
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
+    return environment
 
 
 @contextlib.contextmanager
@@ -174,6 +179,11 @@ def bystander() -> Iterator[int]:
             yield process.pid
         finally:
             process.kill()
+
+
+def parent_of(pid: int) -> int:
+    """Return the pid of a process's parent."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
 
 
 def is_alive(pid: int) -> bool:
@@ -232,8 +242,17 @@ async def soon(condition: Callable[[], object]) -> bool:
 
 
 PRELUDE = """
-import asyncio, ctypes, logging, os, signal, sys, threading, time
+import ctypes, os, signal, sys, threading, time
 from aiotimer import AsyncTimerClient, TimerClient, expires
+
+class Later:  # Half of what a worker's start would take is to import what most workers never use.
+    def __init__(self, name):
+        self._name = name
+    def __getattr__(self, attribute):
+        globals()[self._name] = module = __import__(self._name)
+        return getattr(module, attribute)
+
+asyncio, logging = Later("asyncio"), Later("logging")
 
 def say(*words):
     os.write(1, (" ".join(map(str, words)) + "\\n").encode())

@@ -128,7 +128,7 @@ class ReportingServer(TimerServer):
         return True
 
 
-def nothing_overlooked(watch: Watch, deadlines: array[float], wake_at: float) -> bool:
+def nothing_overlooked(watch: Watch, deadlines: array[float], wake_at: float, *, same: bool = False) -> bool:
     """What the second and the later read find when they are left out."""
     return False
 

@@ -176,6 +176,8 @@ COMMAND = (
 import aiotimer
 logging.basicConfig(level=logging.DEBUG)  # whatever it notices would be on standard error
 aiotimer.configure()
+early = TimerClient(budget=30)
+early.connect()  # the server is only being started
 stop = threading.Event()
 
 def work():

@@ -25,10 +25,9 @@ import pytest
 
 from aiotimer import TimerRequest
 from aiotimer._core import layout
-from aiotimer._linux.paths import state_directory
+from aiotimer._linux.paths import NOTES, state_directory
 from aiotimer._linux.procfs import program_of, start_time
-from aiotimer.errors import NewerLayout, UnsafePath
-from aiotimer.server.server import TimerServer
+from aiotimer.errors import NewerLayout
 from tests.fakes.clock import PATIENCE, clock_passes
 from tests.fakes.places import open_descriptors, short_directory, short_socket
 from tests.fakes.server import ServerProcess, WatchfulServer, serving
@@ -200,7 +199,7 @@ async def test_fault_06_tables_of_nobody_are_removed(what: str, caplog: pytest.L
 async def test_fault_06_what_is_no_table_is_left_alone(what: str, caplog: pytest.LogCaptureFixture) -> None:
     with short_socket() as path, state_of(path) as directory, bystander() as pid:
         IGNORED[what](directory, pid)
-        (planted,) = (entry for entry in directory.iterdir() if entry.name != "socket")
+        (planted,) = (entry for entry in directory.iterdir() if entry.name not in NOTES)
         lines = await assert_it_starts(path, directory, pid, caplog)
         assert len(lines) == 1
         assert lines[0].startswith("ignoring")
@@ -385,6 +384,11 @@ def free_pages(place: Path) -> int:
 NEWCOMER = (
     PRELUDE
     + """
+from aiotimer.client import mapped_table
+
+def no_table():
+    raise OSError("no memory")
+mapped_table.create_unnamed_table = no_table
 client = TimerClient(unavailable="raise", budget=30)
 try:
     client.acquire("s", time.monotonic() + 1000)
@@ -396,16 +400,15 @@ except ConnectionError as error:
 
 
 def test_fault_07_no_memory_for_another_table() -> None:
-    """A newcomer gets an error that says so. Those who are there are protected as before."""
+    """A newcomer's table is elsewhere, where no other server finds it. Who is there stays protected."""
     with small_tmpfs(64) as place, short_socket() as path, ServerProcess(path) as server:
         with spawn_worker(program("with", HANGS["gil"], after=7.0), path) as victim:
             deadline = float(victim.wait_line("deadline").split()[-1])
             ballast = fill(place)
             assert free_pages(place) == 0
-            with spawn_worker(NEWCOMER, path) as newcomer:
-                assert newcomer.wait() == 0
-                assert newcomer.lines[0].startswith("Refused")
-                assert "no memory left for another timer table" in newcomer.output
+            with spawn_worker(program("with", HANGS["gil"], after=0.3), path) as newcomer:
+                assert newcomer.wait() == -signal.SIGKILL
+                assert "deadline" in newcomer.output
             assert len(list(place.glob("aiotimer/*/*.shared"))) == 1, "nothing is left behind"
             assert server.armed(victim.pid) == {"victim": deadline}
             server.kill()
@@ -413,9 +416,21 @@ def test_fault_07_no_memory_for_another_table() -> None:
             assert server.told("reaped", victim.pid)["scope"] == "victim"
             assert victim.wait() == -signal.SIGKILL
             ballast.unlink()
-            with spawn_worker(NEWCOMER, path) as newcomer:
-                newcomer.wait_line("armed")
-                assert newcomer.wait() == 0
+
+
+def test_fault_07_no_memory_for_another_table_anywhere() -> None:
+    """A newcomer that can make no table, and whose server cannot either, gets an error that says so."""
+    with small_tmpfs(64) as place, short_socket() as path, ServerProcess(path):
+        ballast = fill(place)
+        with spawn_worker(NEWCOMER, path) as newcomer:
+            assert newcomer.wait() == 0
+            assert newcomer.lines[0].startswith("Refused")
+            assert "no memory left for another timer table" in newcomer.output
+        assert not list(place.glob("aiotimer/*/*.shared")), "nothing is left behind"
+        ballast.unlink()
+        with spawn_worker(NEWCOMER, path) as newcomer:
+            newcomer.wait_line("armed")
+            assert newcomer.wait() == 0
 
 
 GROWING = (
@@ -447,11 +462,10 @@ time.sleep(1000)
 )
 
 
-@pytest.mark.parametrize("policy", ["raise", "ignore"])
-def test_fault_07_no_memory_for_more_slots(policy: str) -> None:
-    """A table that cannot grow is an error whatever the policy, never SIGBUS; what is armed stays armed."""
+def test_fault_07_no_memory_for_more_slots() -> None:
+    """A table that cannot grow is an error for who wants one, never SIGBUS; what is armed stays armed."""
     with small_tmpfs(64) as place, short_socket() as path, ServerProcess(path) as server:
-        with spawn_worker(GROWING, path, policy) as worker:
+        with spawn_worker(GROWING, path, "raise") as worker:
             worker.wait_line("connected")
             ballast = fill(place)
             worker.say()
@@ -464,6 +478,49 @@ def test_fault_07_no_memory_for_more_slots(policy: str) -> None:
             ballast.unlink()
             worker.say()
             assert server.told("reaped", worker.pid)["scope"] == "soon"
+            assert worker.wait() == -signal.SIGKILL
+
+
+GOES_ON = (
+    PRELUDE
+    + """
+logging.basicConfig(format="%(message)s", stream=sys.stdout)
+client = TimerClient(unavailable=sys.argv[1], budget=30)
+client.acquire("first", time.monotonic() + 1000)
+say("connected")
+sys.stdin.readline()
+for number in range(5000):
+    client.acquire(f"timer {number}", time.monotonic() + 1000)
+with expires(60, "block", client) as block:
+    block.renew(1000)
+@expires(60, "another", client)
+def decorated():
+    async def main():
+        async with expires(60, "third", client):
+            say("went on")
+    asyncio.run(main())
+decorated()
+sys.stdin.readline()
+with expires(0.3, "watched", client):
+    time.sleep(1000)
+"""
+)
+
+
+@pytest.mark.parametrize("policy", ["warn", "ignore"])
+def test_fault_07_who_does_not_want_an_error_goes_on_unwatched_and_is_told_once(policy: str) -> None:
+    with small_tmpfs(64) as place, short_socket() as path, ServerProcess(path) as server:
+        with spawn_worker(GOES_ON, path, policy) as worker:
+            worker.wait_line("connected")
+            ballast = fill(place)
+            worker.say()
+            worker.wait_line("went on")
+            assert 0 < len(server.armed(worker.pid)) < 5000
+            said = [line for line in worker.lines if "not every timer is being watched" in line]
+            assert len(said) == (1 if policy == "warn" else 0)
+            ballast.unlink()
+            worker.say()
+            assert server.told("reaped", worker.pid)["scope"] == "watched"
             assert worker.wait() == -signal.SIGKILL
 
 
@@ -502,13 +559,13 @@ async def test_fault_07_a_hole_in_the_servers_own_table(caplog: pytest.LogCaptur
 
 @pytest.mark.asyncio(loop_factories=["uvloop"])
 async def test_fault_07_no_memory_for_the_state_directory() -> None:
-    """The server does not start, says why, and leaves nothing behind."""
+    """It is elsewhere then."""
     with small_tmpfs(4) as place, short_socket() as path:
         (place / "aiotimer").mkdir(mode=0o700)
         subprocess.run(["mount", "-o", "remount,nr_inodes=2", place], check=True)
-        with pytest.raises(UnsafePath, match="No space left"):
-            await TimerServer(path).start()
-        assert not os.path.exists(path)
+        async with serving(path) as server:
+            assert place not in server._registry.directory.parents
+            assert list(place.glob("aiotimer/*")) == []
 
 
 SURVIVOR = (

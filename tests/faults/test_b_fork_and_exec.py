@@ -1,4 +1,4 @@
-"""Faults 14 and 15: fork and exec, in all their forms.
+"""Faults 14, 15 and 60: fork and exec, in all their forms.
 
 The laws of this file: a child begins without timers and without its parent's connection, and what either
 does leaves the other's timers alone; a new program survives what the old one had armed; and closing
@@ -51,8 +51,11 @@ async def test_fault_14_hung_worker_of_multiprocessing(method: str) -> None:
 
 
 # -- fork and exec by hand --------------------------------------------------------------------------------
-# Forks that run no hook (a C extension's) are not tested here: for them MADV_DONTFORK keeps the table out of
-# the child, whose next entry is a segmentation fault of the child alone. docs/explanation documents that.
+
+IN_C = "ctypes.PyDLL(None).fork()"
+"""A fork that runs no hook, as uWSGI's or a library's."""
+
+however_forked = pytest.mark.parametrize("fork", ["os.fork()", IN_C])
 
 FORK = (
     PRELUDE
@@ -84,9 +87,10 @@ with expires(60, "after"):
 )
 
 
-async def test_fault_14_fork_inside_a_block() -> None:
+@however_forked
+async def test_fault_14_fork_inside_a_block(fork: str) -> None:
     """Either side leaves its own blocks only, and either side's timers are its own."""
-    source = FORK.replace("CHILD_ENDS", "")
+    source = FORK.replace("CHILD_ENDS", "").replace("os.fork()", fork)
     async with serving() as server:
         with spawn_worker(source, server.socket_path) as parent:
             await line(parent, "left in child parent")
@@ -105,7 +109,8 @@ async def test_fault_14_fork_inside_a_block() -> None:
         assert server.all_told("reaped") == []
 
 
-async def test_fault_14_hung_child_of_a_fork_inside_a_block() -> None:
+@however_forked
+async def test_fault_14_hung_child_of_a_fork_inside_a_block(fork: str) -> None:
     """The child is reaped for its own timer, and the parent's timers stand."""
     source = FORK.replace(
         "CHILD_ENDS",
@@ -113,7 +118,7 @@ async def test_fault_14_hung_child_of_a_fork_inside_a_block() -> None:
         "    with expires(0.3, 'victim') as own:\n"
         "        say('deadline', repr(own.deadline))\n"
         "        ctypes.PyDLL(None).sleep(1000)",
-    )
+    ).replace("os.fork()", fork)
     async with serving() as server:
         with spawn_worker(source, server.socket_path) as parent:
             pid = int(await number(parent, "child"))
@@ -143,10 +148,11 @@ with expires(0.5, "victim") as block:
 )
 
 
-async def test_fault_14_hung_parent_of_a_fork_inside_a_block() -> None:
+@however_forked
+async def test_fault_14_hung_parent_of_a_fork_inside_a_block(fork: str) -> None:
     """The other way round. The child had its parent's timers, and lives past their deadlines."""
     async with serving() as server:
-        with spawn_worker(PARENT_HANGS, server.socket_path) as parent:
+        with spawn_worker(PARENT_HANGS.replace("os.fork()", fork), server.socket_path) as parent:
             pid = int(await number(parent, "child"))
             deadline = await number(parent, "deadline")
             await assert_reaped(server, parent.pid, deadline)
@@ -156,6 +162,116 @@ async def test_fault_14_hung_parent_of_a_fork_inside_a_block() -> None:
             assert server.armed(pid).keys() == {"child"}
             assert server.all_told("reaped", pid) == []
             parent.say()
+
+
+FORK_IN_C = (
+    PRELUDE
+    + """
+import aiotimer, threading
+from aiotimer import AsyncTimerClient
+
+options = dict(unavailable="raise", budget=30)
+client, by_socket = TimerClient(**options), TimerClient(shared=False, **options)
+async_client = AsyncTimerClient(**options)
+client.acquire("acquired", 1e9)
+by_socket.acquire("by socket", 1e9)
+known, made = expires(60, "known", client), expires(60, "made", by_socket)
+with known:
+    pass
+block = expires(60, "parent", client)
+block.__enter__()
+
+def all_at_once():
+    barrier = threading.Barrier(5)
+    def enter(n):
+        barrier.wait()
+        with expires(60, f"thread {n}", client):
+            barrier.wait()
+            if n == 4:
+                goes_on()
+            barrier.wait()
+    threads = [threading.Thread(target=enter, args=(n,)) for n in range(5)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+
+async def awaits():
+    async with expires(60, "child", async_client):
+        goes_on()
+
+def goes_on():
+    say("goes on")
+    sys.stdin.readline()
+
+def blocks(*arguments):
+    with expires(60, *arguments):
+        goes_on()
+
+def renews():
+    block.renew()
+    goes_on()
+
+def does(*calls):
+    [call() for call in calls]
+    goes_on()
+
+pid = ctypes.PyDLL(None).fork()
+if not pid:
+    say("child", os.getpid())
+    FIRST
+    say("ends")
+    sys.exit(3)  # with all that an interpreter does when it ends
+_, status = os.waitpid(pid, 0)
+say("code", os.waitstatus_to_exitcode(status))
+with expires(60, "after", client):
+    say("parent goes on")
+    sys.stdin.readline()
+"""
+)
+
+FIRSTS: dict[str, tuple[str, set[str]]] = {
+    "a block of a new name": ("blocks('child', client)", {"child"}),
+    "a block of a known name": ("blocks('known', client)", {"known"}),
+    "a block of the parent's": ("with known: goes_on()", {"known"}),
+    "a block of the parent's, by socket": ("with made: goes_on()", {"made"}),
+    "a block by socket": ("blocks('child', by_socket)", {"child"}),
+    "a block of the default client": (
+        "aiotimer.configure(TimerClient(**options)); blocks('child')",
+        {"child"},
+    ),
+    "async with": ("asyncio.run(awaits())", {"child"}),
+    "acquire": ("does(lambda: client.acquire('child', 1e9))", {"child"}),
+    "acquire by socket": ("does(lambda: by_socket.acquire('child', 1e9))", {"child"}),
+    "connect": ("does(client.connect)", set()),
+    "releases": ("does(lambda: client.release('acquired'), lambda: by_socket.release('by socket'))", set()),
+    "renew": ("renews()", {"parent"}),
+    "a renewal that is left": ("block.renew(); does(lambda: block.__exit__(None, None, None))", set()),
+    "five threads": ("all_at_once()", {f"thread {n}" for n in range(5)}),
+    "a fork of its own": ("os.fork() and os._exit(os.waitstatus_to_exitcode(os.wait()[1]))", set()),
+    "a client's end": ("does(client.close, by_socket.close)", set()),
+    "nothing": ("goes_on()", set()),
+}
+
+
+@pytest.mark.parametrize("first", FIRSTS)
+async def test_fault_60_whatever_a_child_forked_in_c_does_first(first: str) -> None:
+    """It lives, what it arms is its own, and its parent's timers are as they were."""
+    source, armed = FIRSTS[first]
+    async with serving() as server:
+        with spawn_worker(FORK_IN_C.replace("FIRST", source), server.socket_path) as parent:
+            pid = int(await number(parent, "child"))
+            if "fork" not in first:
+                await line(parent, "goes on")
+                assert server.armed(pid).keys() == armed
+                assert server.armed(parent.pid).keys() == {"acquired", "by socket", "parent"}
+                parent.say()
+            await line(parent, "ends")
+            assert await number(parent, "code") == 3
+            await line(parent, "parent goes on")
+            assert server.armed(parent.pid).keys() == {"acquired", "by socket", "parent", "after"}
+            parent.say()
+            assert await ended(parent) == 0
+        assert server.all_told("reaped") == []
+        assert not [text for text in parent.lines if "Error" in text or "watched" in text], parent.output
 
 
 EMBEDDED = (
@@ -296,7 +412,7 @@ with expires(0.5, "old program", TimerClient(unavailable="raise", budget=30, sha
 
 @BOTH
 @pytest.mark.parametrize("connection", ["open", "close"])
-async def test_fault_15_exec_between_two_steps_of_a_ladder(shared: bool, connection: str) -> None:
+async def test_fault_80_exec_between_two_steps_of_a_ladder(shared: bool, connection: str) -> None:
     """The new program is not sent the next signal, whether or not a connection has told of the exec."""
     source = EXEC_ON_SIGTERM.replace("SHARED", repr(shared))
     async with serving(reap="TERM:3,KILL") as server:

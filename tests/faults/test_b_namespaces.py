@@ -1,4 +1,4 @@
-"""Fault 17: workers and servers in different pid and time namespaces.
+"""Faults 17 and 71: workers and servers in different pid and time namespaces, and a worker that is pid 1.
 
 The laws of this file: a worker that the server cannot see is told so at HELLO and is never armed; one that
 it sees by another number is the one that dies; and a deadline is the same moment on both sides of a time
@@ -7,12 +7,14 @@ namespace, however it was armed.
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from aiotimer.server.pinned_process import classify
 from tests.fakes.places import short_socket
 from tests.fakes.server import assert_reaped, serving
 from tests.fakes.worker import HANGS, PRELUDE, SpawnedWorker, ended, is_alive, number, program, spawn_worker
@@ -26,7 +28,7 @@ AHEAD = 100_000
 TIME_NAMESPACE = ("--time", "--monotonic", str(AHEAD), "--fork", "--kill-child")
 
 
-def in_namespace(options: tuple[str, ...], code: str, path: str, *arguments: str) -> SpawnedWorker:
+def in_namespace(options: tuple[str, ...], code: str, path: str | None, *arguments: str) -> SpawnedWorker:
     """Start ``python -c code`` in namespaces of its own, if that is permitted here."""
     try:
         subprocess.run(["unshare", *options, "true"], check=True, capture_output=True)
@@ -107,6 +109,60 @@ def test_fault_17_a_server_that_sees_the_processes_of_another_namespace(loop: st
         server.wait_line("/proc is another pid namespace's")
         assert server.wait() == 70
         assert not Path(path).exists()
+
+
+# -- pid 1 of a container, and its server in there -----------------------------------------------------------
+
+CONFIGURES = (
+    PRELUDE
+    + """
+import aiotimer
+from aiotimer.client.control import ping
+PREPARE
+aiotimer.configure()
+client = TimerClient(shared=SHARED, unavailable="raise", budget=30)
+say("pid", os.getpid())
+with expires(0.3, "victim", client):
+    BODY
+"""
+)
+
+LOSES_ITS_SERVER = "os.kill(ping(os.environ['AIOTIMER_SOCKET']).pid, signal.SIGKILL)\n    " + HANGS["gil"]
+
+
+def pid_1(body: str, *, shared: bool = True, prepare: str = "") -> SpawnedWorker:
+    """Start a worker with a private server, as pid 1 of a namespace; what it ends with, ``unshare`` does."""
+    source = CONFIGURES.replace("BODY", body).replace("SHARED", repr(shared)).replace("PREPARE", prepare)
+    return in_namespace(PID_NAMESPACE, source, None)
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "socket"])
+@pytest.mark.parametrize(
+    "body",
+    [HANGS["gil"], "time.sleep(1000)", "while True: pass", LOSES_ITS_SERVER],
+    ids=["gil", "sleeping", "busy", "its server is killed"],
+)
+def test_fault_71_pid_1_is_dead_at_its_deadline(body: str, shared: bool) -> None:
+    """The kernel drops a SIGKILL from inside: it exits at a signal of its own. That is told before."""
+    with pid_1(body, shared=shared) as container:
+        container.wait_line("pid 1")
+        assert signal.SIGRTMIN < container.wait() < signal.SIGRTMAX, container.output
+        (told,) = [line for line in container.lines if "reaped" in line]
+        assert "pid=1 " in told
+        assert "it exits at a signal of its own, and all of its pid namespace with it" in told
+
+
+def test_fault_71_pid_1_that_has_no_signal_to_spare_is_told_so() -> None:
+    uses_all = "for n in range(signal.SIGRTMIN, signal.SIGRTMAX + 1): signal.signal(n, signal.SIG_IGN)"
+    with pid_1("say('goes on')", prepare=uses_all) as container:
+        assert container.wait() == 0
+        told = [line for line in container.lines if "it has no signal to spare" in line]
+        assert len(told) == 1
+        assert "docker run --init" in told[0]
+
+
+def test_fault_71_why_pid_1_does_not_die() -> None:
+    assert classify(1).startswith("it is pid 1 of this pid namespace, which the kernel lets nobody in there")
 
 
 # -- time namespaces ---------------------------------------------------------------------------------------

@@ -11,6 +11,9 @@ import contextlib
 import os
 import shutil
 import signal
+import stat
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,12 +21,13 @@ from time import monotonic
 
 import pytest
 
+import aiotimer
 from aiotimer import TimerRequest, WorkerId
 from aiotimer._linux.procfs import start_time
 from aiotimer.client.control import status
 from aiotimer.errors import ForeignProcess
 from aiotimer.server.rights import PRIORITY
-from tests.fakes.places import short_socket
+from tests.fakes.places import short_directory, short_socket
 from tests.fakes.server import WatchfulServer, armed, serving
 from tests.fakes.worker import (
     PRELUDE,
@@ -327,15 +331,27 @@ def test_a_set_uid_program_is_not_acted_upon_by_an_unprivileged_server(
         shutil.rmtree(directory)
 
 
-NOT_DUMPABLE = (
+IMPORTED = (
     PRELUDE
-    + f"""
+    + """
 import concurrent.futures.thread, hashlib, importlib, pkgutil, select, shutil, sqlite3, subprocess
 import aiotimer
 for module in pkgutil.walk_packages(aiotimer.__path__, "aiotimer."):  # before they are out of reach
     if not module.name.endswith("__main__"):
         importlib.import_module(module.name)
 from aiotimer import TimerServer
+"""
+)
+
+BECOMES_NOBODY = f"""
+os.setgroups([])
+os.setresgid({NOBODY}, {NOBODY}, {NOBODY})
+os.setresuid({NOBODY}, {NOBODY}, {NOBODY})  # which makes it not dumpable
+"""
+
+NOT_DUMPABLE = (
+    IMPORTED
+    + """
 from aiotimer._linux.procfs import name_of, program_of
 
 path, shared, executes = sys.argv[1], sys.argv[2] == "shared", sys.argv[3] == "executes"
@@ -362,12 +378,11 @@ async def main():
     await until(lambda: not executes or name_of(pid) == "sleep")
     async with TimerServer(path, on_event=events.append, reap="KILL") as server:
         kinds = lambda: [event.event for event in events]
-        await until(lambda: set(kinds()) & {{"exec" if executes and shared else "held", "reaped"}})
+        await until(lambda: set(kinds()) & {"exec" if executes and shared else "held", "reaped"})
         say("told", *kinds())
-
-os.setgroups([])
-os.setresgid({NOBODY}, {NOBODY}, {NOBODY})
-os.setresuid({NOBODY}, {NOBODY}, {NOBODY})  # which makes it not dumpable
+"""
+    + BECOMES_NOBODY
+    + """
 (orders, order), (arms, armed) = os.pipe(), os.pipe()
 pid = os.fork()
 if pid == 0:
@@ -390,7 +405,7 @@ say("alive", alive)
         ("socket", "hangs", "adopted held"),
     ],
 )
-def test_a_worker_that_is_not_dumpable_is_held_until_it_is_known_which_program_it_runs(
+def test_fault_80_a_worker_that_is_not_dumpable_is_held_until_it_is_known_which_program_it_runs(
     shared: str, then: str, told: str
 ) -> None:
     """The server was restarted, and may not see where its program lies; what it maps, if it has executed."""
@@ -403,6 +418,143 @@ def test_a_worker_that_is_not_dumpable_is_held_until_it_is_known_which_program_i
             assert server.wait_line("alive") == "alive True"
     finally:
         shutil.rmtree(directory)
+
+
+HANGS_AS_NOBODY = (
+    IMPORTED
+    + """
+path, closes = sys.argv[1], sys.argv[2] == "closes"
+
+def hang_of_the_worker():
+    if closes:
+        os.closerange(3, 65536)
+        os.dup2(os.open(os.environ["XDG_RUNTIME_DIR"] + "/file", os.O_RDWR | os.O_CREAT), 64)
+    ctypes.PyDLL(None).sleep(1000)
+
+async def main():
+    told = asyncio.get_running_loop().create_future()
+    def on_event(event):
+        if event.event in ("reaped", "held"):
+            told.set_result(event.event + " " + event.verdict)
+    async with TimerServer(path, on_event=on_event):
+        os.write(order, b".")
+        say("told", await told)
+"""
+    + BECOMES_NOBODY
+    + """
+orders, order = os.pipe()
+pid = os.fork()
+if pid == 0:
+    os.read(orders, 1)
+    with expires(0.3, "s", TimerClient(path, unavailable="raise", budget=30)):
+        hang_of_the_worker()
+asyncio.run(main())
+os.kill(pid, signal.SIGKILL)  # whoever is held lives
+"""
+)
+
+
+@pytest.mark.parametrize("closes", ["closes", "does not"])
+def test_fault_64_a_worker_that_has_changed_its_uid_writes_its_stacks_itself(closes: str) -> None:
+    """It shows no debugger anything. If its descriptor may be another file's by now, nothing is written."""
+    directory = tempfile.mkdtemp(prefix="at-", dir="/dev/shm")
+    try:
+        os.chown(directory, NOBODY, NOBODY)
+        environment = {"XDG_RUNTIME_DIR": directory}
+        with spawn_worker(HANGS_AS_NOBODY, None, f"{directory}/s", closes, env=environment) as server:
+            told = server.wait_line("told ")
+            assert server.wait() == 0
+            if closes == "closes":
+                assert told.startswith("told held"), (
+                    "without a connection nobody can tell which program it runs"
+                )
+                assert Path(directory, "file").read_text() == ""
+            else:  # the signal ends the call, and the block is left: that does not spare it
+                assert told.startswith("told reaped "), told
+                assert told.endswith(" in hang_of_the_worker")
+    finally:
+        shutil.rmtree(directory)
+
+
+NOT_FOR_US = (
+    IMPORTED
+    + """
+import aiotimer
+aiotimer.configure()
+if os.fork() == 0:
+    BECOMES_NOBODY
+    for _ in range(3):
+        with expires(60, "s"):
+            pass
+    say("goes on", aiotimer.TimerClient().connected)
+    os._exit(0)
+os.wait()
+"""
+)
+
+
+def test_fault_64_who_cannot_be_watched_any_more_is_told_what_to_do() -> None:
+    """Its parent was configured as root, whose server serves root."""
+    changes = BECOMES_NOBODY.strip().replace("\n", "\n    ")
+    with spawn_worker(NOT_FOR_US.replace("BECOMES_NOBODY", changes), None) as worker:
+        assert worker.wait() == 0, worker.output
+        assert "goes on False" in worker.lines
+        (told,) = [line for line in worker.lines if "not being watched" in line]
+        assert f"it is not for uid {NOBODY}: a process that changes its uid calls configure() after" in told
+
+
+MASTER = """
+import os
+from aiotimer.client.control import ping
+from aiotimer import configure, expires
+
+CONFIGURED
+for _ in range(3):
+    if not os.fork():
+        BECOMES_NOBODY
+        configure(unavailable="raise")
+        with expires(60, "s"):
+            os.write(1, b"server %d\\n" % ping(os.environ["AIOTIMER_SOCKET"]).pid)
+            os.read(0, 1)
+        os._exit(0)
+for _ in range(3):
+    os.wait()
+"""
+
+
+def open_to_all(directory: Path) -> list[str]:
+    """Return a command prefix under which everybody may run this interpreter, wherever it lies.
+
+    It is a mount namespace in which directories that are closed have an open one laid over them.
+    """
+    needed = [Path(sys.executable), Path(sys.executable).resolve(), Path(aiotimer.__file__).resolve()]
+    ways = {parent for path in needed for parent in path.parents}
+    lines = ["set -e", f"mount -t tmpfs none {directory}"]
+    for count, way in enumerate(sorted(way for way in ways if not way.stat().st_mode & stat.S_IXOTH)):
+        upper, work = f"{directory}/{count}-upper", f"{directory}/{count}-work"
+        layers = f"lowerdir={way},upperdir={upper},workdir={work}"
+        lines += [f"mkdir {upper} {work}", f"mount -t overlay -o {layers} overlay {way}", f"chmod 755 {way}"]
+    prefix = ["unshare", "--mount", "sh", "-c", "\n".join([*lines, 'exec "$0" "$@"'])]
+    permitted = subprocess.run([*prefix, "true"], capture_output=True, text=True, check=False)
+    if permitted.returncode:
+        pytest.skip(f"not permitted here: {permitted.stderr}")
+    return prefix
+
+
+@pytest.mark.parametrize("configured", ["configure()", "pass"], ids=["preloaded", "not preloaded"])
+def test_fault_64_workers_that_change_their_uid_share_a_private_server_of_their_user(configured: str) -> None:
+    """As gunicorn's with ``--user``. What their master exported is root's, and not for them."""
+    source = MASTER.replace("CONFIGURED", configured)
+    source = source.replace("BECOMES_NOBODY", BECOMES_NOBODY.strip().replace("\n", "\n        "))
+    with short_directory() as directory:
+        code = "import os, sys; os.execvp(sys.argv[1], sys.argv[1:])"
+        command = [*open_to_all(directory), sys.executable, "-c", source]
+        with spawn_worker(code, None, *command) as master:
+            servers = {master.wait_line("server ") for _ in range(3)}
+            assert len(servers) == 1, master.output
+            master.say("...")
+            assert master.wait() == 0, master.output
+            assert not [text for text in master.lines if "watched" in text]
 
 
 # -- capabilities ------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ import pytest
 
 from aiotimer import AsyncTimerClient, Refused, TimerClient, TimerServer
 from aiotimer._core import layout
+from aiotimer._linux import paths
 from aiotimer.errors import UnsafePath
 from tests.fakes.clock import PATIENCE
 from tests.fakes.places import short_directory, short_socket
@@ -145,11 +146,11 @@ def lay(trap: str, victim: Path, elsewhere: Path) -> None:
             os.chown(victim, 12345, 12345)
 
 
-@pytest.mark.parametrize("trap", ["symlink", "world-writable", "foreign"])
+@pytest.mark.parametrize("trap", ["symlink", "file", "foreign"])
 def test_fault_20_serve_exits_77_and_says_why(trap: str, runtime_directory: Path) -> None:
-    victim = runtime_directory / "aiotimer"
-    lay(trap, victim, runtime_directory / "elsewhere")
     with short_socket() as path:
+        victim = paths.base() / paths._state_name(path)
+        lay(trap, victim, runtime_directory / "elsewhere")
         command = [sys.executable, "-m", "aiotimer", "serve", "--socket", path]
         done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
         assert done.returncode == 77
@@ -158,20 +159,22 @@ def test_fault_20_serve_exits_77_and_says_why(trap: str, runtime_directory: Path
         assert not os.path.exists(path)
 
 
-@pytest.mark.parametrize("trap", ["symlink", "world-writable", "file", "foreign"])
-@pytest.mark.parametrize("which", ["base", "tables"])
-async def test_fault_20_unsafe_state_directories_are_refused(
-    trap: str, which: str, runtime_directory: Path
+async def test_fault_20_a_state_directory_of_ours_that_is_too_open_is_repaired(
+    runtime_directory: Path,
 ) -> None:
+    with short_socket() as path:
+        victim = paths.base() / paths._state_name(path)
+        lay("world-writable", victim, runtime_directory / "elsewhere")
+        async with serving(path):
+            assert victim.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("trap", ["symlink", "file", "foreign"])
+async def test_fault_20_unsafe_state_directories_are_refused(trap: str, runtime_directory: Path) -> None:
     """A path through somebody else's hands is refused, not repaired."""
     with short_socket() as path:
-        base = runtime_directory / "aiotimer"
-        victim = base
-        if which == "tables":
-            async with serving(path):
-                (victim,) = base.iterdir()  # where the tables of this socket go
-        else:
-            base.mkdir(mode=0o700)
+        async with serving(path):
+            (victim,) = (runtime_directory / "aiotimer").iterdir()  # where the tables of this socket go
         with contextlib.suppress(FileNotFoundError):
             victim.rmdir()
         lay(trap, victim, runtime_directory / "elsewhere")

@@ -20,11 +20,13 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from time import monotonic
+from typing import TypeAlias
 
 import pytest
 
 from aiotimer import TimerRequest, WorkerId
 from aiotimer._linux.procfs import start_time
+from aiotimer._linux.signals import CGROUP_ROOTS
 from aiotimer.events import Event
 from aiotimer.evidence import Findings, Subject
 from aiotimer.server.inspector import AT_ONCE
@@ -39,6 +41,7 @@ from tests.fakes.worker import (
     is_alive,
     line,
     number,
+    program,
     spawn_worker,
     wait_dead,
 )
@@ -105,28 +108,45 @@ def root_only() -> None:
         pytest.skip("only root may freeze a cgroup or a file system")
 
 
+Ice: TypeAlias = "AbstractContextManager[tuple[Callable[[int], str], Callable[[], None], Callable[[], None]]]"
+"""How a process is got in, frozen, and thawed."""
+
+
+def frozen_cgroup() -> Ice:
+    """A cgroup of version 1, whose frozen processes do not even die."""
+    root = "/sys/fs/cgroup/freezer"
+    return _cgroup(root, switch="freezer.state", on="FROZEN", off="THAWED", told=("freezer.state", "{}\n"))
+
+
+def frozen_cgroup_2() -> Ice:
+    """One of version 2, whose frozen processes die, as they can be killed."""
+    root = next((r for r in CGROUP_ROOTS if Path(r, "cgroup.procs").exists()), "/nowhere")
+    return _cgroup(root, switch="cgroup.freeze", on="1", off="0", told=("cgroup.events", "frozen {}\n"))
+
+
 @contextlib.contextmanager
-def frozen_cgroup() -> Iterator[tuple[Callable[[int], str], Callable[[], None], Callable[[], None]]]:
-    """A cgroup of version 1, whose frozen processes do not even die: how to get in, freeze, and thaw it."""
-    group = Path(f"/sys/fs/cgroup/freezer/aiotimer-test-{os.getpid()}")
+def _cgroup(
+    root: str, *, switch: str, on: str, off: str, told: tuple[str, str]
+) -> Iterator[tuple[Callable[[int], str], Callable[[], None], Callable[[], None]]]:
+    group = Path(root, f"aiotimer-test-{os.getpid()}")
     try:
         group.mkdir()
     except OSError as error:
-        pytest.skip(f"no freezer of cgroup version 1: {error}")
+        pytest.skip(f"no freezer of this version of cgroups: {error}")
 
     def enter(pid: int) -> str:
         (group / "cgroup.procs").write_text(str(pid))
         return "/"
 
-    def switch(state: str) -> None:
-        (group / "freezer.state").write_text(state)
-        while (group / "freezer.state").read_text().strip() != state:
+    def turn(state: str) -> None:
+        (group / switch).write_text(state)
+        while told[1].format(state) not in (group / told[0]).read_text():
             pass  # FREEZING
 
     try:
-        yield enter, lambda: switch("FROZEN"), lambda: switch("THAWED")
+        yield enter, lambda: turn(on), lambda: turn(off)
     finally:
-        switch("THAWED")
+        turn(off)
         while (group / "cgroup.procs").read_text():
             pass  # whoever is in there has been killed
         group.rmdir()
@@ -167,9 +187,7 @@ open(directory + "/file", "w").write("x" * 100)
 
 @pytest.mark.parametrize("ice", [frozen_cgroup, frozen_file_system])
 async def test_fault_42_what_cannot_die_is_reported_and_not_signalled_again(
-    ice: Callable[
-        [], AbstractContextManager[tuple[Callable[[int], str], Callable[[], None], Callable[[], None]]]
-    ],
+    ice: Callable[[], Ice],
     sent: list[int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -201,6 +219,39 @@ async def test_fault_42_what_cannot_die_is_reported_and_not_signalled_again(
             assert await ended(worker) == -signal.SIGKILL
             assert server.acted[worker.pid] >= deadline
             assert sent == [signal.SIGKILL] * 3
+
+
+@pytest.mark.parametrize("leaves", [True, False], ids=["leaves", "stays"])
+@pytest.mark.parametrize("ice", [frozen_cgroup, frozen_cgroup_2])
+async def test_fault_73_a_worker_frozen_by_its_cgroup_is_held(
+    ice: Callable[[], Ice], leaves: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by ``docker pause``: it is not reaped while it cannot run; then it has some time to leave."""
+    root_only()
+    monkeypatch.setattr("aiotimer._core.reaping.CHECKED_EVERY", 0.02)
+    monkeypatch.setattr("aiotimer._core.reaping.TO_LEAVE", 0.2)
+    body = 'say("in it")\nsys.stdin.readline()'
+    async with serving(stopped="hold") as server:
+        with contextlib.ExitStack() as stack:
+            source = program("with", body, after=2.0)
+            worker = stack.enter_context(spawn_worker(source, server.socket_path))
+            enter, freeze, thaw = stack.enter_context(ice())
+            stack.callback(worker.process.kill)
+            enter(worker.pid)
+            await line(worker, "in it")
+            await asyncio.to_thread(freeze)
+            event = await server.told("held", worker.pid)
+            assert event.detail.startswith("it is frozen, with its cgroup ")
+            await server.pass_by(monotonic() + 0.3)
+            assert is_alive(worker.pid)
+            if leaves:
+                worker.say()
+            await asyncio.to_thread(thaw)
+            assert await ended(worker) == (0 if leaves else -signal.SIGKILL)
+            if not leaves:
+                await server.told("reaped", worker.pid)
+            assert len(server.all_told("held")) == 1
+            assert len(server.all_told("reaped", worker.pid)) == (0 if leaves else 1)
 
 
 def test_fault_42_what_is_said_of_others(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -269,7 +269,7 @@ def test_fault_52_the_interpreter_ends_inside_a_block(shared: bool, outage: bool
 
 
 @sharing
-def test_fault_52_the_interpreter_ends_slowly(shared: bool) -> None:
+def test_fault_79_the_interpreter_ends_slowly(shared: bool) -> None:
     """A daemon thread that is stopped inside a block, for good, is not hung; what is armed for the end is."""
     source = (
         PRELUDE
@@ -378,7 +378,7 @@ with expires(600, "before", client):
     assert "not being watched" not in worker.output
 
 
-def test_fault_47_a_file_with_the_inode_of_ours_is_another_one() -> None:
+def test_fault_87_a_file_with_the_inode_of_ours_is_another_one() -> None:
     """Two file systems number their files from one."""
     with open_directory("/proc") as proc, open_directory("/sys") as sys_:
         assert os.fstat(proc).st_ino == os.fstat(sys_).st_ino, "the test is blind"

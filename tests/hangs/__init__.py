@@ -1,4 +1,4 @@
-"""Twelve ways to hang, and what the evidence says of each: the right verdict, and the right line.
+"""Ways to hang, and what the evidence says of each: the right verdict, and the right line.
 
 ``python -m tests.hangs`` runs them and prints the table in ``docs/explanation/evidence.md``; the tests
 compare both with what stands here. The programs are written as a user would write them. In each, the line
@@ -34,13 +34,21 @@ class Hang(NamedTuple):
         program: its file, without ``.py``.
         what: in words, for the table.
         verdict: what the evidence says, without the line.
+        besides: what it says after the line.
+        reap: how it is reaped, by default as ever.
+        detail: what else is said of how it was reaped.
         needs: a module or program without which it cannot run.
+        without_symbols: what it says of an interpreter whose own native code cannot be told from Python.
     """
 
     program: str
     what: str
     verdict: str
     needs: str = ""
+    without_symbols: str = ""
+    besides: str = ""
+    reap: str = "dump,KILL"
+    detail: str = ""
 
     @property
     def file(self) -> Path:
@@ -58,28 +66,110 @@ class Hang(NamedTuple):
         return "" if found else self.needs
 
 
-AWAITING = "awaiting forever (loop alive)"
-BLOCKED_LOOP = "event loop blocked in Python"
-BLOCKED = "blocked in Python"
+AWAITING = "awaiting (loop alive)"
+GIL_IN_C = "holding the GIL in native code"
 
 HANGS = (
     Hang("await_future", "await a future that nobody sets", AWAITING),
     Hang("await_queue", "await a queue that nobody fills", AWAITING),
     Hang("lock_cycle", "two tasks wait for each other's lock", AWAITING),
-    Hang("sleep_in_coroutine", "`time.sleep` in a coroutine", BLOCKED_LOOP),
-    Hang("python_spin", "a loop in Python that never ends", BLOCKED_LOOP),
-    Hang("gil_in_c", "a C call that holds the GIL", "holding the GIL in native code", needs="py-spy"),
-    Hang("thread_lock", "a lock, in a thread", BLOCKED),
-    Hang("wait_for_child", "`subprocess.run` that never ends", BLOCKED),
-    Hang("read_pipe", "a read from a pipe", BLOCKED),
+    Hang("sleep_in_coroutine", "`time.sleep` in a coroutine", "event loop blocked: sleeps"),
+    Hang(
+        "python_spin",
+        "a loop in Python that never ends",
+        "event loop blocked, running",
+        needs="py-spy",
+    ),
+    Hang("gil_in_c", "a C call that holds the GIL", GIL_IN_C, needs="py-spy"),
+    Hang("gil_in_coroutine", "the same in a coroutine", GIL_IN_C, needs="py-spy"),
+    Hang("gil_in_plugin", "the same in another thread", 'the GIL is held by thread "plugin"', needs="py-spy"),
+    Hang(
+        "regex", "a regular expression", "stuck in one call, running", "py-spy", without_symbols="running at"
+    ),
+    Hang("jit", "code made at run time", "stuck in one call, running", needs="py-spy"),
+    Hang("python_loop", "an iteration that does not converge", "running", needs="py-spy"),
+    Hang("starved", "await a future, beside 3,000 busy tasks", AWAITING),
+    Hang("gather_one", "`gather` of 16, one of which never ends", f"{AWAITING} 1 of 16, task 'rollout-11'"),
+    Hang("await_task", "await a task that waits for a future", f"{AWAITING} task 'fetch'"),
+    Hang("to_thread", "`asyncio.to_thread`, for a socket", f"{AWAITING}: `to_thread`; its thread is in"),
+    Hang("executor", "`run_in_executor`", f"{AWAITING}: `run_in_executor`; its thread is in"),
+    Hang("polling", "a job asked for again and again", "polling (loop alive)"),
+    Hang(
+        "thread_lock", "a lock, in a thread", "waits for a lock", besides="; other threads: thread_lock.py:"
+    ),
+    Hang("pool_thread", "a socket, in one of four threads of a pool", "waits for a socket (recvfrom"),
+    Hang("lib/python3.11/train", "a queue, in a file below `lib/python3.11/`", "waits for a queue"),
+    Hang(
+        "wait_for_child",
+        "`subprocess.run` that never ends",
+        "waits for child ",
+        besides=" (sleep 1000, sleeping) at ",
+    ),
+    Hang(
+        "read_pipe",
+        "a read from a pipe",
+        "waits for a pipe (read)",
+        besides="; its other end is held by the process",
+    ),
     Hang("stopped", "SIGSTOP", "stopped", needs="py-spy"),
     Hang("debugger", "a debugger", "in a debugger", needs="py-spy"),
-    Hang("all_reduce", "gloo's `all_reduce` whose peer is missing", BLOCKED, needs="torch"),
+    Hang(
+        "all_reduce",
+        "gloo's `all_reduce` whose peer is missing",
+        "waits for a lock or a condition",
+        needs="torch",
+    ),
+    Hang(
+        "swallowed",
+        "a rollout that swallows its cancellation (`grace`)",
+        "polling (loop alive)",
+        besides="; cancelled after 0.3 s, and did not end",
+    ),
+    Hang(
+        "never_handled",
+        "C code, and a handler of SIGTERM that is never called",
+        "waits for a lock or a condition",
+        needs="py-spy",
+        reap="dump,TERM:0.3,KILL",
+        detail="SIGTERM was caught, and did not end it within ",
+    ),
+    # What is waited for, by the system call.
+    Hang(
+        "silent_server",
+        "a request to a server that stays silent",
+        "waits for a socket (recvfrom, 127.0.0.1:",
+    ),
+    Hang(
+        "dead_producer",
+        "a queue whose producer is dead",
+        "waits for a queue",
+        besides="; no other thread is alive",
+    ),
+    Hang(
+        "dead_pool_worker",
+        "`Pool.map`, and a process of the pool is dead",
+        "waits for a result of a process pool",
+        besides=" s after the others",
+    ),
+    Hang(
+        "stuck_loader",
+        "a pipe from a child that hangs itself",
+        "waits for a pipe (read)",
+        besides="; its other end is held by child ",
+    ),
+    Hang(
+        "locked_database",
+        "SQLite, and another process has the lock",
+        "sleeps in C code",
+        besides="/rewards.db is held by pid ",
+    ),
+    Hang(
+        "file_lock",
+        "`flock`, and another process has it",
+        "waits for a file lock on ",
+        besides="; it is held by pid ",
+    ),
 )
-
-
-_ENVIRONMENT = dict(os.environ)
-"""As it was at first: pytest changes it while the threads that run these programs read it."""
 
 
 def run(hang: Hang) -> dict[str, Any]:
@@ -94,9 +184,10 @@ def run(hang: Hang) -> dict[str, Any]:
         tempfile.TemporaryDirectory() as kept,
         tempfile.TemporaryFile("w+") as printed,
     ):
-        environment = {**_ENVIRONMENT, "PYTHONPATH": package, "PATH": _path(), "XDG_RUNTIME_DIR": runtime}
+        environment = {**os.environ, "PYTHONPATH": package, "PATH": _path(), "XDG_RUNTIME_DIR": runtime}
         environment.pop("AIOTIMER_SOCKET", None)
-        command = [sys.executable, "-m", "aiotimer", "run", "--evidence-dir", kept, "--", sys.executable]
+        command = [sys.executable, "-m", "aiotimer", "run", "--evidence-dir", kept]
+        command += ["--reap", hang.reap, "--", sys.executable]
         with subprocess.Popen(
             [*command, str(hang.file)], env=environment, start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=printed, stderr=subprocess.STDOUT,
@@ -123,5 +214,11 @@ def _path() -> str:
 def table(records: dict[str, dict[str, Any]]) -> str:
     """Return the table of what was found, in Markdown; ``records`` by program."""
     rows = ["| the program hangs in | the verdict |", "|---|---|"]
-    rows += [f"| {hang.what} | {records[hang.program]['verdict']} |" for hang in HANGS]
+    rows += [f"| {hang.what} | {escaped(records[hang.program]['verdict'])} |" for hang in HANGS]
     return "\n".join(rows)
+
+
+def escaped(text: str) -> str:
+    """Return a text whose ``<locals>``, outside of code, is no element of HTML: nobody would see it."""
+    parts = text.split("`")
+    return "`".join(part if number % 2 else part.replace("<", r"\<") for number, part in enumerate(parts))

@@ -1,4 +1,4 @@
-"""``python -m tests.hangs``: run the twelve programs, and print the table for the documentation.
+"""``python -m tests.hangs``: run the programs, and print the table for the documentation.
 
 It needs everything that one of them needs: torch, and py-spy.
 """

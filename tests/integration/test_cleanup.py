@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,8 +18,9 @@ from aiotimer.evidence.record import Record
 from aiotimer.server import history, listener
 from aiotimer.server.history import History
 from tests.fakes.clock import PATIENCE
-from tests.fakes.places import short_directory
+from tests.fakes.places import short_directory, short_socket
 from tests.fakes.server import ServerThread
+from tests.fakes.worker import bystander
 
 pytestmark = pytest.mark.usefixtures("no_other_state")
 
@@ -63,7 +65,7 @@ def test_what_a_private_server_found_out_stays_and_nothing_else() -> None:
     path = private()
     directory = left_by(path, expiry=True, table_of=GONE)
     listener.clean_up(path)
-    assert names(directory) == {"history.db", "evidence", "ended"}
+    assert names(directory) == {"history.db", "evidence", "ended", "namespaces"}
     assert names(directory.parent) == {directory.name}
     assert len(history.expiries(directory)) == 1
     assert paths.state_directories() == [directory]
@@ -108,23 +110,44 @@ def test_the_oldest_directories_go(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [directory.exists() for directory in made] == [False, False, True, True]
 
 
-def test_a_server_goes_on_where_another_one_has_ended() -> None:
-    """The pid of another `aiotimer run` comes round: what is left is that server's history from now on."""
+def test_a_server_where_another_one_has_ended_leaves_that_ones_history_alone() -> None:
+    """The pid of another `aiotimer run` comes round: it is another socket, of the same name."""
     path = private()
     directory = left_by(path, expiry=True)
     listener.clean_up(path)
     with ServerThread(path) as server:
         assert paths.known_sockets() == [path]
-        assert names(directory) == {"history.db", "evidence", "socket"}
+        assert names(directory) == {"history.db", "evidence", "ended", "namespaces"}
         assert not [event for event in server.events if "ignoring" in str(event)]
+        assert directory in paths.state_directories(path)
     assert len(history.expiries(directory)) == 1
+
+
+def test_tables_of_a_server_whose_lock_file_was_removed_are_taken_over() -> None:
+    """The path means the same place as long as the namespaces are the same; else nobody touches them."""
+    with short_socket() as path, bystander() as pid:
+        lost = left_by(path, expiry=False)
+        worker, pidfd = pin(pid)
+        file = table_files.create_table(lost, worker, os.fstat(pidfd).st_ino, "shared")
+        for descriptor in (pidfd, file.descriptor):
+            os.close(descriptor)
+        foreign = lost.with_name("f" * 16)
+        shutil.copytree(lost, foreign)
+        (foreign / paths.NAMESPACES).write_text("1 2")
+        os.rename(path + ".lock", path + ".kept")  # or the next one might be given its number
+        os.unlink(path)
+        with ServerThread(path) as server:
+            (adopted,) = (event.detail for event in server.events if event.event == "adopted")
+            assert not (lost / adopted).exists()
+            assert (paths.own_state_directories(path)[0] / adopted).exists()
+        assert (foreign / adopted).exists()
 
 
 def test_what_a_killed_private_server_left_is_removed() -> None:
     with_expiry = left_by(private(GONE + 1), expiry=True, table_of=GONE)
     without = left_by(private(GONE + 2), expiry=False, table_of=GONE)
     listener.remove_orphaned()
-    assert names(with_expiry) == {"history.db", "evidence", "ended"}
+    assert names(with_expiry) == {"history.db", "evidence", "ended", "namespaces"}
     assert not without.exists()
     assert names(with_expiry.parent) == {with_expiry.name}
 
@@ -185,7 +208,7 @@ def test_a_server_with_a_history_leaves_it_for_the_next() -> None:
         os.unlink(path)
         with ServerThread(path):
             assert control.status(path)["workers"] == []
-        assert {"history.db", "evidence", "socket"} <= names(directory)
+        assert {"history.db", "evidence", "socket", "namespaces"} <= names(directory)
 
 
 @pytest.mark.parametrize("odd", ["a link", "a file"])

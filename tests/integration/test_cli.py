@@ -87,7 +87,9 @@ def test_help_teaches_and_version_is_the_packages() -> None:
     assert "aiotimer run -- python train.py" in text
     for command in ("serve", "run", "status", "ping", "why", "history", "suggest", "dump", "resume"):
         assert command in text
-        assert "Usage: aiotimer " + command in call(command, "--help").stdout
+        explained = call(command, "--help").stdout
+        assert "Usage: aiotimer " + command in explained
+        assert explained == call("help", command).stdout
     assert aiotimer.__version__ in call("--version").stdout
 
 
@@ -102,7 +104,7 @@ def done(
     return code, *capsys.readouterr()
 
 
-@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["-h"]], ids=" ".join)
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["-h"], ["help"]], ids=" ".join)
 def test_what_is_done_without_click_is_what_click_does(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -190,9 +192,11 @@ with aiotimer.expires(after=300, scope="so\\x1b[31mon"):
 
 def test_ping_answers_or_exits_69() -> None:
     with short_socket() as path:
-        with serving(path):
+        with serving(path) as server:
             fine = call("ping", "--socket", path)
             assert (fine.returncode, fine.stderr) == (0, "")
+            told = json.loads(call("ping", "--json", "--socket", path).stdout)
+            assert (told["socket"], told["pid"], set(told)) == (path, server.pid, {"socket", "pid", "lag_s"})
         gone = call("ping", "--socket", path)
         assert gone.returncode == 69
         assert_one_line(gone.stderr, path, "aiotimer serve")
@@ -258,7 +262,7 @@ def test_resume_has_a_job_reaped_again_whose_breaker_has_tripped() -> None:
             spared.kill()
 
 
-def test_an_evidence_directory_in_which_others_can_write_is_refused(tmp_path: Path) -> None:
+def test_fault_86_an_evidence_directory_in_which_others_can_write_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
     with short_socket() as path:
         result = call("serve", "--socket", path, "--evidence-dir", str(tmp_path))
@@ -266,7 +270,7 @@ def test_an_evidence_directory_in_which_others_can_write_is_refused(tmp_path: Pa
     assert_one_line(result.stderr, str(tmp_path), "can be written by others")
 
 
-def test_an_evidence_directory_in_which_nothing_can_be_kept_is_refused_at_the_start(tmp_path: Path) -> None:
+def test_fault_74_an_evidence_directory_in_which_nothing_can_be_kept_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with short_socket() as path:
         result = call("serve", "--socket", path, "--evidence-dir", str(tmp_path / "file" / "evidence"))
@@ -274,7 +278,7 @@ def test_an_evidence_directory_in_which_nothing_can_be_kept_is_refused_at_the_st
     assert_one_line(result.stderr, "no evidence can be kept in", "Not a directory")
 
 
-def test_a_command_for_events_that_does_not_exist_is_refused_at_the_start() -> None:
+def test_fault_74_a_command_for_events_that_does_not_exist_is_refused_at_the_start() -> None:
     with short_socket() as path:
         result = call("serve", "--socket", path, "--on-event", "no-such-command-anywhere --flag")
     assert result.returncode == 2
@@ -286,16 +290,21 @@ def test_a_server_whose_place_is_taken_ends_and_takes_nothing_with_it() -> None:
         os.unlink(path)
         assert first.stderr is not None
         told = iter(first.stderr.readline, "")  # first of all, perhaps, that it has no priority
-        assert any("is gone: nobody can find this server" in line for line in told)
+        assert any("was gone: this server listens there again" in line for line in told)
+        assert ping(path).pid == first.pid
+        first.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, first.pid, os.WSTOPPED | os.WNOWAIT)
+        os.unlink(path)
         os.unlink(path + ".lock")
         with serving(path) as second:
+            first.send_signal(signal.SIGCONT)
             assert first.wait(PATIENCE) == 69
             assert "another timer server is at" in first.stderr.read()
             assert ping(path).pid == second.pid
 
 
 def test_without_a_socket_commands_use_the_per_user_default() -> None:
-    result = call("status")
+    result = call("ping")
     assert result.returncode == 69
     assert_one_line(result.stderr, os.path.join(os.environ["XDG_RUNTIME_DIR"], "aiotimer", "aiotimer.sock"))
 
@@ -349,6 +358,29 @@ def test_fault_57_run_is_124_when_the_command_itself_was_reaped() -> None:
     assert result.returncode == 124
     assert result.stdout == "inside\n"
     assert_one_line(result.stderr, "reaped", 'scope="the-hang"', "late=")
+
+
+SAVING = """
+import signal, sys
+def save(*_):
+    print("saved", flush=True)
+    sys.exit(0)
+signal.signal(signal.SIGTERM, save)
+"""
+
+
+@pytest.mark.parametrize(("options", "status"), [((), 124), (("--preserve-status",), 0)])
+def test_run_is_124_when_its_command_saved_what_it_had_and_exited(
+    options: tuple[str, ...], status: int
+) -> None:
+    ladder = ("--reap", "TERM:600,KILL")
+    result = call("run", *options, *ladder, "--quiet", "--", sys.executable, "-c", SAVING + HANG)
+    assert (result.returncode, result.stdout) == (status, "inside\nsaved\n")
+
+
+def test_run_preserves_the_status_of_a_command_that_was_ended() -> None:
+    result = call("run", "--preserve-status", "--after", "0.2s", "--", "sleep", "600")
+    assert result.returncode == 128 + signal.SIGTERM
 
 
 def test_fault_57_run_is_the_commands_own_status_when_a_child_of_it_was_reaped() -> None:
@@ -420,13 +452,13 @@ def test_limits_that_make_no_sense_are_refused(options: tuple[str, ...]) -> None
 
 
 JOB = """
-import os, signal, sys
+import os, signal, sys, time
 signal.signal(signal.SIGCONT, lambda *_: print("goes on", flush=True))
 if sys.argv[1:] == ["handles"]:
     signal.signal(signal.SIGTSTP, lambda *_: print("TSTP", flush=True))
 print("ready", flush=True)
-while True:
-    signal.pause()
+while True:  # pause() would wait for the next signal, had one come just before it
+    time.sleep(0.05)
 """
 
 
@@ -489,9 +521,11 @@ def test_run_says_why_at_its_end_and_so_does_why_afterwards(quiet: bool) -> None
     options = ["--quiet"] if quiet else []
     result = call("run", *options, "--", sys.executable, "-c", RECORDING)
     assert result.returncode == 5
-    assert ("worker 4242 (python) was reaped, in the-hang" in result.stderr) is not quiet
+    assert ('worker 4242 (python) was reaped, in "the-hang"' in result.stderr) is not quiet
     (left,) = Path(os.environ["XDG_RUNTIME_DIR"], "aiotimer").iterdir()
-    assert {path.name for path in left.iterdir()} - WHAT_READERS_MAKE == {"history.db", "evidence", "ended"}
+    assert {path.name for path in left.iterdir()} - WHAT_READERS_MAKE == {
+        "history.db", "evidence", "ended", "namespaces",
+    }  # fmt: skip
     path = (left / "ended").read_text()
     assert json.loads(call("why", "--json", "--socket", path).stdout)["verdict"] == "stopped"
     assert json.loads(call("history", "--json", "--socket", path).stdout)["pid"] == 4242

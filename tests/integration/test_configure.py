@@ -22,7 +22,7 @@ from aiotimer.server.server import OwnedServer
 from tests.fakes.clock import PATIENCE
 from tests.fakes.places import private_runtime
 from tests.fakes.server import ServerThread
-from tests.fakes.worker import environment, wait_dead
+from tests.fakes.worker import environment, parent_of, wait_dead
 from tests.unit.test_structure import not_for_a_synchronous_worker
 
 
@@ -65,6 +65,17 @@ def test_nothing_configured_is_an_error_that_says_what_to_do(block: str) -> None
     assert last.startswith("aiotimer.errors.NotConfigured: ")
     assert "aiotimer.configure()" in last
     assert "aiotimer run" in last
+
+
+def test_a_process_is_called_what_it_says() -> None:
+    with ServerThread() as server:
+        path = server.path
+        ask = f"import aiotimer.client.control as c; print(c.status({path!r})['workers'][0]['name'])\n"
+        named = run(f"configure({path!r}, name='a\\x1b[2J' + 'b' * 100)\n{ask}", RANK="3")
+        assert named.stdout == f"a\\x1b[2J{'b' * 59}\n", named.stderr
+        ranked = run(f"configure({path!r})\n{ask}configure({path!r}, name=7)", RANK="3", WORLD_SIZE="8")
+        assert ranked.stdout == "rank 3/8\n"
+        assert "TypeError: name must be a str, not int" in ranked.stderr
 
 
 def test_the_environment_is_enough_without_configure() -> None:
@@ -220,7 +231,7 @@ def test_it_ends_and_leaves_nothing_when_its_owner_is_gone() -> None:
         "import functools\n"
         "from aiotimer.client import launch\n"
         "start = launch.start_private_server\n"
-        "launch.start_private_server = functools.partial(start, ('--idle-before-end', '1'))\n"
+        "launch.start_private_server = lambda path: start(path, ('--idle-before-end', '1'))\n"
         "configure()\n"
         "print(os.environ['AIOTIMER_SOCKET'], flush=True)\n"
         "sys.stdin.readline()"
@@ -229,7 +240,7 @@ def test_it_ends_and_leaves_nothing_when_its_owner_is_gone() -> None:
         assert program.stdout is not None
         assert program.stderr is not None
         pid = ping(program.stdout.readline().strip()).pid
-        supervisor = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+        supervisor = parent_of(pid)
         program.kill()
         # Its owner's standard error is let go of at once, before it ends.
         assert program.stderr.read() == ""
@@ -242,7 +253,7 @@ def test_it_lives_for_ten_seconds_without_a_worker_unless_it_is_told_otherwise()
     assert inspect.signature(OwnedServer).parameters["idle_before_end"].default == 10.0
 
 
-def test_a_ladder_that_is_none_is_refused_at_the_call_and_the_next_one_is_taken() -> None:
+def test_fault_74_a_ladder_that_is_none_is_refused_at_the_call_and_the_next_one_is_taken() -> None:
     result = run("""
 for make in (configure, lambda **reap: aiotimer.TimerClient("/nowhere", **reap)):
     try:
@@ -268,28 +279,23 @@ def test_configure_none_undoes_the_export() -> None:
 
 
 @pytest.mark.parametrize("factory", ["asyncio.new_event_loop", "uvloop.new_event_loop"])
-def test_configure_in_a_running_loop_does_not_wait_and_the_first_block_does(factory: str, fifo: Path) -> None:
-    """The server does not start before the loop has turned a few times meanwhile."""
+def test_configure_in_a_running_loop_waits_for_nothing(factory: str, fifo: Path) -> None:
+    """The server does not start before the loop has turned a few times in the first block."""
     result = run(
         "import contextlib, uvloop\n"
         "from aiotimer.client.control import status\n"
         "async def main():\n"
-        "    configure()\n"
-        "    ticks = 0\n"
-        "    async def tick():\n"
-        "        nonlocal ticks\n"
-        "        while True:\n"
-        "            ticks += 1\n"
-        "            with contextlib.suppress(OSError):  # nobody is there to read yet\n"
-        f"                if ticks > 5: os.close(os.open({str(fifo)!r}, os.O_WRONLY | os.O_NONBLOCK))\n"
-        "            await asyncio.sleep(0.001)\n"
-        "    ticker = asyncio.create_task(tick())\n"
+        "    client = configure()\n"
         "    async with expires(after=600, scope='first'):\n"
+        "        print(client.connected)\n"
+        "        while not client.connected:\n"
+        "            with contextlib.suppress(OSError):  # nobody is there to read yet\n"
+        f"                os.close(os.open({str(fifo)!r}, os.O_WRONLY | os.O_NONBLOCK))\n"
+        "            await asyncio.sleep(0.001)\n"
         "        print(status(os.environ['AIOTIMER_SOCKET'])['workers'][0]['timers'][0]['scope'])\n"
-        "    print(ticks > 5)\n"
         f"with asyncio.Runner(loop_factory={factory}) as runner: runner.run(main())\n"
     )
-    assert (result.stdout, result.stderr) == ("first\nTrue\n", "")
+    assert (result.stdout, result.stderr) == ("False\nfirst\n", "")
 
 
 def test_modules_of_the_current_directory_do_not_reach_the_server(tmp_path: Path) -> None:

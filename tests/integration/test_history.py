@@ -175,7 +175,7 @@ def test_no_worker_crowds_out_what_is_told_about_another(
     assert (about.count(4001), about.count(4002)) == (1, 29)
 
 
-def test_what_happened_goes_before_how_long_scopes_took(directory: Path) -> None:
+def test_fault_85_what_happened_goes_before_how_long_scopes_took(directory: Path) -> None:
     """Sixteen workers die at once, of which each brings more scopes than can wait."""
     write(directory, record(1))
     history = History(directory, capacity=40)  # there is room for their ends, and not for much else
@@ -256,6 +256,39 @@ def test_a_database_that_goes_bad_in_the_middle_is_moved_aside(
     assert history.close(PATIENCE)
     assert [one.pid for one in expiries(directory)] == [4200]
     assert "is corrupt" in caplog.text
+
+
+BEFORE = """
+CREATE TABLE expiries (
+    number INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, time REAL, pid INTEGER, scope TEXT, outcome TEXT,
+    evidence TEXT, record TEXT NOT NULL);
+CREATE INDEX expiries_of_pid ON expiries (pid, number);
+CREATE TABLE events (number INTEGER PRIMARY KEY, time REAL, pid INTEGER, event TEXT NOT NULL);
+CREATE TABLE scopes (
+    number INTEGER PRIMARY KEY, scope TEXT UNIQUE NOT NULL, count INTEGER NOT NULL, limit_s REAL,
+    durations TEXT NOT NULL);
+INSERT INTO events (time, pid, event) VALUES (1.0, 7, '{"event": "late"}');
+INSERT INTO scopes (scope, count, limit_s, durations)
+    VALUES ('s', 7, 60.0, '{"": {"max_s": 2.0, "counts": [3]}}');
+PRAGMA user_version = 1;
+"""
+"""What version 1 of the tables was."""
+
+
+def test_a_history_of_before_is_read_as_it_is_and_loses_nothing_when_it_is_written(directory: Path) -> None:
+    directory.mkdir()
+    with contextlib.closing(sqlite3.connect(directory / DATABASE)) as connection:
+        connection.executescript(BEFORE)
+    (before,) = scopes(directory)
+    assert (before["program"], before["scope"], before["count"], before["limit_s"]) == ("", "s", 7, 60.0)
+    history = History(directory)
+    history.durations([took("s", durations(30), 1, None) | {"program": "train.py"}])
+    history.event(event(8))
+    assert history.close(PATIENCE)
+    old, new = scopes(directory)
+    assert old == before
+    assert (new["program"], new["scope"], new["count"]) == ("train.py", "s", 1)
+    assert [found["event"] for _, found in events(directory)] == ["late", "expired"]
 
 
 def test_a_newer_history_is_left_alone(directory: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -120,7 +120,7 @@ async def test_a_loop_that_does_not_answer_is_counted_and_asked_one_thing_at_a_t
             question = await dead.asked()
             assert question.slots == (9,)
             await dead.say(tasks(question.number, "new"))
-            assert [one.tasks[0].name for one in await third] == ["new", "Task-1"]
+            assert [one.tasks[0].name for one in await third] == ["Task-1", "new"]  # as they came
 
 
 async def test_a_loop_that_ends_is_not_waited_for() -> None:
@@ -224,7 +224,7 @@ async def test_what_loops_answer_is_the_evidence() -> None:
         gathering = asyncio.ensure_future(gather(subject, PATIENCE))
         await loop.say(tasks((await loop.asked()).number, stacks=written))
         found = await gathering
-        assert found.verdict == "awaiting forever (loop alive) at train.py:42 in rollout"
+        assert found.verdict == "awaiting (loop alive) at train.py:42 in rollout"
         assert found.where == "train.py:42"
         (task,) = found.tasks
         assert task["own"]

@@ -59,19 +59,12 @@ def stations() -> list[tuple[str, str]]:
 
 
 class Recorder:
-    """Notes when each of some functions is first called, in whichever thread, once the first of them was.
-
-    What is called before is somebody else's: connecting is followed by looks that are no part of the journey.
-
-    Attributes:
-        called: when (``CLOCK_MONOTONIC``, nanoseconds), by module.
-    """
+    """Notes when some functions are called, in whichever thread: ``CLOCK_MONOTONIC``, nanoseconds."""
 
     def __init__(self, stations: list[tuple[str, str]]) -> None:
-        self.called: dict[str, int] = {}
+        self._called: list[tuple[int, str]] = []
         self._known: dict[CodeType, str] = {}
         self._stations = {(function, f"/aiotimer/{module}.py"): module for module, function in stations}
-        self._first = stations[0][0]
 
     def __call__(self, frame: FrameType, event: str, _argument: Any) -> None:
         if event == "call":
@@ -80,8 +73,15 @@ class Recorder:
                 ends = "/aiotimer/" + code.co_filename.rpartition("/aiotimer/")[2]
                 self._known[code] = self._stations.get((code.co_qualname, ends), "")
             module = self._known[code]
-            if module == self._first or (module and self.called):
-                self.called.setdefault(module, monotonic_ns())
+            if module:
+                self._called.append((monotonic_ns(), module))
+
+    def called_since(self, moment: int) -> dict[str, int]:
+        """Return when each module was first called from then on.
+
+        What is called before is no part of the journey: there are looks before it, too.
+        """
+        return {module: at for at, module in sorted(self._called, reverse=True) if at >= moment}
 
     @contextlib.contextmanager
     def on(self) -> Iterator[None]:
@@ -109,12 +109,13 @@ async def test_a_deadline_passes_through_the_rooms_in_their_order() -> None:
         async with serving(path, reap="dump,KILL") as server:
             with spawn_worker(code, path) as worker:
                 await line(worker, "connected")
-                recorder.called.clear()
                 worker.say()
                 await server.told("reaped", worker.pid)
                 assert await ended(worker) == -signal.SIGKILL
                 words = [found.split() for found in worker.lines if found.startswith("call ")]
         (record,) = newest([state_directory(path)], worker.pid)
         print_page(record, io.StringIO())
-    called = {module: int(at) for _call, module, at in words} | recorder.called
+    in_worker = {module: int(at) for _call, module, at in words}
+    rung = recorder.called_since(min(in_worker.values()))["server/connection"]
+    called = in_worker | recorder.called_since(rung)
     assert sorted(called, key=called.__getitem__) == [module for module, _function in rooms]

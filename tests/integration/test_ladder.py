@@ -26,9 +26,11 @@ from aiotimer._core.ladder import Ladder, ReapGrant
 from aiotimer._linux.process import send_signal
 from aiotimer.evidence import Findings, Subject
 from aiotimer.evidence.record import Record
+from aiotimer.server.inspector import RollCall
 from aiotimer.server.reaper import LEFT
 from aiotimer.server.reporter import Reporter
 from aiotimer.server.slices import WorkQueue
+from tests.fakes.clock import PATIENCE
 from tests.fakes.places import short_socket
 from tests.fakes.server import WatchfulServer, answer, raw_client, serving, serving_as
 from tests.fakes.worker import bystander, is_alive, wait_dead
@@ -111,6 +113,7 @@ async def test_every_step_is_taken_until_the_worker_is_dead(sent: list[int]) -> 
     async with serving_as(KeepingServer, reap="HUP:0.01,TERM:0.05,KILL") as server:
         with stubborn() as pid:
             os.kill(pid, signal.SIGSTOP)  # HUP waits for the SIGCONT that follows it
+            os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
             server.register_timers([due(pid)])
             await server.told("reaped", pid)
             assert sent[:2] == [signal.SIGHUP, signal.SIGCONT]
@@ -150,6 +153,78 @@ async def test_evidence_comes_before_the_signal(monkeypatch: pytest.MonkeyPatch,
                 assert (record["where"], stacks, tasks) == ("x.py:1", "stacks", "tasks")
                 assert record["process"]["state"] == "S (sleeping)"
             assert [timer["scope"] for timer in record["timers"]] == ["victim"]
+
+
+@pytest.mark.parametrize("how", ["it says so", "it is over", "it fails"])
+async def test_everybody_is_seen_before_anybody_is_killed(
+    how: str, monkeypatch: pytest.MonkeyPatch, sent: list[int]
+) -> None:
+    """Else whoever started them would end the rest, as soon as the first one is dead, unseen."""
+    looked_at: list[int] = []
+    others_killed = asyncio.Event()
+    first_killed: list[bool] = []
+
+    async def gather(subject: Subject, _budget: float) -> Findings:
+        looked_at.append(subject.id.pid)
+        if subject.id.pid == pids[0]:
+            for _ in range(100):  # turns of the loop, in which the other one is done
+                await asyncio.sleep(0)
+            first_killed.append(bool(sent))
+            if how == "it fails":
+                raise LookupError
+            if how == "it says so":
+                subject.seen()
+                await asyncio.wait_for(others_killed.wait(), PATIENCE)
+        return FINDINGS
+
+    monkeypatch.setattr("aiotimer.evidence.gather.gather", gather)
+    async with serving_as(KeepingServer, reap="dump,KILL", evidence_budget=PATIENCE) as server:
+        with bystander() as one, bystander() as other:
+            pids = [one, other]
+            server.register_timers([due(pid) for pid in pids])
+            await server.told("reaped", other)
+            others_killed.set()
+            await server.told("reaped", one)
+    assert sorted(looked_at) == sorted(pids)
+    assert first_killed == [False]
+
+
+async def test_whoever_is_not_seen_in_time_keeps_nobody_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def gather(subject: Subject, _budget: float) -> Findings:
+        if subject.id.pid == one:
+            await asyncio.Event().wait()
+        return FINDINGS
+
+    monkeypatch.setattr("aiotimer.evidence.gather.gather", gather)
+    async with serving_as(KeepingServer, reap="dump,KILL", evidence_budget=0.2) as server:
+        with bystander() as one, bystander() as other:
+            server.register_timers([due(pid) for pid in (one, other)])
+            reaped = [await server.told("reaped", pid) for pid in (one, other)]
+    assert [event.outcome for event in reaped] == ["reaped", "reaped"]
+
+
+async def test_whoever_falls_due_later_is_not_waited_for() -> None:
+    loop = asyncio.get_running_loop()
+    roll_call = RollCall(loop)
+    await asyncio.wait_for(roll_call.all_seen(), PATIENCE)
+    first, second = roll_call.begin(), roll_call.begin()
+    by_then = asyncio.ensure_future(roll_call.all_seen())
+    await asyncio.sleep(0)
+    later = roll_call.begin()
+    by_now = asyncio.ensure_future(roll_call.all_seen())
+    given_up = asyncio.ensure_future(roll_call.all_seen())
+    await asyncio.sleep(0)
+    given_up.cancel()
+    roll_call.seen(second)
+    await asyncio.sleep(0)
+    assert not by_then.done()
+    roll_call.seen(first)
+    roll_call.seen(first)
+    await asyncio.wait_for(by_then, PATIENCE)
+    assert not by_now.done()
+    roll_call.seen(later)
+    await asyncio.wait_for(by_now, PATIENCE)
+    assert given_up.cancelled()
 
 
 async def test_a_release_while_evidence_is_gathered_spares_the_worker(
@@ -205,6 +280,7 @@ async def test_a_worker_that_dies_while_evidence_is_gathered_was_not_reaped(
             server.register_timers([due(pid)])
             event = await server.told("worker_gone", pid)
             assert (event.scope, event.outcome) == ("s", "gone")
+            assert event.detail == "by SIGTERM, with timers armed"
             assert server.all_told("reaped") == []
             assert sent == []
 
@@ -559,7 +635,8 @@ async def test_an_unkillable_worker_of_which_nothing_is_shown(
         return "too late"
 
     monkeypatch.setattr("aiotimer.server.pinned_process.classify", classify)
-    monkeypatch.setattr("aiotimer.server.pinned_process._PATIENCE", 0.05)
+    patience = 0.05 if how == "hangs" else PATIENCE
+    monkeypatch.setattr("aiotimer.server.pinned_process._PATIENCE", patience)
     monkeypatch.setattr("aiotimer._linux.signals.send_signal", lambda *_: None)
     monkeypatch.setattr("aiotimer._core.reaping.UNKILLABLE_AFTER", 0.01)
     try:

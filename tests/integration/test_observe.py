@@ -164,7 +164,7 @@ async def test_a_record_has_every_key(monkeypatch: pytest.MonkeyPatch) -> None:
     assert record.keys() == {
         "id", "event", "outcome", "time", "pid", "name", "scope", "limit_s", "exact", "entered", "ran_s",
         "late_s", "verdict", "where", "evidence", "ladder", "signals", "detail", "timers", "tasks", "stacks",
-        "process", "probes",
+        "process", "probes", "host",
     }  # fmt: skip
     assert record["probes"] == {"all": "failed: LookupError"}
     assert record["process"]["threads"] == []
@@ -183,6 +183,19 @@ async def test_an_overdue_timer_whose_table_goes_has_not_finished() -> None:
             event = await server.told("worker_gone", pid)
             assert event.detail.startswith("it left its timers ")
             assert server.all_told("finished") == []
+
+
+async def test_an_overdue_timer_that_was_released_before_its_table_goes_has_finished() -> None:
+    """A program that ends closes its connection and its table a little before it is dead."""
+    async with serving(observe=True) as server:
+        with bystander() as pid:
+            arm(server, pid, "s")
+            await server.told("observed", pid)
+            (worker,) = server._registry.workers.values()
+            release(server, pid, "s")
+            worker.drop(worker.tables[0])
+            assert (await server.told("finished", pid)).scope == "s"
+            assert server.all_told("worker_gone") == []
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from math import inf, nan
+from pathlib import Path
 from time import monotonic
 from typing import cast
 
@@ -22,14 +23,14 @@ import aiotimer
 from aiotimer import AsyncTimerClient, TimerClient, expires
 from aiotimer._core import wire
 from aiotimer._core.layout import PROMISE, TABLE_SIZE
-from aiotimer._linux.procfs import time_namespace
+from aiotimer._linux.procfs import UNSENT, time_namespace
 from aiotimer.client.reconnect import Hook
 from aiotimer.client.shared_table import SharedTableQueue
 from aiotimer.client.waiting import Steps
 from tests.fakes.clock import PATIENCE
 from tests.fakes.places import private_runtime, short_socket
 from tests.fakes.server import ServerThread
-from tests.fakes.worker import Reconnectors
+from tests.fakes.worker import PRELUDE, Reconnectors, spawn_worker
 
 sharing = pytest.mark.parametrize("shared", [True, False], ids=["shared", "socket"])
 
@@ -336,3 +337,98 @@ async def test_a_release_that_is_cancelled_has_been_made(
         await asyncio.to_thread(server.wait_armed, [])
         await client.aclose()
         reconnectors.wait_ended()
+
+
+# -- the name of the thread --------------------------------------------------------------------------------
+
+SLOW_STARTER = """
+import asyncio, sys, time
+import aiotimer
+from aiotimer.client import reconnect
+
+def start(function, arguments):
+    start_new_thread(function, arguments)
+    time.sleep(0.5)  # the new thread has the processor
+
+start_new_thread, reconnect.start_new_thread = reconnect.start_new_thread, start
+
+async def main():
+    client = aiotimer.configure(sys.argv[1])
+    while not client.connected:
+        await asyncio.sleep(0.01)
+    print("connected", flush=True)
+    sys.stdin.readline()
+
+asyncio.run(main())
+"""
+
+
+def test_a_server_knows_a_process_by_its_own_name_whichever_thread_connects() -> None:
+    """The thread that reconnects has a name, and gets it from its starter, which may be the main thread."""
+    with ServerThread() as server, spawn_worker(SLOW_STARTER, None, server.path) as worker:
+        worker.wait_line("connected")
+        [known] = server.status()["workers"]
+        own = Path(f"/proc/{worker.pid}/comm").read_text().strip()
+        assert known["name"] == own != UNSENT
+
+
+INTERRUPTED = """
+import aiotimer
+from aiotimer.client import reconnect
+
+class Interrupting:
+    def __init__(self):
+        self.started = 0
+    def __call__(self, function, arguments):
+        thread_starts(function, arguments)
+        # As a handler that raises when the name is to be given back: nothing of that is done.
+        self.started, give_back = self.started + 1, reconnect._give_back
+        def interrupted(thread):
+            reconnect._give_back = give_back
+            raise KeyboardInterrupt
+        reconnect._give_back = interrupted
+
+thread_starts, reconnect.start_new_thread = reconnect.start_new_thread, Interrupting()
+own = open("/proc/self/comm").read()
+client = TimerClient("/nowhere/s", unavailable="ignore")
+try:
+    with expires(1000, "s", client): pass
+except KeyboardInterrupt:
+    say("interrupted")
+while open("/proc/self/comm").read() != own:
+    time.sleep(0.01)
+say("has its name back")
+"""
+
+
+def test_a_thread_has_its_name_back_though_a_handler_raises_when_it_is_to_be_given_back() -> None:
+    """Else a server would take the process for one that has something to say, for ever, and not reap it."""
+    with spawn_worker(PRELUDE + INTERRUPTED, None) as worker:
+        worker.wait_line("interrupted")
+        worker.wait_line("has its name back")
+        assert worker.wait() == 0, worker.output
+
+
+GREETS_MEANWHILE = f"""
+comm = open("/proc/self/comm", "r+")
+own = comm.read()
+os.write(comm.fileno(), b"{UNSENT}")
+with TimerClient(budget=30, unavailable="raise") as client, expires(1000, "s", client):
+    say("connected")
+    sys.stdin.readline()
+    os.write(comm.fileno(), own.encode())
+    say("has its name back")
+    sys.stdin.readline()
+"""
+
+
+def test_a_server_knows_a_process_by_its_own_name_whenever_it_was_greeted() -> None:
+    """The HELLO may have been sent before; the server reads it just while the main thread is renamed."""
+    with ServerThread() as server, spawn_worker(PRELUDE + GREETS_MEANWHILE, server.path) as worker:
+        worker.wait_line("connected")
+        [known] = server.status()["workers"]
+        assert known["name"] == UNSENT
+        worker.say()
+        worker.wait_line("has its name back")
+        [known] = server.status()["workers"]
+        assert known["name"] == Path(f"/proc/{worker.pid}/comm").read_text().strip() != UNSENT

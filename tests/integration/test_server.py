@@ -274,7 +274,7 @@ with aiotimer.expires(after=1000, scope="long"):
 """
 
 
-async def test_whoever_stops_removes_only_its_own_socket() -> None:
+async def test_fault_84_whoever_stops_removes_only_its_own_socket() -> None:
     async with serving() as first:
         path = first.socket_path
         with bystander() as pid:
@@ -309,7 +309,7 @@ async def test_a_socket_that_was_touched_is_still_the_servers() -> None:
     assert not os.path.exists(server.socket_path)
 
 
-async def test_a_server_whose_place_is_taken_leaves_it_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+async def test_fault_84_a_server_whose_place_is_taken_leaves_it(caplog: pytest.LogCaptureFixture) -> None:
     async with serving() as first:
         path = first.socket_path
         with spawn_worker(LONG, path) as worker:
@@ -405,7 +405,7 @@ async def test_stopping_leaves_no_state_behind_when_nobody_is_watched(runtime_di
     left = {
         path.name for directory in (runtime_directory / "aiotimer").iterdir() for path in directory.iterdir()
     }
-    assert left <= {"socket", "history.db", "evidence"}, "what it found out, and no tables"
+    assert left <= {"socket", "namespaces", "history.db", "evidence"}, "what it found out, and no tables"
 
 
 STATUS = """

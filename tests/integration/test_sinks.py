@@ -115,7 +115,7 @@ def test_details_are_taken_when_nothing_else_waits() -> None:
 
 
 @pytest.mark.parametrize("noise", ["refused", "expired"])
-def test_no_noise_about_others_costs_a_pipe_an_outcome(noise: Kind) -> None:
+def test_fault_85_no_noise_about_others_costs_a_pipe_an_outcome(noise: Kind) -> None:
     """Nobody reads at first: the pipe is full. Of none of the others there is more to tell."""
     reader, writer = os.pipe()
     sink = PipeSink(writer)

@@ -20,9 +20,12 @@ from typing import IO
 
 import pytest
 
+from aiotimer._core.ping import PING
 from aiotimer._linux.paths import SOCKET_VARIABLE, STARTING_VARIABLE, state_directory
 from aiotimer.cli.supervisor import Place
 from aiotimer.client import waiting
+from aiotimer.client.connection import RETRY_EVERY
+from aiotimer.client.handshake import reach
 from aiotimer.client.launch import READY_WITHIN, announcement, starting_until, until_it_serves
 from aiotimer.client.waiting import Steps, Wait
 from aiotimer.errors import AlreadyServing
@@ -67,14 +70,18 @@ def children(run: int, *, server: bool) -> list[int]:
 
 
 PRELUDE = """
-import asyncio, os, sys
+import os, sys, time
 import aiotimer
 from aiotimer import AsyncTimerClient, TimerClient, expires
 
 def armed():
+    # Return it as soon as something is: whose budget is over is connected by a thread.
     from aiotimer.client.control import status
-    report = status(os.environ["AIOTIMER_SOCKET"])
-    return [timer["scope"] for worker in report["workers"] for timer in worker["timers"]]
+    while True:
+        report = status(os.environ["AIOTIMER_SOCKET"])
+        if armed := [timer["scope"] for worker in report["workers"] for timer in worker["timers"]]:
+            return armed
+        time.sleep(0.01)
 
 options = dict(budget=BUDGET, unavailable="raise")
 print("begins", flush=True)
@@ -82,7 +89,7 @@ print("begins", flush=True)
 
 BUDGET = 0.5
 
-IN_THE_LOOP = "async def main():\n    {}\nasyncio.run(main())"
+IN_THE_LOOP = "import asyncio\nasync def main():\n    {}\nasyncio.run(main())"
 
 BLOCKS = {
     "the default client": "with expires(600, 'first'): print(armed())",
@@ -123,10 +130,27 @@ def test_the_commands_first_block_is_watched_however_long_its_server_takes(block
     program = PRELUDE.replace("BUDGET", str(BUDGET)) + BLOCKS[block]
     with running("--", sys.executable, "-c", program) as (run, output):
         assert output.readline() == "begins\n"
-        clock_passes(monotonic() + BUDGET + 0.1)  # for so long a client would wait for an answer
+        clock_passes(monotonic() + max(BUDGET, RETRY_EVERY) + 0.1)  # longer than anybody waits for an answer
         fifo.write_text("go on")
         assert output.readline() == "['first']\n"
         assert (run.communicate(timeout=PATIENCE)[1], run.returncode) == ("", 0)
+
+
+@pytest.mark.parametrize("hang", ["ctypes.PyDLL(None).pause()", "os.kill(os.getpid(), signal.SIGSTOP)"])
+def test_a_command_that_cannot_run_when_its_server_comes_is_watched(hang: str, fifo: Path) -> None:
+    """No thread of it can finish the connection: what it says has to be there for the server to read."""
+    program = f"""
+import ctypes, os, signal
+from aiotimer import expires
+with expires(0.1):
+    os.write(1, b"is in it\\n")
+    {hang}
+"""
+    with running("--quiet", "--", sys.executable, "-c", program) as (run, output):
+        assert output.readline() == "is in it\n"
+        fifo.write_text("go on")
+        told = run.communicate(timeout=PATIENCE)[1]
+        assert (told.count("aiotimer: reaped"), run.returncode) == (1, 124), told
 
 
 def test_the_command_runs_before_its_server_does_and_gets_its_signals(fifo: Path, runtime: Path) -> None:
@@ -262,7 +286,7 @@ def test_a_place_is_locked_until_nobody_has_it() -> None:
     """An inherited lock is the open file's: a duplicate, as a child has one, keeps it."""
     with short_socket() as path:
         place = Place(path)
-        lock, _ = place.descriptors
+        lock = place.descriptors["--lock-fd"]
         kept = os.dup(lock)
         with pytest.raises(AlreadyServing):
             SocketLock(path, inherited=True)
@@ -360,3 +384,41 @@ def test_a_wait_apart_ends_at_its_own_limit(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(TimeoutError):
         waiting.run(steps(), 1.0)
     assert begun + 10.0 <= sleeper.clock.now <= begun + 11.0
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("driver", ["run", "run_async"])
+async def test_a_wait_in_vain_ends_the_steps_there(driver: str, apart: bool) -> None:
+    """Not at their next wait, if there is one: what they would do meanwhile supposes an answer."""
+    done: list[str] = []
+    end, silent = socket.socketpair()
+
+    def steps() -> Steps[None]:
+        done.append("waits")
+        yield Wait(end.fileno(), until=monotonic() + 0.01 if apart else -inf)
+        done.append("was answered")
+
+    with end, silent, pytest.raises(TimeoutError, match=r"^no answer within 0\.01 s$"):
+        if driver == "run":
+            waiting.run(steps(), 0.0001 if apart else 0.01)
+        else:
+            await waiting.run_async(steps(), 0.0001 if apart else 0.01)
+    assert done == ["waits"]
+
+
+def test_without_a_table_nothing_is_sent_to_a_server_that_is_starting_but_a_question(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A HELLO would wait in the backlog of whoever started it, and list what has been released since."""
+    with short_socket() as path, socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(path)
+        listening.listen()
+        monkeypatch.setenv(SOCKET_VARIABLE, path)
+        monkeypatch.setenv(STARTING_VARIABLE, announcement(monotonic() + READY_WITHIN / 2))
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as sock:
+            with pytest.raises(TimeoutError):
+                waiting.run(reach(sock, path, lambda: -inf), 0.001, patient=False)
+            with pytest.raises(OSError, match="not connected"):
+                sock.getpeername()
+        with listening.accept()[0] as peer:
+            assert peer.recv(65_536) == PING

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 import weakref
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Container, Coroutine, Iterator
@@ -91,7 +92,7 @@ async def ended(*tasks: "asyncio.Task[Any]") -> None:
 async def test_waits_are_told_in_words() -> None:
     lock, queue = asyncio.Lock(), asyncio.Queue[int]()
     await lock.acquire()
-    future = asyncio.get_running_loop().create_future()
+    future, left = asyncio.get_running_loop().create_future(), threading.Event()
 
     async def waits(what: Callable[[], Any]) -> None:
         await what()
@@ -100,9 +101,25 @@ async def test_waits_are_told_in_words() -> None:
         await future
 
     async def for_gather() -> None:
-        await asyncio.gather(tasks[0], tasks[1])
+        await asyncio.gather(tasks[4], asyncio.sleep(0), tasks[5])
+
+    async def polls() -> None:
+        for _ in range(2):
+            await asyncio.sleep(PATIENCE)
+
+    async def sleeps() -> None:
+        for _ in range(2):
+            pass
+        await asyncio.sleep(PATIENCE)
+
+    async def for_executor() -> None:
+        await asyncio.get_running_loop().run_in_executor(None, left.wait, PATIENCE)
 
     tasks = [
+        asyncio.create_task(polls(), name="polls"),
+        asyncio.create_task(sleeps(), name="sleeps"),
+        asyncio.create_task(for_executor(), name="executor"),
+        asyncio.create_task(asyncio.to_thread(left.wait, PATIENCE), name="thread"),
         asyncio.create_task(waits(lock.acquire), name="lock"),
         asyncio.create_task(waits(queue.get), name="queue"),
         asyncio.create_task(for_future(), name="future"),
@@ -110,10 +127,15 @@ async def test_waits_are_told_in_words() -> None:
     ]
     await settled()
     found = await told(None)
+    left.set()
     assert at(found, "lock").waits_for == "asyncio.Lock.acquire"
     assert at(found, "queue").waits_for == "asyncio.Queue.get"
     assert "Future" in at(found, "future").waits_for
-    assert at(found, "gather").waits_for == "gather of 'lock', 'queue'"
+    assert at(found, "gather").waits_for == "gather of 3, of which 2 are not done: 'lock', 'queue'"
+    assert at(found, "polls").waits_for == "asyncio.sleep in a loop"
+    assert at(found, "sleeps").waits_for == "asyncio.sleep"
+    assert at(found, "executor").waits_for == "run_in_executor"
+    assert at(found, "thread").waits_for == "asyncio.to_thread"
     functions = [function.rpartition(".")[2] for _, _, function in at(found, "lock").frames]
     assert functions == ["waits", "acquire"]
     assert "test_tasks.py" in found.stacks
@@ -178,6 +200,31 @@ async def test_the_task_that_entered_a_block_is_told() -> None:
         assert len(at(found, "decorated").slots) == 1
         assert not any(report.slots for report in (await told(None, 0, 1, 2)).tasks)
         await ended(*tasks)
+
+
+async def test_a_task_that_was_cancelled_and_did_not_end_is_told() -> None:
+    with virtual() as timers:
+        entered: list[Block] = []
+        event = asyncio.Event()
+
+        async def swallows() -> None:
+            async with expires(1, "s", grace=60) as block:
+                entered.append(block)
+                with contextlib.suppress(asyncio.CancelledError):
+                    await event.wait()
+                await event.wait()
+
+        task = asyncio.create_task(swallows(), name="swallows")
+        await settled()
+        (block,) = entered
+        assert block._slot is not None
+        table, slot = block._pool.table, block._slot - layout.FIRST_DEADLINE
+        assert at(await told(table, slot), "swallows").waits_for == "asyncio.Event.wait"
+        timers.advance(1)
+        await settled()
+        said = at(await told(table, slot), "swallows").waits_for
+        assert said == "asyncio.Event.wait; cancelled after 1 s, and did not end"
+        await ended(task)
 
 
 # -- in slices -------------------------------------------------------------------------------------------
@@ -487,7 +534,17 @@ def threads(number: int, levels: int) -> Iterator[None]:
         for one, reached in zip(made, each, strict=True):
             one.start()
             assert reached.wait(PATIENCE)
+            while not is_waiting(one):
+                time.sleep(0)
         yield
+
+
+def is_waiting(thread: threading.Thread) -> bool:
+    """Whether a thread is in ``Event.wait`` and, of that, in ``Condition.wait``."""
+    assert thread.ident is not None
+    frame = sys._current_frames()[thread.ident]
+    back = frame.f_back
+    return back is not None and frame.f_code.co_name == back.f_code.co_name == "wait"
 
 
 async def test_the_stacks_of_threads_are_the_innermost_frames() -> None:
@@ -579,7 +636,7 @@ async def slow_channel(
         channel.close()
 
 
-async def test_the_loop_runs_between_the_slices_of_an_answer(tmp_path: Path) -> None:
+async def test_fault_75_the_loop_runs_between_the_slices_of_an_answer(tmp_path: Path) -> None:
     loop, turns = asyncio.get_running_loop(), 0
 
     def turn() -> None:

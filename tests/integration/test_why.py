@@ -11,6 +11,7 @@ import re
 import sqlite3
 import time
 from collections.abc import Iterator
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from aiotimer._core import wire
-from aiotimer._core.durations import Durations
+from aiotimer._core.durations import FIRST, Durations, leave
 from aiotimer._linux import paths
 from aiotimer.cli import run_command
 from aiotimer.cli.group import cli
-from aiotimer.cli.history import follow_events
-from aiotimer.cli.page import print_page
+from aiotimer.cli.history import Reader
+from aiotimer.cli.page import SCREEN, print_page
 from aiotimer.cli.suggest import proposal
 from aiotimer.errors import HistoryUnreadable, Refused
 from aiotimer.evidence.record import Record
@@ -80,7 +81,7 @@ def record(program: object = "/nowhere/train.py", **more: Any) -> dict[str, Any]
         "entered": 1795403465.0,
         "ran_s": 60.001,
         "late_s": 0.001,
-        "verdict": "awaiting forever (loop alive) at train.py:5 in rollout",
+        "verdict": "awaiting (loop alive) at train.py:5 in rollout",
         "where": "train.py:5",
         "evidence": "",
         "ladder": "dump,KILL",
@@ -124,12 +125,13 @@ def record(program: object = "/nowhere/train.py", **more: Any) -> dict[str, Any]
             "threads": [{"tid": 1, "name": "a", "state": "S", "wchan": ""}] * 4,
             "rss_bytes": 128 * 2**20, "descriptors": [["0", "/dev/pts/0"]] * 12,
             "children": [{"pid": 9, "name": "b", "state": "S"}] * 2, "cgroup": "/user.slice",
-            "command": ["python", "train.py"], "tracer": 77,
+            "command": ["python", "train.py"], "tracer": 77, "cwd": "/", "libraries": [],
         },
         "probes": {
             "proc": "0.002 s", "tasks": "no answer within 0.5 s", "py-spy": "not installed",
             "stacks": "not needed: every loop answered",
         },
+        "host": "node7",
     }  # fmt: skip
     return known | more
 
@@ -138,15 +140,15 @@ NOTHING: dict[str, Any] = {
     "id": "20261123T031205-1-1", "event": "expired", "outcome": "pending", "time": 1795403525.1, "pid": 1,
     "name": "", "scope": "s", "limit_s": None, "exact": False, "entered": None, "ran_s": None, "late_s": 0.0,
     "verdict": "", "where": "", "evidence": "", "ladder": "", "signals": [], "detail": "", "timers": [],
-    "tasks": [], "stacks": [], "process": {}, "probes": {},
+    "tasks": [], "stacks": [], "process": {}, "probes": {}, "host": "",
 }  # fmt: skip
 """A record in which nothing is known."""
 
 
-def page(record: dict[str, Any], width: int | None = None) -> str:
+def page(record: dict[str, Any], width: int | None = None, *, full: bool = False) -> str:
     """Return the page about a record, without a terminal."""
     file = io.StringIO()
-    print_page(Record.from_json(record), file, width)
+    print_page(Record.from_json(record), file, width, full=full)
     return file.getvalue()
 
 
@@ -179,30 +181,30 @@ def recorded(socket_path: str = "/nowhere/s") -> Iterator[History]:
 def test_every_line_of_the_page(program: Path) -> None:
     text = page(record(program, evidence="/dev/shm/x"))
     assert text.splitlines() == [
-        "worker 4242 (python) was reaped, in train.py:42, 2026-11-23 03:12:05 UTC",
+        (
+            'worker 4242 (python, on node7) was reaped, in "train.py:42" for 60.0 s (limit 60.0 s), '
+            "2026-11-23 03:12:05 UTC"
+        ),
         "          its parent does not wait for it",
-        "why       awaiting forever (loop alive) at train.py:5 in rollout",
-        "where     train.py:5",
+        "why       awaiting (loop alive) at train.py:5 in rollout",
+        f"where     {program}:5 in rollout",
         "                3 | async def rollout(future):",
         "                4 |     started = True",
         "          >     5 |     return await future  # the line in question",
         "                6 | ",
         "                7 | asyncio.run(rollout())",
-        (
-            "timer     limit 60.0 s; entered 2026-11-23 03:11:05 UTC; ran for 60.0 s; "
-            "first action 1 ms after the deadline"
-        ),
+        "timer     entered 2026-11-23 03:11:05 UTC; first action 1 ms after the deadline",
         "before    entered 1234 times (200 sampled), median 0.800 s, p99 1.200 s, maximum 2.500 s",
-        "also      epoch: limit 1 h 00 min, 50 min 00 s left, only observed",
-        "          job: armed",
-        "ladder    dump,KILL: SIGKILL after 0.210 s",
         "task      Task-1 in MainThread",
-        "            /usr/lib/python3.11/asyncio/runners.py:190 in run",
+        "            asyncio/runners.py:190 in run",
         f"          > {program}:5 in rollout",
         "            waits for <Future pending>",
-        f"tasks     12 × reader in MainThread at {program}:4 in read, waits for a queue",
         "thread    MainThread (current, holds the GIL, idle)",
-        "            /usr/lib/python3.11/selectors.py:468 in select",
+        "            selectors.py:468 in select",
+        'also      "epoch": limit 1 h 00 min, 50 min 00 s left, only observed',
+        '          "job": armed',
+        f"tasks     12 × reader in MainThread at {program}:4 in read, waits for a queue",
+        "ladder    dump,KILL: SIGKILL after 0.210 s",
         (
             "process   S (sleeping), in do_epoll_wait, syscall 232, traced by 77, 4 threads, 128 MiB, "
             "12 descriptors, 2 children"
@@ -218,7 +220,7 @@ def test_the_frames_that_stand_out_are_those_that_the_verdict_takes_for_the_user
     frames = [[file, 1, "f"] for file in files]
     (task,) = record()["tasks"][1:]
     stack = record()["stacks"][0] | {"frames": frames}
-    text = page(record(tasks=[task | {"frames": frames[:3]}], stacks=[stack]))
+    text = page(record(tasks=[task | {"frames": frames[:3]}], stacks=[stack]), full=True)
     marked = re.findall(r"^ +(> )?(.*):1 in f$", text, re.MULTILINE)
     assert [file for _mark, file in marked] == files
     assert {file for mark, file in marked if mark} == {file for file in files if is_users(file)}
@@ -228,14 +230,15 @@ def test_the_frames_that_stand_out_are_those_that_the_verdict_takes_for_the_user
 
 def test_what_is_not_known_is_left_out() -> None:
     assert page(NOTHING).splitlines() == [
-        "worker 1 is being dealt with, in s, 2026-11-23 03:12:05 UTC",
+        'worker 1 is being dealt with, in "s", 2026-11-23 03:12:05 UTC',
         "why       not known",
         "timer     first action 0 ms after the deadline",
         "evidence  none was kept",
     ]
     assert "evidence" not in page(NOTHING | {"outcome": "dump"})
     sampled = page(NOTHING | {"limit_s": 5.0})
-    assert "limit 5.000 s; those are of the last entry that was sampled; first action" in sampled
+    assert 'in "s" (limit 5.000 s), ' in sampled
+    assert "limit and entry are those of the last entry that was sampled; first action" in sampled
 
 
 @pytest.mark.parametrize(
@@ -245,7 +248,7 @@ def test_what_is_not_known_is_left_out() -> None:
         ("late", "left its block before the signal"),
         ("observed", "was only observed"),
         ("finished", "finished after its limit"),
-        ("gone", "died by itself"),
+        ("gone", "ended after its deadline"),
         ("failed", "could not be reaped"),
         ("dump", "was asked what it is doing"),
         ("of a later version", "of a later version"),
@@ -277,9 +280,10 @@ def test_hostile_text_is_escaped_wherever_it_stands(tmp_path: Path) -> None:
 @pytest.mark.parametrize("width", [20, 40, 80])
 def test_nothing_is_lost_and_nothing_is_too_wide_on_a_narrow_terminal(width: int, program: Path) -> None:
     wide = record(program, verdict="v" * 100, scope="界" * 30)
-    text = page(wide, width)
+    assert all(len(line) <= width for line in page(wide, width).splitlines())
+    text = page(wide, width, full=True)
     assert all(len(line) <= width for line in text.splitlines())
-    for original in page(wide).splitlines():
+    for original in page(wide, full=True).splitlines():
         words = "".join(original.split())
         assert words in "".join(text.split()), original
 
@@ -325,14 +329,28 @@ def test_a_page_is_of_bounded_length() -> None:
         "waits_for": "",
     }
     text = page(record(tasks=[task | {"own": True}, *[task] * 500], stacks=[stack] * 500))
-    assert len(text.splitlines()) < 1200
-    assert "480 more, in tasks.txt" in text
-    assert "480 more, in stacks.txt" in text
-    assert "460 frames further out" in text
+    assert len(text.splitlines()) <= SCREEN
+    assert "lines more: --full prints them" in text
+    assert "476 lines of frames further out" in text
     assert "/x.py:499 in f" in text
 
 
 # -- why --------------------------------------------------------------------------------------------------
+
+
+def test_why_writes_the_page_as_html(tmp_path: Path, program: Path) -> None:
+    with recorded() as made:
+        made.record(kept(scope="<script>alert(1)</script>"))
+    file = tmp_path / "page.html"
+    assert call("why", "--html", str(file)).output == ""
+    page = file.read_text()
+    assert call("why", "--html", "-").stdout == page
+    text = unescape(page)
+    for line in call("why", "--full").stdout.splitlines():
+        assert line[10:].strip() in text
+    assert "<script" not in page
+    assert call("why", "--html", "-", "--json").exit_code == 2
+    assert isinstance(call("why", "--html", "/nowhere/page.html").exception, OSError)
 
 
 def test_why_is_about_the_newest_of_all_servers() -> None:
@@ -427,7 +445,9 @@ def test_history_prints_the_newest_events_of_all_servers_in_order() -> None:
     assert found[0] == event(1)
     assert set(FIELDS) <= set(found[0])
     short = call("history", "-n", "2").stdout.splitlines()
-    assert [re.findall(r"pid=(\d)", line) for line in short] == [["4"], ["5"]]
+    assert [line.split()[3] for line in short] == ["4", "5"]
+    full = call("history", "-n", "2", "--full").stdout.splitlines()
+    assert [re.findall(r"pid=(\d)", line) for line in full] == [["4"], ["5"]]
     of_one = call("history", "--socket", "/nowhere/b", "--json").stdout.splitlines()
     assert [json.loads(line)["pid"] for line in of_one] == [2, 4]
     assert call("history", "-n", "0").stdout == ""
@@ -437,11 +457,42 @@ def test_history_escapes_what_workers_wrote() -> None:
     with recorded() as made:
         made.event(event(1, scope="\x1b[2J\n", verdict="\x1b", detail="\x07"))
         made.event({"event": "stalled", "time": 1e300, "detail": "stood still"})
-    first, second = call("history").stdout.splitlines()
+    first, second = call("history", "--full").stdout.splitlines()
     assert first == (
         "2026-11-23 03:12:06 UTC  reaped       pid=1  scope=\\x1b[2J\\n  late=1 ms  \\x1b  \\x07"
     )
     assert second == "at an unknown time  stalled      stood still"
+
+
+def test_history_and_the_list_have_one_row_for_each_expiry_and_filters() -> None:
+    with recorded() as made:
+        for number, name in enumerate(("python", "ranker", "python"), 1):
+            more = {
+                "name": name,
+                "scope": f"a/very/long/scope/of/step_{number}",
+                "verdict": "waits, " * 20 + "at x.py:7",
+            }
+            made.event(event(number, event="expired", outcome="pending", **more))
+            made.event(event(number, **more))
+            made.record(
+                kept(pid=number, id=f"20261123T031200-{number}-1", time=1795403525.0 + number, **more)
+            )
+    for command in (["history"], ["why", "--list"]):
+        lines = call(*command).stdout.splitlines()
+        assert len(lines) == 3
+        assert max(map(len, lines)) <= 80
+        assert all(line.endswith("at x.py:7") for line in lines)
+        assert len({line.split()[4] for line in lines}) == 3, "their scopes can be told apart"
+    assert [record["pid"] for record in json.loads(call("why", "--list", "--json").stdout)] == [3, 2, 1]
+    for option in (["--name", "rank*"], ["--scope", "*step_2"], ["--since", "2026-11-23T03:12:07+00:00"]):
+        assert "2" in {line.split()[3] for line in call("history", *option).stdout.splitlines()}, option
+        assert json.loads(call("why", *option, "--json").stdout)["pid"] == (3 if "--since" in option else 2)
+    assert len(call("history", "--pid", "2", "--json").stdout.splitlines()) == 2
+    assert len(call("history", "--event", "reaped,late", "--json").stdout.splitlines()) == 3
+    assert call("why", "--event", "late").exit_code == 1
+    assert "that you ask for has been recorded" in call("why", "--event", "late").output
+    assert call("history", "--event", "nonsense").exit_code == 2
+    assert call("history", "--since", "nonsense").exit_code == 2
 
 
 def test_history_follows_what_happens_and_new_servers() -> None:
@@ -464,7 +515,7 @@ def test_history_follows_what_happens_and_new_servers() -> None:
         made.event(event(2))
     told = []
     with pytest.raises(KeyboardInterrupt):
-        for one in follow_events(None, 1, wait):
+        for one in Reader(None).follow(1, wait):
             told.append(one["pid"])
     assert told == [2, 3, 4, 5]
 
@@ -475,7 +526,7 @@ def test_history_complains_once_about_one_that_cannot_be_read(capsys: pytest.Cap
         made.event(event(1))
     steps = iter([lambda: None])
     with contextlib.suppress(StopIteration, RuntimeError):
-        assert [one["pid"] for one in follow_events(None, 9, lambda: next(steps)())] == [1]
+        assert [one["pid"] for one in Reader(None).follow(9, lambda: next(steps)())] == [1]
     assert capsys.readouterr().err.count("cannot read the history") == 1
 
 
@@ -532,11 +583,59 @@ def test_suggest_adds_up_what_all_servers_recorded() -> None:
         row["scope"] for row in json.loads(call("suggest", "--json", "--socket", "/nowhere/a").stdout)
     ] == ["step"]
     text = call("suggest").stdout
-    assert text.splitlines()[0].split() == [
-        "SCOPE", "COUNT", "MEDIAN", "P99", "MAX", "LIMIT", "HEADROOM", "PROPOSED",
-    ]  # fmt: skip
-    assert text.count("too few (n < 20)") == 2
+    headings = ["SCOPE", "COUNT", "MEDIAN", "P99", "MAX", "FIRST", "LIMIT", "PROPOSED"]
+    assert text.splitlines()[0].split() == headings
+    assert text.count("too few") == 3, "twice, and what that means"
     assert f"{step['proposed_s']:g} s" in text
+
+
+def test_a_slow_first_entry_is_told_apart() -> None:
+    with recorded() as made:
+        together = Durations([first_slow()] * 3)
+        made.durations([took("step", together.as_json(), 150, 5.0)])
+        once = Durations([first_slow()[:4] + [1.0 + FIRST] + [0.0] * 59] * 30)
+        made.durations([took("once", once.as_json(), 30, None)])
+    rows = {row["scope"]: row for row in json.loads(call("suggest", "--json").stdout)}
+    step = rows["step"]
+    assert (step["proposed_s"], step["first_s"], step["proposed_first_s"]) == (1.0, 4.6, 6.9)
+    assert step["max_s"] < 0.03
+    assert "step: first entries of processes take longer, and need 6.9 s" in call("suggest").stdout
+    assert (rows["once"]["sampled"], rows["once"]["first_s"]) == (30, None), "of those there are no others"
+
+
+def first_slow() -> list[float]:
+    """The row of a scope whose first entry took 4.6 s, and the others 0.02 s."""
+    cells = memoryview(bytearray(512)).cast("d")
+    for seconds in (4.6, *[0.02] * 49):
+        leave(cells, 0, seconds)
+    return list(cells)
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_suggest_fits_and_no_two_scopes_look_alike(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    scopes = [f"model/layers/{number}/attention/forward" for number in range(30)]
+    with recorded() as made:
+        made.durations([took(scope, durations(32, 30, 123.456), 10**9, 3600.0) for scope in scopes])
+    heading, *lines = call("suggest").stdout.splitlines()
+    assert max(map(len, [heading, *lines])) <= max(width, 76)
+    assert len({line.split("  ")[0] for line in lines}) == 30
+
+
+def test_programs_have_limits_of_their_own() -> None:
+    with recorded() as made:
+        for program, bucket in (("train.py", 36), ("eval.py", 32)):
+            made.durations([took("step", durations(bucket, 30, 2.0), 30, None) | {"program": program}])
+    rows = json.loads(call("suggest", "--json").stdout)
+    assert [(row["program"], row["scope"], row["count"]) for row in rows] == [
+        ("eval.py", "step", 30),
+        ("train.py", "step", 30),
+    ]
+    assert rows[0]["p99_s"] < rows[1]["p99_s"]
+    assert [line for line in call("suggest").stdout.splitlines() if line.endswith(":")] == [
+        "eval.py:",
+        "train.py:",
+    ]
 
 
 def test_suggest_escapes_scopes_and_needs_something_recorded() -> None:
@@ -598,20 +697,14 @@ def test_dump_prints_what_the_server_answers() -> None:
     with short_socket() as path, stand_in(path, answer):
         assert "was asked what it is doing" in call("dump", "4242", "--socket", path).stdout
         assert json.loads(call("dump", "4242", "--socket", path, "--json").stdout) == record(outcome="dump")
-        state(path)
-        assert call("dump", "4242").stdout.startswith("worker 4242 "), "by any server of this user"
 
 
 def test_dump_passes_on_why_there_is_none() -> None:
-    state("/nowhere/gone")
-    assert "no timer server of this user" in call("dump", "7").stderr
     answer = wire.encode(wire.Dump({}, "process 7 is not watched here"))
     with short_socket() as path, stand_in(path, answer):
-        for arguments in (("--socket", path), ()):
-            state(path)
-            result = call("dump", "7", *arguments)
-            assert isinstance(result.exception, Refused)
-            assert "process 7 is not watched here" in str(result.exception)
+        result = call("dump", "7", "--socket", path)
+        assert isinstance(result.exception, Refused)
+        assert "process 7 is not watched here" in str(result.exception)
 
 
 # -- the end of run ---------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import permutations, product
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from .protocol import (
     EARLY,
@@ -29,17 +29,18 @@ from .protocol import (
     Protocol,
     Scope,
     Server,
-    ServerMove,
     Slot,
     Slots,
     Thread,
     Threads,
-    WorkerMove,
     broken,
+    by_identity,
+    connecting_moves,
     counted,
     drained,
     hold_back,
     one,
+    same,
     server_moves,
     worker_moves,
 )
@@ -106,6 +107,7 @@ class Roll:
         return extended
 
 
+@by_identity
 class Begun(NamedTuple):
     """How many operations have begun, and how many slots and threads they use."""
 
@@ -114,17 +116,12 @@ class Begun(NamedTuple):
     threads: int = 0
 
 
-class State(NamedTuple):
-    """Everything; but of the look count, only how the counts that are kept relate to it."""
+State: TypeAlias = tuple[Slots, int, int, Line, Server, Threads, Begun]
+"""The slots, the promise, the ring that is remembered, the line, the server, the threads, and what has begun.
 
-    slots: Slots
-    promise: int
-    rung: int
-    line: Line
-    server: Server
-    threads: Threads
-    begun: Begun
-
+That is everything; but of the look count, only how the counts that are kept relate to it. All but the two
+numbers are compared and hashed by identity, for there are hundreds of thousands of states.
+"""
 
 Step: TypeAlias = tuple[str, State, "tuple[int, Operation] | None"]
 """A move from outside: in words, where it leads, and which operation of which thread it began."""
@@ -135,33 +132,72 @@ class Model:
 
     def __init__(self, protocol: Protocol, scope: Scope) -> None:
         self.scope = scope
-        self._all_begun = Begun(scope.operations, scope.slots, threads=2)
+        self._all_begun = same(Begun(scope.operations, scope.slots, threads=2))
 
         # A mover sees little of a state, so that most states have the moves of another one.
         @cache
-        def moves_of_worker(*seen: Any) -> tuple[WorkerMove, ...]:
-            return tuple(worker_moves(protocol, *seen))
+        def moves_of_worker(
+            threads: Threads, who: int, promise: int, rung: int, line: Line
+        ) -> list[tuple[str, int, Line, Threads]]:
+            moves = worker_moves(protocol, threads[who], promise, rung, line)
+            return [
+                (f"{'AB'[who]} {text}", left[0], same(line_after), left[1])
+                for text, then, rung_after, line_after in moves
+                for left in [counted(rung_after, replaced(threads, who, then), 0)]
+            ]
 
         @cache
-        def moves_of_server(*seen: Any) -> tuple[ServerMove, ...]:
-            return tuple(server_moves(protocol, scope, *seen))
+        def moves_of_connecting(
+            rung: int, line: Line, threads: Threads, server_is_up: bool
+        ) -> list[tuple[str, int, Line, Threads]]:
+            moves = connecting_moves(protocol, scope, rung, line, server_is_up)
+            return [
+                (text, left[0], same(line_after), left[1])
+                for text, rung_after, line_after in moves
+                for left in [counted(rung_after, threads, 0)]
+            ]
+
+        @cache
+        def moves_of_server(
+            server: Server, slots: Slots, promise: int, line: Line
+        ) -> list[tuple[str, Server, Slots, int, Line, int]]:
+            moves = server_moves(protocol, scope, server, slots, promise, line)
+            return [
+                (f"the server {text}", same(then), slots_after, promise_after, same(line_after), looks)
+                for text, then, slots_after, promise_after, line_after, looks in moves
+            ]
 
         self._moves_of_worker = moves_of_worker
+        self._moves_of_connecting = moves_of_connecting
         self._moves_of_server = moves_of_server
 
     def start(self) -> State:
-        """Return the state in which nothing is armed and the worker is connected."""
+        """Return the state in which nothing is armed, and the worker is connected or has never been."""
         slots = one((Slot(),) * self.scope.slots)
-        return State(slots, NEVER, NONE, Line(), Server(), one((Thread(), Thread())), Begun())
+        line, server = Line(), Server()
+        if not self.scope.connected:
+            line, server = Line(up=False), Server(owner="unknown")
+        threads = one((Thread(), Thread()))
+        return slots, NEVER, NONE, same(line), same(server), threads, same(Begun())
 
-    def steps(self, state: State) -> Iterator[Step]:
-        """Yield every step from a state."""
+    def steps(self, state: State) -> list[Step]:
+        """Return every step from a state."""
+        slots, promise, rung, line, server, threads, begun = state
+        steps: list[Step] = []
         for who in (0, 1):
-            if state.threads[who].at != "idle":
-                yield from self._go_on(state, who)
-            elif state.begun.operations < self.scope.operations and who <= state.begun.threads:
-                yield from self._begin(state, who)
-        yield from self._serve(state)
+            if threads[who].at != "idle":
+                steps += self._go_on(state, who)
+            elif begun.operations < self.scope.operations and who <= begun.threads:
+                steps += self._begin(state, who)
+        connecting = self._moves_of_connecting(rung, line, threads, server.at != "down")
+        for text, rung_after, line_after, left in connecting:
+            steps.append((text, (slots, promise, rung_after, line_after, server, left, begun), None))
+        serving = self._moves_of_server(server, slots, promise, line)
+        for text, then, slots_after, promise_after, line_after, looks in serving:
+            rung_after, left = counted(rung, threads, looks) if looks else (rung, threads)
+            after = (slots_after, promise_after, rung_after, line_after, then, left, begun)
+            steps.append((text, after, None))
+        return steps
 
     def canonical(self, state: State) -> State:
         """Return the one state that stands for all that differ from this one in names alone."""
@@ -169,45 +205,34 @@ class Model:
         if begun.operations < self.scope.operations:
             return state  # names are still being given
         slots, threads = _canonical(slots, threads)
-        return State(slots, promise, rung, line, server, threads, self._all_begun)
+        return slots, promise, rung, line, server, threads, self._all_begun
 
     def _begin(self, state: State, who: int) -> Iterator[Step]:
-        operations, slots, threads = state.begun
+        before, promise, rung, line, server, others, (operations, slots, threads) = state
         for slot in range(min(slots + 1, self.scope.slots)):
-            begun = Begun(operations + 1, max(slots, slot + 1), max(threads, who + 1))
+            begun = same(Begun(operations + 1, max(slots, slot + 1), max(threads, who + 1)))
             for deadline in (EARLY, LATE, NEVER):
                 thread = Thread() if deadline == NEVER else Thread("header", slot, deadline)
-                after = state._replace(
-                    slots=hold_back(state.slots, slot, who, deadline),
-                    threads=replaced(state.threads, who, thread),
-                    begun=begun,
-                )
+                held, after = hold_back(before, slot, who, deadline), replaced(others, who, thread)
                 text = f"{'AB'[who]} stores {NAMES[deadline]} into slot {slot}"
-                yield text, after, (who, (slot, deadline))
+                yield text, (held, promise, rung, line, server, after, begun), (who, (slot, deadline))
 
-    def _go_on(self, state: State, who: int) -> Iterator[Step]:
+    def _go_on(self, state: State, who: int) -> list[Step]:
         slots, promise, rung, line, server, threads, begun = state
-        thread, name = threads[who], "AB"[who]
+        thread = threads[who]
+        steps: list[Step] = []
         if self.scope.interrupts:
             released = hold_back(slots, thread.slot, who, NEVER)
             rung_after, left = counted(rung, replaced(threads, who, Thread()), 0)
-            after = State(released, promise, rung_after, line, server, left, begun)
-            yield f"{name} is interrupted and releases slot {thread.slot}", after, None
+            text = f"{'AB'[who]} is interrupted and releases slot {thread.slot}"
+            after = (released, promise, rung_after, line, server, left, begun)
+            steps.append((text, after, None))
         if self.scope.fenced_sends and thread.at == "send":
             slots = drained(slots, who)
-        moves = self._moves_of_worker(thread, promise, rung, line, server.at != "down")
-        for text, then, rung_after, line_after in moves:
-            rung_after, left = counted(rung_after, replaced(threads, who, then), 0)
-            after = State(slots, promise, rung_after, line_after, server, left, begun)
-            yield f"{name} {text}", after, None
-
-    def _serve(self, state: State) -> Iterator[Step]:
-        _, _, rung, _, _, threads, begun = state
-        moves = self._moves_of_server(state.server, state.slots, state.promise, state.line)
-        for text, server, slots, promise, line, looks in moves:
-            rung_after, left = counted(rung, threads, looks) if looks else (rung, threads)
-            after = State(slots, promise, rung_after, line, server, left, begun)
-            yield f"the server {text}", after, None
+        moves = self._moves_of_worker(threads, who, promise, rung, line)
+        for text, rung_after, line_after, left in moves:
+            steps.append((text, (slots, promise, rung_after, line_after, server, left, begun), None))
+        return steps
 
 
 @cache
@@ -255,11 +280,14 @@ class Verdict:
         return "\n".join(lines)
 
 
-def explore(protocol: Protocol, scope: Scope, *, by_program: bool = False) -> Verdict:
+def explore(
+    protocol: Protocol, scope: Scope, *, by_program: bool = False, until: Law | None = None
+) -> Verdict:
     """Take every step from every state that can be reached.
 
     Args:
         by_program: tell the programs apart. It takes longer.
+        until: no further than until this law is broken.
     """
     model, roll, verdict = Model(protocol, scope), Roll(), Verdict()
     start = model.start()
@@ -275,6 +303,8 @@ def explore(protocol: Protocol, scope: Scope, *, by_program: bool = False) -> Ve
             guilty[law] = guilty.get(law, 0) | by
             if law not in verdict.traces:
                 verdict.traces[law] = [*replay(model, path(state, came_from)), law.value]
+            if law is until:
+                break
             if law is Law.LOST:
                 continue
         for _, after, began in model.steps(state):

@@ -12,9 +12,14 @@ The laws, which ``broken`` checks in every state that can be reached:
   rings; so it fails, and the worker reconnects.
 
 Theory of operation. A state is the table (slots, promise, look count), the connection, what the
-worker remembers of its last ring, the server, and two threads of the worker. A *move* is one
-indivisible step of one of them: ``worker_moves`` and ``server_moves`` say which there are, given no
+worker remembers of its last ring, the server, two threads of the worker, and whoever connects: that
+may be one of the two, which has nothing else to do then, or a third. A *move* is one indivisible step
+of one of them: ``worker_moves``, ``connecting_moves`` and ``server_moves`` say which there are, given no
 more than the mover can see. ``checker.py`` makes them all, in every order.
+
+The table is the worker's from the start, whether a server has it yet or not (``Scope.connected``). What
+is armed before, while and after somebody connects is one and the same case. (That the server looks before it
+welcomes is for a worker which hangs by then, and never knows: no ring of its can be missed here.)
 
 The model is worse than any machine:
 
@@ -25,6 +30,8 @@ The model is worse than any machine:
   for no reason (``restless``), and promise an earlier time than it must (``generous``): the
   heartbeat, and the deadline of a ring kept until it has passed, are cases of these.
 * *Crashes.* Any number of them, anywhere. One loses what waits in the socket.
+* *Connecting.* WELCOME may take any time, and the look that it stands for be over long before the worker
+  knows that it is connected.
 * *Interrupts.* A thread may leave its operation at any step, releasing its timer: an exception
   between two bytecodes.
 * *Full sockets.* One ring fills one; a further ring is lost (EAGAIN) and remembered as sent.
@@ -83,12 +90,13 @@ class Protocol:
         third_read: the table is read once more a little later: after every look, after a look that
             had to start over (``conditional``), or never.
         remember_after_send: a ring is remembered when ``send`` has returned, not before.
-        look_at_welcome: the server looks when a worker reconnects.
         look_at_orphans: a table without a connection is looked at every second.
         adopt_at_hangup: a table whose connection ends while the server lives is adopted at once.
         release_orphans: an adopted table is promised ``NEVER``.
         count_orphans: the adoption is counted like a look.
         forget_on_reconnect: no ring is remembered across a reconnect.
+        ring_when_connected: who has connected rings, if somebody could not.
+        ask_again: who could not ring says so, and then asks once more whether it can.
         recount: the count to remember is read again just before ``send``.
         header_reads: the worker's order; ``either`` decides every time anew.
         header_writes: the server's order; ``either`` decides every time anew.
@@ -97,12 +105,13 @@ class Protocol:
     second_read: bool = True
     third_read: Literal["always", "conditional", "never"] = "always"
     remember_after_send: bool = True
-    look_at_welcome: bool = True
     look_at_orphans: bool = True
     adopt_at_hangup: bool = True
     release_orphans: bool = True
     count_orphans: bool = True
     forget_on_reconnect: bool = True
+    ring_when_connected: bool = True
+    ask_again: bool = True
     recount: bool = False
     header_reads: Order = "count first"
     header_writes: Order = "promise first"
@@ -120,6 +129,8 @@ class Scope:
         crashes: the server may crash and restart, and connections may end.
         interrupts: threads may leave their operations.
         fenced_sends: a ``send`` drains its thread's buffer, as it does on every machine we know.
+        connected: the worker is, at the start; else no server has heard of it yet.
+        connects: somebody may connect though nobody has had to ring in vain.
     """
 
     operations: int = 3
@@ -129,6 +140,8 @@ class Scope:
     crashes: bool = False
     interrupts: bool = False
     fenced_sends: bool = False
+    connected: bool = True
+    connects: bool = False
 
 
 class Law(Enum):
@@ -140,6 +153,15 @@ class Law(Enum):
 
 
 # --- the state
+
+K = TypeVar("K", bound=type[tuple[object, ...]])
+
+
+def by_identity(kind: K) -> K:
+    """Have a kind of named tuples compared and hashed by identity: see :func:`same`."""
+    kind.__eq__ = object.__eq__  # type: ignore[method-assign]
+    kind.__hash__ = object.__hash__  # type: ignore[method-assign]
+    return kind
 
 
 class Store(NamedTuple):
@@ -162,15 +184,17 @@ class Slot(NamedTuple):
 Slots: TypeAlias = tuple[Slot, ...]
 
 ThreadAt: TypeAlias = Literal[
-    "idle", "header", "count", "promise", "compare", "recount", "send", "remember", "reconnect"
-]
+    "idle", "header", "count", "promise", "compare", "recount", "send", "remember",
+    "say so", "ask again", "send again",
+]  # fmt: skip
 
 
 class Thread(NamedTuple):
     """A thread of the worker: what it does next, and what it has in hand.
 
     ``at`` is ``idle``; or what is still to be read, the whole ``header`` or a word of it; or
-    ``compare`` (the count with the one kept), ``recount``, ``send``, ``remember``, ``reconnect``.
+    ``compare`` (the count with the one kept), ``recount``, ``send``, ``remember``; or, if it could not
+    ring: ``say so``, ``ask again`` whether it can, ``send again``.
     """
 
     at: ThreadAt = "idle"
@@ -182,23 +206,37 @@ class Thread(NamedTuple):
 Threads: TypeAlias = tuple[Thread, Thread]
 
 
+@by_identity
 class Line(NamedTuple):
-    """The connection: whether the worker's end is any good, and whether a ring waits in it."""
+    """The connection.
+
+    ``up``: the worker takes itself for connected, and its end is any good. ``ringing``: a ring waits in it.
+    ``hello``: how far who connects has got; ``settled`` is connected already, and has still to look whether
+    anybody was ``unrung``: had to ring, and could not.
+    """
 
     up: bool = True
     ringing: bool = False
+    hello: Literal["none", "sent", "welcomed", "settled"] = "none"
+    unrung: bool = False
+
+    def lost(self) -> Line:
+        """Return what is left when the connection is gone."""
+        return Line(up=False, unrung=self.unrung)
 
 
+@by_identity
 class Server(NamedTuple):
     """The server: what it does next, and what it has in hand.
 
     ``at`` is ``idle``, ``down``, or what a look does next: write the ``count`` or the ``promise``
     (``plan``), having written the other, or ``read again``. ``later`` is the later read: ``owed``
-    if a store was held back when the look ended.
+    if a store was held back when the look ended. A server that has not heard of the worker does not know
+    the table (``unknown``).
     """
 
     at: Literal["idle", "down", "count", "promise", "read again"] = "idle"
-    owner: Literal["connected", "lost", "adopted"] = "connected"
+    owner: Literal["connected", "lost", "adopted", "unknown"] = "connected"
     plan: int = NEVER
     later: Literal["none", "booked", "owed"] = "none"
     started_over: bool = False
@@ -223,6 +261,13 @@ def one(value: T) -> T:
 
 
 _one = cache(_One)
+
+_same: dict[tuple[object, ...], tuple[object, ...]] = {}
+
+
+def same(value: T) -> T:
+    """Return the one named tuple that stands for all that hold the same: see :func:`by_identity`."""
+    return cast(T, _same.setdefault((type(value), *value), value))
 
 
 @cache
@@ -304,7 +349,7 @@ class WorkerMove(NamedTuple):
 
 
 def worker_moves(
-    protocol: Protocol, thread: Thread, promise: int, rung: int, line: Line, server_is_up: bool
+    protocol: Protocol, thread: Thread, promise: int, rung: int, line: Line
 ) -> Iterator[WorkerMove]:
     """Yield every move of a thread that has stored a deadline. It sees only the arguments."""
     here = WorkerMove("", thread, rung, line)
@@ -323,8 +368,14 @@ def worker_moves(
             yield send(protocol, here)
         case "remember":
             yield here._replace(text="remembers that it rang", thread=Thread(), rung=thread.looks)
-        case "reconnect":
-            yield reconnect(here, server_is_up)
+        case "say so":
+            then = thread._replace(at="ask again") if protocol.ask_again else Thread()
+            yield here._replace(text="says that it could not", thread=then, line=line._replace(unrung=True))
+        case "ask again":
+            then = thread._replace(at="send again", looks=CURRENT) if line.up else Thread()
+            yield here._replace(text="asks again, and reads the look count", thread=then)
+        case "send again":
+            yield send(protocol, here)
 
 
 def read_header(here: WorkerMove, word: Word, then: ThreadAt, promise: int) -> WorkerMove:
@@ -352,23 +403,39 @@ def compare(protocol: Protocol, here: WorkerMove) -> WorkerMove:
 
 def send(protocol: Protocol, here: WorkerMove) -> WorkerMove:
     """Send a ring, or find that the connection is gone."""
-    thread = here.thread
-    if here.line.up:
+    thread, line = here.thread, here.line
+    if line.up:
         then = thread._replace(at="remember") if protocol.remember_after_send else Thread()
-        return here._replace(text="rings", thread=then, line=Line(ringing=True))
-    then = thread._replace(at="reconnect", looks=NONE)
-    rung = NONE if protocol.forget_on_reconnect else here.rung
-    return here._replace(text="rings in vain", thread=then, rung=rung)
+        return here._replace(text="rings", thread=then, line=line._replace(ringing=True))
+    then = thread._replace(at="say so", looks=NONE) if thread.at == "send" else Thread()
+    return here._replace(text="rings in vain", thread=then)
 
 
-def reconnect(here: WorkerMove, server_is_up: bool) -> WorkerMove:
-    """Try once to reconnect, unless the other thread has."""
-    here = here._replace(thread=Thread())
-    if here.line.up:
-        return here._replace(text="finds itself connected again")
-    if server_is_up:
-        return here._replace(text="reconnects", line=Line())
-    return here._replace(text="cannot reconnect")
+class ConnectingMove(NamedTuple):
+    """What whoever connects did: in words, and what it changed."""
+
+    text: str
+    rung: int
+    line: Line
+
+
+def connecting_moves(
+    protocol: Protocol, scope: Scope, rung: int, line: Line, server_is_up: bool
+) -> Iterator[ConnectingMove]:
+    """Yield every move of whoever connects, which somebody does once there is one who could not ring."""
+    here = ConnectingMove("", rung, line)
+    match line.hello:
+        case "none" if server_is_up and not line.up and (line.unrung or scope.connects):
+            yield here._replace(text="HELLO is said", line=line._replace(hello="sent"))
+        case "welcomed":
+            left = NONE if protocol.forget_on_reconnect else rung
+            then = line._replace(up=True, hello="settled")
+            yield here._replace(text="WELCOME is read: connected", rung=left, line=then)
+        case "settled" if line.up and line.unrung and protocol.ring_when_connected:
+            then = line._replace(hello="none", unrung=False, ringing=True)
+            yield here._replace(text="who has connected rings for another one", rung=CURRENT, line=then)
+        case "settled":
+            yield here._replace(text="who has connected is done", line=line._replace(hello="none"))
 
 
 # --- the server
@@ -391,21 +458,21 @@ def server_moves(
     """Yield every move of the server. It sees nothing but the arguments."""
     here = ServerMove("", server, slots, promise, line)
     if scope.crashes and server.at != "down":
-        down = Server("down", owner="lost")
-        yield ServerMove("crashes", down, marked(slots, False), promise, Line(up=False))
+        down = Server("down", owner="unknown" if server.owner == "unknown" else "lost")
+        yield ServerMove("crashes", down, marked(slots, False), promise, line.lost())
     match server.at:
-        case "idle" if server.owner != "connected" and line.up:
-            greeting = here._replace(server=server._replace(owner="connected"))
-            if protocol.look_at_welcome:
-                yield from look(protocol, scope, greeting, "welcomes the worker and looks")
-            else:
-                yield greeting._replace(text="welcomes the worker")
-        case "idle" if server.owner != "adopted":
+        case "idle" if line.hello == "sent":
+            welcome = line._replace(hello="welcomed")
+            greeting = here._replace(server=server._replace(owner="connected"), line=welcome)
+            yield from look(protocol, scope, greeting, "welcomes the worker and looks")
+        case "idle" if server.owner not in ("adopted", "unknown"):
             yield from wake(protocol, scope, here)
         case "count" | "promise":
             yield from write_the_other(protocol, here, server.at)
         case "read again":
             yield from read_again(protocol, scope, here)
+        case "down" if server.owner == "unknown":
+            yield here._replace(text="restarts", server=Server(owner="unknown"))
         case "down":
             yield from adopt(protocol, here, "restarts")
 
@@ -413,13 +480,15 @@ def server_moves(
 def wake(protocol: Protocol, scope: Scope, here: ServerMove) -> Iterator[ServerMove]:
     """Yield what may happen to a server that waits."""
     if here.line.ringing:
-        yield from look(protocol, scope, here._replace(line=Line()), "is rung and looks")
+        yield from look(
+            protocol, scope, here._replace(line=here.line._replace(ringing=False)), "is rung and looks"
+        )
     if scope.restless:
         yield from look(protocol, scope, here, "looks for no reason")
     if here.server.later != "none":
         yield from read_later(protocol, scope, here)
-    if scope.crashes and here.line.up:
-        lost = here._replace(server=here.server._replace(owner="lost"), line=Line(up=False))
+    if scope.crashes and (here.line.up or here.line.hello == "welcomed"):
+        lost = here._replace(server=here.server._replace(owner="lost"), line=here.line.lost())
         if protocol.adopt_at_hangup:
             yield from adopt(protocol, lost, "loses the connection")
         else:
@@ -529,8 +598,10 @@ def broken(
     threads: Threads,
 ) -> Law | None:
     """Return the law that a state breaks, if any. Only states at rest can."""
-    if server.at != "idle" or line.ringing or (line.up and server.owner != "connected"):
+    if server.at != "idle" or line.ringing or line.hello != "none":
         return None
+    if server.owner == "unknown" or (line.unrung and not line.up):
+        return None  # the first to arm a timer connects, and so does somebody now
     being_armed = (threads[0].slot, threads[1].slot)
     if server.owner == "adopted":
         if promise != NEVER or rung == CURRENT:

@@ -140,6 +140,7 @@ class HostileTable(RuleBasedStateMachine):
         self.stored = [inf]
         self.due: tuple[Due, ...] = ()
         self.wake_at = -inf
+        self.looked_at: array[float] | None = None
 
     def deadlines(self) -> "array[float]":
         return self.words[: self.size]
@@ -194,6 +195,7 @@ class HostileTable(RuleBasedStateMachine):
         look = self.watch.look(self.deadlines(), self.clock.now)
         assert look == self.plain.look(self.deadlines(), self.clock.now)
         self.due, self.wake_at = look.due or self.due, look.wake_at
+        self.looked_at = self.deadlines()
 
     @rule(passed=st.sampled_from([0.5, 1.5, 4.0]))
     def shows_a_sign_of_life(self, passed: float) -> None:
@@ -204,7 +206,8 @@ class HostileTable(RuleBasedStateMachine):
     @precondition(lambda self: self.clock.now <= self.wake_at)  # else it is about to look
     @rule()
     def reads_again(self) -> None:
-        overlooked = self.watch.overlooked(self.deadlines(), self.wake_at)
+        same = self.deadlines() == self.looked_at
+        overlooked = self.watch.overlooked(self.deadlines(), self.wake_at, same=same)
         assert overlooked == self.plain.overlooked(self.deadlines(), self.wake_at)
         if overlooked:  # it looks at once: blocks behind the one that was overlooked have not been read
             self.look()
@@ -216,6 +219,7 @@ class HostileTable(RuleBasedStateMachine):
 
     @rule()
     def clears(self) -> None:
+        self.looked_at = None
         for watch in (self.watch, self.plain):
             watch.clear(self.deadlines())
 

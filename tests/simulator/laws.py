@@ -3,7 +3,8 @@
 I1 *An armed timer ends*: by its release, by its worker's death or exec, or by a first signal, in ``TIGHT``
    seconds of virtual time of its effective deadline, which the others of its ladder follow in time. If nobody
    is to be signalled for it, a report comes as soon. On hold it has until it runs again, and had the time to
-   leave. It is ``LOOSE`` seconds if server and worker have not been connected all the while. The time counts
+   leave. It is ``LOOSE`` seconds if server and worker have not been connected all the while, and
+   ``RECONNECTS`` more if no server knew the table by then. The time counts
    from when the entering of the block was over, and from when a server has run freely: it has started, was
    not stopped since, and may signal the worker. A thread that is still in the middle of entering may not
    have rung yet: its timer has until the server looks by itself. And at the end of every look: of what was
@@ -44,6 +45,7 @@ from aiotimer._core.reaping import CHECKED_EVERY, LAST_RETRY, TO_LEAVE
 from aiotimer._core.watch import ADOPTED_EVERY, Due
 
 from .server import BEAT, EVIDENCE, Server, Table
+from .worker import BUDGET, LAST_PAUSE
 from .world import Armed, Broken, Process, TableFile, World
 
 FINE_BEAT = 0.125
@@ -58,6 +60,9 @@ TIGHT = SLACK + EVIDENCE
 """A ring under way (``DELAY``), the later read, early wakes, evidence, and the steps of other callbacks."""
 
 LOOSE = ADOPTED_EVERY + TIGHT
+
+RECONNECTS = LAST_PAUSE + BUDGET + SLACK
+"""Seconds within which a worker says HELLO that could not ring: no server knows its table before."""
 
 TOLERATED = BEAT + 1.0
 """Seconds of silence that are no stall: as ``Lifeline`` has it."""
@@ -276,6 +281,8 @@ class Laws:
         if self.server.policy.stopped == "hold" and file.owner.frozen_until > self._born_at:
             # The server may have held it, and sees that it goes on when it looks, if nothing stops itself.
             since = max(since, max(file.owner.frozen_until, self.free_since) + CHECKED_EVERY + TO_LEAVE)
+        if file.linked_at > since:  # no server knew this table by then
+            since = min(file.linked_at, max(since, file.owner.frozen_until) + RECONNECTS)
         stable = file.stable_since <= since
         until = since + (TIGHT if stable else LOOSE)
         self._checked_until[armed.number] = (self._epoch, until)
@@ -285,7 +292,8 @@ class Laws:
                 f"slot {armed.slot} of {file}, due at {armed.deadline:.6f} and by rights at {since:.6f}, "
                 f"is still armed, and nobody has been signalled",
             )
-        if armed.number in file.returned and protected == -inf and self.server.policy.stopped != "hold":
+        known = file.linked and armed.number in file.returned
+        if known and protected == -inf and self.server.policy.stopped != "hold":
             self._check_put_off(file, armed)
 
     def _check_put_off(self, file: TableFile, armed: Armed) -> None:

@@ -272,6 +272,10 @@ class PinnedProcess:
         """A readable pidfd."""
         return not self.process.alive
 
+    def how_it_ended(self) -> str:
+        """Nothing: that is for people."""
+        return ""
+
     def signal(self, _target: str, number: int) -> str:
         """Send a signal."""
         server, target = self._server, self.target()
@@ -624,21 +628,20 @@ class Server:
             self.hang_up(line)
             return
         offered = message.offered
-        if offered is None:
-            for other in list(known.tables):
-                if other.connection is None and known.runs_program_of(other) is False:
-                    known.drop(other)
-            table = self.watch_table(known, self.world.create_table(line.process), connected=True)
-        else:
-            found = next((t for t in known.tables if cast(Table, t).truth is offered), None)
-            if found is None and offered.size != layout.TABLE_SIZE:
-                self.pause("refuses a table that is cut off")
-                self.hang_up(line)
-                return
-            table = cast("Table | None", found) or self.watch_table(known, offered, connected=True)
+        assert offered is not None
+        for other in list(known.tables):
+            if other.connection is None and known.runs_program_of(other) is False:
+                known.drop(other)
+        found = next((t for t in known.tables if cast(Table, t).truth is offered), None)
+        if found is None and offered.size != layout.TABLE_SIZE:
+            self.pause("refuses a table that is cut off")
+            self.hang_up(line)
+            return
+        table = cast("Table | None", found) or self.watch_table(known, offered, connected=True)
         self._tables[line] = table
         table.connection = cast(Any, line)
         table.note_program(program)
+        self.world.link(offered)
         table.watch.connected = True
         self.pause(f"greets {line.process} with {table}")
         table.look()

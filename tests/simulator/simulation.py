@@ -380,7 +380,7 @@ class Simulation:
         return f"{thread}: {thread.interrupt()}"
 
     def _storm(self, worker: Worker) -> str:
-        idle = [thread for thread in worker.threads if not (thread.busy or thread.storm)]
+        idle = [thread for thread in worker.threads[:2] if not (thread.busy or thread.storm)]
         if not idle or worker.table is None or worker.hostile or worker.inherited or self.rng.random() < 0.7:
             return ""
         thread, after = self.rng.choice(idle), self.rng.choice((1e-9, 0.003, 0.3))
@@ -400,7 +400,8 @@ class Simulation:
         return f"a library of {worker.process} closes its connection"
 
     def _turn_hostile(self, worker: Worker) -> str:
-        if worker.file is None or self.rng.random() < 0.7:
+        busy = any(thread.busy for thread in worker.threads)  # what it is at would find its own table damaged
+        if worker.file is None or busy or self.rng.random() < 0.7:
             return ""
         worker.hostile = True
         worker.file.tame = False

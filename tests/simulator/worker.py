@@ -6,7 +6,8 @@ The laws of this file:
   What is written out here is the order of the stores, the reads and the ``send``.
 * An operation is a generator. Between any two of its steps other threads run, the server runs, time passes;
   or the operation is interrupted, which closes the generator.
-* A thread waits for the server only while it connects, and never longer than the budget.
+* A thread waits for the server only while it connects, and never longer than the budget. A HELLO that has not
+  been answered by then is left where it is; another thread, the reconnector, waits on.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ BUDGET = 0.25
 
 RETRY_EVERY = 1.0
 """``connection.RETRY_EVERY``: seconds between attempts to connect."""
+
+LAST_PAUSE = 1.0
+"""``reconnect._LAST_PAUSE``: seconds between two attempts of the reconnector."""
 
 MOST_STEPS = 24
 """What the longest operation takes: it rings, finds the server gone, and reconnects. Waits are apart."""
@@ -148,12 +152,34 @@ class Thread:
         return f"{self._title}: is interrupted"
 
 
+class Reconnecting(Thread):
+    """``Reconnector``'s thread: it connects as long as somebody could not ring."""
+
+    def step(self, rng: random.Random) -> str:
+        """Take a step; between two attempts it sleeps."""
+        done = super().step(rng)
+        if not self.busy:
+            self._sleeps_until = self.worker.world.now + rng.uniform(0.25, LAST_PAUSE)
+        return done
+
+    def runnable(self, now: float) -> bool:
+        """Whether it could take a step: without an outage there is no such thread."""
+        if not self.busy and self.worker.is_answered():
+            self._sleeps_until = now
+        return (self.busy or self.worker.needs_reconnecting()) and super().runnable(now)
+
+    def wakes_at(self) -> float:
+        """Return when it goes on whatever happens."""
+        return super().wakes_at() if self.busy or self.worker.needs_reconnecting() else inf
+
+
 class Worker:
     """One program in one process: its connection, its table, its threads.
 
     Attributes:
-        table: the storing side; None before the first WELCOME.
+        table: the storing side; None before it is needed.
         file: the same as a file.
+        unrung: somebody could not ring, and nobody has for them.
     """
 
     def __init__(self, world: World, process: Process, server: Callable[[], Server | None]) -> None:
@@ -162,8 +188,10 @@ class Worker:
         self.program = process.program
         self.table: TimerTable | None = None
         self.file: TableFile | None = None
-        self.threads = [Thread(self, "A"), Thread(self, "B")]
+        self.threads = [Thread(self, "A"), Thread(self, "B"), Reconnecting(self, "R")]
         self.line: Line | None = None
+        self.greeting: Line | None = None  # on which HELLO has been said, and not answered
+        self.unrung = False
         self.connected = False
         self.hostile = False
         self.inherited: list[Entry] = []  # blocks that a forked child is still to leave
@@ -181,9 +209,9 @@ class Worker:
             return "leaves its parent's block", self.leave_inherited(self.inherited.pop())
         if self.hostile:
             return "does harm", self.do_harm(rng)
-        if self.table is None:
-            return "connects", self.connect()
         dice = rng.random()
+        if isinstance(thread, Reconnecting) or (self.table is None and dice < 0.5):
+            return "connects", self.connect()
         if thread.entries and dice < 0.5:
             entry = thread.entries.pop(rng.randrange(len(thread.entries)))
             return f"leaves {entry.pool.scope}", self.leave(entry)
@@ -319,12 +347,15 @@ class Worker:
             yield from self._ring_or_reconnect(table, deadline)
 
     def _ring_or_reconnect(self, table: TimerTable, deadline: float) -> Steps:
-        """``SharedTableQueue._sending``."""
-        if self.connected:
-            sent = yield from self.ring(table, deadline)
-            if sent:
-                return
-        if self._gate is not None or self.world.now >= self._next_attempt:
+        """``SharedTableQueue._sending``: who could not ring says so, and asks once more whether it can."""
+        for _ in range(2):
+            if self.connected:
+                sent = yield from self.ring(table, deadline)
+                if sent:
+                    return
+            self.unrung = True
+            yield "says that it could not ring"
+        if self._gate is not None or self.world.now >= self._next_attempt or self.is_answered():
             yield from self.connect()
 
     def ring(self, table: TimerTable, deadline: float) -> Generator[str | Wait, None, bool]:
@@ -361,15 +392,20 @@ class Worker:
             if self.connected:
                 return
             self._next_attempt = self.world.now + RETRY_EVERY
-            server = self._server()
-            line = None if server is None else server.connect(self.process)
+            line, self.greeting = self.greeting, None
             if line is None:
-                yield "finds nobody"
-                return
-            line.send("hello", inf, self.file)
-            yield "says HELLO"
+                server = self._server()
+                line = None if server is None else server.connect(self.process)
+                if line is None:
+                    yield "finds nobody"
+                    return
+                line.send("hello", inf, self._mine()[1])
+                yield "says HELLO"
             while not line.answered() and self.world.now < until:
                 yield Wait("WELCOME", line.answered, until)
+            if not line.answered():
+                self.greeting, line = line, None  # it may yet be
+                return
             if line.welcome is None:
                 return
             self._settle(line, line.welcome)
@@ -380,6 +416,23 @@ class Worker:
             if self._gate is mine:
                 self._gate = None
         yield "is connected"
+        yield from self.ring_for_others()
+
+    def ring_for_others(self) -> Steps:
+        """The end of ``SharedTableQueue.settle``."""
+        if self.unrung and self.table is not None:
+            self.unrung = False
+            yield "sees that somebody could not ring"
+            if not (yield from self.ring(self.table, self.world.now)):
+                self.unrung = True
+
+    def is_answered(self) -> bool:
+        """Whether WELCOME is there, and nobody has read it."""
+        return self.greeting is not None and self.greeting.answered()
+
+    def needs_reconnecting(self) -> bool:
+        """``SharedTableQueue.needs_reconnecting``."""
+        return self.unrung and not self.connected and self.table is not None and not self.hostile
 
     def budget(self) -> float:
         """Return for how long to wait for a connection."""
@@ -389,30 +442,30 @@ class Worker:
         return self._gate is None
 
     def _settle(self, line: Line, file: TableFile) -> None:
-        if self.table is None:
-            self.file = file
-            self.table = TimerTable(file.memory, now=self.world.clock)
-        elif file is not self.file:
-            return  # the server does not accept our table
+        if file is not self.file:
+            line.hang_up()  # the last client has been closed meanwhile
+            return
         if self.line is not None:
             self.line.hang_up()
         self.line = line
         self.connected = True
         file.stable_since = self.world.now if line.server_open else inf
-        self.table.forget_rings()
+        self._mine()[0].forget_rings()
 
     def close(self) -> Steps:
         """``ClientConnection.leave``: the last client releases what it has armed by name, and says BYE."""
         line, table, file = self.line, *self._mine()
         self.release_all(table)
+        if self.greeting is not None:
+            self.greeting.hang_up()
         file.land(everything=True)
         if line is not None:
             line.send("bye", inf, None)
             line.hang_up()
         file.disown()
         file.left_at = self.world.steps
-        self.table = self.file = self.line = None
-        self.connected = False
+        self.table = self.file = self.line = self.greeting = None
+        self.connected = self.unrung = False
         self._gate = None
         yield "has said BYE"
 
@@ -479,8 +532,10 @@ class Worker:
     # -- stores ------------------------------------------------------------------------------------
 
     def _mine(self) -> tuple[TimerTable, TableFile]:
-        assert self.table is not None
-        assert self.file is not None
+        """``SharedTableQueue.make_table``: the table of this process, which no server need have yet."""
+        if self.table is None or self.file is None:
+            self.file = self.world.create_table(self.process)
+            self.table = TimerTable(self.file.memory, now=self.world.clock)
         return self.table, self.file
 
     def _store(self, table: TimerTable, word: int, value: float, *, observed: bool = False) -> int:

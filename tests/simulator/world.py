@@ -97,7 +97,8 @@ class TableFile:
     Attributes:
         owner, program: who maps it.
         name: whose the directory says that it is.
-        linked: it is in the state directory.
+        linked: it is in the state directory, which its server sees to.
+        linked_at: when that was.
         unmapped_at: the step at which its owner called exec, -1 if it has not.
         left_at: the step at which its owner's last client was closed, -1 if it has not been.
         size: bytes; a hostile owner may truncate it.
@@ -121,7 +122,8 @@ class TableFile:
         self.size = layout.TABLE_SIZE
         self.raw[: len(layout.header())] = layout.header()
         self.pwrite(layout.server_line(inf, 0.0), 8 * layout.PROMISE)
-        self.linked = True
+        self.linked = False
+        self.linked_at = inf
         self.unmapped_at = -1
         self.left_at = -1
         self.tame = True
@@ -320,11 +322,15 @@ class World:
         return process
 
     def create_table(self, owner: Process) -> TableFile:
-        """Make the table of a process."""
+        """Make the table of a process, which has no name yet."""
         file = TableFile(self, owner, self.number())
         self.files.append(file)
         self.in_use.append(file)
         return file
+
+    def link(self, file: TableFile) -> None:
+        """Give a table its name in the directory."""
+        file.linked, file.linked_at = True, self.now
 
     def unlink(self, file: TableFile) -> None:
         """Remove a table from the directory."""

@@ -3,9 +3,12 @@
 (That all of them have one root and pickle is in test_structure.py; here are the facts they carry.)
 """
 
+import pickle
+
 import pytest
 
 from aiotimer import AiotimerError, NotConfigured, Refused, ServerUnavailable, TableFull
+from aiotimer.client.control import nobody_at
 from aiotimer.errors import (
     AlreadyServing,
     ForeignProcess,
@@ -39,11 +42,30 @@ def test_not_configured_says_what_to_do() -> None:
         assert way_out in message
 
 
-def test_an_absent_server_is_named_with_the_command_that_starts_it() -> None:
-    error = ServerUnavailable("/run/x.sock", "Connection refused")
-    assert (error.path, error.reason) == ("/run/x.sock", "Connection refused")
-    assert "no timer server at '/run/x.sock': Connection refused" in str(error)
-    assert "aiotimer serve --socket /run/x.sock" in str(error)
+def test_an_absent_server_is_named_with_what_to_do() -> None:
+    error = ServerUnavailable("/run/x.sock", "Connection refused", "start it")
+    assert (error.path, error.reason, error.advice) == ("/run/x.sock", "Connection refused", "start it")
+    assert str(error) == "no timer server at '/run/x.sock': Connection refused (start it)"
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+    assert str(ServerUnavailable("/run/x.sock", "no answer")) == "no timer server at '/run/x.sock': no answer"
+
+
+@pytest.mark.parametrize(
+    ("path", "starting", "advice"),
+    [
+        ("/run/x.sock", "", "start one with `aiotimer serve --socket /run/x.sock`"),
+        ("/run/x.sock", "1:0.0", "`aiotimer run`, under which this program was started"),
+        ("/run/me/aiotimer/private-1-2.sock", "", "the programs that share it start it again"),
+    ],
+)
+def test_the_advice_is_true_where_the_program_runs(
+    path: str, starting: str, advice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIOTIMER_SOCKET", path)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/me")
+    if starting:
+        monkeypatch.setenv("AIOTIMER_STARTING", starting)
+    assert advice in str(nobody_at(path, FileNotFoundError(2, "No such file or directory")))
 
 
 def test_a_refusal_carries_the_servers_words() -> None:

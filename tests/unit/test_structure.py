@@ -41,7 +41,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("client", "evidence"),
     ("server",),
     ("cli", "testing", "aiotimer"),  # aiotimer: __init__, the public names
-    ("__main__",),
+    ("__main__", "integrations"),
 )
 MOST_FLOORS = 8
 
@@ -65,6 +65,7 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "_remote_debugging": ("evidence.unwind",),
     "click": ("cli.*",),
     "msgspec": ("_core.wire",),
+    "pytest": ("integrations.pytest_plugin",),
     "rich": ("cli.*",),
     "uvloop": ("server.server", "testing", "cli.*"),
 }
@@ -101,12 +102,21 @@ PUBLIC: frozenset[str] = frozenset(
     }
 )
 
+HOOKS_OF_PYTEST = (
+    *("enter_pdb", "fixture_post_finalizer", "fixture_setup", "handlecrashitem", "leave_pdb"),
+    *("report_header", "runtest_call", "runtest_protocol", "runtest_setup", "runtest_teardown"),
+    *("sessionstart", "unconfigure"),
+)
+
 # What nobody in the package uses, because it is for users.
 FOR_USERS = frozenset(
     {
         *("TimerServer.clear_timers", "TimerServer.get_expired_timers", "TimerServer.register_timers"),
         "Commands.list_commands",  # click calls it
         "Duration.convert",  # click calls it
+        "_Console.on_broken_pipe",  # rich calls it
+        *("pytest_addoption", "pytest_configure"),  # pytest calls them, and the next ones
+        *(f"Limits.pytest_{hook}" for hook in HOOKS_OF_PYTEST),
         *("VirtualTimers.advance", "VirtualTimers.async_client", "VirtualTimers.monotonic", "virtual"),
     }
 )

@@ -2,6 +2,7 @@
 
 from array import array
 from math import inf, nan, sqrt
+from typing import Any
 
 import pytest
 
@@ -56,7 +57,7 @@ def test_an_entry_is_stored_and_counted_in_its_row_only() -> None:
     durations.leave(table, layout.ROW_WORDS, 0.9)
     ours = list(table[layout.ROW_WORDS :])
     assert ours[:4] == [10.0, 5.0, 17.0, 1.0]
-    assert (ours[4 + 34], ours[4 + 33], sum(ours[4:])) == (1.0, 1.0, 2.0)
+    assert (ours[4 + 34], ours[4 + 33], sum(ours[4:])) == (1.0 + durations.FIRST, 1.0, 2.0 + durations.FIRST)
     assert not any(table[: layout.ROW_WORDS])
 
 
@@ -93,6 +94,47 @@ def test_a_row_of_any_length_is_accepted(length: int) -> None:
 def test_a_part_of_a_table_is_cut_into_whole_rows() -> None:
     data = array("d", range(130)).tobytes() + b"x"
     assert [(len(found), found[0]) for found in durations.rows_of(data)] == [(64, 0.0), (64, 64.0)]
+
+
+# --- first ones
+
+
+def taken(*seconds: float) -> list[float]:
+    """The row of a slot whose entries took so long, in this order."""
+    table = cells()
+    for one in seconds:
+        durations.leave(table, 0, one)
+    return list(table[: layout.ROW_WORDS])
+
+
+def test_the_first_duration_of_each_row_is_told_apart() -> None:
+    together = Durations([taken(4.6, *[0.02] * 30), taken(3.0, 0.02, 0.021)])
+    firsts, others = together.parted()
+    assert (together.count, firsts.count, others.count) == (34, 2, 32)
+    assert firsts.maximum == 4.6
+    assert 0.021 <= others.maximum < 0.03, "the end of its bucket"
+    assert others.quantile(0.99) < 0.03
+    again = Durations.from_json(together.as_json())
+    again.add(together)
+    assert [part.count for part in again.parted()] == [4, 64]
+
+
+def test_one_that_took_longest_later_is_none_of_them() -> None:
+    firsts, others = Durations([taken(0.02, 4.6, 0.02)]).parted()
+    assert (others.maximum, firsts.count) == (4.6, 1)
+    assert 0.02 <= firsts.maximum < 0.03
+
+
+@pytest.mark.parametrize("firsts", [None, [], [-1.0, 9.0], [nan], ["x"], [3.0] * 1000, {}])
+def test_what_an_earlier_version_or_somebody_else_noted_of_them_counts_no_more_than_there_are(
+    firsts: Any,
+) -> None:
+    known = Durations([row(1.0, b1=2.0)]).as_json()
+    parts = Durations.from_json(known | {"firsts": firsts}).parted()
+    assert sum(part.count for part in parts) == 2
+    assert min(min(part.counts) for part in parts) == 0
+    before = {key: value for key, value in known.items() if key != "firsts"}
+    assert Durations.from_json(before).parted()[0].count == 0
 
 
 # --- quantiles

@@ -154,6 +154,20 @@ def test_what_a_worker_wants_is_stored_as_text() -> None:
     assert reap_grant("KILL", observe=False, max_grace=0.0) == ReapGrant(Ladder.parse("KILL"))
 
 
+def test_a_worker_chooses_whom_its_signals_are_for() -> None:
+    request = NO_REQUEST.combined("/s", "TERM:1,KILL", observe=True, target="tree")
+    assert request.text == "tree TERM:1,KILL"
+    grant = reap_grant(request.text, observe=True, max_grace=1.0)
+    assert grant == ReapGrant(Ladder.parse("TERM:1,KILL"), True, "tree")
+    assert str(grant) == "observe tree TERM:1,KILL"
+    assert read_reap_grant(str(grant), max_grace=1.0) == grant
+    assert ReapRequest(target="group").text == str(read_reap_grant("group", max_grace=0.0)) == "group"
+    with pytest.raises(ValueError, match=r"^target must be one of process, group, cgroup, tree, not 'all'$"):
+        NO_REQUEST.combined("/s", "", observe=False, target="all")
+    with pytest.raises(ValueError, match=r"observe=False, target='tree' already, and cannot ask for"):
+        ReapRequest(target="tree").combined("/s", "", observe=False, target="group")
+
+
 @pytest.mark.parametrize("text", ["", "observe "])
 def test_a_ladder_that_takes_too_long_is_not_allowed(text: str) -> None:
     with pytest.raises(

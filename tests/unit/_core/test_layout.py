@@ -25,6 +25,28 @@ def snapshot(mark: float, *deadlines: float) -> bytes:
     return line + b"".join(map(layout.word, deadlines))
 
 
+# --- whose an entry is
+
+
+@pytest.mark.parametrize(
+    "value", [*QUIET, 1e300, float(2**53 + 2), 0.5], ids=lambda value: struct.pack(">d", value).hex()
+)
+def test_what_is_no_thread_is_none(value: float) -> None:
+    cell = layout.encode_label(b"s", 1).ljust(layout.LABEL_SIZE - 8, b"\0") + layout.word(value)
+    assert layout.label_thread(cell) == 0
+    assert layout.decode_label(cell) == ("s", 1)
+
+
+def test_a_thread_stands_at_the_end_of_a_label() -> None:
+    longest = layout.encode_label(b"x" * SCOPE_BYTES, 1)
+    cell = longest.ljust(layout.LABEL_SIZE - 8, b"\0") + layout.word(0x7F12_3456_7740)
+    assert layout.label_thread(cell) == 0x7F12_3456_7740
+    assert layout.label_thread(cell[:-1]) == layout.label_thread(b"") == 0
+    for slot in (0, 1, SLOTS - 1):
+        word = layout.LABEL_WORDS * (layout.FIRST_DEADLINE + slot) + layout.THREAD_OF
+        assert 8 * word == layout.label_offset(slot + 1) - 8
+
+
 # --- where things are
 
 

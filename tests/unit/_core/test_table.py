@@ -6,20 +6,36 @@ table), counted, a deadline stored into it, and on leaving ``inf``, and the slot
 
 import errno
 import gc
+import threading
+from _thread import get_ident
 from collections.abc import Callable
 from math import inf, nan
+from typing import TypeVar
 
 import pytest
 
 from aiotimer import TableFull
 from aiotimer._core import layout
-from aiotimer._core.layout import COUNT_OF, FIRST_DEADLINE, HIGH_WATER, LATE, LOOKS, PROMISE, SLOTS
+from aiotimer._core.layout import (
+    COUNT_OF,
+    FIRST_DEADLINE,
+    HIGH_WATER,
+    LABEL_WORDS,
+    LATE,
+    LOOKS,
+    PROMISE,
+    SLOTS,
+    THREAD_OF,
+)
 from aiotimer._core.locks import Lock
 from aiotimer._core.reader import TableReader
-from aiotimer._core.table import FIRST_CHUNK, Pool, TimerTable
+from aiotimer._core.table import FIRST_CHUNK, NOBODYS, Pool, TimerTable
 from aiotimer._core.watch import Lifeline, Watch
+from tests.fakes.clock import PATIENCE
 from tests.fakes.interruptions import at_every_opcode, interruptions, is_ours
 from tests.fakes.memory import acquisitions_of, armed_cells, memory_table, names_of, reading, timers_of
+
+T = TypeVar("T")
 
 NOW = 1000.0
 
@@ -35,6 +51,9 @@ class Entry:
             pool, self.word = table.take(pool)
         self.pool: Pool = pool
         pool.cells[self.word + COUNT_OF] += 1.0
+        if not pool.owner.is_mine():
+            pool.cells[LABEL_WORDS * self.word + THREAD_OF] = get_ident()
+            pool.owner = NOBODYS
         pool.cells[self.word] = deadline
 
     def leave(self) -> None:
@@ -52,6 +71,80 @@ def release(table: TimerTable, scope: str) -> bool:
 
 def armed(table: TimerTable) -> dict[str, float]:
     return {timer.name: timer.deadline for timer in timers_of(table)}
+
+
+def threads_of(table: TimerTable) -> dict[str, int]:
+    return {timer.name: timer.thread for timer in timers_of(table)}
+
+
+def by_another(do: Callable[[], T]) -> tuple[int, T]:
+    """Have another thread do something; return its number, and what that gave."""
+    done: list[tuple[int, T]] = []
+    thread = threading.Thread(target=lambda: done.append((get_ident(), do())))
+    thread.start()
+    thread.join(PATIENCE)
+    return done[0]
+
+
+# --- whose an entry is
+
+
+def test_an_entry_says_which_thread_has_made_it() -> None:
+    table = memory_table()
+    mine, again = Entry(table, "s"), Entry(table, "s")
+    other, theirs = by_another(lambda: Entry(table, "s"))
+    assert threads_of(table) == {"s": get_ident(), "s#2": get_ident(), "s#3": other}
+    mine.leave()
+    another, _theirs = by_another(lambda: Entry(table, "s"))
+    again.leave()
+    theirs.leave()
+    Entry(table, "s")
+    assert threads_of(table) == {"s": another, "s#3": get_ident()}
+
+
+def test_the_only_thread_that_enters_says_so_once_for_each_slot() -> None:
+    """Its entries are told apart from others' by a lock that it has: they store nothing more."""
+    table = memory_table()
+    Entry(table, "s").leave()
+    pool = table.pool("s")
+    assert pool.owner.is_mine()
+    for slot in pool:
+        table.cells[LABEL_WORDS * slot + THREAD_OF] = 7.0
+    Entry(table, "s")
+    assert threads_of(table) == {"s": 7}
+
+
+def test_a_pool_without_slots_is_the_next_thread_s() -> None:
+    table = memory_table()
+    other, entry = by_another(lambda: Entry(table, "s"))
+    entry.leave()
+    assert not table.pool("s").owner.is_mine()
+    table.pool("s").clear()  # as one that has been reclaimed
+    table.pool("s").size = 0
+    Entry(table, "s")
+    assert table.pool("s").owner.is_mine()
+    assert other not in threads_of(table).values()
+
+
+def test_a_keyed_timer_is_no_thread_s_whoever_had_its_slot() -> None:
+    table = memory_table()
+    arm(table, "first")
+    words = [Entry(table, f"s{n}") for n in range(3)]
+    for entry in words:
+        entry.leave()
+        table.pool(entry.pool.scope).clear()
+        table._fresh.append(entry.word)
+    for n in range(3):
+        arm(table, f"keyed {n}")
+    assert set(threads_of(table).values()) == {0}
+
+
+def test_what_has_no_labels_keeps_no_note() -> None:
+    """As scratch, which nobody reads."""
+    size = layout.LABELS_OFFSET + layout.LABEL_SIZE
+    table = TimerTable(bytearray(size), now=lambda: NOW)
+    table.note(FIRST_DEADLINE, {"uid": "17"})
+    assert bytes(table.raw) == bytes(size)
 
 
 # --- keyed timers

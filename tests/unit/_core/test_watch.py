@@ -367,6 +367,23 @@ def test_what_has_been_reported_or_cleared_is_not_overlooked() -> None:
     assert not one.overlooked(slots(NOW, NOW + 2), wake_at)
 
 
+def test_in_the_reading_of_the_look_only_what_was_armed_again_can_be_overlooked() -> None:
+    counts = array("q", bytes(8 * 3 * BLOCK))
+    one = watch(counts=counts)
+    table = slots(*[NOW + 9] * (3 * BLOCK))
+    table[1], table[BLOCK + 1], table[2 * BLOCK + 1] = NOW, NOW + 1, NOW + 3
+    wake_at = one.look(table, NOW).wake_at
+    assert wake_at == NOW + 1
+    assert not one.overlooked(table, wake_at, same=True)
+    counts[1] += 1
+    assert one.overlooked(table, wake_at, same=True), "for the same time, which has passed"
+    assert one.look(table, NOW).due[0].slot == 1
+    one.clear(table)
+    counts[2 * BLOCK + 1] += 1
+    assert not one.overlooked(table, NOW + 2, same=True)
+    assert one.overlooked(table, NOW + 4, same=True)
+
+
 # --- reported, cleared, expired, reopened
 
 

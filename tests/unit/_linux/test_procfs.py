@@ -159,3 +159,12 @@ def test_cgroups() -> None:
 
 def test_a_path_that_is_no_text() -> None:
     assert procfs.escaped(os.fsdecode(b"/a\xff/\xc3\xa4")) == "/a\\xff/ä"
+
+
+def test_the_executable_of_this_process_and_of_another() -> None:
+    assert procfs.is_our_executable(os.getpid())
+    assert not procfs.is_our_executable(1), "another program's, or not shown"
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        assert procfs.is_our_executable(child.pid)
+        child.kill()
+    assert not procfs.is_our_executable(child.pid), "it is gone"

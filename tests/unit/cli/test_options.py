@@ -66,7 +66,7 @@ def test_durations_may_have_units() -> None:
         ("--max-grace", ("-1", "nan", "inf"), "must be a number of seconds, 0 or more"),
         ("--max-grace", ("", "s", "5x", "1h30"), "is no duration: write 90, 90s, 5m or 2h"),
         ("--reap", ("TERM",), "a ladder ends with KILL"),
-        ("--target", ("everybody",), "is not one of 'process', 'group', 'cgroup'"),
+        ("--target", ("everybody",), "is not one of 'process', 'group', 'cgroup', 'tree'"),
         ("--stopped", ("maybe",), "is not one of 'reap', 'hold'"),
     ],
 )
@@ -77,8 +77,9 @@ def test_what_a_server_would_refuse_is_refused(option: str, values: tuple[str, .
 
 
 def test_what_run_hands_to_its_server() -> None:
-    assert as_arguments(**options(command=run)) == ()
-    found = options("--reap", "KILL", "--observe", "--evidence-dir", "e", command=run)
-    assert as_arguments(**found) == ("--reap", "KILL", "--observe", "--evidence-dir", os.path.abspath("e"))
+    assert as_arguments(**options(command=run)) == ("--target", "tree")
+    written = "--reap KILL --target group --observe --evidence-dir e"
+    expected = ("--target", "group", "--reap", "KILL", "--observe", "--evidence-dir", os.path.abspath("e"))
+    assert as_arguments(**options(*written.split(), command=run)) == expected
     with pytest.raises(click.BadParameter, match="a ladder ends with KILL"):
         options("--reap", "TERM", command=run)

@@ -27,7 +27,7 @@ def test_a_client_has_the_public_names_that_are_documented(client: type[object])
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
 @pytest.mark.parametrize("kind", [TimerClient, AsyncTimerClient])
-def test_a_client_is_not_copied(kind: type[TimerClient | AsyncTimerClient], copied: Any) -> None:
+def test_fault_87_a_client_is_not_copied(kind: type[TimerClient | AsyncTimerClient], copied: Any) -> None:
     """Whoever closes the copy would disarm the process."""
     with pytest.raises(TypeError, match="make a new one"):
         copied(kind("/nowhere"))

@@ -6,7 +6,9 @@ The blocks here run against a table in memory. What needs a loop or a server is 
 import copy
 import functools
 import pickle
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import timedelta
 from decimal import Decimal
 from fractions import Fraction
 from math import inf, nan
@@ -114,6 +116,18 @@ def test_any_positive_finite_number_will_do(client: MemoryClient, after: Any) ->
     assert timers_of(client.table) == []
 
 
+def test_a_timedelta_will_do_wherever_seconds_do(client: MemoryClient) -> None:
+    with expires(timedelta(minutes=1), scope="s", client=client) as block:
+        assert block.deadline == 1060.0
+        block.renew(timedelta(milliseconds=500))
+        assert block.deadline == 1000.5
+    graceful = expires(timedelta(seconds=1), scope="s", client=client, grace=timedelta(seconds=2))
+    assert repr(graceful) == "<expires 's' after 1 s: not armed>"
+    for nothing in (timedelta(0), timedelta(seconds=-1)):
+        with pytest.raises(ValueError, match="after must be a finite number of seconds greater than 0"):
+            expires(nothing, scope="s", client=client)
+
+
 def test_after_and_grace_together_must_be_finite_too(client: MemoryClient) -> None:
     with pytest.raises(ValueError, match=r"after \+ grace must be a finite number"):
         expires(1e308, scope="s", client=client, grace=1e308)
@@ -218,6 +232,33 @@ def test_printable_text_is_shown_as_it_is() -> None:
     assert str(Event("stalled", detail="for 3 s")) == "stalled (for 3 s)"
 
 
+def limited(client: MemoryClient, stacklevel: int = 2, *, observe: bool = False) -> Any:
+    """What a library offers that wraps ``expires``."""
+    return expires(60, client=client, stacklevel=stacklevel, observe=observe)
+
+
+def test_a_wrapper_names_the_line_of_its_caller(client: MemoryClient) -> None:
+    def line() -> int:
+        return sys._getframe(1).f_lineno
+
+    for _ in range(2):  # the second time its pool is known
+        with limited(client) as first, limited(client) as second:
+            assert (first.scope, second.scope) == (f"test_expires.py:{line() - 1}",) * 2
+            assert names_of(client.table) == [first.scope, f"{first.scope}#2"]
+    with limited(client, observe=True) as block:
+        assert block.scope == f"test_expires.py:{line() - 1}"
+    own = limited(client, 1)
+    assert own.scope == f"test_expires.py:{limited.__code__.co_firstlineno + 2}"
+
+
+@pytest.mark.parametrize("stacklevel", [0, -1, 10**6])
+def test_there_is_no_caller_at_every_level(client: MemoryClient, stacklevel: int) -> None:
+    for observe in (False, True):
+        with pytest.raises(ValueError, match=r"stacklevel|call stack"):
+            limited(client, stacklevel, observe=observe)
+    assert_untouched(client)
+
+
 # --- decorating
 
 
@@ -304,6 +345,17 @@ def test_outside_the_block_there_is_no_time(client: MemoryClient) -> None:
     assert acquisitions_of(client.table) == 2
 
 
+def test_a_block_shows_what_it_is(client: MemoryClient) -> None:
+    block = expires(60, scope="a\nb", client=client)
+    assert repr(block) == r"<expires 'a\nb' after 60 s: not armed>"
+    with block:
+        assert repr(block) == r"<expires 'a\nb' after 60 s: 60.000 s left>"
+        block.renew(0.25)
+        assert repr(block) == r"<expires 'a\nb' after 0.25 s: 0.250 s left>"
+    assert repr(block).endswith("not armed>")
+    assert repr(type(block)()).startswith("<aiotimer.client.block.Block object at "), "not made by expires"
+
+
 class Watched:
     """A table's cells, looked at after every store: a thread may lose its processor anywhere."""
 
@@ -345,6 +397,73 @@ def test_a_block_cannot_be_copied(client: MemoryClient, copied: Callable[[Any], 
         with pytest.raises(TypeError, match="expires"):
             copied(block)
         assert names_of(client.table) == ["s"], "a copy that is dropped must not release the timer"
+
+
+# --- notes
+
+
+def noted(client: MemoryClient) -> list[dict[str, str]]:
+    reader = TableReader(reading(client.table))
+    return [reader.note(timer.slot) for timer in reader.timers()]
+
+
+def test_a_note_is_of_one_entry_and_no_other(client: MemoryClient) -> None:
+    block = expires(60, scope="s", client=client)
+    for number in range(2):
+        with block:
+            assert noted(client) == [{}]
+            block.note(uid=number, step=3)
+            assert noted(client) == [{"uid": str(number), "step": "3"}]
+            with expires(90, scope="s", client=client):
+                assert noted(client) == [{"uid": str(number), "step": "3"}, {}]
+            block.renew(30)
+            assert noted(client) == [{"uid": str(number), "step": "3"}], "it is the same entry"
+        assert (timers_of(client.table), names_of(client.table)) == ([], [])
+
+
+def test_a_note_can_be_changed_and_taken_back(client: MemoryClient) -> None:
+    with expires(60, scope="s", client=client) as block:
+        block.note(uid=17, step=3)
+        block.note(step=4, shard="a=b\0c")
+        assert noted(client) == [{"uid": "17", "step": "4", "shard": "a=b?c"}]
+        block.note(uid=None, step=None)
+        assert noted(client) == [{"shard": "a=b?c"}]
+        block.note(shard=None)
+        assert noted(client) == [{}]
+
+
+def test_a_note_is_cut_off_where_there_is_no_room(client: MemoryClient) -> None:
+    with expires(60, scope="s" * 200, client=client) as block:
+        block.note(uid="ü" * 99)
+        assert noted(client) == [{"uid": "ü" * 13}], "30 bytes are left"
+        assert block.scope == names_of(client.table)[0] == "s" * 200
+    for length in (225, 239, 240):
+        with expires(60, scope="s" * length, client=client) as block:
+            block.note(uid=17)
+            assert noted(client) == [{}]
+            assert names_of(client.table) == ["s" * length]
+    with expires(60, scope="s", client=client) as block:
+        block.note(prompt="x" * 1000, empty="", bad="\ud800")
+        assert noted(client) == [{"prompt": "x" * 100, "bad": "?"}]
+
+
+def test_only_an_active_block_has_a_note(client: MemoryClient) -> None:
+    block = expires(60, scope="s", client=client)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="active"):
+            block.note(uid=17)
+        with block:
+            block.note()
+    assert timers_of(client.table) == []
+
+
+def test_a_slot_that_gets_another_name_has_no_note(client: MemoryClient) -> None:
+    """However often it had been armed, and though what was said before still stands there."""
+    for number in range(200):
+        with expires(60, scope=f"scope {number}", client=client) as block:
+            assert noted(client) == [{}]
+            block.note(number=number)
+            assert noted(client) == [{"number": str(number)}]
 
 
 # --- nothing configured

@@ -123,66 +123,70 @@ LOOP = [spied("spin", 3), spied("<module>", 9)]
 INSIDE = [spied("__tls_get_addr", 0, "/lib/ld-linux.so"), *LOOP]
 
 
-@pytest.mark.parametrize(
-    ("looks", "native", "left"),
-    [
-        ([LOOP, INSIDE], False, 1),
-        ([INSIDE, LOOP, INSIDE], False, 1),
-        ([INSIDE, INSIDE, INSIDE, LOOP], False, 0),
-        ([INSIDE] * 6, True, 2),
-        ([INSIDE, INSIDE], True, 0),
-    ],
-    ids=["in Python", "in Python at the 2nd look", "at the last", "in C for long", "no more to be had"],
-)
-def test_who_is_in_native_code_for_a_moment_does_not_hold_the_gil_there(
-    tmp_path: Path, looks: list[list[dict[str, Any]]], native: bool, left: int
-) -> None:
-    program = looks_of(tmp_path, looks)
-    own = os.pidfd_open(os.getpid())
-    try:
-        [one] = pyspy.collect(program, os.getpid(), own, 60, threading.Event(), gently=False)
-    finally:
-        os.close(own)
-    assert bool(one["native"]) is native
-    assert len(list(tmp_path.glob("look*"))) == left
-    assert one["frames"] == [["/app/x.py", 9, "<module>"], ["/app/x.py", 3, "spin"]]
-
-
 FURTHER = [spied("spin", 4), spied("<module>", 9)]
 
 
+def looked_at(program: str) -> list[dict[str, Any]]:
+    own = os.pidfd_open(os.getpid())
+    try:
+        return pyspy.collect(program, os.getpid(), own, 60, threading.Event())
+    finally:
+        os.close(own)
+
+
 @pytest.mark.parametrize(
     ("looks", "native", "left"),
     [
-        ([LOOP, FURTHER, INSIDE], False, 1),
-        ([LOOP, LOOP, LOOP, FURTHER, INSIDE], False, 1),
-        ([LOOP] * 4 + [INSIDE] * 4, True, 0),
-        ([LOOP] * 4 + [INSIDE, LOOP, INSIDE], False, 1),
-        ([LOOP] * 4, False, 0),
+        ([LOOP, FURTHER, LOOP, LOOP, INSIDE], False, 1),
+        ([LOOP, LOOP, LOOP, INSIDE], False, 1),
+        ([LOOP, LOOP, INSIDE, LOOP, INSIDE], False, 1),
+        ([LOOP, LOOP, INSIDE, INSIDE, INSIDE, LOOP], False, 0),
+        ([LOOP, LOOP] + [INSIDE] * 6, True, 2),
+        ([LOOP, LOOP, INSIDE, INSIDE], True, 0),
+        ([LOOP, LOOP], False, 0),
     ],
-    ids=["it goes on", "it goes on at last", "it stands in C", "it stands in Python", "no more to be had"],
+    ids=["it moves", "it is in Python", "at the 2nd look", "at the last", "in C", "no more", "none"],
 )
-def test_who_lives_on_is_stopped_for_native_stacks_only_if_it_stands_with_the_gil(
+def test_native_stacks_are_asked_for_if_a_thread_stands_with_the_gil_until_it_is_in_python(
     tmp_path: Path, looks: list[list[dict[str, Any]]], native: bool, left: int
 ) -> None:
-    program = looks_of(tmp_path, looks)
-    own = os.pidfd_open(os.getpid())
-    try:
-        [one] = pyspy.collect(program, os.getpid(), own, 60, threading.Event(), gently=True)
-    finally:
-        os.close(own)
+    [one] = looked_at(looks_of(tmp_path, looks))
     assert bool(one["native"]) is native
     assert len(list(tmp_path.glob("look*"))) == left
+    assert one["frames"] == [["/app/x.py", 9, "<module>"], ["/app/x.py", 3, "spin"]]
+    moves = FURTHER in looks
     asked = (tmp_path / "asked").read_text().split()
-    assert asked[:4] == ["--json"] * min(4, len(asked))
-    assert set(asked[4:]) <= {"--native"}
+    assert asked[:2] == ["--json"] * 2
+    assert set(asked[2:]) <= {"--json" if moves else "--native"}
+    assert (one["moves"], one["lines"]) == ((1, [3, 4]) if moves else (-1, []))
 
 
-def test_who_lives_on_and_lets_go_of_the_gil_is_looked_at_once(tmp_path: Path) -> None:
-    program = looks_of(tmp_path, [LOOP, INSIDE], gil=False)
+def test_who_lets_go_of_the_gil_is_not_asked_for_native_stacks(tmp_path: Path) -> None:
+    looked_at(looks_of(tmp_path, [LOOP, LOOP, INSIDE], gil=False))
+    assert (tmp_path / "asked").read_text().split() == ["--json"] * 2
+
+
+def test_who_was_seen_standing_by_another_helper_is_asked_for_native_stacks_at_once(tmp_path: Path) -> None:
+    [seen] = pyspy.parse(json.dumps([TRACE]).encode(), 7)
+    seen.update(gil=True, moves=-1, ran=0.0, frames=[["/app/x.py", 3, "qualified.spin"]])
     own = os.pidfd_open(os.getpid())
     try:
-        pyspy.collect(program, os.getpid(), own, 60, threading.Event(), gently=True)
+        program = looks_of(tmp_path, [INSIDE, INSIDE])
+        [one] = pyspy.collect(program, os.getpid(), own, 60, threading.Event(), [seen])
     finally:
         os.close(own)
-    assert (tmp_path / "asked").read_text().split() == ["--json"]
+    assert (tmp_path / "asked").read_text().split() == ["--native"]  # who does not run is in no loop
+    assert (one["moves"], one["ran"], bool(one["native"])) == (-1, 0.0, True)
+
+
+TRACE = {"os_thread_id": 7, "thread_id": 77, "thread_name": None, "owns_gil": True, "frames": LOOP}
+
+
+@pytest.mark.parametrize(
+    "frame", [{"name": "0x7f2a10", "filename": "?", "line": 0}, {"name": "f", "filename": "?", "line": 0}]
+)
+def test_what_a_compiler_made_is_no_frame_of_python(frame: dict[str, Any]) -> None:
+    trace = {**TRACE, "frames": [{**frame, "module": None}, *LOOP]}
+    [one] = pyspy.parse(json.dumps([trace]).encode(), 7)
+    assert one["frames"] == [["/app/x.py", 9, "<module>"], ["/app/x.py", 3, "spin"]]
+    assert one["native"] == [f"{frame['name']} (no file)"]

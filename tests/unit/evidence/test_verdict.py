@@ -88,14 +88,22 @@ def test_uninterruptible_sleep() -> None:
 
 def test_the_block_s_own_task() -> None:
     tasks = [task(STEP), task(["/app/train.py", 90, "main"], ROLLOUT, LOCK, own=True)]
-    said = Verdict("awaiting forever (loop alive) at train.py:42 in rollout", "train.py:42")
+    said = Verdict("awaiting (loop alive) at train.py:42 in rollout", "train.py:42")
     assert verdict(process(), tasks, [main(*IDLE)], "train.py:40", asked=1, answered=1) == said
     assert verdict(process(), tasks, [], "else", asked=2, answered=1) == said  # another loop may hang
 
 
+def test_the_block_s_task_was_cancelled_and_did_not_end() -> None:
+    cancelled = task(ROLLOUT, own=True, waits_for="asyncio.sleep; cancelled after 0.5 s, and did not end")
+    said = verdict(process(), [cancelled], [main(*IDLE)], asked=1, answered=1)
+    assert said.text.endswith(" at train.py:42 in rollout; cancelled after 0.5 s, and did not end")
+    said = verdict(process(), [{**cancelled, "own": False}], [main(*IDLE)], asked=1, answered=1)
+    assert said.text.endswith(" at train.py:42 in rollout")
+
+
 def test_of_a_task_without_frames_only_the_loop_is_known() -> None:
     said = verdict(process(), [task(own=True)], [], asked=1, answered=1)
-    assert said == ("awaiting forever (loop alive)", "")
+    assert said == ("awaiting (loop alive)", "")
 
 
 def test_without_an_own_task_the_likeliest_one() -> None:
@@ -103,17 +111,18 @@ def test_without_an_own_task_the_likeliest_one() -> None:
     far, running = task(["/app/train.py", 400, "far"]), task(STEP, waits_for="")
     tasks = [running, task(LOCK), far, named]
     said = verdict(process(), tasks, [main(*IDLE)], "train.py:40", asked=1, answered=1)
-    assert said == ("awaiting forever (loop alive) at train.py:41 in inner", "train.py:41")
+    assert said == ("awaiting (loop alive) at train.py:41 in inner", "train.py:41")
     said = verdict(process(), tasks, [], "custom", asked=1, answered=1)
     assert said.where == "train.py:400"  # the first that waits in the user's code
     assert verdict(process(), [running], [], "custom", asked=1, answered=1).where == "step.py:7"
-    assert verdict(process(), [], [], asked=1, answered=1) == ("awaiting forever (loop alive)", "")
+    assert verdict(process(), [], [], asked=1, answered=1) == ("awaiting (loop alive)", "")
 
 
 def test_a_thread_beside_a_loop_that_is_alive() -> None:
     stacks = [thread(["/app/train.py", 43, "work"], LOCK, syscall="futex"), main(*IDLE)]
     said = verdict(process(), [task(STEP)], stacks, "train.py:42", asked=1, answered=1)
-    assert said == ("blocked in Python at train.py:43 in work (in futex)", "train.py:43")
+    text = "waits for a condition at train.py:43 in work; other threads: train.py:90 in <module>"
+    assert said == (text, "train.py:43")
 
 
 # --- a loop that is not
@@ -122,12 +131,13 @@ def test_a_thread_beside_a_loop_that_is_alive() -> None:
 def test_a_blocked_loop_by_its_stack() -> None:
     stacks = [thread(LOCK), main(*RUN, ROLLOUT)]
     said = Verdict("event loop blocked in Python at train.py:42 in rollout", "train.py:42")
-    assert verdict(process(), [], stacks) == said
-    assert verdict(process(), [], stacks, asked=1) == said
+    running = process(syscall="running")
+    assert verdict(running, [], stacks) == said
+    assert verdict(running, [], stacks, asked=1) == said
 
 
 def test_a_blocked_loop_by_its_silence() -> None:
-    said = verdict(process(), [], [main(STEP)], asked=1)
+    said = verdict(process(syscall="running"), [], [main(STEP)], asked=1)
     assert said == ("event loop blocked in Python at step.py:7 in step", "step.py:7")
 
 
@@ -138,7 +148,7 @@ def test_a_blocked_loop_in_a_thread() -> None:
 
 def test_an_idle_loop_that_nobody_asked() -> None:
     said = verdict(process(), [], [main(*IDLE)])
-    assert said == ("awaiting forever (loop idle), run at train.py:90 in <module>", "train.py:90")
+    assert said == ("awaiting (loop idle), run at train.py:90 in <module>", "train.py:90")
 
 
 # --- no loop
@@ -146,7 +156,7 @@ def test_an_idle_loop_that_nobody_asked() -> None:
 
 @pytest.mark.parametrize(
     ("syscall", "words"),
-    [("futex", " (in futex)"), ("running", " (running)"), ("no system call", " (running)"), ("", "")],
+    [("fstat", " (in fstat)"), ("running", " (running)"), ("no system call", " (running)"), ("", "")],
 )
 def test_synchronous_code(syscall: str, words: str) -> None:
     said = verdict(process(syscall=syscall), [], [main(STEP, LOCK)])
@@ -161,6 +171,37 @@ def test_the_thread_that_the_scope_names() -> None:
     assert verdict(process(), [], [far, near, before], "train.py:42#2").where == "train.py:44"
     for other in ("other.py:42", "train", "train.py:x", "train.py:²", "train.py:" + "9" * 5000, ":1"):
         assert verdict(process(), [], [far, near, before], other).where == "train.py:41"
+
+
+def test_the_thread_that_entered_the_block_whatever_the_others_do() -> None:
+    waits = main(["/app/train.py", 90, "<module>"], LOCK)
+    others = [thread(["/app/other.py", n, "works"]) for n in range(3)]
+    guilty = thread(STEP, entered=True, syscall="recvfrom")
+    found = verdict(process(), [], [*others, guilty, waits], "step")
+    assert found == ("blocked in Python at step.py:7 in step (in recvfrom)", "step.py:7")
+    named = verdict(process(), [], [*others, guilty, waits], "other.py:1")
+    assert named == found, "a scope's line is a guess beside it"
+
+
+def test_the_thread_that_entered_the_block_beside_a_loop_that_is_alive() -> None:
+    found = verdict(
+        process(), [task(ROLLOUT)], [main(*IDLE), thread(STEP, entered=True)], "step", asked=1, answered=1
+    )
+    assert found.where == "step.py:7"
+    looping = [main(*IDLE, entered=True), thread(STEP)]
+    assert verdict(process(), [task(ROLLOUT)], looping, "step", asked=1, answered=1).where == "train.py:42"
+
+
+def test_without_stacks_it_is_the_call_of_the_thread_that_entered_the_block() -> None:
+    threads = [
+        {"tid": 1, "state": "S (sleeping)", "syscall": "futex"},
+        {"tid": 2, "state": "S (sleeping)", "syscall": "recvfrom"},
+    ]
+    known = process(threads=threads, entered_by=2)
+    assert verdict(known, [], []).text == "no Python stack; the block's thread is in recvfrom"
+    for other in (0, 1, 3):
+        unknown = process(threads=threads, entered_by=other)
+        assert verdict(unknown, [], []).text == "no Python stack; the main thread is in futex"
 
 
 def test_a_main_thread_that_only_waits_for_another_one() -> None:
@@ -181,6 +222,40 @@ def test_code_that_is_no_user_s_is_better_than_none() -> None:
     assert verdict(process(), [], [main(LOCK)]).where == "threading.py:320"
 
 
+# --- what it waits for
+
+
+def test_what_a_thread_waits_for() -> None:
+    recv = {"syscall": "recvfrom", "waits": "waits for a socket (recvfrom, 127.0.0.1:80)", "holder": ""}
+    said = Verdict("waits for a socket (recvfrom, 127.0.0.1:80) at step.py:7 in step", "step.py:7")
+    assert verdict(process(), [], [main(STEP, LOCK, **recv)]) == said
+    assert verdict(process(**recv), [], [main(STEP, LOCK)]) == said  # the main thread, by the process
+    said = verdict(process(), [], [main(*RUN, STEP, **recv)])
+    assert said.text == "event loop blocked: waits for a socket (recvfrom, 127.0.0.1:80) at step.py:7 in step"
+    read = {"syscall": "read", "waits": "waits for a pipe (read)", "holder": "child 7 has it"}
+    said = verdict(process(), [], [main(STEP, **read)])
+    assert said.text == "waits for a pipe (read) at step.py:7 in step; child 7 has it"
+
+
+def test_who_else_might_end_its_wait() -> None:
+    get = [f"{STD}/queue.py", 171, "get"]
+    alone = verdict(process(thread_count=1), [], [main(STEP, get, LOCK)])
+    assert alone.text == "waits for a queue at step.py:7 in step; no other thread is alive"
+    stacks = [main(STEP, get, LOCK), thread(LOCK), thread(ROLLOUT, LOCK), thread(ROLLOUT)]
+    said = verdict(process(thread_count=3), [], stacks)
+    others = "train.py:42 in rollout and train.py:42 in rollout"
+    assert said.text == f"waits for a queue at step.py:7 in step; other threads: {others}"
+
+
+def test_who_has_the_gil_waits_for_nothing_and_who_has_it_not_maybe_for_that() -> None:
+    has, waits, spins = main(STEP, gil=True), main(STEP, gil=False), thread(ROLLOUT, gil=True)
+    assert verdict(process(), [], [has]).text == "blocked in Python at step.py:7 in step (in futex)"
+    assert verdict(process(), [], [waits, spins]).text == "blocked in Python at step.py:7 in step (in futex)"
+    assert verdict(process(), [], [waits]).text.startswith(
+        "waits for a lock or a condition (futex) at step.py:7"
+    )
+
+
 # --- the GIL
 
 
@@ -191,18 +266,126 @@ def test_native_code_with_the_gil() -> None:
     assert verdict(process(), [], [holder], asked=1) == said
 
 
-@pytest.mark.parametrize("facts", [{"gil": None}, {"gil": False}, {"gil": True, "native": []}])
+@pytest.mark.parametrize(
+    "facts",
+    [{"gil": None}, {"gil": False}, {"gil": True, "native": []}, {"gil": True, "native": [], "ran": 0.9}],
+)
 def test_no_claim_about_the_gil_that_nobody_saw(facts: dict[str, Any]) -> None:
     one = main(STEP, **{"native": ["sleep (libc.so.6)"], **facts})
-    assert verdict(process(), [], [one]).text.startswith("blocked in Python at step.py:7")
+    assert verdict(process(syscall="running"), [], [one]).text.startswith("blocked in Python at step.py:7")
 
 
 def test_another_thread_with_the_gil() -> None:
-    holder = thread(STEP, gil=True, native=["compute (ext.so)"])
-    starved = main(*RUN, ROLLOUT, native=["futex (libc.so.6)", "take_gil (python3.11)"])
-    waiting = main(*RUN, ROLLOUT, native=["read (libc.so.6)"])
-    assert verdict(process(), [], [holder, starved]).where == "step.py:7"
-    assert verdict(process(), [], [holder, waiting]).where == "train.py:42"
+    holder = thread(STEP, gil=True, ran=0.0, moves=-1, thread="plugin", syscall="clock_nanosleep")
+    words = 'the GIL is held by thread "plugin" in `step` at step.py:7 (in clock_nanosleep)'
+    said = (f"{words}; everything else waits for it", "step.py:7")
+    for starved in (main(*RUN, ROLLOUT, ran=0.001), main(*RUN, ROLLOUT, syscall="futex", ran=0.001)):
+        assert verdict(process(), [], [holder, starved]) == said
+    was_idle = main(*IDLE, syscall="epoll_wait", ran=0.001)
+    assert verdict(process(), [], [holder, was_idle], asked=1) == said
+    assert verdict(process(), [], [holder, was_idle]).where == "train.py:90"
+    for waiting in (main(STEP, ROLLOUT, syscall="read"), main(STEP, ROLLOUT, syscall="futex", ran=0.0)):
+        assert verdict(process(), [], [holder, waiting]).where == "train.py:42"
+
+
+def test_a_thread_that_joins_others_of_which_one_holds_the_gil() -> None:
+    holder = thread(
+        STEP, gil=True, ran=0.9, moves=-1, native=["x (y.so)"], thread="grader_0", syscall="running"
+    )
+    joining = main(ROLLOUT, LOCK, syscall="futex", ran=0.0, entered=True)
+    words = 'the GIL is held by thread "grader_0" in `step` at step.py:7 (running)'
+    said = verdict(process(), [], [holder, joining])
+    assert said == (f"{words}; train.py:42 waits for a thread", "step.py:7")
+
+
+def test_native_code_that_runs_with_the_gil() -> None:
+    holder = main(STEP, gil=True, native=["sre_match (python)"], ran=0.9, moves=-1)
+    said = "stuck in one call, running (it holds the GIL), called at step.py:7 in step"
+    assert verdict(process(), [], [holder]) == (said, "step.py:7")
+
+
+# --- running, looping, going round
+
+
+def test_a_loop_in_python() -> None:
+    solve: Frame = ["/app/step.py", 10, "solve"]
+    loop = {"moves": 1, "lines": [8, 10, 12], "ran": 0.9}
+    said = Verdict("running: loops in `solve`, lines 8 to 12, now at step.py:10", "step.py:10")
+    assert verdict(process(), [], [main(STEP, solve, **loop)]) == said
+    assert verdict(process(), [], [main(STEP, solve, LOCK, **loop, gil=True, native=["x (y.so)"])]) == said
+    slow = verdict(process(), [], [main(STEP, solve, **{**loop, "ran": 0.01})])
+    assert slow.text == "loops in `solve`, lines 8 to 12, now at step.py:10"
+    blocked = verdict(process(), [], [main(*RUN, solve, **{**loop, "moves": 3})], asked=1)
+    assert blocked.text == "event loop blocked, running: loops in `solve`, lines 8 to 12, now at step.py:10"
+    through = main(STEP, solve, LOCK, moves=2, lines=[319, 320], ran=0.9)
+    assert verdict(process(), [], [through]).text == "running at step.py:10 in solve"
+    assert verdict(process(), [], [main(STEP, moves=-1, ran=0.9)]).text == "running at step.py:7 in step"
+    waiting = verdict(process(), [], [main(STEP, moves=-1, ran=0.0)])
+    assert waiting.text == "waits for a lock or a condition (futex) at step.py:7 in step"
+    elsewhere = verdict(process(), [], [main(STEP, LOCK, moves=0, ran=0.0)])
+    assert elsewhere.text == "blocked in Python at step.py:7 in step (in futex)"
+
+
+@pytest.mark.parametrize(
+    "stack",
+    [
+        main(*RUN),
+        main(*IDLE),
+        main(*RUN, ROLLOUT, moves=2, ran=0.4),
+        main(*RUN, ROLLOUT, moves=0, ran=0.4),
+        main(*RUN, ROLLOUT, moves=3, ran=0.4),
+    ],
+    ids=["between two callbacks", "idle", "it goes round", "further out", "in another callback"],
+)
+def test_a_loop_that_goes_round_is_not_blocked(stack: dict[str, Any]) -> None:
+    said = verdict(process(), [], [stack], asked=1)
+    assert said.text.startswith("event loop too busy to answer, run at train.py:")
+
+
+def test_a_loop_that_sleeps_in_nobody_s_code_does_not_answer() -> None:
+    said = verdict(process(), [], [main(*IDLE, moves=-1, ran=0.0)], asked=1)
+    assert said == ("event loop does not answer, run at train.py:90 in <module>", "train.py:90")
+
+
+# --- what a task waits for
+
+
+def test_a_task_that_waits_for_another_one() -> None:
+    lost = task(ROLLOUT) | {"name": "rollout-11"}
+    own = task(STEP, own=True, waits_for="gather of 16, of which 1 is not done: 'rollout-11'")
+    said = verdict(process(), [own, task(), lost], [], asked=1, answered=1)
+    assert said == (
+        "awaiting (loop alive) 1 of 16, task 'rollout-11', at train.py:42 in rollout",
+        "train.py:42",
+    )
+    direct = task(STEP, own=True, waits_for="task 'rollout-11'")
+    said = verdict(process(), [direct, lost], [], asked=1, answered=1)
+    assert said.text == "awaiting (loop alive) task 'rollout-11', at train.py:42 in rollout"
+    two = verdict(process(), [direct, lost, lost], [], asked=1, answered=1)
+    assert two.text == "awaiting (loop alive) at step.py:7 in step"
+    ring = [
+        task(STEP, own=True, waits_for="task 'b'") | {"name": "a"},
+        task(STEP, waits_for="task 'a'") | {"name": "b"},
+    ]
+    assert verdict(process(), ring, [], asked=1, answered=1).where == "step.py:7"
+
+
+def test_a_task_that_waits_for_a_thread() -> None:
+    pool: Frame = [f"{STD}/concurrent/futures/thread.py", 58, "_WorkItem.run"]
+    own = task(STEP, [f"{STD}/asyncio/threads.py", 25, "to_thread"], own=True, waits_for="asyncio.to_thread")
+    busy, idle = thread(pool, ROLLOUT, syscall="recvfrom"), thread(pool, LOCK)
+    said = verdict(process(), [own], [busy, idle, main(*IDLE)], asked=1, answered=1)
+    text = "awaiting (loop alive): `to_thread`; its thread is in `rollout` at train.py:42 (in recvfrom)"
+    assert said == (text, "train.py:42")
+    several = verdict(process(), [own], [busy, busy, main(*IDLE)], asked=1, answered=1)
+    assert several == ("awaiting (loop alive) at step.py:7 in step", "step.py:7")
+
+
+def test_a_task_that_polls() -> None:
+    own = task(STEP, own=True, waits_for="asyncio.sleep in a loop")
+    assert (
+        verdict(process(), [own], [], asked=1, answered=1).text == "polling (loop alive) at step.py:7 in step"
+    )
 
 
 # --- nearly nothing
@@ -290,6 +473,71 @@ def test_the_user_s_files(file: str) -> None:
     assert is_users(file)
 
 
+NAMED = ("/usr/lib/python3.11/", "/src/cpython/Lib/", "/project/.venv/lib/python3.11/site-packages/")
+
+
+@pytest.mark.parametrize(
+    ("file", "users"),
+    [
+        ("/src/cpython/Lib/asyncio/taskgroups.py", False),
+        ("/home/x/lib/python3.11/train.py", True),
+        ("/project/train.py", True),
+        ("/project/.venv/lib/python3.11/site-packages/torch/x.py", False),
+        ("/project/src/package/x.py", True),
+        ("/app/jobs.pyz/__main__.py", True),
+        ("/elsewhere/site-packages/x.py", True),
+        ("<frozen runpy>", False),
+        ("uvloop/loop.pyx", False),
+        ("<string>", True),
+        (aiotimer.__file__, False),
+    ],
+)
+def test_whose_a_file_is_says_the_worker(file: str, users: bool) -> None:
+    assert is_users(file, NAMED) is users
+
+
+def test_the_verdict_goes_by_what_the_worker_has_said() -> None:
+    stack = main(
+        ROLLOUT, ["/src/cpython/Lib/asyncio/taskgroups.py", 7, "f"], ["/usr/lib/python3.11/x.py", 1, "g"]
+    )
+    assert verdict(process(), [], [stack]).where == "taskgroups.py:7"
+    assert verdict(process(libraries=list(NAMED)), [], [stack]).where == "train.py:42"
+
+
 @pytest.mark.parametrize("file", LIBRARIES)
 def test_the_files_of_libraries(file: str) -> None:
     assert not is_users(file)
+
+
+# --- children
+
+
+SHARD: Frame = ["/app/data.py", 15, "read_shard"]
+GET: Frame = [f"{STD}/multiprocessing/queues.py", 103, "get"]
+
+
+def child(pid: int, state: str = "S (sleeping)", **facts: Any) -> dict[str, Any]:
+    return {"pid": pid, "name": "python", "state": state, "line": "", "exit": "", "stack": [], **facts}
+
+
+def test_the_children_of_who_may_wait_for_them_are_named() -> None:
+    busy = child(7, line="in read_shard at data.py:15", stack=[SHARD])
+    idle = child(9, line="in get at queues.py:103", stack=[GET])
+    dead = child(8, "Z (zombie)", exit="exit 9")
+    said = verdict(process(syscall="read", children=[idle, busy, dead]), [], [main(STEP)])
+    assert said.where == "step.py:7"
+    assert said.text == (
+        "blocked in Python at step.py:7 in step (in read); child 8 (python, dead: zombie, exit 9); "
+        "child 7 (python, sleeping): in read_shard at data.py:15"
+    )
+    waits = "waits for child 7 (python data.py, sleeping)"
+    waiting = process(syscall="wait4", waits=waits, children=[busy])
+    said = verdict(waiting, [], [main(STEP)])
+    assert said.text == f"{waits} at step.py:7 in step; child 7: in read_shard at data.py:15"
+    others = verdict(process(syscall="running", children=[busy, dead]), [], [main(STEP)])
+    assert others.text == "blocked in Python at step.py:7 in step (running)"
+
+
+def test_nothing_is_said_of_children_where_there_is_no_line() -> None:
+    dead = child(8, "Z (zombie)")
+    assert "child" not in verdict(process(syscall="wait4", children=[dead]), [], []).text

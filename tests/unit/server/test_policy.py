@@ -93,7 +93,7 @@ def test_the_default_policy() -> None:
     ("options", "message"),
     [
         ({"reap": "TERM"}, "a ladder ends with KILL"),
-        ({"target": "everybody"}, "target must be one of process, group, cgroup, not 'everybody'"),
+        ({"target": "everybody"}, "target must be one of process, group, cgroup, tree, not 'everybody'"),
         ({"stopped": "maybe"}, "stopped must be one of reap, hold, not 'maybe'"),
         ({"evidence_budget": -1.0}, "evidence_budget must be a number of seconds, 0 or more, not -1.0"),
         ({"evidence_budget": nan}, "evidence_budget must be"),

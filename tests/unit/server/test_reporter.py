@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from math import inf
 from typing import Any
 
+import pytest
+
 from aiotimer._core import layout
 from aiotimer._core.reader import Timer
 from aiotimer._core.requests import WorkerId
@@ -15,7 +17,7 @@ from aiotimer._core.table import TimerTable
 from aiotimer._core.watch import Due, Lifeline, Watch
 from aiotimer.evidence.record import Record
 from aiotimer.server.expiry import MAX_TIMERS, Expiry
-from aiotimer.server.reporter import AROUND_FOR, TOGETHER, Reporter
+from aiotimer.server.reporter import AROUND_FOR, TOGETHER, Reporter, scopes_of
 from aiotimer.server.slices import WorkQueue
 from aiotimer.server.watched_table import WatchedTable
 from tests.fakes.clock import Clock
@@ -127,8 +129,25 @@ def test_how_long_the_scopes_of_a_worker_took_is_written_together() -> None:
         desk.file.descriptor = file.fileno()
         os.pwrite(file.fileno(), desk.file.raw[: layout.label_offset(2 * TOGETHER)], 0)
         os.ftruncate(file.fileno(), layout.TABLE_SIZE)
-        desk.reporter.note_durations(desk.table)
+        desk.reporter.note_durations(desk.table, "train.py rank 3/8")
         desk.reporter.queue.flush()
     first, rest = desk.kept.scopes
     assert (len(first), len(rest)) == (TOGETHER, 1)
     assert {*first, *rest} == {f"scope {number}" for number in range(TOGETHER + 1)}
+
+
+@pytest.mark.parametrize(
+    ("name", "program"),
+    [
+        ("train.py rank 3/8", "train.py"),
+        ("train.py", "train.py"),
+        ("train.py ForkPoolWorker-3", "train.py ForkPoolWorker"),
+        ("celery ForkPoolWorker-1:12 rank 7", "celery ForkPoolWorker"),
+        ("gpt-4", "gpt-4"),
+        ("rank 3", "rank 3"),
+    ],
+)
+def test_the_processes_of_a_program_share_its_durations(name: str, program: str) -> None:
+    desk = Desk(1)
+    (found,) = [told for told in scopes_of(desk.table.reader, name) if told is not None]
+    assert (found["program"], found["scope"], found["count"]) == (program, "scope 0", 1)

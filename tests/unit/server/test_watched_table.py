@@ -107,7 +107,7 @@ def test_a_look_promises_the_next_one_and_reads_once_more(served: Served) -> Non
     assert sorted(handle.when for handle in served.loop.handles) == [served.clock.now + LATER_READ, deadline]
 
 
-def test_a_table_whose_peer_has_something_to_say_is_not_looked_at_before(served: Served) -> None:
+def test_fault_83_a_table_whose_peer_has_something_to_say_is_not_looked_at_before(served: Served) -> None:
     unsent, table = True, served.table
     table.ask_peer = lambda answered: answered(unsent)
     served.arm(-1.0)

@@ -1,0 +1,1 @@
+"""The integrations with other frameworks: one file for each, which that framework imports."""
