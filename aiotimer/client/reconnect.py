@@ -157,11 +157,15 @@ class Reconnector:
         started.acquire()
         try:
             # Not threading.Thread: its start() takes locks, and waits until the thread runs.
+            naming = Naming()
             try:
-                with _named(UNSENT):
-                    start_new_thread(self._keep_reconnecting, (started, get_native_id()))
+                naming.begin(UNSENT)
+                start_new_thread(self._keep_reconnecting, (started, naming))
             finally:
-                started.release()
+                try:
+                    naming.end()
+                finally:
+                    started.release()
         except RuntimeError:  # no thread can be had
             self._reconnecting = False
         except BaseException:  # a signal's handler has raised
@@ -172,14 +176,14 @@ class Reconnector:
         """Sleep between two attempts."""
         sleep(seconds)
 
-    def _keep_reconnecting(self, started: LockType, starter: int) -> None:
+    def _keep_reconnecting(self, started: LockType, naming: Naming) -> None:
         try:
             # Then its starter has its own name again, by which a server will know this process; but if a
             # signal's handler has kept it from that.
             started.acquire(timeout=_NAMED_WITHIN)
-            _give_back(starter)
+            naming.end_if_interrupted()
             with contextlib.suppress(OSError):
-                _rename(get_native_id(), UNSENT.encode())  # its starter may have had its name back before
+                _rename(get_native_id(), UNSENT)  # its starter may have had its name back before
             self._reconnect_until_done()
         finally:
             self._reconnecting = False  # however it ends: else there would never be another one
@@ -299,43 +303,59 @@ class NoServer(Reconnector):
         """Do nothing."""
 
 
-_renamed: dict[int, bytes] = {}
-"""The own names of threads that are called otherwise for a while; by number."""
+_renamed: dict[int, Naming] = {}
+"""The threads that are called otherwise for a while; by number."""
+
+
+class Naming:
+    """A while in which this thread has another name: a new thread begins with its starter's.
+
+    A signal's handler may raise wherever its end is due, and may begin to reconnect in the middle of it.
+    """
+
+    def __init__(self) -> None:
+        self._thread = get_native_id()
+        self._own = b""
+
+    def begin(self, name: str) -> None:
+        """Give the thread that name, if that is possible."""
+        with contextlib.suppress(OSError):
+            interrupted = _renamed.get(self._thread)
+            self._own = _name(self._thread) if interrupted is None else interrupted._own
+            _renamed[self._thread] = self
+            _rename(self._thread, name)
+
+    def end(self) -> None:
+        """Give it its own name back."""
+        if self._own:
+            with contextlib.suppress(OSError):
+                _rename(self._thread, self._own)
+        if _renamed.get(self._thread) is self:
+            _renamed.pop(self._thread, None)
+
+    def end_if_interrupted(self) -> None:
+        """Do so if the thread could not. Its *next* naming is left alone: only it knows when that ends."""
+        if _renamed.get(self._thread) is self:
+            self.end()
+
+
+def _name(thread: int) -> bytes:
+    """Return what a thread of this process is called."""
+    with _comm(thread, os.O_RDONLY) as descriptor:
+        return os.read(descriptor, 64).rstrip(b"\n")
+
+
+def _rename(thread: int, name: str | bytes) -> None:
+    """Give a thread of this process another name, of which 15 bytes count."""
+    with _comm(thread, os.O_WRONLY) as descriptor:
+        os.write(descriptor, os.fsencode(name))
 
 
 @contextlib.contextmanager
-def _named(name: str) -> Iterator[None]:
-    """Give this thread a name for a while, if that is possible: a new thread begins with its starter's."""
-    thread = get_native_id()
+def _comm(thread: int, flags: int) -> Iterator[int]:
+    """Have the file that is a thread's name. Not a file object: that complains if a handler raises."""
+    descriptor = os.open(f"/proc/self/task/{thread}/comm", flags | os.O_CLOEXEC)
     try:
-        with contextlib.suppress(OSError):
-            _rename(thread, name.encode(), keep=True)
-        yield
-    finally:
-        _give_back(thread)
-
-
-def _give_back(thread: int) -> None:
-    """Give a thread its own name back, if it has not got that."""
-    own = _renamed.get(thread)
-    if own is not None:
-        with contextlib.suppress(OSError):
-            _rename(thread, own)
-        _renamed.pop(thread, None)
-
-
-def _rename(thread: int, name: bytes, *, keep: bool = False) -> None:
-    """Give a thread of this process another name.
-
-    Args:
-        thread: its number.
-        name: 15 bytes of it count.
-        keep: its own name, to be given back; if there is one already, a handler has kept it from having that.
-    """
-    descriptor = os.open(f"/proc/self/task/{thread}/comm", os.O_RDWR | os.O_CLOEXEC)
-    try:  # no file object: that would complain if a handler raised just before it is closed
-        if keep:
-            _renamed.setdefault(thread, os.read(descriptor, 64).rstrip(b"\n"))
-        os.write(descriptor, name)
+        yield descriptor
     finally:
         os.close(descriptor)

@@ -382,11 +382,11 @@ class Interrupting:
     def __call__(self, function, arguments):
         thread_starts(function, arguments)
         # As a handler that raises when the name is to be given back: nothing of that is done.
-        self.started, give_back = self.started + 1, reconnect._give_back
-        def interrupted(thread):
-            reconnect._give_back = give_back
+        self.started, end = self.started + 1, reconnect.Naming.end
+        def interrupted(naming):
+            reconnect.Naming.end = end
             raise KeyboardInterrupt
-        reconnect._give_back = interrupted
+        reconnect.Naming.end = interrupted
 
 thread_starts, reconnect.start_new_thread = reconnect.start_new_thread, Interrupting()
 own = open("/proc/self/comm").read()
@@ -406,6 +406,39 @@ def test_a_thread_has_its_name_back_though_a_handler_raises_when_it_is_to_be_giv
     with spawn_worker(PRELUDE + INTERRUPTED, None) as worker:
         worker.wait_line("interrupted")
         worker.wait_line("has its name back")
+        assert worker.wait() == 0, worker.output
+
+
+LATE_THREAD = f"""
+from threading import Thread, main_thread, current_thread
+from aiotimer.client import reconnect
+
+class Late(reconnect.Reconnector):
+    def needs_reconnecting(self):
+        return False
+    queue = property(lambda self: self)
+
+threads = []
+reconnect.start_new_thread = lambda function, args: threads.append(Thread(target=function, args=args))
+
+def write(descriptor, name):
+    if name == b"{UNSENT}" and current_thread() is main_thread() and len(threads) == 1:
+        threads[0].start()  # the first one's thread had to wait for the processor until now
+        threads[0].join()
+    return os_write(descriptor, name)
+
+own = open("/proc/self/comm").read()
+Late("a").reconnect_in_background()
+os_write, os.write = os.write, write
+Late("b").reconnect_in_background()
+assert len(threads) == 2 and not threads[0].is_alive()
+assert open("/proc/self/comm").read() == own, open("/proc/self/comm").read()
+"""
+
+
+def test_a_thread_that_comes_late_does_not_take_its_starters_name_from_the_next() -> None:
+    """Two connections of one process begin to reconnect one after the other."""
+    with spawn_worker(PRELUDE + LATE_THREAD, None) as worker:
         assert worker.wait() == 0, worker.output
 
 
