@@ -269,13 +269,20 @@ class OthersServer(WatchfulServer):
 
 @contextlib.asynccontextmanager
 async def asked(
-    within: float = PATIENCE,
+    within: float = PATIENCE, put_off_for: float = PATIENCE
 ) -> AsyncIterator[tuple[OthersServer, Loop, asyncio.Future[Any], int]]:
-    """Have a server ask this process a question, of that number."""
-    async with serving_as(OthersServer) as server, worker_of(server) as worker:
-        async with channel_to(server, worker) as loop:
-            asking = asyncio.ensure_future(inspect_loops(worker, (), within))
-            yield server, loop, asking, (await loop.asked()).number
+    """Have a server ask this process a question, of that number, which is answered when the test says so.
+
+    Args:
+        within: seconds that the server waits for the answer.
+        put_off_for: seconds that it puts off, meanwhile, what falls due.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inspector, "ASK_WITHIN", put_off_for)
+        async with serving_as(OthersServer) as server, worker_of(server) as worker:
+            async with channel_to(server, worker) as loop:
+                asking = asyncio.ensure_future(inspect_loops(worker, (), within))
+                yield server, loop, asking, (await loop.asked()).number
 
 
 async def test_what_falls_due_while_a_worker_is_asked_is_put_off_until_it_has_answered() -> None:
@@ -310,6 +317,13 @@ async def test_who_does_not_answer_gains_nothing_but_the_time_that_it_had_for_it
         server.arm(monotonic())
         assert await asking == []
         await server.until(lambda: server.would_reap, "it is reaped")
+
+
+async def test_nothing_is_put_off_for_long_though_somebody_still_waits_for_the_answer() -> None:
+    async with asked(put_off_for=0.1) as (server, _loop, asking, _number):
+        server.arm(monotonic())
+        await server.until(lambda: server.would_reap, "it is reaped")
+        assert not asking.done()
 
 
 async def test_what_fell_due_before_a_worker_was_asked_is_not_put_off() -> None:
