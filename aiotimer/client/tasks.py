@@ -76,9 +76,20 @@ _MOST_THREADS = 1000
 """Of a process whose threads are all looked at: to list them takes a microsecond each, in one piece."""
 
 _MOST_GATHERED = 10_000
-"""Children of a gather that are asked whether they are done: a millisecond."""
+"""Children of a gather or task group that are asked whether they are done: a millisecond."""
+
+_MOST_NAMED = 1000
+"""Tasks of a group whose names are looked at for the first one: half a millisecond."""
+
+_MOST_FOLLOWED, _MOST_HOPS = 4, 20
+"""Tasks that are in the blocks that are asked for, from which those are followed that they wait for; and how
+far: as far as a verdict goes."""
 
 _GATHER = "gather of "
+_GROUP = "task group"
+
+_LEAVES_GROUP = ("asyncio.TaskGroup.__aexit__", "asyncio.TaskGroup._aexit")
+"""Where a task waits for those of its group: the second one since 3.13."""
 
 _WRAPPED = "_chain_future.<locals>._call_check_cancel"
 """What asyncio has a future call that stands for a thread's."""
@@ -207,6 +218,7 @@ class TaskWalk:
                 break
             left_out += self._visit(reference, to_find, places) - 1
             yield None
+        left_out -= yield from self._follow(places)
         for place, those in places.items():
             places[place] = yield from self._pending(those)
         self._slice_ends = -inf  # what is said next was true at one and the same time
@@ -227,10 +239,51 @@ class TaskWalk:
         kind = self._task_type
         return issubclass(type(task), kind) and kind.get_loop(task) is self._loop and not kind.done(task)
 
+    def _follow(self, places: dict[Place, list[Reference]]) -> Generator[None, None, int]:
+        """See to it that of all at one place those are told of by name that the blocks' own tasks wait for.
+
+        Return how many more tasks have been come to.
+        """
+        more = 0
+        own = [those[0] for (slots, _frames, _waits_for), those in places.items() if slots]
+        for one in own[:_MOST_FOLLOWED]:
+            reference: Reference | None = one
+            for _ in range(_MOST_HOPS):
+                yield
+                reference = None if reference is None else self._awaited_by(reference())
+                if reference is None:
+                    break
+                before = sum(map(len, places.values()))
+                self._visit(reference, _NOTHING, places, first=True)
+                more += sum(map(len, places.values())) - before
+        return more
+
+    def _awaited_by(self, task: Any) -> Reference | None:
+        """Return the one task that another one waits for: of a group the first."""
+        if not self._is_pending(task):
+            return None
+        waiter = object.__getattribute__(task, "_fut_waiter")
+        if type(waiter) is _Gathering:
+            pending = _not_done(waiter._children)
+            waiter = pending[0] if len(pending) == 1 else None
+        elif not issubclass(type(waiter), self._task_type):
+            pending = self._of_group(self._chain(self._task_type.get_coro(task))) or []
+            waiter = min(pending[:_MOST_NAMED], key=self._rank, default=None)
+        return weakref.ref(waiter) if issubclass(type(waiter), self._task_type) else None
+
     def _visit(
-        self, reference: Reference, asked: frozenset[int], places: dict[Place, list[Reference]]
+        self,
+        reference: Reference,
+        asked: frozenset[int],
+        places: dict[Place, list[Reference]],
+        *,
+        first: bool = False,
     ) -> int:
-        """Note where a task is, and which slots are its; return 1 if there is no room for that."""
+        """Note where a task is, and which slots are its; return 1 if there is no room for that.
+
+        Args:
+            first: of all that are at the same place, it is the one that is told of.
+        """
         task = reference()
         if not self._is_pending(task):
             return 0
@@ -244,7 +297,11 @@ class TaskWalk:
             self._to_frame -= self._to_frame > 0
         if place is None or (full and place not in places):
             return 1
-        places.setdefault(place, []).append(reference)
+        those = places.setdefault(place, [])
+        if first:
+            those[:] = [reference, *(one for one in those if one() is not task)]
+        else:
+            those.append(reference)
         return 0
 
     def _answer(self, places: dict[Place, list[Reference]], left_out: int) -> bytes:
@@ -270,7 +327,7 @@ class TaskWalk:
             task = reference()
             if self._is_pending(task):
                 links, slots, waits_for = self._at(task, self._asked if place[0] else _NOTHING)
-                still = waits_for == place[2] or waits_for.startswith(_GATHER)  # of fewer by now, perhaps
+                still = waits_for == place[2] or waits_for.startswith((_GATHER, _GROUP))  # of fewer by now
                 if still and (slots, self._frames(links)) == place[:2]:
                     return wire.TaskReport(self._name(task), len(tasks), *place[:2], waits_for)
         return None
@@ -390,7 +447,10 @@ class TaskWalk:
         if issubclass(kind, self._task_type):
             return f"task {self._name(waiter)!r}"
         if kind is _Gathering:
-            return self._gathers(waiter._children)
+            pending = _not_done(waiter._children)
+            return self._several(f"{_GATHER}{len(waiter._children)}", pending)
+        if (group := self._of_group(links)) is not None:
+            return self._several(_GROUP, sorted(group[:_MOST_NAMED], key=self._rank), len(group))
         if links and (words := self._within(_SUSPENDED[id(type(links[-1]))][1](links[-1]))):
             polls = words == "asyncio.sleep" and len(links) > 1 and _is_in_loop(_frame(links[-2]))
             return f"{words} in a loop" if polls else words
@@ -398,21 +458,38 @@ class TaskWalk:
             return "run_in_executor"
         return _cut(f"<{_name_of_type(waiter)}{' pending' if known else ''}>", 200)
 
-    def _gathers(self, children: list[Any]) -> str:
-        """Return in words which children of a gather are not done, of the first so many."""
-        pending = [
-            child
-            for child in children[:_MOST_GATHERED]
-            if not (issubclass(type(child), asyncio.Future) and asyncio.Future.done(child))
-        ]
-        named = (
-            self._name(child) if issubclass(type(child), self._task_type) else "future"
-            for child in pending[:10]
-        )
-        more = f" and {len(pending) - 10} more" if len(pending) > 10 else ""
-        are = "is" if len(pending) == 1 else "are"
-        words = f"{_GATHER}{len(children)}, of which {len(pending)} {are} not done:"
-        return _cut(f"{words} {', '.join(map(repr, named))}{more}", 300)
+    def _of_group(self, links: list[Any]) -> list[Any] | None:
+        """Return the tasks that are not done of the group that is being left; None: none is."""
+        if not links or self._within(_SUSPENDED[id(type(links[-1]))][1](links[-1])) not in _LEAVES_GROUP:
+            return None
+        for thing in self._referents(links[-1]):
+            if issubclass(type(thing), asyncio.TaskGroup):
+                tasks = object.__getattribute__(thing, "_tasks")
+                return _not_done(list(islice(tasks, _MOST_GATHERED))) if type(tasks) is set else None
+        return None
+
+    def _rank(self, child: Any) -> tuple[int, str]:
+        """Return what puts tasks in the order of their names, ``rollout-2`` before ``rollout-11``."""
+        name = self._called(child)
+        return len(name), name
+
+    def _called(self, child: Any) -> str:
+        return self._name(child) if issubclass(type(child), self._task_type) else "future"
+
+    def _several(self, what: str, pending: list[Any], count: int = 0) -> str:
+        """Return in words which are not done of several, of the first so many."""
+        count = count or len(pending)
+        more = f" and {count - 10} more" if count > 10 else ""
+        words = f"{what}, of which {count} {'is' if count == 1 else 'are'} not done:"
+        return _cut(f"{words} {', '.join(repr(self._called(child)) for child in pending[:10])}{more}", 300)
+
+
+def _not_done(children: list[Any]) -> list[Any]:
+    return [
+        child
+        for child in children[:_MOST_GATHERED]
+        if not (issubclass(type(child), asyncio.Future) and asyncio.Future.done(child))
+    ]
 
 
 _callbacks: Callable[[Any], Any] = asyncio.Future._callbacks.__get__

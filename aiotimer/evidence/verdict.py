@@ -218,26 +218,37 @@ def _awaiting(
 
 _POLLING = "asyncio.sleep in a loop"
 _THREADS = re.compile(r"asyncio\.to_thread|run_in_executor")
-_TASK = re.compile(r"(?:task|gather of \d+, of which 1 is not done:) '(.*)'", re.DOTALL)
+_TASK = re.compile(r"(?:task|gather of \d+, of which 1 is not done:) (.*)", re.DOTALL)
 _OF_GATHER = re.compile(r"gather of (\d+), of which (\d+) (?:is|are) not done: .*", re.DOTALL)
+_OF_GROUP = re.compile(r"task group, of which (\d+) (?:is|are) not done: (.*)", re.DOTALL)
 _MOST_LINKS = 20
 
 
 def _last_of_chain(task: dict[str, Any], tasks: list[dict[str, Any]]) -> tuple[dict[str, Any], str]:
-    """Follow a task that waits for another one to the last of them, and say what it waits for, in words."""
+    """Follow a task that waits for another one to the last of them, and say what it waits for, in words.
+
+    Of several that a task group waits for, the first one is followed.
+    """
     by_name: dict[str, list[dict[str, Any]]] = {}
     for one in tasks:
-        by_name.setdefault(one["name"], []).append(one)
+        by_name.setdefault(repr(one["name"]), []).append(one)
     through = ""
     for _ in range(_MOST_LINKS):
+        first = ""
         if gathers := _OF_GATHER.fullmatch(task["waits_for"]):
             through += f" {gathers[2]} of {gathers[1]},"
-        waits = _TASK.fullmatch(task["waits_for"])
-        following = by_name.get(waits[1], []) if waits else []
-        if waits is None or len(following) != 1 or not following[0]["frames"] or following[0] is task:
+        if group := _OF_GROUP.fullmatch(task["waits_for"]):
+            through += f" {group[1]} of a task group,"
+            first = "" if group[1] == "1" else "first "
+            name = next((name for name in by_name if group[2].startswith(name)), "")
+        else:
+            waits = _TASK.fullmatch(task["waits_for"])
+            name = waits[1] if waits else ""
+        following = by_name.get(name, [])
+        if len(following) != 1 or not following[0]["frames"] or following[0] is task:
             break
         task = following[0]
-        through += f" task {waits[1][:60]!r},"
+        through += f" {first}task {task['name'][:60]!r},"
     return task, through
 
 

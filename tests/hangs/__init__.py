@@ -90,6 +90,16 @@ HANGS = (
     Hang("python_loop", "an iteration that does not converge", "running", needs="py-spy"),
     Hang("starved", "await a future, beside 3,000 busy tasks", AWAITING),
     Hang("gather_one", "`gather` of 16, one of which never ends", f"{AWAITING} 1 of 16, task 'rollout-11'"),
+    Hang(
+        "task_group",
+        "a `TaskGroup`, one task of which never ends",
+        f"{AWAITING} 1 of a task group, task 'rollout-1'",
+    ),
+    Hang(
+        "task_groups",
+        "the same, of which many wait for a lock",
+        f"{AWAITING} 70 of a task group, first task 'rollout-30'",
+    ),
     Hang("await_task", "await a task that waits for a future", f"{AWAITING} task 'fetch'"),
     Hang("to_thread", "`asyncio.to_thread`, for a socket", f"{AWAITING}: `to_thread`; its thread is in"),
     Hang("executor", "`run_in_executor`", f"{AWAITING}: `run_in_executor`; its thread is in"),

@@ -143,6 +143,39 @@ async def test_waits_are_told_in_words() -> None:
     await ended(*tasks)
 
 
+async def test_a_task_group_s_first_task_is_told_of_by_name() -> None:
+    forever = asyncio.Event()
+
+    async def inner() -> None:
+        async with asyncio.TaskGroup() as group:
+            for n in reversed(range(30)):
+                group.create_task(forever.wait(), name=f"lost-{n}")
+
+    async def outer() -> None:
+        async with expires(60, "slot") as block, asyncio.TaskGroup() as group:
+            entered.append(block)
+            group.create_task(asyncio.sleep(0), name="ends")
+            group.create_task(inner(), name="inner")
+
+    entered: list[Block] = []
+    others = [asyncio.create_task(forever.wait(), name=f"other-{n}") for n in range(100)]
+    with virtual():
+        task = asyncio.create_task(outer(), name="outer")
+        await settled()
+        await settled()
+        (block,) = entered
+        assert block._slot is not None
+        found = await told(block._pool.table, block._slot - layout.FIRST_DEADLINE)
+        await ended(task, *others)
+    assert at(found, "outer").waits_for == "task group, of which 1 is not done: 'inner'"
+    first_ten = ", ".join(f"'lost-{n}'" for n in range(10))
+    waits_for = f"task group, of which 30 are not done: {first_ten} and 20 more"
+    assert at(found, "inner").waits_for == waits_for
+    assert at(found, "lost-0").count == 130, "of all that wait there, it is the one that the block waits for"
+    assert sum(one.count for one in found.tasks) == len(others) + len(("outer", "inner")) + 30 + 1
+    assert found.left_out == 0
+
+
 async def test_a_thousand_equal_waits_are_one_report() -> None:
     event = asyncio.Event()
     tasks = [asyncio.create_task(event.wait()) for _ in range(1000)]

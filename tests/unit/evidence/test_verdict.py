@@ -370,6 +370,21 @@ def test_a_task_that_waits_for_another_one() -> None:
     assert verdict(process(), ring, [], asked=1, answered=1).where == "step.py:7"
 
 
+def test_a_task_that_waits_for_its_group() -> None:
+    lost = task(ROLLOUT) | {"name": "it's 'one'"}
+    own = task(STEP, own=True, waits_for=f"task group, of which 1 is not done: {lost['name']!r}")
+    said = verdict(process(), [own, task(), lost], [], asked=1, answered=1)
+    text = f"awaiting (loop alive) 1 of a task group, task {lost['name']!r}, at train.py:42 in rollout"
+    assert said == (text, "train.py:42")
+    first = task(ROLLOUT) | {"name": "one-2"}
+    several = own | {"waits_for": "task group, of which 12 are not done: 'one-2', 'one-11' and 10 more"}
+    said = verdict(process(), [several, task() | {"name": "one-11"}, first], [], asked=1, answered=1)
+    text = "awaiting (loop alive) 12 of a task group, first task 'one-2', at train.py:42 in rollout"
+    assert said == (text, "train.py:42")
+    left_out = verdict(process(), [several, task()], [], asked=1, answered=1)
+    assert left_out == ("awaiting (loop alive) 12 of a task group, at step.py:7 in step", "step.py:7")
+
+
 def test_a_task_that_waits_for_a_thread() -> None:
     pool: Frame = [f"{STD}/concurrent/futures/thread.py", 58, "_WorkItem.run"]
     own = task(STEP, [f"{STD}/asyncio/threads.py", 25, "to_thread"], own=True, waits_for="asyncio.to_thread")
