@@ -98,7 +98,7 @@ def _see(worker: int, pid: int, limit: float, given_up: threading.Event) -> list
         command = pyspy.unwind_command(pid)
         if command is not None:
             with contextlib.suppress(pyspy.HelperFailed):  # it runs another version of Python, say
-                found = pyspy.parse(pyspy.run(command, limit, given_up), pid)
+                found = pyspy.unwind_once(command, pid, limit, given_up)
         program = pyspy.find_pyspy()
         if program is not None and not any(one["frames"] for one in found):
             found = pyspy.look_once(program, pid, pidfd, limit, given_up)

@@ -81,6 +81,22 @@ def unwind_command(pid: int) -> list[str] | None:
     return [sys.executable, "-I", "-S", unwind.__file__, str(pid)]
 
 
+def unwind_once(
+    command: Sequence[str], pid: int, limit: float, given_up: threading.Event
+) -> list[dict[str, Any]]:
+    """Return the stacks of a process's threads as the interpreter's own unwinder sees them in one look.
+
+    Args:
+        command: what :func:`unwind_command` returned.
+        pid: the process.
+        limit, given_up: as for :func:`run`.
+
+    Raises:
+        HelperFailed: it did not deliver.
+    """
+    return parse(run(command, limit, given_up), pid)
+
+
 def shows_more(found: list[dict[str, Any]]) -> bool:
     """Whether py-spy can tell more than these stacks, which the interpreter's unwinder has read.
 
