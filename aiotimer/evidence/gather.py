@@ -240,7 +240,7 @@ class _Probing:
         finally:
             self._hear(answers)
         if self._answered < self._asked:
-            raise _Not(f"of {self._asked} loops only {self._answered} answered")
+            raise _Not(unanswered(self._asked, self._answered))
 
     def _hear(self, answers: Answers) -> None:
         """Keep what the loops have answered."""
@@ -270,7 +270,7 @@ class _Probing:
             pid, until = self._subject.id.pid, monotonic() + ends_by
 
             def look() -> list[dict[str, Any]]:
-                return pyspy.parse(pyspy.run(command, max(0.0, until - monotonic()), given_up), pid)
+                return pyspy.unwind_once(command, pid, max(0.0, until - monotonic()), given_up)
 
             return motion.watch(look, pid, given_up.wait)
 
@@ -329,7 +329,7 @@ class _Probing:
             self._probes[name] = f"{monotonic() - started:.3f} s"
         except asyncio.CancelledError:
             if self._asked and name == "tasks":
-                self._probes[name] = f"of {self._asked} loops only {self._answered} answered"
+                self._probes[name] = unanswered(self._asked, self._answered)
             raise
         except TimeoutError:
             self._probes[name] = f"no answer within {monotonic() - started:.1f} s"
@@ -378,6 +378,13 @@ def _words(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error) or type(error).__name__
+
+
+def unanswered(asked: int, answered: int) -> str:
+    """Say how many of the event loops that were asked have not answered."""
+    if asked == 1:
+        return "the event loop did not answer"
+    return f"{asked - answered} of {asked} event loops did not answer"
 
 
 def _maybe_cut(name: str) -> str:
