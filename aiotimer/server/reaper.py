@@ -188,6 +188,11 @@ class Reaper:
         if tree is not None:
             tree.close()
 
+    def is_reaping(self, worker: Worker) -> bool:
+        """Whether something of a worker has expired that is not dealt with: it is ended for that."""
+        case = self._cases.get(worker)
+        return case is not None and case.machine.state is not reaping.State.WATCHED
+
     def died(self, worker: Worker) -> None:
         """A worker is dead: say so, if that concerns anybody."""
         case = self._case(worker)

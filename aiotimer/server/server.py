@@ -83,7 +83,7 @@ class TimerServer:
             ``dump,ABRT:2,TERM:10,KILL``. ``dump`` gathers evidence; a number is the grace, in seconds.
         target: who is signalled: ``process``, the worker; ``group``, its process group; ``cgroup``: the
             SIGKILL goes to all of its cgroup (version 2); ``tree``: the worker and its descendants, without
-            this server, its owner, and others that are watched themselves. A worker may ask for another one.
+            this server, its owner, and others that have timers armed. A worker may ask for another one.
         observe: nobody is signalled; expiries, their evidence and their ends are recorded.
         stopped: what happens to a worker that is stopped, frozen or in a debugger: ``reap``, as any other;
             ``hold``: it is not reaped for so long.
@@ -221,8 +221,12 @@ class TimerServer:
         )  # fmt: skip
 
     def _spares(self, pid: int) -> bool:
-        """Whether a process is no part of a tree that is reaped: it is watched, and has timers of its own."""
-        return self._registry.find(pid) is not None
+        """Whether a process is no part of a tree that is reaped: it has timers of its own, or they were due.
+
+        Who has been watched once, and has nothing armed now, is nobody's to end: so it ends with its tree.
+        """
+        worker = self._registry.find(pid)
+        return worker is not None and (worker.holds_timers() or self._reaper.is_reaping(worker))
 
     def _adopter(self, _worker: WorkerId) -> WorkerId | None:
         """Return who gets what loses its parent below a worker, and below nobody else; None: nobody does."""

@@ -8,9 +8,10 @@ The laws of this file:
 * Descendants are looked for before the first signal, again at every signal, and at SIGKILL until none is new:
   then they are stopped first, because who is stopped starts no other one. The worker itself never is; whoever
   waits for it would hear of that.
-* *Left out* are this server and its helpers, its owner, and every other process that is watched: that has
-  timers of its own. What is below these is theirs. Who has started this server is not signalled, but its
-  other children are.
+* *Left out* are this server and its helpers, its owner, and every other process that has timers of its own
+  armed when it is found, or is being reaped for one. What is below these is theirs. Who is watched and has
+  nothing armed is not left out: nothing else would end it. Who has started this server is not signalled, but
+  its other children are.
 * A process whose parent has died belongs to the tree if it was pinned before; if it is in a session that a
   process of the tree leads, for a session is only left, and never joined; or if ``aiotimer run`` has got it,
   and the worker is the command itself, from which everything there descends.
@@ -339,7 +340,8 @@ class Trees:
 
     Args:
         queue: where they are looked at in slices.
-        spares: whether a process of a pid is left out of all trees: it is watched, or the server's owner.
+        spares: whether a process of a pid is left out of all trees: it has timers armed, or is the server's
+            owner.
         adopter: says for a worker who gets what loses its parent below it, and nothing else; None: nobody.
     """
 

@@ -118,7 +118,7 @@ async def test_who_has_lost_its_parent_is_known_by_its_session() -> None:
         assert is_alive(left)
 
 
-async def test_others_that_are_watched_are_left_out() -> None:
+async def test_others_that_have_timers_armed_are_left_out() -> None:
     script = "sleep 1000 & echo $!; (echo $BASHPID; sleep 1000 & echo $!; wait) & wait"
     with family(script, 3) as (shell, child, watched, below):
         async with serving(target="tree") as server:
@@ -127,6 +127,35 @@ async def test_others_that_are_watched_are_left_out() -> None:
             await dead(child)
             assert is_alive(watched)
             assert is_alive(below)
+
+
+async def test_who_is_watched_and_has_nothing_armed_ends_with_the_tree() -> None:
+    script = "(echo $BASHPID; sleep 1000 & echo $!; wait) & wait"
+    with family(script, 2) as (shell, watched, below):
+        async with serving(target="tree") as server:
+            server.register_timers([TimerRequest(watched, "its own", monotonic() + 1000)])
+            server.register_timers([TimerRequest(watched, "its own", -1.0)])
+            assert [worker.id.pid for worker in server._registry.workers.values()] == [watched]
+            server.register_timers([due(shell)])
+            await server.told("reaped", shell)
+            await dead(watched)
+            await dead(below)
+            assert not server.all_told("reaped", watched), "none of its timers has expired"
+
+
+async def test_who_is_being_reaped_itself_is_left_out() -> None:
+    """It has left its block at SIGTERM, and has the grace of its own ladder yet."""
+    with family(f"{STUBBORN} & wait", 1) as (shell, child):
+        async with serving(target="tree", reap="TERM:1000,KILL", max_grace=1000) as server:
+            server.register_timers([due(child)])
+            await server.told("expired", child)
+            server.register_timers([TimerRequest(child, "s", -1.0)])
+            server.register_timers([TimerRequest(shell, "s", monotonic() + 1000)])
+            (worker,) = (one for one in server._registry.workers.values() if one.id.pid == shell)
+            worker.reap_grant = server._policy.reap_grant("tree KILL", observe=False)
+            server.register_timers([due(shell)])
+            await server.told("reaped", shell)
+        assert is_alive(child), "the server has ended, and with it all that was to be killed"
 
 
 async def test_a_worker_may_ask_for_it() -> None:
