@@ -15,7 +15,7 @@ from math import inf
 from typing import NamedTuple
 
 from . import durations, layout
-from .notes import decode_note
+from .notes import decode_grace, decode_note
 
 Read = Callable[[int, int], bytes]
 """``read(size, offset)``: at most ``size`` bytes of the table, fewer at its end."""
@@ -129,8 +129,15 @@ class TableReader:
 
     def note(self, slot: int) -> dict[str, str]:
         """Return what its program says of the entry in a slot, see ``_core/notes.py``."""
+        return decode_note(*self._cell_and_count(slot))
+
+    def grace(self, slot: int) -> float:
+        """Return the grace of the entry in a slot, negative: its task was cancelled; 0.0: it has none."""
+        return decode_grace(*self._cell_and_count(slot))
+
+    def _cell_and_count(self, slot: int) -> tuple[bytes, bytes]:
         cell = self._read(layout.LABEL_SIZE, layout.label_offset(slot))
-        return decode_note(cell, self._read(8, layout.count_offset(slot)))
+        return cell, self._read(8, layout.count_offset(slot))
 
     def durations(self, most: int = layout.SLOTS) -> Generator[None, None, dict[str, Ran]]:
         """Read how long the blocks of every scope took, of the first slots; yield after every few of them."""

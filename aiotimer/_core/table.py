@@ -60,6 +60,8 @@ FIRST_CHUNK = 16
 
 Buffer: TypeAlias = "bytearray | memoryview | mmap"
 
+_LABELS = layout.LABELS_OFFSET // 8 - LABEL_WORDS * FIRST_DEADLINE
+
 _MOST_GROWTH = 1024
 """Slots by which a table grows at most: a look reads all of them, in use or not."""
 
@@ -85,11 +87,14 @@ class Pool(list[int]):
     this pool so far: then every idle slot says so already, and an entry need not. To ask a lock
     takes much less than to store ``get_ident()``. From the first entry of another thread on it is one that
     nobody has (``NOBODYS``), and every entry says which thread makes it.
+
+    ``LABEL_WORDS`` times a slot of it, plus ``grace_at``, is the index of the words in which an entry with
+    grace says so (``_core/notes.py``). It is 0 if there is no room for them.
     """
 
     __slots__ = (
-        "cells", "key", "next_ordinal", "now", "observed", "owner", "sample_at", "scope", "size", "table",
-        "text",
+        "cells", "grace_at", "key", "next_ordinal", "now", "observed", "owner", "sample_at", "scope", "size",
+        "table", "text",
     )  # fmt: skip
 
     def __init__(self, table: TimerTable, scope: str, *, observed: bool) -> None:
@@ -104,6 +109,8 @@ class Pool(list[int]):
         self.owner = NOBODYS
         self.size = 0  # slots that belong to this scope, idle or not
         self.next_ordinal = 1
+        at = notes.grace_at(self.text)
+        self.grace_at = at and _LABELS + at
 
 
 def pool_key(scope: str, *, observed: bool) -> str:
@@ -218,11 +225,12 @@ class TimerTable:
         offset = layout.label_offset(word - FIRST_DEADLINE)
         cell = bytes(self.raw[offset : offset + layout.LABEL_SIZE])
         count = self.cells[word + COUNT_OF]
-        told = notes.decode_note(cell, layout.word(count)) | dict(values)
-        data = notes.encode_note(cell, {key: value for key, value in told.items() if value})
+        stored = layout.word(count)
+        told = notes.decode_note(cell, stored) | dict(values)
+        data = notes.encode_note(cell, {key: value for key, value in told.items() if value}, stored)
         if not data:
             return  # there is no room for one
-        start = offset + notes.start_of(cell)
+        start = offset + notes.start_of(cell, stored)
         self.cells[start // 8] = nan
         self.raw[start + 8 : start + 8 + len(data)] = data
         self.cells[start // 8] = count  # last: it says that the others hold

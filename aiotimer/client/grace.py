@@ -6,14 +6,18 @@ The laws of this file:
 * The soft limit behaves as ``asyncio.timeout`` does (``asyncio/timeouts.py`` of CPython 3.12): the
   cancellation is ours if the task's count of cancellations, less ours, is what it was on entering.
 * This file imports asyncio, so it is imported late.
+* An entry stores its grace into the table, and later that its task was cancelled: of a loop that is blocked
+  nobody else could tell. What has no grace pays nothing for that.
 """
 
 from __future__ import annotations
 
 import asyncio
 import weakref
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, cast
 
+from .._core.layout import COUNT_OF, LABEL_WORDS
 from .arguments import seconds
 from .block import IN_USE, Block, nothing
 from .clients import configured
@@ -46,12 +50,19 @@ class GracefulBlock(Block):
             await self._connect(client, queue)
         self._soft.start(queue.call_later)
         try:
-            return await self._enter_connected(client, queue)
+            await self._enter_connected(client, queue)
+            pool, soft, slot = self._pool, self._soft, cast(int, self._slot)
+            if pool.grace_at:
+                soft.cells, cells = pool.cells, pool.cells
+                soft.word = word = pool.grace_at + LABEL_WORDS * slot + 1
+                cells[word] = soft.grace
+                cells[word - 1] = -cells[slot + COUNT_OF]  # last: it says that the other one holds
         except BaseException as error:
             self._soft.stop()
             if self._soft.was_the_cause(type(error)):  # an acknowledgement took longer than the block may
                 await time_out(nothing(), self.scope, self._soft.after, error)
             raise
+        return self
 
     def __aexit__(
         self,
@@ -116,11 +127,14 @@ class SoftLimit:
     Attributes:
         after: seconds from entering to the cancellation.
         grace: seconds from there to being reaped.
+        cells, word: where the entry has said so; None, as long as there is none that has.
     """
 
     def __init__(self, after: float, grace: float) -> None:
         self.after = after
         self.grace = grace
+        self.cells: memoryview[float] | None = None
+        self.word = 0
         self.fired = self._is_in_use = False
         # Weakly: the loop keeps this object until the limit, and must not keep an interrupted block alive
         # by way of its task and that one's traceback.
@@ -185,6 +199,10 @@ class SoftLimit:
         task = self._task()
         if task is not None:
             task.cancel()
+        if self.cells is not None:
+            with suppress(IndexError):  # a child, which has another place
+                if self.cells[self.word] == self.grace:  # else it has been renewed into another table
+                    self.cells[self.word] = -self.grace
 
 
 def _nobody() -> None:

@@ -54,6 +54,8 @@ class Subject(NamedTuple):
         kills_next: it is sent SIGKILL next, so it may be stopped for a while before, or sent its dump signal;
             else nothing is done that could harm it.
         libraries: how the paths of its libraries begin; empty if that is not known.
+        cancelled: what became of the soft limit of the block in question, in words; "" if it has none, or
+            that is yet to come.
     """
 
     id: WorkerId
@@ -70,6 +72,7 @@ class Subject(NamedTuple):
     thread: int = 0
     seen: Callable[[], object] = lambda: None
     libraries: tuple[str, ...] = ()
+    cancelled: str = ""
 
 
 class Findings(NamedTuple):

@@ -199,6 +199,7 @@ class _Probing:
             gone=self._gone,
             asked=self._asked,
             answered=self._answered,
+            cancelled=self._subject.cancelled,
         )
         probes = dict(self._probes)
         if self._left_out:

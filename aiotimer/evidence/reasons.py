@@ -124,6 +124,20 @@ def _younger(children: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         yield f"{late} {'was' if len(started) - at == 1 else 'were'} started {gap:.1f} s after the others"
 
 
+def of_grace(grace: float, remaining: float, limit: float | None) -> str:
+    """Return what became of a block's soft limit, "" if that is not known, or is yet to come.
+
+    Args:
+        grace: as the worker has stored it: negative, its task has been cancelled; 0.0, there is none.
+        remaining: seconds until its hard limit.
+        limit: seconds that it had until that, None if they are not known.
+    """
+    after = "at its soft limit" if limit is None else f"after {limit - abs(grace):g} s"
+    if grace < 0:
+        return f"cancelled {after}, and did not end"
+    return f"not cancelled {after}: its loop has not got to that" if grace > max(0.0, remaining) else ""
+
+
 def in_list(words: Sequence[str]) -> str:
     """Return ``a, b and c``; of many, some."""
     if len(words) > _MOST_NAMED:

@@ -69,6 +69,7 @@ def verdict(
     gone: bool = False,
     asked: int = 0,
     answered: int = 0,
+    cancelled: str = "",
 ) -> Verdict:
     """Say what a worker was doing.
 
@@ -80,10 +81,28 @@ def verdict(
         gone: it is dead.
         asked: how many of its loops were asked.
         answered: how many answered: these are alive.
+        cancelled: what became of the block's soft limit, in words, if it had one.
     """
     state = process["state"][:1]
     if gone or state in ("Z", "X"):
         return Verdict("gone", "")
+    said = _of_living(process, tasks, stacks, scope, asked=asked, answered=answered)
+    if not cancelled or "; cancelled after" in said.text:  # its task has said so
+        return said
+    after = f"; {cancelled}"
+    return said._replace(text=said.text[: _LONGEST - len(after)] + after)
+
+
+def _of_living(
+    process: dict[str, Any],
+    tasks: list[dict[str, Any]],
+    stacks: list[dict[str, Any]],
+    scope: str,
+    *,
+    asked: int,
+    answered: int,
+) -> Verdict:
+    state = process["state"][:1]
     libraries = process.get("libraries") or ()
     chosen = thread_of_block(stacks, scope, libraries)
     frame = user_frame(chosen["frames"], libraries) if chosen else None

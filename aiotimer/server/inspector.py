@@ -33,14 +33,16 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from .._core import wire
 from ..errors import ProtocolError
 from ..events import log
-from ..evidence import NO_FINDINGS, Answers, Findings, Subject, gather
+from ..evidence import NO_FINDINGS, Answers, Findings, Subject, gather, reasons
 from ..evidence.findings import ASK_WITHIN
 from ..evidence.record import Record
-from .expiry import MAX_TIMERS, Expiry, LookAround, record_id
+from .expiry import MAX_TIMERS, Expiry, LookAround, entry_of, record_id
 from .worker import Asking
 
 if TYPE_CHECKING:
+    from .._core.reader import Timer
     from .slices import WorkQueue
+    from .watched_table import WatchedTable
     from .worker import Inspectable, Worker
 
 AT_ONCE = max(2, min(8, len(os.sched_getaffinity(0))))
@@ -168,7 +170,15 @@ def _subject(worker: Worker, expiry: Expiry) -> Subject:
     shared = expiry.table.file.kind == "shared"
     timer = expiry.timer
     subject = subject_of(worker, timer.name, (timer.slot,) if shared else (), timer.thread)
+    subject = subject._replace(cancelled=_cancelled(expiry.table, timer))
     return subject._replace(kills_next=expiry.kills_next, confirm=expiry.confirm)
+
+
+def _cancelled(table: WatchedTable, timer: Timer) -> str:
+    """Return what became of the soft limit of a timer's block, in words."""
+    entry = entry_of(table, timer)
+    limit = entry.limit_s if entry.exact else None
+    return reasons.of_grace(table.reader.grace(timer.slot), timer.deadline - monotonic(), limit)
 
 
 def subject_of(worker: Worker, scope: str = "", slots: tuple[int, ...] = (), thread: int = 0) -> Subject:
@@ -208,10 +218,10 @@ async def dump(worker: Worker, budget: float, queue: WorkQueue) -> dict[str, Any
     armed = sorted(around.armed, key=lambda one: one[1].deadline)
     # Of several timers, the one that would expire first is the one to be asked about; only slots of the
     # own table of the worker mean anything to it.
-    scope, slots, thread = "", tuple[int, ...](), 0
+    scope, slots, thread, cancelled = "", tuple[int, ...](), 0, ""
     for table, timer in armed[:1]:
         scope, slots = timer.name, (timer.slot,) if table.file.kind == "shared" else ()
-        thread = timer.thread
+        thread, cancelled = timer.thread, _cancelled(table, timer)
     record = Record(
         id=record_id(wall, worker.id.pid),
         event="dump",
@@ -222,7 +232,8 @@ async def dump(worker: Worker, budget: float, queue: WorkQueue) -> dict[str, Any
         timers=around.timers(armed[:MAX_TIMERS]),
         host=os.uname().nodename,
     )
-    findings = await gather.gather(subject_of(worker, scope, slots, thread), budget)
+    subject = subject_of(worker, scope, slots, thread)._replace(cancelled=cancelled)
+    findings = await gather.gather(subject, budget)
     return record.with_findings(findings).as_json()
 
 

@@ -25,8 +25,10 @@ from aiotimer import AsyncTimerClient, NotConfigured, TableFull, TimerClient, ex
 from aiotimer._core import wire
 from aiotimer._core.layout import FIRST_DEADLINE, HIGH_WATER, SLOTS, row_of
 from aiotimer._core.locks import Lock
+from aiotimer._core.reader import TableReader
 from aiotimer.client import reconnect, waiting
 from aiotimer.client.block import Block
+from aiotimer.client.grace import GracefulBlock
 from tests.fakes.clock import PATIENCE
 from tests.fakes.interruptions import every_thread_at_once, interruptions
 from tests.fakes.memory import (
@@ -36,6 +38,7 @@ from tests.fakes.memory import (
     memory_table,
     names_of,
     queue_over,
+    reading,
     timers_of,
 )
 from tests.fakes.server import ServerThread, stand_in
@@ -415,6 +418,48 @@ async def test_until_then_the_hard_limit_is_armed(client: TimerClient) -> None:
         assert timer.deadline == pytest.approx(block.deadline + 5, abs=1e-6)
         assert block.remaining() <= 60
     assert here(client) == []
+
+
+def graces(client: TimerClient) -> list[float]:
+    """What the entries that are armed have said of their grace."""
+    assert client._queue.table is not None
+    reader = TableReader(reading(client._queue.table))
+    return [reader.grace(timer.slot) for timer in reader.timers()]
+
+
+async def test_an_entry_says_what_its_grace_is_and_no_other_entry_does(client: TimerClient) -> None:
+    for grace in (5, 7):
+        async with expires(60, scope="s", client=client, grace=grace) as block:
+            assert graces(client) == [grace]
+            block.note(uid=17)
+            block.renew(30)
+            assert graces(client) == [grace]
+        with expires(60, scope="s", client=client) as block:
+            assert graces(client) == [0.0]
+            block.note(uid=17)
+            assert graces(client) == [0.0]
+    async with expires(60, scope="s" * 225, client=client, grace=5):
+        assert graces(client) == [0.0], "there is no room"
+
+
+async def test_an_entry_says_that_its_task_has_been_cancelled(client: TimerClient) -> None:
+    async with expires(SOON, scope="stubborn", client=client, grace=60):
+        assert graces(client) == [60.0]
+        with pytest.raises(asyncio.CancelledError):
+            await for_ever()
+        assert graces(client) == [-60.0]
+    assert current_task().cancelling() == 0
+
+
+async def test_a_cancellation_is_not_said_of_an_entry_that_has_the_slot_by_now(client: TimerClient) -> None:
+    """Its block was renewed into another table, and its own slot given to the next entry."""
+    async with expires(SOON, scope="stubborn", client=client, grace=60) as block:
+        assert client._queue.table is not None
+        word = cast(GracefulBlock, block)._soft.word
+        client._queue.table.cells[word] = 7.0
+        with pytest.raises(asyncio.CancelledError):
+            await for_ever()
+        assert graces(client) == [7.0]
 
 
 async def test_a_block_left_in_time_cancels_nobody(client: TimerClient) -> None:

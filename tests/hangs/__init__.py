@@ -136,6 +136,18 @@ HANGS = (
         besides="; cancelled after 0.3 s, and did not end",
     ),
     Hang(
+        "blocked_with_grace",
+        "`time.sleep` in a coroutine, in a block with `grace`",
+        "event loop blocked: sleeps",
+        besides="; not cancelled after 0.3 s: its loop has not got to that",
+    ),
+    Hang(
+        "blocking_cleanup",
+        "a cleanup that blocks, after a cancellation (`grace`)",
+        "event loop blocked: sleeps",
+        besides="; cancelled after 0.3 s, and did not end",
+    ),
+    Hang(
         "never_handled",
         "C code, and a handler of SIGTERM that is never called",
         "waits for a lock or a condition",

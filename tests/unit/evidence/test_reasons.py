@@ -42,6 +42,22 @@ def test_how_a_process_ended(status: int | None, words: str) -> None:
     assert reasons.status_in_words(status) == words
 
 
+@pytest.mark.parametrize(
+    ("grace", "remaining", "limit", "words"),
+    [
+        (0.0, -1.0, 1.0, ""),
+        (5.0, 5.5, 15.0, ""),
+        (5.0, 4.5, 15.0, "not cancelled after 10 s: its loop has not got to that"),
+        (5.0, -0.1, None, "not cancelled at its soft limit: its loop has not got to that"),
+        (-5.0, -0.1, 15.0, "cancelled after 10 s, and did not end"),
+        (-0.7, 0.1, 1.0, "cancelled after 0.3 s, and did not end"),
+        (-5.0, -0.1, None, "cancelled at its soft limit, and did not end"),
+    ],
+)
+def test_what_became_of_a_soft_limit(grace: float, remaining: float, limit: float | None, words: str) -> None:
+    assert reasons.of_grace(grace, remaining, limit) == words
+
+
 # --- children
 
 

@@ -101,6 +101,20 @@ def test_the_block_s_task_was_cancelled_and_did_not_end() -> None:
     assert said.text.endswith(" at train.py:42 in rollout")
 
 
+def test_what_became_of_the_soft_limit_is_said_once() -> None:
+    said = verdict(process(), [], [main(*IDLE)], asked=1, cancelled="not cancelled after 2 s: its loop ...")
+    assert said.text.endswith("; not cancelled after 2 s: its loop ...")
+    cancelled = task(ROLLOUT, own=True, waits_for="asyncio.sleep; cancelled after 0.5 s, and did not end")
+    told = "cancelled at its soft limit, and did not end"
+    said = verdict(process(), [cancelled], [main(*IDLE)], asked=1, answered=1, cancelled=told)
+    assert said.text.endswith(" in rollout; cancelled after 0.5 s, and did not end")
+    assert verdict(process(), [], [], gone=True, cancelled=told) == ("gone", "")
+    long = main(*RUN, ["/app/train.py", 42, "x" * 600])
+    said = verdict(process(), [], [long], cancelled=told)
+    assert said.text.endswith(f"xxx; {told}")
+    assert len(said.text) == 500
+
+
 def test_of_a_task_without_frames_only_the_loop_is_known() -> None:
     said = verdict(process(), [task(own=True)], [], asked=1, answered=1)
     assert said == ("awaiting (loop alive)", "")
