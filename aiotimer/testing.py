@@ -30,6 +30,7 @@ from ._core.watch import Lifeline, Look, Watch
 from ._linux.paths import SOCKET_VARIABLE
 from .client.clients import AsyncTimerClient, TimerClient, default
 from .client.connection import ClientConnection, _connections, reader_of
+from .client.first_entries import entries
 from .client.shared_table import SharedTableQueue
 from .client.socket_only import SocketQueue
 
@@ -180,8 +181,9 @@ def virtual() -> Iterator[VirtualTimers]:
     """Run a block, or a decorated function, on virtual timers.
 
     In it, ``expires`` and every client that names no server (``configure()`` makes one, too) use a table in
-    memory and a clock that stands still until you advance it. What was configured before is so again
-    afterwards. One such block at a time is in force in a process, the innermost one.
+    memory and a clock that stands still until you advance it, and no scope has had its first entry. What was
+    configured before is so again afterwards. One such block at a time is in force in a process, the innermost
+    one.
 
     Yields:
         The timers: the clock, and the record.
@@ -189,7 +191,7 @@ def virtual() -> Iterator[VirtualTimers]:
     timers = VirtualTimers()
     former_path = os.environ.get(SOCKET_VARIABLE)
     former_client = default.client
-    with _registered(timers._connection):
+    with _registered(timers._connection), entries.anew():
         os.environ[SOCKET_VARIABLE] = timers._path
         default.client = timers.client
         try:

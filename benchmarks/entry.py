@@ -90,6 +90,12 @@ def with_expires() -> None:
             pass
 
 
+def with_expires_later() -> None:
+    for _ in repeat(None, _BATCH):
+        with expires(60, scope="s", first=900):
+            pass
+
+
 def with_expires_here() -> None:
     for _ in repeat(None, _BATCH):
         with expires(60):
@@ -156,6 +162,7 @@ def measure(quick: bool) -> Iterator[Row]:
                 "floor": _blocking(with_floor, batches),
                 "timeout": _awaiting(runner, async_timeout, batches),
                 "with": _blocking(with_expires, batches),
+                "later": _blocking(with_expires_later, batches),
                 "with, default scope": _blocking(with_expires_here, batches),
                 "async with": _awaiting(runner, async_expires, batches),
                 "async with, default scope": _awaiting(runner, async_expires_here, batches),
@@ -178,6 +185,7 @@ def _rows(medians: dict[str, float]) -> Iterator[Row]:
         "floor": "floor",
         "timeout": "async with asyncio.timeout(60)",
         "with": 'with expires(60, scope="s")',
+        "later": 'with expires(60, scope="s", first=900), later entries',
         "with, default scope": "with expires(60)",
         "async with": 'async with expires(60, scope="s")',
         "async with, default scope": "async with expires(60)",
@@ -209,6 +217,7 @@ def _rows(medians: dict[str, float]) -> Iterator[Row]:
     yield ratio("floor", "timeout")
     aside = "0.4 x on CPython 3.11" if FAST_TIMEOUT else ""
     yield ratio("async with", "timeout", ASYNC_WITH_LIMIT, aside)
+    yield ratio("later", "with", 1.1, "one argument more")
     yield ratio("with, default scope", "with", 1.4)
     yield ratio("async with, default scope", "async with", 1.4)
 

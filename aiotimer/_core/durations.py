@@ -5,14 +5,15 @@ deadline for which these two hold, the longest duration, and counts of durations
 octaves. The laws of this file: a worker stores without a lock, as the owner of its slot; a reader accepts
 every bit pattern, and counts nothing that is not a positive, finite number. The first duration of a row is
 told apart, for a first entry often takes longer (it compiles, imports, fills caches): the count of its bucket
-is no whole number. Whoever reads whole numbers only reads the same counts.
+is no whole number. Whoever reads whole numbers only reads the same counts. So are all of entries that had a
+limit of their own for being the first: their limit is noted negative.
 """
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Sequence
-from math import frexp, inf, isfinite
+from math import ceil, frexp, inf, isfinite
 from typing import Any
 
 from .layout import ROW_WORDS
@@ -28,7 +29,10 @@ MOST = 2**53
 
 
 FIRST = 2.0**-10
-"""What the first duration of a row adds to its count."""
+"""What a first duration adds to its count."""
+
+_MOST_FIRST = 0.5
+"""Where that ends, for else so many would be an entry more."""
 
 
 def bucket(seconds: float) -> int:
@@ -46,7 +50,11 @@ def bounds(number: int) -> tuple[float, float]:
 
 
 def enter(cells: memoryview[float], row: int, entered: float, limit: float, deadline: float) -> None:
-    """Say in the row that begins at ``row`` that an entry has been made."""
+    """Say in the row that begins at ``row`` that an entry has been made.
+
+    Args:
+        limit: seconds; negative if they are so many because the entry is one of the first of its scope.
+    """
     cells[row + ENTERED] = entered
     cells[row + LIMIT] = limit
     cells[row + DEADLINE] = deadline  # last: it says that the others hold
@@ -60,7 +68,9 @@ def renew(cells: memoryview[float], row: int, limit: float, deadline: float) -> 
 
 def leave(cells: memoryview[float], row: int, seconds: float) -> None:
     """Count a duration."""
-    cells[row + FIRST_BUCKET + bucket(seconds)] += 1.0 if cells[row + MAXIMUM] else 1.0 + FIRST
+    word = row + FIRST_BUCKET + bucket(seconds)
+    is_first = cells[row + LIMIT] < 0 or not cells[row + MAXIMUM]
+    cells[word] += 1.0 + FIRST if is_first and cells[word] % 1.0 < _MOST_FIRST else 1.0
     if seconds > cells[row + MAXIMUM]:
         cells[row + MAXIMUM] = seconds
 
@@ -74,7 +84,7 @@ class Durations:
     Attributes:
         maximum: the longest, seconds.
         counts: how many are in each bucket.
-        firsts: how many of these were the first of a row: of a process, or of its entries side by side.
+        firsts: how many of these were first ones: of a process, or of its entries side by side.
     """
 
     __slots__ = ("counts", "firsts", "maximum")
@@ -105,7 +115,7 @@ class Durations:
         for number, count in enumerate(counts) if any(counts) else ():  # most have not been sampled
             if 1 <= count <= MOST:
                 self.counts[number] = min(self.counts[number] + int(count), MOST)
-                self.firsts[number] += count != int(count)
+                self.firsts[number] += min(ceil(count % 1.0 / FIRST), int(count))
 
     def parted(self) -> tuple[Durations, Durations]:
         """Return the first ones, and the others.

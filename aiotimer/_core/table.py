@@ -90,11 +90,14 @@ class Pool(list[int]):
 
     ``LABEL_WORDS`` times a slot of it, plus ``grace_at``, is the index of the words in which an entry with
     grace says so (``_core/notes.py``). It is 0 if there is no room for them.
+
+    ``first_over`` is the argument ``first`` of ``expires`` that has nothing more to say: as many entries have
+    been made as were to have a limit of their own. It is known again by its identity, for next to nothing.
     """
 
     __slots__ = (
-        "cells", "grace_at", "key", "next_ordinal", "now", "observed", "owner", "sample_at", "scope", "size",
-        "table", "text",
+        "cells", "first_over", "grace_at", "key", "next_ordinal", "now", "observed", "owner", "sample_at",
+        "scope", "size", "table", "text",
     )  # fmt: skip
 
     def __init__(self, table: TimerTable, scope: str, *, observed: bool) -> None:
@@ -103,6 +106,7 @@ class Pool(list[int]):
         self.observed = observed
         self.key = pool_key(scope, observed=observed)
         self.sample_at = table.sampled_from  # the first entry from then on is sampled
+        self.first_over: object = None
         self.table = table
         self.cells = table.cells
         self.now = table.now
@@ -286,7 +290,8 @@ class TimerTable:
             cell.sample_at = now + SAMPLE_EVERY
             if cell.entered_at != cell.entered_at:
                 cell.entered_at = now
-            durations.enter(self.cells, layout.row_of(word), cell.entered_at, stored - now, stored)
+            left = max(stored - now, 0.0)  # a negative one would say something else
+            durations.enter(self.cells, layout.row_of(word), cell.entered_at, left, stored)
 
     def adopt_cells(self, timers: Iterable[tuple[int, str, int]]) -> None:
         """Take over a table that others stored into: these timers, as (slot, scope, ordinal), no others."""

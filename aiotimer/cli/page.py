@@ -176,7 +176,8 @@ class _Page:
             if record.ran_s is not None:
                 parts[-1] += f" for {'' if record.exact else 'about '}{seconds(record.ran_s)}"
             if record.limit_s is not None:
-                parts[-1] += f" (limit {seconds(record.limit_s)})"
+                first = ", first entry of this scope" if record.first else ""
+                parts[-1] += f" (limit {seconds(record.limit_s)}{first})"
         if record.time is not None:
             parts.append(moment(record.time))
         return ", ".join(parts)

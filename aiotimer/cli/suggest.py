@@ -5,7 +5,8 @@ The laws of this file:
 * A proposal is made of what was measured, by one rule, or not at all: the greater of three times the 99th
   percentile and one and a half times the maximum, rounded up to two digits, at least a second.
 * The first entry of a process, which may compile or fill caches, says nothing of the others: it is told
-  apart if there are enough others, and needs a limit of its own if theirs does not do.
+  apart if there are enough others, and needs a limit of its own if theirs does not do. Both are proposed, as
+  ``expires`` takes them.
 * A row fits into a terminal's width, and no two scopes look alike in it.
 """
 
@@ -156,4 +157,6 @@ def _notes(row: dict[str, Any], scope: str) -> Iterator[str]:
     if row["spare_s"] is not None and row["spare_s"] < 0:
         yield f"{scope}: its limit is {seconds(-row['spare_s'])} less than the longest entry took"
     if row["proposed_first_s"] is not None and row["proposed_first_s"] > row["proposed_s"]:
-        yield f"{scope}: first entries of processes take longer, and need {row['proposed_first_s']:g} s"
+        both = f"after={row['proposed_s']:g}, first={row['proposed_first_s']:g}"
+        need = f"need {row['proposed_first_s']:g} s: {both}"
+        yield f"{scope}: first entries of processes take longer, and {need}"

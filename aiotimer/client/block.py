@@ -285,7 +285,8 @@ class Block:
     def _restart(self, pool: Pool, slot: int, exit_state: ExitState, now: float) -> float:
         self._deadline = pool.cells[slot] = deadline = now + self._after
         if exit_state.entered_at == exit_state.entered_at:  # it is sampled
-            durations.renew(pool.cells, row_of(slot), self._after, deadline)
+            limit = -self._after if exit_state.first else self._after
+            durations.renew(pool.cells, row_of(slot), limit, deadline)
         return deadline
 
     # -- slow paths ------------------------------------------------------------------------------
@@ -331,7 +332,8 @@ class Block:
             exit_state = self._exit_state
             if exit_state is None:
                 exit_state = self._exit_state = ExitState()
-            durations.enter(pool.cells, row_of(slot), now, self._after, deadline)
+            limit = -self._after if exit_state.first else self._after
+            durations.enter(pool.cells, row_of(slot), now, limit, deadline)
             exit_state.entered_at = now
             self._open_inspection_channel()
         except BaseException:
@@ -423,6 +425,8 @@ class Block:
         other._slot = other._exit_state = other._deadline = None
         other._after, other._client = self._after, self._client
         other._pool = table.pool(pool.scope, observed=pool.observed)
+        if exit_state.first:
+            other._exit_state = ExitState(first=True)
         other._arm()
         self._pool, self._slot, self._deadline = other._pool, other._slot, other._deadline
         other._slot = None
@@ -438,7 +442,7 @@ class Block:
         cells, now = pool.cells, pool.now()
         cells[slot + COUNT_OF] += 1.0
         self._deadline = cells[slot] = deadline = now + self._after
-        if now >= pool.sample_at:
+        if now >= pool.sample_at or (self._exit_state is not None and pool.table.sampled_from < inf):
             self._sample(pool, slot, now, deadline)
 
     async def _enter_async(self, client: BaseClient) -> Self:
@@ -551,17 +555,24 @@ class ExitState:
         budget: seconds that this may take: those of the client that entered.
         pid: the process that entered: a forked child sends nothing about its parent's block.
         entered_at: when the block was entered, on its table's clock, if its duration is to be counted.
+        first: it is one of the first entries of its scope, and has a limit of its own for that.
     """
 
-    __slots__ = ("budget", "entered_at", "lock", "pid", "queue")
+    __slots__ = ("budget", "entered_at", "first", "lock", "pid", "queue")
 
     def __init__(
-        self, queue: WorkerQueue | None = None, budget: float = 0.0, entered_at: float = nan
+        self,
+        queue: WorkerQueue | None = None,
+        budget: float = 0.0,
+        entered_at: float = nan,
+        *,
+        first: bool = False,
     ) -> None:
         self.lock = Lock()  # a signal's handler may renew, too
         self.queue = queue
         self.budget = budget
         self.entered_at = entered_at
+        self.first = first
         self.pid = os.getpid() if queue is not None else 0
 
     @property

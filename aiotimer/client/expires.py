@@ -7,7 +7,7 @@ a block costs a fifth less (``python -m benchmarks --only entry``).
 from __future__ import annotations
 
 from sys import _getframe
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from .arguments import MOST, named_pool, seconds, site_pool
 from .block import Block
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from .._core.table import Pool
-    from .grace import GracefulBlock
 
 _MOST_INT = 10**9
 """Up to here an int is compared with an int, which is quicker; beyond, ``seconds`` decides."""
@@ -27,6 +26,7 @@ def expires(
     after: float | timedelta,
     scope: str | None = None,
     client: BaseClient | None = None,
+    first: float | timedelta | tuple[float | timedelta, int] | None = None,
     *,
     grace: float | timedelta | None = None,
     observe: bool = False,
@@ -44,6 +44,9 @@ def expires(
             ``file:line``. Entries never share a timer, whatever their scope: a second concurrent entry
             shows as ``name#2``.
         client: the client whose server watches; by default the configured one.
+        first: a longer ``after`` for the first entry of this scope in this process, which may have to compile
+            or fill caches; ``first=(60, 3)``: for the first three. Entries without ``first`` do not count. Of
+            entries that are made side by side, some more may have it.
         grace: only in ``async with``: at ``after`` the block's own task is cancelled, and leaves the
             block with TimeoutError as from ``asyncio.timeout``; this many seconds later, if the block has
             still not been left, the process is reaped.
@@ -55,15 +58,16 @@ def expires(
         The block. In it, ``.scope``, ``.deadline``, ``.remaining()`` and ``.renew()`` are about its timer.
 
     Raises:
-        TypeError: ``after`` or ``grace`` is not a number, ``scope`` is not a str.
-        ValueError: ``after`` or ``grace`` is not finite or not positive; the scope cannot be a name; there is
-            no caller at that ``stacklevel``.
+        TypeError: ``after``, ``grace`` or ``first`` is not a number, ``scope`` is not a str.
+        ValueError: ``after``, ``grace`` or ``first`` is not finite or not positive; ``first`` is less than
+            ``after``, or for less than one entry; the scope cannot be a name; there is no caller at that
+            ``stacklevel``.
         NotConfigured: on entering, if there is no client and no ``$AIOTIMER_SOCKET``.
         TableFull: on entering, if this process has 65,536 timers armed; for want of memory, only if the
             client is told to raise.
         ServerUnavailable, Refused: on entering, only if the client is told to raise.
     """
-    block = Block() if grace is None else _graceful_block()
+    block = Block()
     block._slot = block._exit_state = block._deadline = None
     kind = type(after)
     if kind is int:
@@ -86,9 +90,9 @@ def expires(
                 block._pool = client._pools[scope]  # type: ignore[union-attr]
         except (KeyError, AttributeError):  # a new name, or nothing is configured
             block._pool = _new_pool(scope, client, stacklevel, observed=False)
-    if grace is not None:
-        cast("GracefulBlock", block).add_grace(seconds(grace, "grace"))
-    return block
+    if first is not None and block._pool.first_over is not first:
+        _ask_for_first(block, first)
+    return block if grace is None else _with_grace(block, grace)
 
 
 def _new_pool(scope: str | None, client: BaseClient | None, stacklevel: int, *, observed: bool) -> Pool:
@@ -100,7 +104,13 @@ def _new_pool(scope: str | None, client: BaseClient | None, stacklevel: int, *, 
     return named_pool(scope, client, observed=observed)
 
 
-def _graceful_block() -> GracefulBlock:
-    from .grace import GracefulBlock  # only now: it loads asyncio
+def _ask_for_first(block: Block, first: object) -> None:
+    from .first_entries import ask_for  # only now: most programs have no use for it
 
-    return GracefulBlock()
+    ask_for(block, first)
+
+
+def _with_grace(block: Block, grace: float | timedelta) -> Block:
+    from .grace import with_grace  # only now: it loads asyncio
+
+    return with_grace(block, seconds(grace, "grace"))

@@ -21,6 +21,7 @@ from .._core.layout import COUNT_OF, LABEL_WORDS
 from .arguments import seconds
 from .block import IN_USE, Block, nothing
 from .clients import configured
+from .first_entries import FirstBlock
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -121,6 +122,40 @@ class GracefulBlock(Block):
         return block
 
 
+class FirstGracefulBlock(FirstBlock, GracefulBlock):
+    """A block with grace that may be one of the first of its scope: both of its limits are later then."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> NoReturn:
+        """Refuse, as without that."""
+        GracefulBlock.__enter__(self)
+
+    def _is_in_use(self) -> bool:
+        return self._slot is not None or self._soft.is_in_use
+
+    def _first_limit(self) -> float:
+        return self._soft.after
+
+    def _make_ordinary(self, after: float) -> None:
+        self._after = after
+        self.add_grace(self._soft.grace)
+        self.__class__ = GracefulBlock  # type: ignore[assignment]
+
+    def _release_nowait(self) -> None:
+        self._soft.stop()
+        super()._release_nowait()
+
+
+def with_grace(block: Block, grace: float) -> GracefulBlock:
+    """Return a block like this one, which is complete, but with grace."""
+    graceful = FirstGracefulBlock() if isinstance(block, FirstBlock) else GracefulBlock()
+    graceful._slot = graceful._exit_state = graceful._deadline = None
+    graceful._after, graceful._client, graceful._pool = block._after, block._client, block._pool
+    graceful.add_grace(grace)
+    return graceful
+
+
 class SoftLimit:
     """When to cancel the block's task, and what became of it.
 
@@ -128,6 +163,8 @@ class SoftLimit:
         after: seconds from entering to the cancellation.
         grace: seconds from there to being reaped.
         cells, word: where the entry has said so; None, as long as there is none that has.
+        fired: the cancellation has been asked for.
+        is_in_use: a block has been entered with it, and not been left.
     """
 
     def __init__(self, after: float, grace: float) -> None:
@@ -135,7 +172,7 @@ class SoftLimit:
         self.grace = grace
         self.cells: memoryview[float] | None = None
         self.word = 0
-        self.fired = self._is_in_use = False
+        self.fired = self.is_in_use = False
         # Weakly: the loop keeps this object until the limit, and must not keep an interrupted block alive
         # by way of its task and that one's traceback.
         self._task: Callable[[], asyncio.Task[object] | None] = _nobody
@@ -153,9 +190,9 @@ class SoftLimit:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         if task is None:
             raise RuntimeError("expires() with grace must be used inside a task")
-        if self._is_in_use:  # as in ``Block.__enter__``: from here to the store nothing is called
+        if self.is_in_use:  # as in ``Block.__enter__``: from here to the store nothing is called
             raise RuntimeError(IN_USE)
-        self._is_in_use, self._loop, self.fired = True, loop, False
+        self.is_in_use, self._loop, self.fired = True, loop, False
         self._call_later = call_later or loop.call_later
         self._task = weakref.ref(task)
         self._cancelling = task.cancelling()
@@ -174,7 +211,7 @@ class SoftLimit:
 
     def stop(self) -> None:
         """Do not cancel any more."""
-        handle, self._handle, self._is_in_use = self._handle, None, False
+        handle, self._handle, self.is_in_use = self._handle, None, False
         if handle is not None:
             handle.cancel()
 

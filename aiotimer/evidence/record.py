@@ -37,6 +37,7 @@ class Record(NamedTuple):
         scope: the timer that expired.
         limit_s: the limit of its block.
         exact: limit and entry are its own, and not those of the last entry that was sampled.
+        first: it was one of the first entries of its scope, and has a limit of its own for that.
         entered: when the block was entered, Unix time.
         ran_s: seconds from there to ``time``.
         late_s: seconds from the deadline to the first action.
@@ -59,6 +60,7 @@ class Record(NamedTuple):
     scope: str = ""
     limit_s: float | None = None
     exact: bool = False
+    first: bool = False
     entered: float | None = None
     ran_s: float | None = None
     late_s: float | None = None

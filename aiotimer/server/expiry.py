@@ -40,11 +40,13 @@ class Entry(NamedTuple):
         limit_s: the limit of the block, None if that is not known.
         entered: when it was entered, on the table's clock.
         exact: both are this entry's own, and not concluded from another one's.
+        first: the limit is what it is because the entry is one of the first of its scope.
     """
 
     limit_s: float | None = None
     entered: float | None = None
     exact: bool = False
+    first: bool = False
 
 
 NO_ENTRY = Entry()
@@ -60,14 +62,12 @@ def entry(row: Sequence[float], deadline: float) -> Entry:
     """Return what the first words of a slot's row tell of the entry with this deadline.
 
     They are when the last sampled entry was, its limit, and its deadline. Another entry through the same slot
-    most likely has the same limit.
+    most likely has the same limit, unless that was one of a first entry.
     """
     entered, limit, noted_for = row[:3]
-    if not 0.0 < limit < inf:
-        return NO_ENTRY
-    if noted_for == deadline and 0.0 < entered < inf:
-        return Entry(limit, entered, exact=True)
-    return Entry(limit, deadline - limit)
+    if noted_for == deadline and 0.0 < entered < inf and 0.0 < abs(limit) < inf:
+        return Entry(abs(limit), entered, exact=True, first=limit < 0.0)
+    return Entry(limit, deadline - limit) if 0.0 < limit < inf else NO_ENTRY
 
 
 class LookAround:
@@ -244,7 +244,7 @@ class Expiry:
         """Note what is armed on the worker, while that can be read."""
         self._entry = entry_of(self.table, self.timer)
         if self._entry.entered is not None and self._entry.entered > self._began:
-            self._entry = Entry(self._entry.limit_s)
+            self._entry = Entry(self._entry.limit_s, first=self._entry.first)
         self._timers = around.timers([(self.table, self.timer)])
 
     def becomes(self, kind: Kind, outcome: str, detail: str = "") -> None:
@@ -276,6 +276,7 @@ class Expiry:
             scope=self.timer.name,
             limit_s=self._entry.limit_s,
             exact=self._entry.exact,
+            first=self._entry.first,
             entered=None if ran_s is None else self._wall - ran_s,
             ran_s=ran_s,
             late_s=self.late_s,

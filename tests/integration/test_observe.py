@@ -23,7 +23,7 @@ from aiotimer.evidence import Findings, Subject
 from aiotimer.server.expiry import Entry, entry
 from tests.fakes.places import short_socket
 from tests.fakes.server import WatchfulServer, serving, serving_as
-from tests.fakes.worker import bystander, is_alive, soon, wait_dead
+from tests.fakes.worker import PRELUDE, bystander, ended, is_alive, soon, spawn_worker, wait_dead
 from tests.integration.test_ladder import KeepingServer, during_evidence
 
 
@@ -162,9 +162,9 @@ async def test_a_record_has_every_key(monkeypatch: pytest.MonkeyPatch) -> None:
             await server.told("observed", pid)
             record: dict[str, Any] = server.kept[-1][0]
     assert record.keys() == {
-        "id", "event", "outcome", "time", "pid", "name", "scope", "limit_s", "exact", "entered", "ran_s",
-        "late_s", "verdict", "where", "evidence", "ladder", "signals", "detail", "timers", "tasks", "stacks",
-        "process", "probes", "host",
+        "id", "event", "outcome", "time", "pid", "name", "scope", "limit_s", "exact", "first", "entered",
+        "ran_s", "late_s", "verdict", "where", "evidence", "ladder", "signals", "detail", "timers", "tasks",
+        "stacks", "process", "probes", "host",
     }  # fmt: skip
     assert record["probes"] == {"all": "failed: LookupError"}
     assert record["process"]["threads"] == []
@@ -206,7 +206,10 @@ async def test_an_overdue_timer_that_was_released_before_its_table_goes_has_fini
         ((0.0, 0.0, 0.0), Entry()),
         ((90.0, nan, 100.0), Entry()),
         ((90.0, inf, 100.0), Entry()),
-        ((90.0, -1.0, 100.0), Entry()),
+        ((90.0, -10.0, 100.0), Entry(10.0, 90.0, exact=True, first=True)),
+        ((80.0, -10.0, 90.0), Entry()),
+        ((nan, -10.0, 100.0), Entry()),
+        ((90.0, -inf, 100.0), Entry()),
         ((nan, 10.0, 100.0), Entry(10.0, 90.0)),
         ((inf, 10.0, 100.0), Entry(10.0, 90.0)),
     ],
@@ -229,6 +232,29 @@ async def test_the_record_tells_the_limit_and_when_the_block_was_entered() -> No
     assert record["ran_s"] == pytest.approx(7.0 + record["late_s"])
     assert record["entered"] == pytest.approx(record["time"] - record["ran_s"])
     assert record["timers"][0]["limit_s"] == 7.0
+
+
+FIRST_ENTRIES = (
+    PRELUDE
+    + """
+for _ in range(2):
+    with expires(0.2, "step", first=0.3):
+        sys.stdin.readline()
+"""
+)
+
+
+async def test_the_record_tells_that_an_entry_was_the_first_of_its_scope_and_had_another_limit() -> None:
+    async with serving_as(KeepingServer, observe=True) as server:
+        with spawn_worker(FIRST_ENTRIES, server.socket_path) as worker:
+            for limit in (0.3, 0.2):
+                many = len(server.all_told("finished"))
+                await server.until(lambda n=many: len(server.all_told("observed")) > n, "observed")  # type: ignore[misc]
+                record: dict[str, Any] = [one[0] for one in server.kept if one[0]["event"] == "observed"][-1]
+                assert (record["limit_s"], record["first"], record["exact"]) == (limit, not many, True)
+                worker.say()
+                await server.until(lambda n=many: len(server.all_told("finished")) > n, "finished")  # type: ignore[misc]
+            assert await ended(worker) == 0
 
 
 async def test_a_block_cannot_have_been_entered_in_the_future() -> None:

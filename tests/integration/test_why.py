@@ -78,6 +78,7 @@ def record(program: object = "/nowhere/train.py", **more: Any) -> dict[str, Any]
         "scope": "train.py:42",
         "limit_s": 60.0,
         "exact": True,
+        "first": False,
         "entered": 1795403465.0,
         "ran_s": 60.001,
         "late_s": 0.001,
@@ -138,9 +139,9 @@ def record(program: object = "/nowhere/train.py", **more: Any) -> dict[str, Any]
 
 NOTHING: dict[str, Any] = {
     "id": "20261123T031205-1-1", "event": "expired", "outcome": "pending", "time": 1795403525.1, "pid": 1,
-    "name": "", "scope": "s", "limit_s": None, "exact": False, "entered": None, "ran_s": None, "late_s": 0.0,
-    "verdict": "", "where": "", "evidence": "", "ladder": "", "signals": [], "detail": "", "timers": [],
-    "tasks": [], "stacks": [], "process": {}, "probes": {}, "host": "",
+    "name": "", "scope": "s", "limit_s": None, "exact": False, "first": False, "entered": None, "ran_s": None,
+    "late_s": 0.0, "verdict": "", "where": "", "evidence": "", "ladder": "", "signals": [], "detail": "",
+    "timers": [], "tasks": [], "stacks": [], "process": {}, "probes": {}, "host": "",
 }  # fmt: skip
 """A record in which nothing is known."""
 
@@ -599,7 +600,8 @@ def test_a_slow_first_entry_is_told_apart() -> None:
     step = rows["step"]
     assert (step["proposed_s"], step["first_s"], step["proposed_first_s"]) == (1.0, 4.6, 6.9)
     assert step["max_s"] < 0.03
-    assert "step: first entries of processes take longer, and need 6.9 s" in call("suggest").stdout
+    said = call("suggest").stdout
+    assert "step: first entries of processes take longer, and need 6.9 s: after=1, first=6.9\n" in said
     assert (rows["once"]["sampled"], rows["once"]["first_s"]) == (30, None), "of those there are no others"
 
 

@@ -125,6 +125,24 @@ def test_one_that_took_longest_later_is_none_of_them() -> None:
     assert 0.02 <= firsts.maximum < 0.03
 
 
+def test_those_of_entries_whose_limit_says_so_are_told_apart_too() -> None:
+    table = cells()
+    for limit, seconds in ((-60.0, 4.6), (-60.0, 4.7), (1.0, 0.02), (-60.0, 4.5), (1.0, 4.6)):
+        durations.enter(table, 0, 10.0, limit, 10.0 + abs(limit))
+        durations.leave(table, 0, seconds)
+    firsts, others = Durations([table[: layout.ROW_WORDS]]).parted()
+    assert (firsts.count, others.count) == (3, 2)
+
+
+def test_so_many_are_told_apart_that_they_never_make_one_entry_more() -> None:
+    table = cells()
+    durations.enter(table, 0, 10.0, -60.0, 70.0)
+    for _ in range(2000):
+        durations.leave(table, 0, 1.0)
+    together = Durations([table[: layout.ROW_WORDS]])
+    assert (together.count, together.parted()[0].count) == (2000, 512)
+
+
 @pytest.mark.parametrize("firsts", [None, [], [-1.0, 9.0], [nan], ["x"], [3.0] * 1000, {}])
 def test_what_an_earlier_version_or_somebody_else_noted_of_them_counts_no_more_than_there_are(
     firsts: Any,

@@ -180,6 +180,13 @@ def test_a_prepared_table_has_its_first_slots_once_and_if_there_is_memory() -> N
     assert names_of(table) == ["s"]
 
 
+def test_a_keyed_timer_that_has_expired_already_is_not_taken_for_a_first_entry() -> None:
+    table = memory_table()
+    table.set(("s", 0), NOW - 5.0, NOW)
+    row = layout.row_of(table._cells_of["s", 0].word)
+    assert list(table.cells[row : row + 3]) == [NOW, 0.0, NOW - 5.0]
+
+
 def test_a_keyed_timer_is_sampled_again_when_it_is_time() -> None:
     table = memory_table()
     for now in (NOW, NOW + SAMPLE_EVERY / 2, NOW + SAMPLE_EVERY):

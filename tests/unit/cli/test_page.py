@@ -64,6 +64,11 @@ def test_the_first_five_lines_answer_who_where_why_and_since_when() -> None:
     ]
 
 
+def test_of_a_first_entry_the_page_says_so_beside_its_limit() -> None:
+    said = "\n".join(lines(record(first=True, limit_s=60.0, ran_s=60.001), None))
+    assert 'in "request" for 60.0 s (limit 60.0 s, first entry of this scope), 2026' in said
+
+
 def test_of_what_was_sampled_the_page_says_that_it_is_about() -> None:
     said = "\n".join(lines(record(exact=False), None))
     assert 'in "request" for about 5.001 s' in said
