@@ -30,6 +30,7 @@ from _thread import get_ident
 from array import array
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from math import inf, nan
+from types import BuiltinFunctionType
 from typing import TYPE_CHECKING, TypeAlias
 
 from ..errors import TableFull
@@ -74,6 +75,10 @@ _SMALL = 64
 
 NOBODYS = Lock()
 """The owner of a pool whose entries several threads make. Nobody takes it, ever."""
+
+
+_THREADS_ARE_REAL = isinstance(get_ident, BuiltinFunctionType)
+"""Whether ``get_ident`` is the interpreter's own. gevent's tells greenlets apart, and locks go by threads."""
 
 
 class Pool(list[int]):
@@ -211,7 +216,7 @@ class TimerTable:
         word = self._new_slot(make_room=make_room)
         pool = self.pools.setdefault(pool.key, pool)  # making room may have retired it
         pool.cells = self.cells  # a pool that was retired before a fork has the parent's
-        if not pool.size:
+        if not pool.size and _THREADS_ARE_REAL:
             pool.owner = Lock()
             pool.owner.acquire()
         self._label(word, pool.text, -pool.next_ordinal if pool.observed else pool.next_ordinal)

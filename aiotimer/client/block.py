@@ -32,6 +32,7 @@ from .._linux.forks import notice
 from ..errors import AiotimerError, ServerUnavailable, TableFull
 from .arguments import named_pool, seconds
 from .clients import BaseClient, configured, default, default_client
+from .greenlets import entered_by
 from .memory import scratch
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class Block:
             cells = self._cells_of_a_child(pool)
             cells[slot + COUNT_OF] += 1.0
         if not pool.owner.is_mine():  # another thread than the last one
-            cells[LABEL_WORDS * slot + THREAD_OF] = get_ident()
+            cells[LABEL_WORDS * slot + THREAD_OF] = entered_by()
             pool.owner = NOBODYS
         clock = pool.now  # called through a local: CPython 3.11 does not specialise it otherwise
         now = clock()
@@ -350,6 +351,12 @@ class Block:
                 from .inspection import open_inspection_channel
 
                 open_inspection_channel(client._queue, Block, self._slot)
+        if "gevent._hub_local" in sys.modules:
+            client = self._client or default.client
+            if client is not None and client.connected:
+                from .hub_channel import open_hub_channel
+
+                open_hub_channel(client._queue, self._slot)
 
     def _send(self, deadline: float, now: float) -> None:
         """Send this timer to the server, if the table says that it must be told."""
@@ -441,6 +448,7 @@ class Block:
         self._slot = slot
         cells, now = pool.cells, pool.now()
         cells[slot + COUNT_OF] += 1.0
+        cells[LABEL_WORDS * slot + THREAD_OF] = entered_by()
         self._deadline = cells[slot] = deadline = now + self._after
         if now >= pool.sample_at or (self._exit_state is not None and pool.table.sampled_from < inf):
             self._sample(pool, slot, now, deadline)

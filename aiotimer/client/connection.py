@@ -753,9 +753,10 @@ class ClientConnection(Reconnector):
     def let_go(self) -> None:
         """Close what is open, and forget it."""
         self.disconnect()
-        channels = sys.modules.get("aiotimer.client.inspection")
-        if channels is not None:
-            channels.close_channels(self.path)
+        for name in ("inspection", "hub_channel"):
+            channels = sys.modules.get(f"aiotimer.client.{name}")
+            if channels is not None:
+                channels.close_channels(self.path)
         self.queue.let_go()
         self.reset()
 

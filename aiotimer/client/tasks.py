@@ -47,6 +47,7 @@ from typing import Any, TypeAlias
 from .._core import wire
 from .._core.layout import FIRST_DEADLINE
 from .._core.table import TimerTable
+from .telling import MOST_FRAMES, cut, name_of_type, printable, stack_text
 
 SLICE = 0.003
 """Seconds: the longest that the loop is kept, but for one piece of work that takes longer."""
@@ -102,7 +103,7 @@ _BACK = frozenset(
 )
 """Instructions that end a loop of the program's; what awaits ends its own with one of another name."""
 
-_MOST_LINKS, _MOST_FRAMES = 1000, 100
+_MOST_LINKS = 1000
 _MOST_STACKS = 16 * 1024
 _ROOM = wire.MAX_FRAME - _MOST_STACKS - 8 * 1024
 """Bytes for what is said of tasks."""
@@ -135,9 +136,6 @@ crashes. An asynchronous generator cannot tell, but it runs only within a corout
 
 _KNOWN_TASKS = {11: "_all_tasks", 12: "_scheduled_tasks", 13: "_scheduled_tasks"}.get(sys.version_info[1], "")
 """In :mod:`asyncio.tasks` the weak set of the tasks of all loops. CPython 3.14 has none."""
-
-_INSPECTING = frozenset(f"{os.path.dirname(__file__)}/{name}" for name in ("inspection.py", "tasks.py"))
-"""What is on the stack only because somebody asked."""
 
 Reference: TypeAlias = Callable[[], Any]
 """A weak one, to a task."""
@@ -316,8 +314,8 @@ class TaskWalk:
                 left_out += len(tasks)
             else:
                 reports.append(report)
-        thread = _cut(_name_of_thread(threading.get_ident()), 100)
-        loop = _cut(f"<{_name_of_type(self._loop)}>", 200)
+        thread = cut(_name_of_thread(threading.get_ident()), 100)
+        loop = cut(f"<{name_of_type(self._loop)}>", 200)
         answer = wire.Tasks(self._number, loop, thread, tuple(reports), left_out, _stacks_of_threads())
         return wire.encode(answer)
 
@@ -333,7 +331,7 @@ class TaskWalk:
         return None
 
     def _name(self, task: Any) -> str:
-        return _cut(self._task_type.get_name(task), 100)
+        return cut(self._task_type.get_name(task), 100)
 
     def _at(self, task: Any, asked: frozenset[int]) -> tuple[list[Any], tuple[int, ...], str]:
         links = self._chain(self._task_type.get_coro(task))
@@ -418,8 +416,8 @@ class TaskWalk:
         return frozenset((slot,))
 
     def _frames(self, links: list[Any]) -> tuple[Frame, ...]:
-        if len(links) > _MOST_FRAMES:  # the ends say most
-            links = links[: _MOST_FRAMES // 2] + links[-_MOST_FRAMES // 2 :]
+        if len(links) > MOST_FRAMES:  # the ends say most
+            links = links[: MOST_FRAMES // 2] + links[-MOST_FRAMES // 2 :]
         return tuple(self._line(frame) for frame in map(_frame, links) if frame is not None)
 
     def _line(self, frame: FrameType) -> Frame:
@@ -427,7 +425,7 @@ class TaskWalk:
         key = id(code), frame.f_lasti
         known = self._lines.get(key)
         if known is None:
-            line = _cut(code.co_filename, 200), frame.f_lineno or 0, _cut(code.co_qualname, 100)
+            line = cut(code.co_filename, 200), frame.f_lineno or 0, cut(code.co_qualname, 100)
             self._lines[key] = known = line, code  # which keeps it what it is
         return known[0]
 
@@ -456,7 +454,7 @@ class TaskWalk:
             return f"{words} in a loop" if polls else words
         if kind is asyncio.Future and any(map(_is_of_executor, _callbacks(waiter) or ())):
             return "run_in_executor"
-        return _cut(f"<{_name_of_type(waiter)}{' pending' if known else ''}>", 200)
+        return cut(f"<{name_of_type(waiter)}{' pending' if known else ''}>", 200)
 
     def _of_group(self, links: list[Any]) -> list[Any] | None:
         """Return the tasks that are not done of the group that is being left; None: none is."""
@@ -481,7 +479,7 @@ class TaskWalk:
         count = count or len(pending)
         more = f" and {count - 10} more" if count > 10 else ""
         words = f"{what}, of which {count} {'is' if count == 1 else 'are'} not done:"
-        return _cut(f"{words} {', '.join(repr(self._called(child)) for child in pending[:10])}{more}", 300)
+        return cut(f"{words} {', '.join(repr(self._called(child)) for child in pending[:10])}{more}", 300)
 
 
 def _not_done(children: list[Any]) -> list[Any]:
@@ -520,7 +518,7 @@ def _is_in_loop(frame: FrameType | None) -> bool:
 def _in_words(code: CodeType) -> str:
     """Return what a function of asyncio's own is called, "" of any other."""
     ours = os.path.basename(os.path.dirname(code.co_filename)) == "asyncio"
-    return _cut(f"asyncio.{code.co_qualname}", 300) if ours else ""
+    return cut(f"asyncio.{code.co_qualname}", 300) if ours else ""
 
 
 _NEVER = _DEPTH, None
@@ -563,29 +561,13 @@ def _stacks_of_threads() -> str:
     for ident in dict.fromkeys((threading.main_thread().ident or 0, own, *frames)):
         text = f"{'Current thread' if ident == own else 'Thread'} 0x{ident:016x}"
         if name := _name_of_thread(ident):
-            text += f" [{_cut(_printable(name), 100)}]"
-        text += f" (most recent call first):\n{_stack(frames.get(ident), room - 200)}"
+            text += f" [{cut(printable(name), 100)}]"
+        text += f" (most recent call first):\n{stack_text(frames.get(ident), room - 200)}"
         room -= len(text.encode()) + 1
         if room < 0:
             break
         texts.append(text)
     return "\n".join(reversed(texts))
-
-
-def _stack(frame: FrameType | None, room: int) -> str:
-    """Return the innermost frames of a stack."""
-    text, left = "", _MOST_FRAMES
-    while frame is not None and left:
-        code = frame.f_code
-        if code.co_filename not in _INSPECTING:
-            line = f'  File "{_cut(_printable(code.co_filename), 200)}", line {frame.f_lineno or 0} in '
-            line += _cut(_printable(code.co_name), 100) + "\n"
-            room -= len(line.encode())
-            if room < 0:
-                break
-            text, left = text + line, left - 1
-        frame = frame.f_back
-    return text
 
 
 _threads: dict[int, threading.Thread] = threading._active  # type: ignore[attr-defined]
@@ -596,20 +578,6 @@ def _name_of_thread(ident: int) -> str:
     thread = _threads.get(ident)
     name = None if thread is None else object.__getattribute__(thread, "_name")
     return name if type(name) is str else ""
-
-
-def _name_of_type(thing: Any) -> str:
-    """Return the name of a thing's type, which nobody can make up: ``uvloop.Loop``."""
-    return type.__repr__(type(thing)).removeprefix("<class '").removeprefix("_asyncio.").removesuffix("'>")
-
-
-def _cut(text: str, most: int) -> str:
-    """Return a text that can be sent, and is at most so many bytes long."""
-    return str.encode(text, errors="backslashreplace")[:most].decode(errors="ignore")
-
-
-def _printable(text: str) -> str:
-    return text if str.isprintable(text) else str.encode(text, "unicode_escape").decode()
 
 
 def _size(report: wire.TaskReport) -> int:

@@ -27,6 +27,7 @@ _LOOP = re.compile(r"/(asyncio/(base_events|runners)\.py|uvloop/__init__\.py)$")
 _LOOP_RUNS = re.compile(r"/asyncio/(base_events|runners|events)\.py$|/uvloop/[^/]*$|uvloop/loop\.pyx$")
 _LOOP_INSIDE = re.compile(r"/asyncio/[a-z_]+\.py$|/selectors\.py$|/uvloop/[^/]*$")
 _POOL = re.compile(r"/concurrent/futures/thread\.py$")
+_HUB = re.compile(r"/gevent/hub\.py$")
 _JOINING = re.compile(r"/(threading|queue)\.py$|/concurrent/futures/[a-z_]+\.py$")
 
 _NOBODYS = re.compile(
@@ -295,6 +296,8 @@ def _of_stack(
     if chosen is None or frame is None:
         return None
     frames = chosen["frames"]
+    if _HUB.search(frame[0]):
+        return Verdict(_SWITCHED_OUT, "")
     loop = runs_loop(frames)
     if loop and not silent and _LOOP_INSIDE.search(frames[-1][0]):
         return _at("awaiting (loop idle), run", frame)
@@ -309,6 +312,12 @@ def _of_stack(
     if blocked:
         return _at(f"{blocked} in Python", frame)
     return _at("blocked in Python", frame, f" ({_doing(syscall)})" if syscall else "")
+
+
+_SWITCHED_OUT = (
+    "awaiting (gevent's hub idle): the thread's greenlets are switched out; "
+    "which of them entered the block is not known"
+)
 
 
 def goes_round(chosen: dict[str, Any], libraries: Sequence[str]) -> bool:

@@ -107,6 +107,14 @@ HANGS = (
     Hang(
         "thread_lock", "a lock, in a thread", "waits for a lock", besides="; other threads: thread_lock.py:"
     ),
+    Hang("gevent_event", "an event, in a greenlet", AWAITING, needs="gevent"),
+    Hang("gevent_late", "the same, imported before gevent patches", AWAITING, needs="gevent"),
+    Hang(
+        "gevent_blocked",
+        "`time.sleep` in another greenlet, not patched",
+        "event loop blocked: sleeps",
+        needs="gevent",
+    ),
     Hang("pool_thread", "a socket, in one of four threads of a pool", "waits for a socket (recvfrom"),
     Hang("lib/python3.11/train", "a queue, in a file below `lib/python3.11/`", "waits for a queue"),
     Hang(

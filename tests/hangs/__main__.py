@@ -1,6 +1,6 @@
 """``python -m tests.hangs``: run the programs, and print the table for the documentation.
 
-It needs everything that one of them needs: torch, and py-spy.
+It needs everything that one of them needs: torch, gevent, and py-spy.
 """
 
 from __future__ import annotations

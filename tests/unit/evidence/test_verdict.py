@@ -236,6 +236,15 @@ def test_code_that_is_no_user_s_is_better_than_none() -> None:
     assert verdict(process(), [], [main(LOCK)]).where == "threading.py:320"
 
 
+def test_of_greenlets_that_are_switched_out_nobody_s_line_is_told() -> None:
+    hub: Frame = ["/venv/lib/python3.11/site-packages/gevent/hub.py", 647, "Hub.run"]
+    said = verdict(process(syscall="epoll_wait"), [], [main(hub, entered=True, syscall="epoll_wait")], "s")
+    assert said.where == ""
+    assert said.text.endswith("switched out; which of them entered the block is not known")
+    callback = verdict(process(syscall="running"), [], [main(hub, STEP)], "s", asked=1)
+    assert callback == ("event loop blocked in Python at step.py:7 in step", "step.py:7")
+
+
 # --- what it waits for
 
 
