@@ -346,7 +346,9 @@ class Block:
         if "asyncio" in sys.modules:
             client = self._client or default.client
             if client is not None and not client.connected:
-                client._queue.want_channel(Block)  # and then look once more: it may be connected by now
+                client._queue.want_channel(
+                    Block, self._slot
+                )  # and then look once more: it may be connected by now
             if client is not None and client.connected:
                 from .inspection import open_inspection_channel
 

@@ -117,7 +117,7 @@ class WorkerQueue(RequestQueue):
         self.sites: dict[tuple[int, int], Pool] = {}
         self._codes: dict[int, CodeType] = {}
         self.next_channel_attempt = -inf
-        self._channels_wanted: list[tuple[Callable[[], Any], type[object]]] = []
+        self._channels_wanted: list[tuple[Callable[[], Any], type[object], dict[int, Callable[[], Any]]]] = []
         self.ended = 0
 
     def reset(self) -> None:
@@ -160,23 +160,35 @@ class WorkerQueue(RequestQueue):
         self.sites[id(code), instruction] = pool
         self._codes[id(code)] = code  # last: another thread may be starting over, and the site is gone then
 
-    def want_channel(self, block_type: type[object]) -> None:
-        """Have the server inspect the running event loop, if there is one, as soon as it is connected."""
-        events = sys.modules.get("asyncio.events")
+    def want_channel(self, block_type: type[object], slot: int | None) -> None:
+        """Have the server inspect the running event loop, if there is one, as soon as it is connected.
+
+        Args:
+            block_type: what is entered.
+            slot: which slot the current task has just taken, as a word index: it is known by then, too.
+        """
+        events, tasks = sys.modules.get("asyncio.events"), sys.modules.get("asyncio.tasks")
         loop = None if events is None else events._get_running_loop()
-        if loop is not None and all(known() is not loop for known, _type in self._channels_wanted):
-            self._channels_wanted.append((weakref.ref(loop), block_type))
+        if loop is None or tasks is None:
+            return
+        entries = next((noted for known, _type, noted in self._channels_wanted if known() is loop), None)
+        if entries is None:
+            entries = {}
+            self._channels_wanted.append((weakref.ref(loop), block_type, entries))
+        task = tasks.current_task(loop)
+        if slot is not None and task is not None:
+            entries[slot] = weakref.ref(task)
 
     def open_channels(self) -> None:
         """Open the inspection channels that are wanted, each in its loop's thread."""
         from .inspection import open_inspection_channel
 
         while self._channels_wanted:
-            known, block_type = self._channels_wanted.pop()
+            known, block_type, entries = self._channels_wanted.pop()
             loop = known()
             if loop is not None:
                 with contextlib.suppress(RuntimeError):  # it has been closed
-                    loop.call_soon_threadsafe(open_inspection_channel, self, block_type, None)
+                    loop.call_soon_threadsafe(open_inspection_channel, self, block_type, None, entries)
 
     # -- the contract ----------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ from .memory import NO_FILE, identity, is_open
 from .tasks import TaskWalk
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from .._core.table import Pool, TimerTable
 
@@ -83,7 +83,7 @@ class InspectionChannel:
         self._descriptor = -1
         self._file = NO_FILE
         self._walk: TaskWalk | None = None  # to the answer that is under way
-        self._entries: dict[int, weakref.ref[asyncio.Task[Any]]] = {}  # by slot, as a word index
+        self._entries: dict[int, Callable[[], Any]] = {}  # tasks by slot, as a word index
 
     @property
     def is_open(self) -> bool:
@@ -122,6 +122,10 @@ class InspectionChannel:
         task = asyncio.current_task()
         if task is not None and slot is not None:
             self._entries[slot] = weakref.ref(task)
+
+    def note_entries(self, entries: Mapping[int, Callable[[], Any]]) -> None:
+        """Note which tasks have taken slots before this was open; what is known since is newer."""
+        self._entries = {**entries, **self._entries}
 
     def close_from_anywhere(self) -> None:
         """Close it in its loop's thread, later if need be."""
@@ -207,13 +211,19 @@ _channels: weakref.WeakKeyDictionary[
 ] = weakref.WeakKeyDictionary()
 
 
-def open_inspection_channel(queue: InspectedQueue, block_type: type[Any], slot: int | None) -> None:
+def open_inspection_channel(
+    queue: InspectedQueue,
+    block_type: type[Any],
+    slot: int | None,
+    entries: Mapping[int, Callable[[], Any]] | None = None,
+) -> None:
     """Let a queue's server inspect the running event loop, if there is one. Never raises.
 
     Args:
         queue: of that server.
         block_type: what is entered.
         slot: which of its slots the current task has just taken, as a word index.
+        entries: which tasks have taken which slots before, as weak references.
     """
     try:
         loop = asyncio._get_running_loop()
@@ -230,6 +240,8 @@ def open_inspection_channel(queue: InspectedQueue, block_type: type[Any], slot: 
             of_loop[queue.path] = channel
             queue.next_channel_attempt = -inf
         channel.note_entry(slot)
+        if entries:
+            channel.note_entries(entries)
     except Exception:  # noqa: BLE001 - there is one probe less, and a later sampled entry tries again
         return
 

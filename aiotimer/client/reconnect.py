@@ -248,7 +248,7 @@ class NoServer(Reconnector):
         """Return True: there is nobody to be told."""
         return True
 
-    def want_channel(self, block_type: type[object]) -> None:
+    def want_channel(self, block_type: type[object], slot: int | None) -> None:
         """Do nothing: nobody asks."""
 
     def attempt(self, budget: float) -> Exception:

@@ -200,6 +200,7 @@ class _Probing:
             asked=self._asked,
             answered=self._answered,
             cancelled=self._subject.cancelled,
+            left_out=self._left_out,
         )
         probes = dict(self._probes)
         if self._left_out:

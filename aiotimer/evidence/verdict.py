@@ -71,6 +71,7 @@ def verdict(
     asked: int = 0,
     answered: int = 0,
     cancelled: str = "",
+    left_out: int = 0,
 ) -> Verdict:
     """Say what a worker was doing.
 
@@ -83,6 +84,7 @@ def verdict(
         asked: how many of its loops were asked.
         answered: how many answered: these are alive.
         cancelled: what became of the block's soft limit, in words, if it had one.
+        left_out: how many tasks of theirs are not among ``tasks``.
     """
     state = process["state"][:1]
     if gone or state in ("Z", "X"):
@@ -119,7 +121,7 @@ def _of_living(
         _of_own_task(tasks, stacks, libraries)
         or _of_gil(stacks, chosen, libraries, silent=asked > answered)
         or (
-            _of_loop_alive(tasks, stacks, chosen, scope, libraries)
+            _of_loop_alive(tasks, stacks, chosen, scope, libraries, left_out)
             if answered and answered >= asked
             else None
         )
@@ -198,8 +200,12 @@ def _of_loop_alive(
     chosen: dict[str, Any] | None,
     scope: str,
     libraries: Sequence[str],
+    left_out: int,
 ) -> Verdict | None:
-    """Of a worker whose loops are all alive, with a block that none of their tasks is known to be in."""
+    """Of a worker whose loops are all alive, with a block that none of their tasks is known to be in.
+
+    If but one can be meant, it is that one.
+    """
     named = _in_scope(chosen["frames"], scope) if chosen else None
     if chosen and (chosen["entered"] or named is not None) and not runs_loop(chosen["frames"]):
         return None  # a thread beside the loops
@@ -207,6 +213,10 @@ def _of_loop_alive(
     waiting = [
         task for task in likely if task["waits_for"] and user_frame(task["frames"], libraries, strict=True)
     ]
+    near = [task for task in waiting if _in_scope(task["frames"], scope) is not None]
+    if scope and (left_out or len(near or waiting or likely) > 1):
+        count = sum(task["count"] for task in tasks) + left_out
+        return Verdict(f"awaiting (loop alive); which of {count:,} tasks entered the block is not known", "")
     return _awaiting(waiting or likely, tasks, stacks, libraries)
 
 

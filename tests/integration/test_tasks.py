@@ -706,6 +706,25 @@ async def test_a_channel_knows_which_task_has_taken_a_slot(tmp_path: Path) -> No
     await ended(*tasks)
 
 
+async def test_a_channel_knows_which_task_had_taken_a_slot_before_it_was_open(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        path = str(tmp_path / "s")
+        listener.bind(path)
+        listener.listen()
+        client = aiotimer.AsyncTimerClient(path)
+        queue, own = client._queue, asyncio.current_task()
+        queue.want_channel(Block, 7)
+        other = asyncio.create_task(asyncio.to_thread(queue.want_channel, Block, 5), name="other")
+        await other  # it is in no loop
+        queue.want_channel(Block, 8)
+        queue.open_channels()
+        await settled()
+        (channel,) = [of_loop[path] for of_loop in inspection._channels.values() if path in of_loop]
+        assert {slot: known() for slot, known in channel._entries.items()} == {7: own, 8: own}
+        assert channel.is_open
+        await client.aclose()
+
+
 async def test_a_channel_that_is_closed_before_it_has_answered_goes_no_further(tmp_path: Path) -> None:
     loop = asyncio.get_running_loop()
     _, tasks = await waiting_tasks(20)

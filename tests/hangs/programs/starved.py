@@ -2,9 +2,8 @@
 
 import asyncio
 
-from aiotimer import configure, expires
+from aiotimer import expires
 
-configure()  # else it is not known which task is in the block, if the loop is busy before it has connected
 over = asyncio.Event()
 
 

@@ -124,10 +124,17 @@ def test_without_an_own_task_the_likeliest_one() -> None:
     named = task(["/app/train.py", 45, "main"], ["/app/train.py", 41, "inner"])
     far, running = task(["/app/train.py", 400, "far"]), task(STEP, waits_for="")
     tasks = [running, task(LOCK), far, named]
-    said = verdict(process(), tasks, [main(*IDLE)], "train.py:40", asked=1, answered=1)
+    elsewhere = task(STEP)
+    said = verdict(process(), [elsewhere, named], [main(*IDLE)], "train.py:40", asked=1, answered=1)
     assert said == ("awaiting (loop alive) at train.py:41 in inner", "train.py:41")
-    said = verdict(process(), tasks, [], "custom", asked=1, answered=1)
-    assert said.where == "train.py:400"  # the first that waits in the user's code
+    unknown = ("awaiting (loop alive); which of 4 tasks entered the block is not known", "")
+    for scope in ("custom", "train.py:40"):
+        assert verdict(process(), tasks, [], scope, asked=1, answered=1) == unknown, "it may be either"
+    said = verdict(process(), tasks[:3], [], "custom", asked=1, answered=1)
+    assert said.where == "train.py:400", "the only one that waits in the user's code"
+    assert verdict(process(), tasks, [], "", asked=1, answered=1).where == "train.py:400", "there is no block"
+    many = verdict(process(), tasks, [], "train.py:40", asked=1, answered=1, left_out=2996)
+    assert many == ("awaiting (loop alive); which of 3,000 tasks entered the block is not known", "")
     assert verdict(process(), [running], [], "custom", asked=1, answered=1).where == "step.py:7"
     assert verdict(process(), [], [], asked=1, answered=1) == ("awaiting (loop alive)", "")
 
