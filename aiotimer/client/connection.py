@@ -334,7 +334,7 @@ class WorkerQueue(RequestQueue):
 
     @abstractmethod
     def introduce(self) -> tuple[list[int], Armed]:
-        """Return what comes with HELLO: the table's descriptor, or what is armed."""
+        """Return what comes with HELLO: a descriptor of the table, to be closed then; or what is armed."""
 
     def follow_up(self, sock: socket.socket, welcome: wire.Welcome) -> Steps[None]:
         """Send what HELLO had no room for."""
@@ -580,7 +580,13 @@ class ClientConnection(Reconnector):
             if greeting is None:
                 until = yield from reach(sock, self.path, self._awaited_until, in_vain=queue.shared)
                 hello, offered = self._hello()
-                yield from greet(sock, wire.encode(hello), offered, until)
+                files = [identity(number) for number in offered]
+                try:
+                    yield from greet(sock, wire.encode(hello), offered, until)
+                finally:
+                    for number, file in zip(offered, files, strict=True):
+                        if is_open(number, file):
+                            os.close(number)
                 greeting = Greeting(sock, self.path, until)
                 if queue.shared:  # what else HELLO says, another one may have to contradict
                     self._greeting = greeting
@@ -604,7 +610,7 @@ class ClientConnection(Reconnector):
         self.queue.settle(sock, welcome, descriptor)
 
     def _hello(self) -> tuple[wire.Hello, list[int]]:
-        """Return HELLO, and the descriptors that go with it."""
+        """Return HELLO, and the descriptors that go with it, to be closed."""
         clock = monotonic()  # before the rest: of two HELLOs the later one must not know less
         offered, armed = self.queue.introduce()
         hello = wire.Hello(

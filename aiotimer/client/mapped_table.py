@@ -9,6 +9,7 @@ The laws of this file:
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 from time import monotonic
@@ -53,6 +54,27 @@ class TableDescriptor:
             except OSError:
                 self.number = -1
         return self.number >= 0
+
+    def duplicate(self) -> int:
+        """Return another descriptor of the file, to be closed; -1: the program has closed this one for good.
+
+        Whatever becomes of this one's number meanwhile, that other one is the file's, and stays so.
+
+        Raises:
+            OSError: there is no descriptor left.
+        """
+        if not self.is_there():
+            return -1
+        try:
+            other = os.dup(self.number)
+        except OSError as error:
+            if error.errno == errno.EBADF:  # another thread has just closed it
+                return -1
+            raise
+        if is_open(other, self.file):
+            return other
+        os.close(other)
+        return -1
 
     def grow(self, slots: int) -> None:
         """Make room for so many slots."""

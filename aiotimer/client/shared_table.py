@@ -122,12 +122,17 @@ class SharedTableQueue(WorkerQueue):
         return -1 if table is None else table.descriptor.number
 
     def introduce(self) -> tuple[list[int], Armed]:
-        """Hand over the table, if its descriptor is there; if there can be none, the server makes one."""
+        """Hand over the table, if its descriptor is there; if there can be none, the server makes one.
+
+        Raises:
+            OSError: there is no descriptor left.
+        """
         try:
             descriptor = self._mapped_table().descriptor
         except OSError:
             return [], ()
-        return [descriptor.number] if descriptor.is_there() else [], ()
+        other = descriptor.duplicate()  # the last client may be closed before HELLO is on its way
+        return [other] if other >= 0 else [], ()
 
     def settle(self, sock: socket.socket, welcome: wire.Welcome, descriptor: int) -> None:
         """Take a connection into use.

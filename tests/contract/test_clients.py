@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import fcntl
 import functools
 import logging
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -36,7 +38,12 @@ from aiotimer import (
 from aiotimer._core import wire
 from aiotimer._core.layout import SLOTS, is_armed
 from aiotimer._core.table import TimerTable
+from aiotimer._linux.table_files import create_unnamed_table
+from aiotimer.client import waiting
 from aiotimer.client.clients import default, default_client
+from aiotimer.client.handshake import greet
+from aiotimer.client.mapped_table import TableDescriptor
+from aiotimer.client.memory import identity, is_open
 from aiotimer.errors import ProtocolError, UnsafePath
 from aiotimer.server.server import TimerServer
 from tests.fakes.clock import PATIENCE
@@ -423,6 +430,77 @@ def test_a_block_outlives_its_client(make: Maker, server: ServerThread) -> None:
         with make(server.path) as new:
             new.acquire("t", soon())
     assert new.armed_here() == []
+
+
+def test_a_table_goes_with_hello_whatever_its_number_is_by_then(
+    server: ServerThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last client is closed while another thread of its process is connecting."""
+    client = TimerClient(server.path, unavailable="raise")
+    client.acquire("s", soon())
+    client._queue.connection.disconnect()
+    number = client._queue.descriptor
+    table = identity(number)
+    offers: list[tuple[int, int]] = []
+
+    def close_first(sock: socket.socket, hello: bytes, offered: list[int], until: float) -> Any:
+        client.close()
+        with open(os.devnull, "rb") as null:
+            others.append(fcntl.fcntl(null, fcntl.F_DUPFD, number))  # it is another file's number now
+        offers.extend(map(identity, offered))
+        return greet(sock, hello, offered, until)
+
+    others: list[int] = []
+    monkeypatch.setattr("aiotimer.client.connection.greet", close_first)
+    with pytest.raises(ServerUnavailable, match="the last client was closed meanwhile"):
+        waiting.run(client._queue.connection.connecting(), PATIENCE)
+    for other in others:
+        os.close(other)
+    assert offers == [table]
+    server.wait_heard(wire.Hello, 2)
+
+
+def test_the_descriptor_that_goes_with_hello_is_closed(
+    server: ServerThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offers: list[tuple[int, tuple[int, int]]] = []
+
+    def fails(_sock: socket.socket, _hello: bytes, offered: list[int], _until: float) -> Any:
+        offers.extend((number, identity(number)) for number in offered)
+        raise ServerUnavailable(server.path, "gone")
+        yield
+
+    client = TimerClient(server.path)
+    monkeypatch.setattr("aiotimer.client.connection.greet", fails)
+    with pytest.raises(ServerUnavailable, match="gone"):
+        client.connect()
+    ((number, file),) = offers
+    assert number != client._queue.descriptor
+    assert not is_open(number, file)
+    client.close()
+
+
+def test_a_table_whose_descriptor_cannot_be_duplicated(monkeypatch: pytest.MonkeyPatch) -> None:
+    descriptor = TableDescriptor(create_unnamed_table())
+
+    def fails(_number: int) -> int:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as played:
+        played.setattr(os, "dup", fails)
+        number = errno.EBADF
+        assert descriptor.duplicate() == -1, "another thread has just closed it"
+        number = errno.EMFILE
+        with pytest.raises(OSError, match="Too many open files"):
+            descriptor.duplicate()
+    with monkeypatch.context() as played:
+        played.setattr(os, "dup", lambda _number: os.open(os.devnull, os.O_RDONLY))
+        assert descriptor.duplicate() == -1, "and its number is another file's"
+    other = descriptor.duplicate()
+    assert is_open(other, descriptor.file)
+    os.close(other)
+    descriptor.close()
+    assert descriptor.duplicate() == -1
 
 
 # --- no server
