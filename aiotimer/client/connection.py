@@ -47,7 +47,7 @@ from .._linux.paths import check_socket_path, is_private, observes, run_name
 from .._linux.process import PID_1
 from .._linux.procfs import time_namespace
 from .._version import __version__
-from ..errors import AiotimerError, ServerUnavailable
+from ..errors import AiotimerError, Refused, ServerUnavailable
 from ..queue import RequestQueue
 from . import waiting
 from .control import ping
@@ -56,7 +56,7 @@ from .handshake import Greeting, greet, reach
 from .launch import READY_WITHIN, found, somebody_listens, starting_until, until_it_serves
 from .libraries import library_paths
 from .memory import NO_FILE, close, identity, is_open, scratch
-from .reconnect import Hook, Reconnector, log
+from .reconnect import Hook, Reconnector, Refusals, log
 from .spare_signal import exit_signal
 from .waiting import BUDGET, Steps, Turn, Turns, Wait, loop_is_running, within
 from .worker_name import name_of_this_process
@@ -414,6 +414,7 @@ class ClientConnection(Reconnector):
         self.entering = Lock()
         self._turns = Turns()  # at connecting
         self._resets = 0
+        self._refusals = Refusals()
         self.queue: WorkerQueue = kind(self)
         self.reset()
         _every_connection.add(self)
@@ -429,6 +430,7 @@ class ClientConnection(Reconnector):
         self._next_attempt = -inf
         self._silent_until = -inf  # a server has just let us wait in vain
         self._greeting: Greeting | None = None  # that has not been answered
+        self._refusals.forget()
         self.unwatched = self._logged = self.aloud = self.strict = self.expected = False
 
     def ask_for(self, reap: str, *, observe: bool, target: str = "") -> None:
@@ -560,6 +562,9 @@ class ClientConnection(Reconnector):
         except TimeoutError as error:
             self._silent_until = monotonic() + RETRY_EVERY
             raise ServerUnavailable(self.path, str(error)) from None
+        except Refused:
+            self._refusals.add(self._server(), monotonic())
+            raise
         except (AiotimerError, OSError):
             raise
         except BaseException:  # cancelled: that says nothing about the server
@@ -651,17 +656,35 @@ class ClientConnection(Reconnector):
         self.expected = False
         self.closed_by_program = False
         self.welcomed = True
+        self._refusals.forget()
         if old is not None:
             close(old, old_file)
         if "asyncio" in sys.modules:
             self.queue.open_channels()  # and import what that takes now, when it takes nobody's time
 
     def may_attempt(self) -> bool:
-        """Whether somebody is connecting, or has been answered, or has tried a second ago or more."""
+        """Whether somebody is connecting, or has been answered, or has tried a second ago or more.
+
+        Who has been refused waits for longer, see ``Refusals``.
+        """
+        if self._is_refused():
+            return False
         greeting = self._greeting
         if self._turns.taken or monotonic() >= self._next_attempt:
             return True
         return greeting is not None and greeting.is_answered()
+
+    def _is_refused(self) -> bool:
+        """Whether the server that is there has just refused this process."""
+        return self._refusals.hold(monotonic()) and self._refusals.are_of(self._server())
+
+    def _server(self) -> tuple[int, ...]:
+        """Return what tells the server at the path from another one: its socket."""
+        try:
+            found = os.stat(self.path)
+        except OSError:
+            return NO_FILE
+        return found.st_dev, found.st_ino, found.st_mtime_ns  # a number may be given again at once
 
     def check_silence(self) -> None:
         """Raise ServerUnavailable if a server has just let somebody wait in vain: not everybody has to."""
@@ -688,11 +711,13 @@ class ClientConnection(Reconnector):
         return True
 
     def find_server(self) -> None:
-        """Connect, in a thread that has time.
+        """Connect, in a thread that has time; not if it is too early to ask again whoever has refused.
 
         One that is being started is waited for, any other is asked before it is greeted, and its answer to a
         greeting awaited before that is read: who enters a block meanwhile would wait for the end of it all.
         """
+        if self._is_refused():
+            return
         while self._is_starting() and not somebody_listens(self.path):
             sleep(0.005)
         try:

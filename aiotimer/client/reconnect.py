@@ -6,6 +6,8 @@ The laws of this file:
 * While an outage lasts, one thread tries to reconnect, at most four times a second. The same thread finishes
   a connection for which its caller had no time; if it cannot, that is an outage. It ends with the outage, or
   with the last client. Otherwise there is no thread.
+* Who has been refused asks the same server again after a second, then after twice as long each time, up to a
+  minute; and another one, which has another socket there, at once.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import os
 import sys
 from _thread import LockType, allocate_lock, get_native_id, start_new_thread
 from collections.abc import Callable, Iterator
+from math import inf
 from time import sleep
 from typing import TYPE_CHECKING, NoReturn, Protocol, TypeAlias
 
@@ -39,6 +42,36 @@ _NAMED_WITHIN = 1.0
 _FIRST_PAUSE, _LAST_PAUSE = 0.25, 1.0
 """Seconds between two attempts to reconnect. ``table_files.PEERS_RETURN_WITHIN`` must be longer: for so
 long a restarted server waits to hear what a peer without a shared table released meanwhile."""
+
+
+_FIRST_REFUSAL, _LAST_REFUSAL = 1.0, 60.0
+"""Seconds for which a server that has refused this process is not asked again."""
+
+
+class Refusals:
+    """The refusals of one server in a row, and for how long it is not asked again."""
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Nobody has refused."""
+        self._pause, self._until = 0.0, -inf
+        self._server: object = None
+
+    def add(self, server: object, now: float) -> None:
+        """A server has refused; ``server``: what tells it from another one."""
+        again = self._pause if server == self._server else 0.0
+        self._pause = min(max(_FIRST_REFUSAL, 2 * again), _LAST_REFUSAL)
+        self._server, self._until = server, now + self._pause
+
+    def hold(self, now: float) -> bool:
+        """Whether it is too early to ask again whoever refused."""
+        return now < self._until
+
+    def are_of(self, server: object) -> bool:
+        """Whether it was this server."""
+        return server == self._server
 
 
 class Unfinished(Protocol):

@@ -41,6 +41,7 @@ from aiotimer._core.table import TimerTable
 from aiotimer._linux.table_files import create_unnamed_table
 from aiotimer.client import waiting
 from aiotimer.client.clients import default, default_client
+from aiotimer.client.connection import ClientConnection
 from aiotimer.client.handshake import greet
 from aiotimer.client.mapped_table import TableDescriptor
 from aiotimer.client.memory import identity, is_open
@@ -574,6 +575,43 @@ def test_a_server_that_does_not_welcome_us_is_no_server(make: Maker, nobody: str
 
 
 # --- a server that comes and goes
+
+
+def test_who_is_refused_asks_ever_less_often_and_another_server_at_once(
+    make: Maker, nobody: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The thread that reconnects wakes up all the time here; what it would ask does not depend on that."""
+    napped, asked, naps, kind = threading.Event(), 0, 0, ClientConnection
+    connecting, served = kind.connecting, threading.Event()
+
+    def asks(connection: ClientConnection) -> Any:
+        nonlocal asked
+        asked += 1
+        yield from connecting(connection)
+
+    def nap(_connection: ClientConnection, _seconds: float) -> None:
+        nonlocal naps
+        naps += 1
+        if naps == 50:
+            napped.set()
+        if naps >= 50:
+            served.wait(PATIENCE)
+
+    monkeypatch.setattr("aiotimer.client.reconnect._FIRST_REFUSAL", LATER)
+    monkeypatch.setattr("aiotimer.client.reconnect._LAST_REFUSAL", LATER)
+    monkeypatch.setattr(kind, "connecting", asks)
+    monkeypatch.setattr(kind, "nap", nap)
+    client = make(nobody, unavailable="warn", budget=PATIENCE)
+    with stand_in(nobody, wire.encode(wire.Refused("no room"))):
+        client.acquire("s", soon())
+        assert napped.wait(PATIENCE)
+        assert asked == 1
+        assert not client.inner._queue.connection.may_attempt()
+        assert len([one for one in caplog.records if "no room" in one.getMessage()]) == 1
+    with ServerThread(nobody) as server:
+        served.set()
+        server.wait_armed(["s"])
+        client.close()
 
 
 def test_timers_survive_a_restart_of_the_server(make: Maker, server: ServerThread) -> None:

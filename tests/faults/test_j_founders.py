@@ -212,6 +212,36 @@ say("two", two.wait())
         assert [line for line in worker.lines if not line.startswith("aiotimer:")] == ["one -9", "two -9"]
 
 
+def test_fault_63_of_a_sibling_nothing_is_written_when_the_starter_has_ended() -> None:
+    """Its standard error comes to its end, though the server that it has started lives on."""
+    code = """
+import subprocess
+from aiotimer.client.control import ping
+sibling = \"\"\"
+import os, sys, time, aiotimer
+aiotimer.configure()
+print(os.environ["AIOTIMER_SOCKET"], flush=True)
+sys.stdin.readline()
+with aiotimer.expires(0.3, "s"):
+    time.sleep(1000)
+\"\"\"
+pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+one = subprocess.Popen([sys.executable, "-c", sibling], **pipes)
+path = one.stdout.readline().strip()
+two = subprocess.Popen([sys.executable, "-c", sibling], **pipes)
+assert two.stdout.readline().strip() == path
+server = ping(path).pid
+one.kill()
+say("starter", repr(one.stderr.read()))
+assert ping(path).pid == server
+two.stdin.close()
+say("sibling", two.wait(), repr(two.stderr.read()))
+"""
+    with spawn_worker(PRELUDE + code, None) as worker:
+        assert worker.wait() == 0, worker.output
+        assert worker.lines == ["starter ''", "sibling -9 ''"]
+
+
 def test_fault_63_children_of_a_shell_have_nothing_to_do_with_one_another() -> None:
     code = (
         PRELUDE
