@@ -450,9 +450,16 @@ class TimerServer:
         self._beat = self._loop.call_later(beat, self._show_life)
 
     def _check_place(self) -> None:
-        """See that this server can be found: listen anew if its socket is gone, leave if another is there."""
+        """See that this server can be found: listen anew if its socket is gone, leave if another is there.
+
+        And that its lock is the one that others try: by that file its state directory is known, too.
+        """
         assert self._lock is not None
-        if self._displaced is not None or self._lock.owns_socket():
+        if self._displaced is not None:
+            return
+        if self._lock.owns_socket():
+            if not self._lock.is_in_place():
+                self._lock_anew()
             return
         try:
             if os.path.exists(self.socket_path):
@@ -468,6 +475,28 @@ class TimerServer:
         else:
             log.warning("%s was gone: this server listens there again", shown(self.socket_path))
             self._lost = False
+
+    def _lock_anew(self) -> None:
+        """Somebody has removed the lock's file, and not the socket: make it again, and go on with that."""
+        former = self._lock
+        assert former is not None
+        lock = None
+        try:
+            lock = listener.SocketLock(self.socket_path)
+            lock.claim()
+            self._registry.directory = paths.state_directory(self.socket_path)
+        except AlreadyServing:  # who starts now finds our socket, and ends; its lock is to be had then
+            return
+        except (OSError, ServerError) as error:
+            if lock is not None:
+                lock.release()
+            if not self._lost:
+                log.error("%s is gone, and cannot be locked: %s", shown(f"{self.socket_path}.lock"), error)
+            self._lost = True
+            return
+        self._lock, self._lost = lock, False
+        former.release()
+        log.warning("%s was gone: it is made and locked again", shown(f"{self.socket_path}.lock"))
 
     def _listen_anew(self) -> None:
         """Listen at the path once more: somebody has tidied up, the lock and the tables' directory perhaps.

@@ -19,7 +19,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 
 import pytest
 
@@ -70,6 +70,25 @@ def test_fault_08_a_second_command_says_so_and_exits_69() -> None:
             assert second.stdout == ""
             assert ping(path).pid == server.pid
             assert server.armed(worker.pid) == before
+
+
+def test_fault_08_a_lock_that_was_removed_costs_the_next_server_no_timer() -> None:
+    """By the lock's file the directory of the tables is known: now there are two of them."""
+    lasting = program("with", HANGS["gil"], after=1000)
+    with short_socket() as path, ServerProcess(path) as server, spawn_worker(lasting, path) as first:
+        first.wait_line("deadline")
+        os.unlink(path + ".lock")
+        until = monotonic() + PATIENCE
+        while not os.path.exists(path + ".lock"):
+            assert monotonic() < until
+            sleep(0.01)
+        with spawn_worker(lasting, path) as newcomer:
+            newcomer.wait_line("deadline")
+            workers = {worker.pid: server.armed(worker.pid) for worker in (first, newcomer)}
+            assert all(workers.values())
+            server.kill()
+            server.start()
+            assert {pid: server.armed(pid) for pid in workers} == workers
 
 
 async def test_fault_08_a_stale_socket_file_is_replaced() -> None:

@@ -21,9 +21,11 @@ from aiotimer import AsyncTimerClient, TimerRequest, TimerServer, WorkerId, __ve
 from aiotimer._core import layout, wire
 from aiotimer._core.reader import Timer
 from aiotimer._core.watch import Due
+from aiotimer._linux import paths
 from aiotimer._linux.procfs import start_time
 from aiotimer.errors import AlreadyServing, UnsafePath
 from aiotimer.events import Event
+from aiotimer.server.listener import SocketLock
 from aiotimer.server.watched_table import WatchedTable
 from tests.fakes.clock import PATIENCE
 from tests.fakes.places import open_descriptors, short_socket
@@ -323,6 +325,33 @@ async def test_fault_84_a_server_whose_place_is_taken_leaves_it(caplog: pytest.L
                 await second.until(lambda: second.armed(worker.pid), "it comes over")
                 assert worker.process.poll() is None
         assert "another timer server is at" in caplog.text
+
+
+async def test_a_lock_that_was_removed_is_made_and_locked_again(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving() as server:
+        path = server.socket_path
+        directory = server._registry.directory
+        os.unlink(path + ".lock")
+        with monkeypatch.context() as played:
+            played.setattr(paths, "state_directory", lambda path: os.stat(path + ".gone"))
+            server._check_place()
+            server._check_place()
+        other = SocketLock(path, inherited=True)  # of a server that is starting
+        server._check_place()
+        assert server._lock is not None
+        assert not server._lock.is_in_place()
+        other.release()
+        for _ in range(2):
+            server._check_place()
+        with pytest.raises(AlreadyServing):
+            SocketLock(path, inherited=True)
+        assert server._registry.directory != directory
+        told = [record.getMessage() for record in caplog.records if "was gone" in record.getMessage()]
+        assert told == [f'"{path}.lock" was gone: it is made and locked again']
+        assert caplog.text.count("cannot be locked") == 1
+    assert not os.path.exists(path)
 
 
 async def test_what_is_not_a_socket_is_refused_and_not_removed() -> None:
