@@ -89,7 +89,7 @@ def verdict(
     state = process["state"][:1]
     if gone or state in ("Z", "X"):
         return Verdict("gone", "")
-    said = _of_living(process, tasks, stacks, scope, asked=asked, answered=answered)
+    said = _of_living(process, tasks, stacks, scope, asked=asked, answered=answered, left_out=left_out)
     if not cancelled or "; cancelled after" in said.text:  # its task has said so
         return said
     after = f"; {cancelled}"
@@ -104,6 +104,7 @@ def _of_living(
     *,
     asked: int,
     answered: int,
+    left_out: int,
 ) -> Verdict:
     state = process["state"][:1]
     libraries = process.get("libraries") or ()
