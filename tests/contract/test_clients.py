@@ -654,7 +654,7 @@ def test_without_a_table_the_next_server_is_told_of_what_was_armed_meanwhile(ser
 
 
 def test_a_server_that_went_raises_nothing_out_of_a_release(make: Maker, server: ServerThread) -> None:
-    with make(server.path, unavailable="raise", budget=0.05) as client:
+    with make(server.path, unavailable="raise", budget=PATIENCE) as client:
         client.acquire("s", soon())
         with expires(60, scope="block", client=client.inner):
             server.stop()
@@ -670,7 +670,7 @@ def test_a_server_that_went_raises_nothing_out_of_a_release(make: Maker, server:
 
 
 def test_threads_that_connect_at_once_share_one_connection(make: Maker, server: ServerThread) -> None:
-    clients = [TimerClient(server.path, shared=make.shared) for _ in range(16)]
+    clients = [TimerClient(server.path, shared=make.shared, budget=PATIENCE) for _ in range(16)]
     threads = [threading.Thread(target=client.acquire, args=("s", soon())) for client in clients]
     for thread in threads:
         thread.start()

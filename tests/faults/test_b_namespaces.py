@@ -17,7 +17,17 @@ import pytest
 from aiotimer.server.pinned_process import classify
 from tests.fakes.places import short_socket
 from tests.fakes.server import assert_reaped, serving
-from tests.fakes.worker import HANGS, PRELUDE, SpawnedWorker, ended, is_alive, number, program, spawn_worker
+from tests.fakes.worker import (
+    HANGS,
+    PRELUDE,
+    SpawnedWorker,
+    ended,
+    is_alive,
+    line,
+    number,
+    program,
+    spawn_worker,
+)
 
 PID_NAMESPACE = ("--pid", "--fork", "--kill-child", "--mount-proc")
 """Options of unshare(1): the command is process 1 of a namespace, and dies with unshare."""
@@ -89,13 +99,15 @@ def test_fault_17_a_worker_that_the_server_cannot_see(loop: str, shared: bool) -
 async def test_fault_17_a_worker_in_a_child_namespace(shared: bool) -> None:
     """It calls itself 1. The server knows better, and process 1 of its own namespace is unharmed."""
     body = "say('pid', os.getpid())\n" + HANGS["gil"]
-    source = program("with", body, shared=shared)
+    source = program("with", body, shared=shared, told=True)
     async with serving() as server:
         with in_namespace(PID_NAMESPACE, source, server.socket_path) as unshare:
-            deadline = await number(unshare, "deadline")
-            assert await number(unshare, "pid") == 1
+            await line(unshare, "ready")
             (known,) = server.status()["workers"]
             assert known["pid"] == child_of(unshare.pid)
+            unshare.say()
+            deadline = await number(unshare, "deadline")
+            assert await number(unshare, "pid") == 1
             await assert_reaped(server, known["pid"], deadline)
             await ended(unshare)
         assert is_alive(1)
