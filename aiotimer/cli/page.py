@@ -196,7 +196,7 @@ class _Page:
         timers = record.timers
         note = (timers[0].get("note") if timers else None) or {}
         if note:
-            yield "note", ", ".join(f"{_safe(key)}={_safe(value)}" for key, value in note.items())
+            yield "note", _note(note) + (" (of the block that expired)" if self._blocks_unseen() else "")
         if timer := _timer(record):
             yield "timer", timer
         ran = (timers[0].get("ran") if timers else None) or {}
@@ -235,8 +235,14 @@ class _Page:
         for timer in self._record.timers[1:]:
             scope = re.sub(r"#\d+\Z", "", str(timer.get("scope")))
             groups.setdefault((scope, bool(timer.get("observed"))), []).append(timer)
-        rows = [_other_timer(scope, timers) for (scope, _), timers in groups.items()]
+        rows = [_other_timer(scope, timers, self._most) for (scope, _), timers in groups.items()]
         yield from self._listed("also", rows, "scopes more")
+        if self._blocks_unseen():
+            yield "", "which of these blocks, or the expired one, the loop is blocked in is not known"
+
+    def _blocks_unseen(self) -> bool:
+        """Whether a loop is blocked in a task, and several blocks of such may be that one's."""
+        return self._record.verdict.startswith("event loop blocked") and len(self._record.timers) > 1
 
     def _listed(self, label: str, rows: Sequence[Text | str], more: str) -> Iterator[Row]:
         for number, row in enumerate(rows[: self._most]):
@@ -364,7 +370,11 @@ def _timer(record: Record) -> str:
     return "; ".join(parts)
 
 
-def _other_timer(scope: str, timers: Sequence[Facts]) -> str:
+def _note(note: Facts) -> str:
+    return ", ".join(f"{_safe(key)}={_safe(value)}" for key, value in note.items())
+
+
+def _other_timer(scope: str, timers: Sequence[Facts], most: int = _MOST_OTHERS) -> str:
     limits = {one["limit_s"] for one in timers if one.get("limit_s") is not None}  # not all are known
     left = min((one["remaining_s"] for one in timers if one.get("remaining_s") is not None), default=None)
     several = f"{len(timers)} × " if len(timers) > 1 else ""
@@ -374,6 +384,10 @@ def _other_timer(scope: str, timers: Sequence[Facts]) -> str:
         f"the soonest: {when}" if several and when else when,
         "only observed" if timers[0].get("observed") else "",
     ]
+    notes = [_note(timer["note"]) for timer in timers if timer.get("note")]
+    if notes:
+        more = f"; and {len(notes) - most} more" if len(notes) > most else ""
+        parts.append(f"{'notes' if several else 'note'}: {'; '.join(notes[:most])}{more}")
     return f"{several}{shown(scope)}: " + (", ".join(filter(None, parts)) or "armed")
 
 

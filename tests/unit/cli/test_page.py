@@ -147,6 +147,26 @@ def test_no_word_is_broken_and_no_path_either() -> None:
     )
 
 
+def test_who_blocks_the_loop_is_not_said_to_be_who_expired() -> None:
+    others = [timer(f"request#{n}", 4.0, note={"uid": str(n)}) for n in (2, 3)]
+    blocked = record(
+        timers=[timer("request", note={"uid": "1"}), *others, timer("epoch", 9.0, note={"n": "7"})]
+    )
+    said = lines(blocked, None)
+    assert "note      uid=1 (of the block that expired)" in said
+    at = said.index('also      2 × "request": limit 5.000 s, the soonest: 4.000 s left, notes: uid=2; uid=3')
+    assert said[at + 1].endswith("9.000 s left, note: n=7")
+    assert (
+        said[at + 2].strip()
+        == "which of these blocks, or the expired one, the loop is blocked in is not known"
+    )
+    alone = lines(record(timers=[timer("request", note={"uid": "1"})]), None)
+    assert "note      uid=1" in alone
+    assert "is not known" not in "".join(alone)
+    many = lines(record(timers=[timer("r"), *(timer("r", note={"uid": n}) for n in range(12))]), None)
+    assert any(line.endswith("uid=9; and 2 more") for line in many)
+
+
 def test_a_note_says_which_request_it_was() -> None:
     said = lines(record(timers=[timer("request", note={"uid": "17", "step\n": "\x1b[2J"})]))
     assert "note      uid=17, step\\n=\\x1b[2J" in said
