@@ -37,6 +37,9 @@ _FACTOR, _LARGEST_MARK = 1_000_003, 2**48 - 59
 _of_program = itemgetter(23, 26, 27, 28)
 """Fields of proc_pid_stat(5): size of memory, begin and end of code, begin of stack."""
 
+_FIRST_PID_NAMESPACE = 0xEFFF_FFFC
+"""The inode of the machine's own (PROC_PID_INIT_INO of linux/proc_ns.h)."""
+
 _MOST = 65_536
 """Bytes of a file that are read."""
 
@@ -223,6 +226,14 @@ def parent_and_session(pid: int) -> tuple[int, int]:
     """
     stat = _stat(pid)
     return int(stat[4]), int(stat[6])
+
+
+def is_first_pid_namespace() -> bool:
+    """Whether the pid namespace here is the machine's own, or that is not known."""
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino == _FIRST_PID_NAMESPACE
+    except OSError:
+        return True
 
 
 def children_of(pid: int, tid: int) -> list[int]:

@@ -70,6 +70,14 @@ class PinnedProcess:
             return ""
         return f"{'by ' if status & 0x7F else ''}{status_in_words(status)}"
 
+    def is_child_of_init(self) -> bool:
+        """Whether process 1 of this pid namespace has started it, or adopted it; not of the machine's own."""
+        try:
+            parent = procfs.parent_and_session(self.id.pid)[0]
+        except OSError:
+            return False
+        return parent == PID_1 and not procfs.is_first_pid_namespace()
+
     def signal(self, target: str, number: int) -> str:
         """Signal it, and those that go with it: see ``_linux/signals``.
 

@@ -50,6 +50,11 @@ AT_ONCE = 64
 
 ENDS_ALL = "it is pid 1: it exits at a signal of its own, and all of its pid namespace with it"
 
+ENDS_WITH_IT = "its parent is process 1: perhaps all of the pid namespace ends with it, this server too"
+
+TOLD_WITHIN = 0.25
+"""Seconds that the reap of such a worker waits until it is written what is known."""
+
 LEFT = "it runs another program by now, which is not signalled for what an earlier one has armed"
 UNKNOWN = "nobody can tell whether it still runs the program that armed its timer"
 
@@ -371,8 +376,23 @@ class Reaper:
         self._inspector.begin(case.worker, case.expiry, partial(self._gathered, case, case.expiry))
 
     def _gathered(self, case: _Case, expiry: Expiry) -> None:
+        if case.worker.process.is_child_of_init():
+            self._reporter.queue.spawn(self._tell_first(case, expiry))
+            return
         self._tell(case, reaping.Gathered())
         self._reporter.record(expiry)
+
+    async def _tell_first(self, case: _Case, expiry: Expiry) -> None:
+        """Have it written what a worker is doing before it is signalled: there may be nobody to do so then.
+
+        That is so in a container with an init: it ends as soon as the command does that it was started with.
+        """
+        self._reporter.record(expiry)
+        log.warning("%s", expiry.event()._replace(detail=ENDS_WITH_IT))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._reporter.told(), TOLD_WITHIN)
+        if self._cases.get(case.worker) is case:
+            self._tell(case, reaping.Gathered())
 
     def _confirm(self, case: _Case, _action: reaping.Confirm) -> reaping.Armed | reaping.Released:
         expiry = case.expiry

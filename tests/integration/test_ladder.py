@@ -23,11 +23,12 @@ import pytest
 from aiotimer import TimerRequest, WorkerId
 from aiotimer._core import layout, wire
 from aiotimer._core.ladder import Ladder, ReapGrant
-from aiotimer._linux.process import send_signal
+from aiotimer._linux.process import pin, send_signal
 from aiotimer.evidence import Findings, Subject
 from aiotimer.evidence.record import Record
 from aiotimer.server.inspector import RollCall
-from aiotimer.server.reaper import LEFT
+from aiotimer.server.pinned_process import PinnedProcess
+from aiotimer.server.reaper import ENDS_WITH_IT, LEFT
 from aiotimer.server.reporter import Reporter
 from aiotimer.server.slices import WorkQueue
 from tests.fakes.clock import PATIENCE
@@ -153,6 +154,51 @@ async def test_evidence_comes_before_the_signal(monkeypatch: pytest.MonkeyPatch,
                 assert (record["where"], stacks, tasks) == ("x.py:1", "stacks", "tasks")
                 assert record["process"]["state"] == "S (sleeping)"
             assert [timer["scope"] for timer in record["timers"]] == ["victim"]
+
+
+@pytest.mark.parametrize("dies", [False, True])
+async def test_of_a_child_of_process_1_it_is_written_first_what_is_known(
+    dies: bool, monkeypatch: pytest.MonkeyPatch, sent: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    """All of its pid namespace may end with it."""
+    monkeypatch.setattr("aiotimer._linux.procfs.is_first_pid_namespace", lambda: False)
+    monkeypatch.setattr("aiotimer._linux.procfs.parent_and_session", lambda _pid: (1, 0))
+    told, known = Reporter.told, []
+
+    async def tells(reporter: Reporter) -> None:
+        await told(reporter)
+        known.append((list(sent), [record.getMessage() for record in caplog.records]))
+        if dies:
+            os.kill(pid, signal.SIGKILL)
+            await server.told("worker_gone", pid)
+
+    monkeypatch.setattr(Reporter, "told", tells)
+    monkeypatch.setattr("aiotimer.server.reaper.TOLD_WITHIN", PATIENCE)
+    async with serving_as(KeepingServer, reap="dump,KILL") as server:
+        during_evidence(monkeypatch, lambda _subject: None)
+        with bystander() as pid:
+            server.register_timers([due(pid, "victim")])
+            await server.told("worker_gone" if dies else "reaped", pid)
+            ((signals, lines),) = known
+    assert signals == []
+    (line,) = (line for line in lines if "verdict" in line)
+    assert line.startswith(f'expired pid={pid} name="sleep" scope="victim"')
+    assert 'verdict="idle"' in line
+    assert line.endswith(f"({ENDS_WITH_IT})")
+    assert sent == ([] if dies else [signal.SIGKILL])
+
+
+@pytest.mark.parametrize("first", [False, True])
+async def test_who_is_a_child_of_process_1(first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aiotimer._linux.procfs.is_first_pid_namespace", lambda: first)
+    with bystander() as pid:
+        process = PinnedProcess(*pin(pid))
+        assert process.is_child_of_init() == (os.getpid() == 1 and not first)
+        process.close()
+    gone = PinnedProcess(*pin(os.getpid()))
+    gone.id = WorkerId(2**22 + 1, 0)
+    assert not gone.is_child_of_init()
+    gone.close()
 
 
 @pytest.mark.parametrize("how", ["it says so", "it is over", "it fails"])

@@ -272,6 +272,10 @@ class PinnedProcess:
         """A readable pidfd."""
         return not self.process.alive
 
+    def is_child_of_init(self) -> bool:
+        """There are no containers."""
+        return False
+
     def how_it_ended(self) -> str:
         """Nothing: that is for people."""
         return ""
