@@ -12,10 +12,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -25,6 +27,7 @@ from typing import TypeAlias
 import pytest
 
 from aiotimer import TimerRequest, WorkerId
+from aiotimer._linux import procfs
 from aiotimer._linux.procfs import start_time
 from aiotimer._linux.signals import CGROUP_ROOTS
 from aiotimer.events import Event
@@ -32,7 +35,8 @@ from aiotimer.evidence import Findings, Subject
 from aiotimer.server.inspector import AT_ONCE
 from aiotimer.server.pinned_process import classify
 from tests.fakes.clock import PATIENCE
-from tests.fakes.server import WatchfulServer, serving, serving_as
+from tests.fakes.places import short_socket
+from tests.fakes.server import ServerProcess, WatchfulServer, serving, serving_as
 from tests.fakes.worker import (
     HANGS,
     PRELUDE,
@@ -55,6 +59,75 @@ class TooLateServer(WatchfulServer):
         os.kill(worker_id.pid, signal.SIGTERM)
         wait_dead(worker_id.pid)
         return super().reap_worker(worker_id)
+
+
+WITH_CHILD = """
+import signal, subprocess, time
+from aiotimer import expires
+child = ["bash", "-c", "trap '' TERM; echo $$; exec sleep 1000"]
+child = subprocess.Popen(child, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+print(child.stdout.readline(), end="", flush=True)
+if {stays}:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+with expires(0.3, "s"):
+    time.sleep(1000)
+"""
+
+
+@pytest.mark.parametrize("stays", [True, False])
+def test_fault_88_a_server_that_is_killed_while_a_tree_has_its_grace(stays: bool) -> None:
+    """The next one takes the whole tree again; but of a worker that has died nobody knows whose it was."""
+    with short_socket() as path, contextlib.ExitStack() as stack:
+        with ServerProcess(path, target="tree", reap="TERM:1000,KILL", max_grace=1000) as first:
+            worker = stack.enter_context(spawn_worker(WITH_CHILD.format(stays=stays), path))
+            child = int(worker.wait_line(""))
+            pidfd = os.pidfd_open(child)
+            stack.callback(os.close, pidfd)
+            if stays:
+                first.told("expired", worker.pid)
+            else:
+                assert worker.wait() == -signal.SIGTERM
+            first.kill()
+        assert is_alive(child)
+        with ServerProcess(path, target="tree") as second:
+            if stays:
+                second.told("reaped", worker.pid)
+                wait_dead(child)
+            else:
+                second.pass_by(monotonic())
+                assert is_alive(child)
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+
+
+async def test_fault_89_a_look_up_that_hangs_in_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a child whose command stands in a page that nobody delivers."""
+    goes_on, command_of = threading.Event(), procfs.command_of
+
+    def hangs(pid: int, most: int) -> list[str]:
+        if pid not in workers:
+            goes_on.wait(PATIENCE)
+        return command_of(pid, most)
+
+    monkeypatch.setattr("aiotimer._linux.procfs.command_of", hangs)
+    script = "sleep 1000 & echo; wait"
+    with contextlib.ExitStack() as stack:
+        stack.callback(goes_on.set)
+        workers: list[int] = []
+        for _ in range(2):
+            shell = stack.enter_context(
+                subprocess.Popen(["bash", "-c", script], stdout=subprocess.PIPE, start_new_session=True)
+            )
+            stack.callback(os.killpg, shell.pid, signal.SIGKILL)
+            workers.append(shell.pid)
+            assert shell.stdout is not None
+            assert shell.stdout.readline() == b"\n"
+        async with serving_as(KeepingServer, reap="dump,KILL", evidence_budget=0.5) as server:
+            for pid in workers:
+                server.register_timers([TimerRequest(pid, "s", monotonic())])
+                assert (await server.told("reaped", pid)).detail == ""
+                probe = server.kept[-1][0]["probes"].get("proc", "")
+                assert not re.fullmatch(r"\d+\.\d+ s", probe), "it was not finished"
+            assert not goes_on.is_set()
 
 
 async def test_fault_43_a_worker_that_dies_just_before_the_signal(caplog: pytest.LogCaptureFixture) -> None:
