@@ -49,6 +49,9 @@ class Hello(msgspec.Struct, tag="hello", array_like=True, frozen=True):
         exit_signal: the signal at which it exits whatever it is doing, if it is pid 1; else 0.
         name: what people call it. Shown, never acted upon; "" as its command is called.
         libraries: how the paths of its interpreter's libraries begin; empty: it does not say.
+        group, rank, size, first, here: which member of which run it is, see ``_core/membership``. Shown, and
+            used to group the workers of one user; by it is signalled only who is due together with it, if
+            the server's owner wants that.
     """
 
     version: int
@@ -65,6 +68,11 @@ class Hello(msgspec.Struct, tag="hello", array_like=True, frozen=True):
     exit_signal: int = 0
     name: str = ""
     libraries: tuple[str, ...] = ()
+    group: str = ""
+    rank: int = -1
+    size: int = 0
+    first: int = 0
+    here: int = 0
 
 
 class Welcome(msgspec.Struct, tag="welcome", array_like=True, frozen=True):

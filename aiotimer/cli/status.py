@@ -79,6 +79,12 @@ def resume(socket_path: str | None, as_json: bool) -> None:
         say("the breaker has not tripped")
 
 
+def _rank(worker: dict[str, Any]) -> str:
+    rank, size = worker.get("rank"), worker.get("size")
+    known = "-" if rank is None else str(rank)
+    return f"{known}/{size}" if size else known
+
+
 def _print(report: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
@@ -87,14 +93,16 @@ def _print(report: dict[str, Any]) -> None:
 
     server, workers = report["server"], report["workers"]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("PID", "WORKER", "SCOPE", "REMAINING"):
-        table.add_column(heading, justify="right" if heading in ("PID", "REMAINING") else "left")
+    with_runs = any(worker.get("group") for worker in workers)
+    for heading in ("PID", "WORKER", *(("RUN", "RANK") if with_runs else ()), "SCOPE", "REMAINING"):
+        table.add_column(heading, justify="right" if heading in ("PID", "RANK", "REMAINING") else "left")
     armed = 0
     for worker in workers:
         name = shown(worker["name"])[1:-1] + ("" if worker["connected"] else " (not connected)")
         timers = [(shown(row["scope"])[1:-1], seconds(row["remaining_s"])) for row in worker["timers"]]
+        member = (Text(printable(worker.get("group") or "-")), _rank(worker)) if with_runs else ()
         for scope, left in timers or [("-", "-")]:
-            table.add_row(str(worker["pid"]), Text(name), Text(scope), left)
+            table.add_row(str(worker["pid"]), Text(name), *member, Text(scope), left)
         armed += len(worker["timers"])
     printer = console()
     printer.print(

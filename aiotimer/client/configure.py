@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from .._linux.paths import PRIVATE, SOCKET_VARIABLE
 from ..errors import AiotimerError, UnsafePath
-from . import worker_name
+from . import membership, worker_name
 from .clients import BaseClient, TimerClient, default
 from .waiting import loop_is_running
 
@@ -40,6 +40,9 @@ def configure(
     observe: bool = False,
     target: str = "",
     name: str = "",
+    group: str = "",
+    rank: int | None = None,
+    size: int | None = None,
 ) -> BaseClient | None:
     """Choose the server that watches ``expires`` blocks in this process.
 
@@ -59,6 +62,11 @@ def configure(
             pytest-xdist, Celery or gunicorn call it, or multiprocessing if the program gave it a name or a
             target of its own; else the script or module that it runs. ``RANK`` and its like are added. The
             server is told when this process connects.
+        group, rank, size: which member this process is of which run: the run's id, which all of its members
+            say, its number among them, from 0 on, and how many there are. What is not given is as a launcher
+            says: torchrun (``TORCHELASTIC_RUN_ID``, ``RANK``, ``WORLD_SIZE``), Slurm, Open MPI, PMI or Ray.
+            When a timer of one of them expires, the server finds out what all of them are doing. It is told
+            when this process connects.
 
     Returns:
         The client in use from now on, None after ``configure(None)``.
@@ -67,13 +75,15 @@ def configure(
         ServerUnavailable: only if ``unavailable="raise"``: there is no server, or a private one cannot start.
         UnsafePath: the path cannot be a socket's; or, if ``unavailable="raise"``, there is no place for a
             private server.
-        ValueError: ``reap`` is no ladder, ``target`` is none, or a client of this process has asked that
-            server for another ``reap``, ``observe`` or ``target``.
-        TypeError: ``name`` is no str; ``unavailable``, ``on_unwatched``, ``reap``, ``observe`` or ``target``
-            beside a client, which has its own, or beside None.
+        ValueError: ``reap`` is no ladder, ``target`` is none, ``rank`` is none of a run of ``size``; or a
+            client of this process has asked that server for another ``reap``, ``observe`` or ``target``.
+        TypeError: ``name`` or ``group`` is no str, ``rank`` or ``size`` no int; ``unavailable``,
+            ``on_unwatched``, ``reap``, ``observe`` or ``target`` beside a client, which has its own, or
+            beside None.
     """
     global _ours
     worker_name.give(name)
+    membership.give(group, rank, size)
     new: BaseClient | None
     made: TimerClient | None = None
     if isinstance(client, BaseClient) or client is None:
@@ -97,13 +107,9 @@ def configure(
         if absent is not None and unavailable == "raise":
             raise absent
         made = new = TimerClient(
-            client,
-            unavailable=unavailable,
-            on_unwatched=on_unwatched,
-            reap=reap,
-            observe=observe,
-            target=target,
-        )
+            client, unavailable=unavailable, on_unwatched=on_unwatched,
+            reap=reap, observe=observe, target=target,
+        )  # fmt: skip
         _connect(made, absent)
     default.client = new
     former, _ours = _ours, made

@@ -55,6 +55,7 @@ from .dump_signal import allow_tracing
 from .handshake import Greeting, greet, reach
 from .launch import READY_WITHIN, found, somebody_listens, starting_until, until_it_serves
 from .libraries import library_paths
+from .membership import membership_of_this_process
 from .memory import NO_FILE, close, identity, is_open, scratch
 from .reconnect import Hook, Reconnector, Refusals, log
 from .spare_signal import exit_signal
@@ -633,6 +634,7 @@ class ClientConnection(Reconnector):
             exit_signal=self._exit_signal(),
             name=name_of_this_process(),
             libraries=library_paths(),
+            **membership_of_this_process()._asdict(),
         )
         return hello, offered
 

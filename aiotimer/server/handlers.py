@@ -23,6 +23,7 @@ from time import monotonic
 from typing import Any, TypeAlias
 
 from .._core import layout, wire
+from .._core.membership import GROUP_LENGTH, Membership
 from .._linux import table_files
 from .._linux.paths import NAME_LENGTH, RUN_LENGTH
 from .._linux.process import hung_up, peer_of, pin_peer
@@ -388,6 +389,7 @@ def _connect(session: Session, worker: Worker, hello: wire.Hello, program: int) 
     worker.run = hello.run[:RUN_LENGTH]
     worker.said_name = printable(hello.name[:NAME_LENGTH]).strip()
     worker.libraries = _some_of(hello.libraries)
+    worker.joins(_membership(hello), monotonic())
     worker.connections += 1
     table.watch.connected = True
     table.look()
@@ -406,6 +408,13 @@ MAX_LIBRARIES, MAX_LIBRARY = 24, 250
 def _some_of(libraries: tuple[str, ...]) -> tuple[str, ...]:
     """Return what a worker says of its libraries, as far as it can be kept."""
     return tuple(path for path in libraries[:MAX_LIBRARIES] if 1 < len(path) <= MAX_LIBRARY)
+
+
+def _membership(hello: wire.Hello) -> Membership:
+    """Return which member of which run a worker says it is, as far as it can be right."""
+    group = printable(hello.group[:GROUP_LENGTH]).strip()
+    said = Membership(group, hello.rank, hello.size, hello.first, hello.here)
+    return said.checked() if group else Membership()
 
 
 def _drop_of_other_programs(session: Session, worker: Worker, program: int) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from .._core import wire
 from .._core.ladder import ReapGrant
+from .._core.membership import Membership
 from .._core.requests import TimerRequest
 from .._core.table import TimerTable
 from .._core.watch import Due
@@ -95,6 +96,8 @@ class Worker:
         run: the job that it belongs to, by its own account; "" if it has not said.
         said_name: what people call it, by its own account, printable; "" if it has not said.
         libraries: how the paths of its libraries begin, by its own account; empty if it has not said.
+        membership: which member of which run it is, by its own account.
+        joined_at: when it first said so, ``CLOCK_MONOTONIC`` seconds.
     """
 
     def __init__(
@@ -117,6 +120,8 @@ class Worker:
         self.run = ""
         self.said_name = ""
         self.libraries: tuple[str, ...] = ()
+        self.membership = Membership()
+        self.joined_at = inf
         self._death: asyncio.Future[None] | None = None
 
     @property
@@ -173,6 +178,12 @@ class Worker:
         """Whether anything is armed and not dealt with."""
         return any(table.holds_timers() for table in self.tables)
 
+    def joins(self, membership: Membership, now: float) -> None:
+        """It says which member of which run it is."""
+        if membership.group != self.membership.group or self.joined_at == inf:
+            self.joined_at = now
+        self.membership = membership
+
     def status(self, now: float, pack: Callable[[Any], Any]) -> Steps[tuple[float, dict[str, Any]]]:
         """Return its soonest deadline, and what ``aiotimer status --json`` prints of it: packed timers."""
         timers: list[tuple[float, Any]] = []
@@ -188,6 +199,8 @@ class Worker:
             timers.sort(key=itemgetter(0))
         soonest = timers[0][0] if timers else inf
         told = {"pid": self.id.pid, "name": self.name, "connected": self.connections > 0}
+        group, rank, size, *_ = self.membership
+        told |= {"group": group, "rank": None if rank < 0 else rank, "size": size or None}
         return soonest, told | {"timers": [timer for _deadline, timer in timers]}
 
     def clear(self) -> None:

@@ -185,9 +185,39 @@ with aiotimer.expires(after=300, scope="so\\x1b[31mon"):
         assert "1 worker, 2 timers armed" in text
         assert "\x1b" not in text
         assert text.index("[31mon") < text.index("later")
+        assert "RANK" not in text
         everything = json.loads(call("status", "--all", "--json").stdout)
         assert path in [r["server"]["socket"] for r in everything]
         process.kill()
+
+
+def test_status_shows_which_members_of_which_runs_are_connected() -> None:
+    worker = """
+import sys, aiotimer
+aiotimer.configure(group=sys.argv[1], rank=int(sys.argv[2]), size=4)
+print("connected", flush=True)
+sys.stdin.read()
+"""
+    with contextlib.ExitStack() as stack:
+        path = stack.enter_context(short_socket())
+        stack.enter_context(serving(path))
+        for arguments in (("4711", "2"), ("run [b]", "0")):
+            process = stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", worker, *arguments],
+                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment(AIOTIMER_SOCKET=path),
+                )
+            )  # fmt: skip
+            stack.callback(process.kill)
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"connected\n"
+        report = json.loads(call("status", "--json", AIOTIMER_SOCKET=path).stdout)
+        members = [(one["group"], one["rank"], one["size"]) for one in report["workers"]]
+        assert sorted(members) == [("4711", 2, 4), ("run [b]", 0, 4)]
+        lines = call("status", "--socket", path).stdout.splitlines()
+        assert any(line.split() == ["PID", "WORKER", "RUN", "RANK", "SCOPE", "REMAINING"] for line in lines)
+        assert sum(line.split()[-4:] == ["4711", "2/4", "-", "-"] for line in lines) == 1
+        assert sum(line.split()[-5:] == ["run", "[b]", "0/4", "-", "-"] for line in lines) == 1
 
 
 def test_ping_answers_or_exits_69() -> None:

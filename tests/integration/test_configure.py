@@ -78,6 +78,25 @@ def test_a_process_is_called_what_it_says() -> None:
         assert "TypeError: name must be a str, not int" in ranked.stderr
 
 
+def test_a_process_says_which_member_it_is_of_which_run() -> None:
+    torchrun = {"TORCHELASTIC_RUN_ID": "4711", "RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "3"}
+    with ServerThread() as server:
+        path = server.path
+        ask = f"""
+import aiotimer.client.control as c
+worker = c.status({path!r})["workers"][0]
+print([worker[key] for key in ("group", "rank", "size")])
+"""
+        found = run(f"configure({path!r})\n{ask}", **torchrun)
+        assert found.stdout == "['4711', 3, 8]\n", found.stderr
+        told = run(f"configure({path!r}, group='a b', rank=0, size=2)\n{ask}", **torchrun)
+        assert told.stdout == "['a b', 0, 2]\n", told.stderr
+        nothing = run(f"configure({path!r})\n{ask}")
+        assert nothing.stdout == "['', None, None]\n", nothing.stderr
+        wrong = run(f"try: configure({path!r}, rank=2, size=2)\nexcept ValueError as e: print(e)")
+        assert wrong.stdout == "rank 2 is none of a run of 2: ranks begin with 0\n", wrong.stderr
+
+
 def test_the_environment_is_enough_without_configure() -> None:
     with ServerThread() as server:
         result = run(

@@ -477,7 +477,11 @@ async def test_status() -> None:
             assert report["server"]["socket"] == server.socket_path
             assert report["server"]["uptime_s"] >= 0
             first, second = report["workers"]  # the soonest first
-            assert first.keys() == second.keys() == {"pid", "name", "connected", "timers"}
+            assert (
+                first.keys()
+                == second.keys()
+                == {"pid", "name", "connected", "group", "rank", "size", "timers"}
+            )
             assert (first["pid"], first["name"], first["connected"]) == (pid, "sleep", False)
             assert (second["pid"], second["connected"]) == (worker.pid, True)
             assert second["name"].startswith("python")

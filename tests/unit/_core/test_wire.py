@@ -14,6 +14,7 @@ from aiotimer.errors import ProtocolError
 TO_SERVER: list[wire.ToServer] = [
     wire.Hello(1, "0.1", 42, True, 4026531834, 12.5),
     wire.Hello(1, "0.1", 42, True, 0, 12.5, libraries=("/usr/lib/python3.11/",)),
+    wire.Hello(1, "0.1", 42, True, 0, 12.5, group="4711", rank=5, size=8, first=4, here=4),
     wire.Hello(2, "0.2", 42, False, 0, 12.5, True, (("s", 3.0), ("s\x002", 4.0))),
     wire.Ring(12.5),
     wire.Acquire(1, "train.py:42", 60.0),
@@ -81,10 +82,11 @@ def test_any_double_may_be_rung(deadline: float) -> None:
 def test_a_hello_of_an_earlier_version_has_no_name() -> None:
     hello = wire.Hello(1, "0.1", 42, True, 0, 12.5, exit_signal=34, name="train.py rank 3/8")
     assert list(wire.server_decoder().feed(wire.encode(hello))) == [hello]
-    body = msgspec.msgpack.encode(msgspec.to_builtins(hello)[:-2])
+    body = msgspec.msgpack.encode(msgspec.to_builtins(hello)[:13])
     (earlier,) = wire.server_decoder().feed(len(body).to_bytes(4, "big") + body)
     assert isinstance(earlier, wire.Hello)
     assert (earlier.exit_signal, earlier.name) == (34, "")
+    assert (earlier.group, earlier.rank, earlier.size) == ("", -1, 0)
 
 
 def test_a_hello_takes_a_list_of_armed_timers() -> None:
