@@ -17,7 +17,7 @@ log = logging.getLogger("aiotimer")
 
 Kind: TypeAlias = Literal[
     "expired", "reaped", "unkillable", "reap_failed", "late", "observed", "finished", "held", "breaker",
-    "worker_gone", "exec", "adopted", "stalled", "refused",
+    "worker_gone", "exec", "adopted", "stalled", "refused", "run",
 ]  # fmt: skip
 
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -52,6 +52,7 @@ class Event(NamedTuple):
             ``exec``: a worker runs another program now, its timers are dropped (those of the server's owner
             only if it is another user's now). ``adopted``: a table of an
             earlier server. ``stalled``: the server stood still. ``refused``: a client that is not served.
+            ``run``: a timer of a member of a run expired, and all members on this node were called.
         worker_id: whom it happened to, None for the server itself.
         name: what the worker is called: by its own account, else its command name.
         scope: the timer it was about.
@@ -62,6 +63,8 @@ class Event(NamedTuple):
             server ended before.
         verdict: what the worker was doing, in words.
         evidence: the directory with what was found out.
+        run: the run that it is about, for ``run`` and members that were reaped with theirs.
+        culprit: whom that waits for, ``rank 2``; "" where it cannot be told.
     """
 
     event: Kind
@@ -73,6 +76,8 @@ class Event(NamedTuple):
     outcome: str = ""
     verdict: str = ""
     evidence: str = ""
+    run: str = ""
+    culprit: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """Return the event as the object that goes into a JSON line; ``time`` is wall time, for people."""
@@ -86,6 +91,8 @@ class Event(NamedTuple):
             self.worker_id and f"pid={self.worker_id.pid}",
             self.name and f"name={shown(self.name)}",
             self.scope and f"scope={shown(self.scope)}",
+            self.run and f"run={shown(self.run)}",
+            self.culprit and f"culprit={shown(self.culprit)}",
             self.late_s is not None and f"late={self.late_s * 1000:.1f}ms",
             self.verdict and f"verdict={shown(self.verdict)}",
             self.evidence and f"evidence={shown(self.evidence)}",

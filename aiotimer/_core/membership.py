@@ -44,6 +44,12 @@ class Membership(NamedTuple):
             first, here = 0, SOME if here else 0
         return Membership(self.group[:GROUP_LENGTH], rank, size, first, here)
 
+    def ranks_here(self) -> range:
+        """Return the ranks that are to be on its node; none if that is not known."""
+        if self.here == SOME:
+            return range(0)
+        return range(self.first, self.first + self.here) if self.here else range(self.size)
+
 
 def check(group: str, rank: int | None, size: int | None) -> None:
     """Check what a program says of itself.

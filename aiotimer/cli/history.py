@@ -142,6 +142,7 @@ def _line(event: dict[str, Any]) -> str:
         words.append(f"pid={event['pid']}")
     if event.get("scope"):
         words.append(f"scope={event['scope']}")
+    words += [f"{key}={event[key]}" for key in ("run", "culprit") if event.get(key)]
     if event.get("late_s") is not None:
         words.append(f"late={seconds(event['late_s'])}")
     words += [str(event[key]) for key in ("verdict", "detail") if event.get(key)]

@@ -72,10 +72,7 @@ def lines(rows: Sequence[Mapping[str, Any]], width: int, columns: Columns | None
         width: of the terminal.
         columns: of the words in them; by default, what these rows need.
     """
-    told = [
-        [printable(str("" if row.get(key) is None else row[key])) for key in ("event", "pid", "scope")]
-        for row in rows
-    ]
+    told = [[printable(str("" if word is None else word)) for word in _words(row)] for row in rows]
     if columns is None:
         kinds, pids, scopes = ([cell_len(words[number]) for words in told] for number in range(3))
         columns = Columns(
@@ -92,6 +89,11 @@ def lines(rows: Sequence[Mapping[str, Any]], width: int, columns: Columns | None
             said = _IN_A_CALL.sub("", said)
         made.append(set_cell_size(begins + cut(said, left), width).rstrip())
     return made
+
+
+def _words(row: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+    """Return the kind of a row, the worker, and the scope that it is about, or the run."""
+    return row.get("event"), row.get("pid"), row.get("scope") or row.get("run")
 
 
 def _time(moment: Any) -> str:

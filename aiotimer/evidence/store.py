@@ -1,11 +1,11 @@
-"""A store of evidence, with one directory for each expiry, for people and programs.
+"""A store of evidence, with one directory for each expiry and each roll call, for people and programs.
 
 The laws of this file:
 
 * A directory is whole or not there: it is filled under another name and renamed. A file in it is replaced,
   never rewritten. A crash leaves nothing that a reader trips over, and its remains are removed later.
 * It is capped, in number and in size: the oldest go; but first those of a worker that has more than a tenth
-  of all. Nothing is removed that was not made here.
+  of all, or those of runs if these are more. Nothing is removed that was not made here.
 * A directory in which others can write is refused, and what lies in one is not believed.
 * A file system that is full or read-only costs the evidence and one line in the log, nothing else.
 
@@ -22,7 +22,7 @@ import re
 import shutil
 import stat
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +42,16 @@ JSON_BYTES = 512 * 1024
 TEXT_BYTES = 240 * 1024
 """What one expiry takes at most: its record and two texts, less than 1 MiB in all."""
 
-RECORD, STACKS, TASKS = "expiry.json", "stacks.txt", "tasks.txt"
+RUN_BYTES = 2 * 1024 * 1024
+"""What the record of a run takes, at most about so much; each of its members has the same share."""
 
-_NAME = re.compile(r"(\d{8}T\d{6}\w*)-\d+-(\d{1,18})", re.ASCII)
+RECORD, STACKS, TASKS, RUN = "expiry.json", "stacks.txt", "tasks.txt", "run.json"
+
+_OF_RUN = "run"
+"""What the name of a run's directory has in place of a pid."""
+
+_NAME = re.compile(r"(\d{8}T\d{6}\w*)-(\d+|run)-(\d{1,18})", re.ASCII)
+_LEAST_OF_MEMBER = 2048
 _UNFINISHED = re.compile(r"\.new-(\d{1,9})-.*", re.ASCII)
 _ITEMS = 1000
 """Items of any list that are kept. Turning one into JSON holds the GIL, which the server's loop needs."""
@@ -113,6 +120,26 @@ class Store:
         files = {RECORD: as_json(record.as_json(), JSON_BYTES).encode()} | {
             name: cut(text).encode(errors="backslashreplace") for name, text in texts.items()
         }
+        return self._save(path, files)
+
+    def save_run(self, record: Mapping[str, Any], members: Sequence[Mapping[str, Any]]) -> bool:
+        """Save the record of a roll call, or replace it.
+
+        Args:
+            record: all of it but its ``members``; shortened if it is long, as each of them is.
+            members: see ``roll_call.Member.as_json``.
+
+        Returns:
+            Whether it could be saved, as :meth:`save`.
+        """
+        share = max(_LEAST_OF_MEMBER, RUN_BYTES // max(1, len(members)))
+        # One by one: to turn megabytes into JSON at once would keep the server's loop from the GIL.
+        texts = [_member_as_json(member, share) for member in members]
+        head = as_json(record, JSON_BYTES)
+        text = f'{head[:-1]}, "members": [{", ".join(texts)}]}}'
+        return self._save(self.path_of(str(record["id"])), {RUN: text.encode()})
+
+    def _save(self, path: Path, files: dict[str, bytes]) -> bool:
         try:
             self._write(path, files)
         except (OSError, UnsafePath) as error:
@@ -129,7 +156,7 @@ class Store:
         check_ours(self.directory)
         if self._saves % self._keep == 0:  # others may share the directory, or clean it up
             self._remove_unfinished()
-            self._sizes = {kept: _size_of(kept) for kept in entries(self.directory)}
+            self._sizes = {kept: _size_of(kept) for kept in _entries(self.directory)}
         self._saves += 1
         size = max(sum(map(len, files.values())), self._sizes.get(path, 0))
         self._make_room(path, size)
@@ -179,13 +206,29 @@ class Store:
 
 def entries(directory: Path) -> list[Path]:
     """Return the directories of expiries in a store, the oldest first; none if there is no store."""
+    return [path for path in _entries(directory) if _pid_of(path) != _OF_RUN]
+
+
+def runs(directory: Path) -> Iterator[dict[str, Any]]:
+    """Yield the records of roll calls in a store, the newest first; what is no record is passed over."""
+    for path in reversed(_entries(directory)):
+        if _pid_of(path) == _OF_RUN:
+            try:
+                record = _read(path, RUN, 2 * RUN_BYTES + JSON_BYTES)
+            except (OSError, ValueError, UnsafePath):
+                continue
+            yield record
+
+
+def _entries(directory: Path) -> list[Path]:
+    """Return the directories of expiries and of runs, the oldest first."""
     found: list[tuple[str, int, int, Path]] = []
     with contextlib.suppress(OSError):
         for path in directory.iterdir():
             if match := _NAME.fullmatch(path.name):
                 facts = path.lstat()
                 if stat.S_ISDIR(facts.st_mode):  # of one second: by their last change, and then their number
-                    found.append((match[1], facts.st_mtime_ns, int(match[2]), path))
+                    found.append((match[1], facts.st_mtime_ns, int(match[3]), path))
     return [path for *_, path in sorted(found)]
 
 
@@ -197,13 +240,18 @@ def load(directory: Path) -> Record:
         ValueError: it is not a record.
         UnsafePath: somebody else may have written it.
     """
+    return Record.from_json(_read(directory, RECORD, 2 * JSON_BYTES))
+
+
+def _read(directory: Path, name: str, most: int) -> dict[str, Any]:
+    """Return the object in a file of an entry. Raises as :func:`load`."""
     check_ours(directory)
-    descriptor = os.open(directory / RECORD, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    descriptor = os.open(directory / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     with open(descriptor, "rb") as file:
-        record = json.loads(file.read(2 * JSON_BYTES))
+        record = json.loads(file.read(most))
     if not isinstance(record, dict):
-        raise ValueError(f"{directory / RECORD} holds no object")
-    return Record.from_json(record)
+        raise ValueError(f"{directory / name} holds no object")
+    return record
 
 
 def cut(text: str, limit: int = TEXT_BYTES) -> str:
@@ -233,6 +281,13 @@ def as_json(value: Mapping[str, Any], limit: int) -> str:
             reduced = {key: _short(value, limit // 32) for key, value in reduced.items()}
             return json.dumps(reduced)
     return text
+
+
+def _member_as_json(member: Mapping[str, Any], limit: int) -> str:
+    """Return a member of a run as JSON of at most about so many bytes; its evidence is what is long."""
+    rest = as_json({key: value for key, value in member.items() if key != "evidence"}, limit // 4)
+    evidence = as_json(member.get("evidence") or {}, limit - len(rest))
+    return f'{rest[:-1]}, "evidence": {evidence}}}'
 
 
 def _plain(value: Any) -> Any:

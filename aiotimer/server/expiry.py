@@ -144,6 +144,12 @@ def record_id(wall: float, pid: int) -> str:
     return f"{utc}-{pid}-{next(_serial)}"
 
 
+def run_id(wall: float) -> str:
+    """Return the name of a new record of a run, as :func:`record_id` that of an expiry."""
+    utc = time.strftime("%Y%m%dT%H%M%S", time.gmtime(wall))
+    return f"{utc}-run-{next(_serial)}"
+
+
 def outlived(sent: Sequence[tuple[int, float]], process: Mapping[str, Any]) -> str:
     """Say why the last signal before SIGKILL may not have ended a worker, "" if that is not known.
 

@@ -111,6 +111,14 @@ class History(Backlog[Callable[[], object]]):
         rank = Rank.EVENT if record.outcome == "pending" else Rank.OUTCOME
         self.put(partial(self._record, record, *texts), record.pid, rank)
 
+    def run(self, record: Mapping[str, Any], members: Sequence[Mapping[str, Any]]) -> None:
+        """Keep the record of a roll call, or replace it. Its row is that of its event.
+
+        Args:
+            record, members: see :meth:`Store.save_run`; what they hold must not be changed afterwards.
+        """
+        self.put(partial(self.store.save_run, record, members), rank=Rank.OUTCOME)
+
     def event(self, event: Mapping[str, Any]) -> None:
         """Write an event, as :meth:`Event.as_json` returns it."""
         action = partial(self._writer.event, dict(event))

@@ -28,7 +28,7 @@ from collections import deque
 from collections.abc import Callable
 from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from .._core import wire
 from ..errors import ProtocolError
@@ -52,6 +52,9 @@ Each starts threads and a helper process. More of them than processors find out 
 a helper that waits for a processor before its ``exec`` holds up the thread that starts it, and the loop too.
 """
 
+LEAST = 0.5
+"""Seconds that there are at least to look at a member of a run that has not expired, if there are so many."""
+
 MAX_CHANNELS = 64
 """Inspection channels of one worker: one for each of its event loops."""
 
@@ -59,6 +62,67 @@ MAX_TASKS = 1000
 """Reports of tasks that are evidence, of all event loops of one worker together."""
 
 Then: TypeAlias = Callable[[], object]
+
+
+class Call(Protocol):
+    """The roll call of a run, as far as an inspector knows one."""
+
+    def inspected(self) -> None:
+        """One that has expired has been looked at."""
+
+    async def wait(self) -> None:
+        """Wait until all have been called."""
+
+
+CallOf: TypeAlias = "Callable[[Worker, Expiry, float], Call | None]"
+"""Of a worker that has expired, the roll call that it belongs to; see ``Runs.expired``."""
+
+
+class Turns:
+    """Turns to look at somebody, so many at a time. Who has expired comes before who has not."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, count: int) -> None:
+        self._loop = loop
+        self._free = count
+        self._expired: deque[asyncio.Future[None]] = deque()
+        self._others: deque[asyncio.Future[None]] = deque()
+
+    @property
+    def others(self) -> int:
+        """How many wait that have not expired."""
+        return len(self._others)
+
+    async def take(self, *, first: bool) -> None:
+        """Wait for a turn.
+
+        Args:
+            first: it has expired.
+        """
+        if self._free:
+            self._free -= 1
+            return
+        turn = self._loop.create_future()
+        line = self._expired if first else self._others
+        line.append(turn)
+        try:
+            await turn
+        except BaseException:
+            if turn.done() and not turn.cancelled():
+                self.give_back()  # it was given to who does not want it any more
+            else:
+                line.remove(turn)
+            raise
+
+    def give_back(self) -> None:
+        """It is somebody else's turn."""
+        line = self._expired or self._others
+        while line:
+            turn = line.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+            line = self._expired or self._others
+        self._free += 1
 
 
 class RollCall:
@@ -110,42 +174,62 @@ class Inspector:
         self.budget = budget
         self._queue = queue
         self._loop = loop
-        self._turns = asyncio.Semaphore(AT_ONCE)
+        self._turns = Turns(loop, AT_ONCE)
         self._roll_call = RollCall(loop)
+        self.call_of: CallOf = lambda _worker, _expiry, _until: None
 
     def begin(self, worker: Worker, expiry: Expiry, then: Then) -> None:
         """Begin to find out what a worker is doing; when that is noted, within the budget, call ``then``."""
         until = self._loop.time() + self.budget
-        number = self._roll_call.begin()
+        seen = functools.partial(self._roll_call.seen, self._roll_call.begin())
+        call = self.call_of(worker, expiry, until)
         # Not before all that is due has been looked at: threads and helpers keep the loop from it.
-        self._queue.put(worker.id, self._start, worker, expiry, until, number, then)
+        self._queue.put(worker.id, self._start, worker, expiry, until, seen, call, then)
 
-    def _start(self, worker: Worker, expiry: Expiry, until: float, number: int, then: Then) -> None:
-        self._queue.spawn(self._inspect(worker, expiry, until, number, then))
+    def _start(self, *inspection: Any) -> None:
+        self._queue.spawn(self._inspect(*inspection))
 
-    async def _inspect(self, worker: Worker, expiry: Expiry, until: float, number: int, then: Then) -> None:
-        seen = functools.partial(self._roll_call.seen, number)
+    async def _inspect(
+        self, worker: Worker, expiry: Expiry, until: float, seen: Then, call: Call | None, then: Then
+    ) -> None:
         try:
-            await self._gather(worker, expiry, until, seen)
+            expiry.findings = await self.look(
+                worker, lambda: _subject(worker, expiry)._replace(seen=seen), until
+            )
         finally:
             seen()
+            if call is not None:
+                call.inspected()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(until):
                 await self._roll_call.all_seen()
+                if call is not None:
+                    await call.wait()
         self._queue.do_first(then)  # when the budgets of hundreds end in one moment
 
-    async def _gather(self, worker: Worker, expiry: Expiry, until: float, seen: Then) -> None:
+    async def look(
+        self, worker: Worker, subject: Callable[[], Subject], until: float, *, first: bool = True
+    ) -> Findings | None:
+        """Find out what a worker is doing; None: it was dead before.
+
+        Args:
+            worker: whom.
+            subject: returns it as something to find evidence about, when it is its turn.
+            until: when that is over, on the loop's clock.
+            first: it has expired, and comes before those that have not; these share what time is left.
+        """
         try:
             async with asyncio.timeout_at(until):
-                await self._turns.acquire()
+                await self._turns.take(first=first)
         except TimeoutError:
-            expiry.findings = nothing("too many at once")
-            return
+            return nothing("too many at once")
         if worker.closed:
-            self._turns.release()
-            return
+            self._turns.give_back()
+            return None
         left = min(self.budget, max(0.0, until - self._loop.time()))
-        task = self._queue.start(gather.gather(_subject(worker, expiry)._replace(seen=seen), left))
+        if not first:
+            left = min(left, max(LEAST, left * AT_ONCE / (1 + self._turns.others)))
+        task = self._queue.start(gather.gather(subject(), left))
         task.add_done_callback(self._done)
         awaited: set[asyncio.Future[Any]] = {task, worker.death(self._loop)}
         try:
@@ -154,13 +238,12 @@ class Inspector:
             task.cancel()
         if task.done() and not task.cancelled():
             error = task.exception()
-            expiry.findings = task.result() if error is None else nothing(f"failed: {type(error).__name__}")
-        else:
-            died = worker.death(self._loop).done()
-            expiry.findings = nothing("it died" if died else f"no answer within {self.budget:g} s")
+            return task.result() if error is None else nothing(f"failed: {type(error).__name__}")
+        died = worker.death(self._loop).done()
+        return nothing("it died" if died else f"no answer within {self.budget if first else left:.3g} s")
 
     def _done(self, task: asyncio.Task[Findings]) -> None:
-        self._turns.release()
+        self._turns.give_back()
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("evidence could not be gathered", exc_info=error)
 

@@ -16,7 +16,7 @@ import contextlib
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Generator, Hashable, Iterable, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from time import monotonic
@@ -166,6 +166,20 @@ class Reporter:
         if self.keep is not None:
             expiry.evidence = self.path_of(expiry.id)
             self.queue.put(expiry.worker_id, self._keep, expiry)
+
+    def called(
+        self, record: Mapping[str, Any], members: Sequence[Mapping[str, Any]], event: Event | None
+    ) -> None:
+        """The roll of a run has been called, or more is known of it.
+
+        Args:
+            record, members: see ``Store.save_run``.
+            event: what is told of it; None: nothing new.
+        """
+        if self._history is not None:
+            self.queue.put(None, self._history.run, record, members)
+        if event is not None:
+            self.emit(event._replace(evidence=self.path_of(record["id"])))
 
     def report(self, expiry: Expiry, kind: Kind, outcome: str, detail: str = "") -> None:
         """Something has become of an expiry."""

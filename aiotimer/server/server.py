@@ -47,6 +47,7 @@ from .reaper import Reaper
 from .registry import Registry
 from .reporter import Reporter, scopes_of
 from .rights import raise_descriptor_limit
+from .runs import Runs
 from .sinks import CallbackSink
 from .slices import Steps, WorkQueue, finish
 from .tree import Trees
@@ -141,6 +142,7 @@ class TimerServer:
         self._when_written: Callable[[Callable[[], object]], object] = lambda action: action()
         self._context: HandlerContext
         self._reporter: Reporter
+        self._runs: Runs
         self._reaper: Reaper
         self._queue: WorkQueue
         self._disposal: Disposal
@@ -208,6 +210,7 @@ class TimerServer:
         self._disposal = Disposal()
         reporter = self._reporter = self._new_reporter(queue, directory)
         inspector = Inspector(self._loop, self._policy.evidence_budget, queue)
+        self._runs = Runs(self._loop, lambda: self._registry.workers.values(), inspector, reporter)
         trees = Trees(self._loop, queue, self._spares, self._adopter)
         self._reaper = Reaper(self._loop, self.reap_worker, reporter, self._policy, inspector, trees=trees)
         self._started_registry = Registry(
@@ -422,6 +425,7 @@ class TimerServer:
 
     def _worker_died(self, worker: Worker) -> None:
         self._context.worker_left_at = monotonic()
+        self._runs.died(worker)
         self._reaper.died(worker)
 
     def _owner_gone(self) -> None:

@@ -203,6 +203,10 @@ class Worker:
         told |= {"group": group, "rank": None if rank < 0 else rank, "size": size or None}
         return soonest, told | {"timers": [timer for _deadline, timer in timers]}
 
+    def is_in(self, group: str) -> bool:
+        """Whether it is a member of a run: it has said so, and has not left its server since."""
+        return bool(group) and self.membership.group == group and bool(self.connections or self.tables)
+
     def clear(self) -> None:
         """Deal with everything that is armed now."""
         for table in self.tables:

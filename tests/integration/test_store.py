@@ -14,7 +14,7 @@ import pytest
 from aiotimer.errors import UnsafePath
 from aiotimer.evidence import store as module
 from aiotimer.evidence.record import Record
-from aiotimer.evidence.store import Store, as_json, cut, entries, load
+from aiotimer.evidence.store import RUN_BYTES, Store, as_json, cut, entries, load, runs
 
 
 def record(number: int = 1, **more: Any) -> Record:
@@ -232,3 +232,56 @@ def test_what_is_not_a_record_is_not_loaded(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "expiry.json")
     with pytest.raises(ValueError, match=r"JSON|Expecting"):
         load(tmp_path)
+
+
+def run(number: int = 1, **more: Any) -> dict[str, Any]:
+    """What the record of a roll call says besides its members."""
+    return {"id": f"20261123T03{number:04}-run-{number}", "event": "run", "run": "4711"} | more
+
+
+def test_a_roll_call_is_kept_beside_the_expiries_and_is_none_of_them(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.save(record(1), "stacks", "")
+    members = [{"rank": 0, "evidence": {"stacks": [{"frames": []}]}}, {"rank": 1, "evidence": {}}]
+    assert store.save_run(run(2), members)
+    assert store.save_run(run(3, run="4712"), [])
+    assert store.save_run(run(2, verdict="rank 1"), members), "again, when more is known"
+    path = store.path_of(run(2)["id"])
+    assert names(path) == ["run.json"]
+    assert (path / "run.json").stat().st_mode & 0o777 == 0o600
+    assert list(runs(tmp_path)) == [run(3, run="4712", members=[]), run(2, verdict="rank 1", members=members)]
+    assert entries(tmp_path) == [store.path_of(record(1).id)]
+
+
+def test_the_members_of_a_run_have_the_same_share_of_room(tmp_path: Path) -> None:
+    frames = [["/srv/app/train.py", line, "step"] for line in range(1000)]
+    evidence = {"stacks": [{"frames": frames} for _ in range(50)], "process": {"state": "S"}}
+    members = [{"rank": rank, "name": "x" * 64, "evidence": evidence} for rank in range(64)]
+    store = Store(tmp_path)
+    assert store.save_run(run(), members)
+    assert (store.path_of(run()["id"]) / "run.json").stat().st_size <= RUN_BYTES + 4096
+    (found,) = runs(tmp_path)
+    assert [member["rank"] for member in found["members"]] == list(range(64))
+    assert all(member["evidence"]["process"] == {"state": "S"} for member in found["members"])
+
+
+def test_runs_crowd_out_no_expiries(tmp_path: Path) -> None:
+    store = Store(tmp_path, keep=4)
+    for number in range(3):
+        store.save(record(id=f"20261123T030000-{number + 7}-{number}"), "", "")
+    for number in range(3, 9):
+        store.save_run(run(number), [])
+    assert len(entries(tmp_path)) == 2, "one has made room for the second, then a run for a run"
+    assert [found["id"] for found in runs(tmp_path)] == [run(8)["id"], run(7)["id"]]
+
+
+def test_what_is_no_record_of_a_run_is_passed_over(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.save_run(run(1), [])
+    for number, text in ((2, "[]"), (3, "{"), (4, None)):
+        path = tmp_path / run(number)["id"]
+        path.mkdir(mode=0o700)
+        if text is not None:
+            (path / "run.json").write_text(text)
+    assert [found["id"] for found in runs(tmp_path)] == [run(1)["id"]]
+    assert list(runs(tmp_path / "nowhere")) == []

@@ -32,6 +32,20 @@ def test_what_cannot_be_right_is_not_known(said: tuple[Any, ...], kept: tuple[An
 
 
 @pytest.mark.parametrize(
+    ("membership", "ranks"),
+    [
+        (Membership("g", 1, 4), [0, 1, 2, 3]),
+        (Membership("g", 5, 8, 4, 4), [4, 5, 6, 7]),
+        (Membership("g", 5, 8, 0, SOME), []),
+        (Membership("g", 1), []),
+        (Membership(), []),
+    ],
+)
+def test_which_ranks_are_to_be_on_its_node(membership: Membership, ranks: list[int]) -> None:
+    assert list(membership.ranks_here()) == ranks
+
+
+@pytest.mark.parametrize(
     "said", [("", None, None), ("g", 0, 1), ("run 4711", None, 8), ("x" * GROUP_LENGTH, MOST - 1, MOST)]
 )
 def test_a_program_may_say_that(said: tuple[Any, ...]) -> None:
