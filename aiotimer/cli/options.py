@@ -13,7 +13,7 @@ import click
 
 from .._core.ladder import TARGETS, seconds
 from .._linux.paths import OBSERVE_VARIABLE
-from ..server.policy import STOPPED, Policy
+from ..server.policy import ON_EXPIRY, STOPPED, Policy
 
 
 def _checked(_context: click.Context, parameter: click.Parameter, value: Any) -> Any:
@@ -75,6 +75,10 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "type": click.Choice(STOPPED),
         "help": "What happens to a worker that is stopped, frozen, or in a debugger.",
     },
+    "on_expiry": {
+        "type": click.Choice(ON_EXPIRY),
+        "help": "Who is reaped: the worker whose timer expired, or with it all of its run on this node.",
+    },
     "evidence_budget": {
         "type": Duration(),
         "metavar": "DURATION",
@@ -117,19 +121,26 @@ def policy_options(command: Any) -> Any:
 
 
 def run_options(command: Any) -> Any:
-    """Add those of ``run``; the function gets ``reap``, ``target``, ``observe`` and ``evidence_dir``.
+    """Add those of ``run``.
+
+    The function gets ``reap``, ``target``, ``on_expiry``, ``observe`` and ``evidence_dir``.
 
     ``$AIOTIMER_OBSERVE`` reaches its server by inheritance.
     """
     from .run_command import RUN_TARGET
 
     command = _add(_add(command, "evidence_dir"), "observe", envvar=None)
+    command = _add(command, "on_expiry")
     return _add(_add(command, "target", default=RUN_TARGET), "reap", default=None)
 
 
-def as_arguments(reap: str | None, target: str, observe: bool, evidence_dir: str | None) -> tuple[str, ...]:
+def as_arguments(
+    reap: str | None, target: str, on_expiry: str, observe: bool, evidence_dir: str | None
+) -> tuple[str, ...]:
     """Return these as arguments of ``aiotimer serve``."""
     arguments = ["--target", target] + ([] if reap is None else ["--reap", reap])
+    if on_expiry != Policy.on_expiry:
+        arguments += ["--on-expiry", on_expiry]
     if observe:
         arguments.append("--observe")
     if evidence_dir is not None:

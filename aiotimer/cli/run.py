@@ -38,6 +38,7 @@ def run(
     socket_path: str | None,
     reap: str | None,
     target: str,
+    on_expiry: str,
     observe: bool,
     evidence_dir: str | None,
     after: float | None,
@@ -59,6 +60,6 @@ def run(
             raise click.BadParameter("it must be above 0", param_hint=option)
     if kill_after is not None and after is None:
         raise click.UsageError("--kill-after counts from the end of --after: give that too")
-    policy = as_arguments(reap, target, observe, evidence_dir)
+    policy = as_arguments(reap, target, on_expiry, observe, evidence_dir)
     limits = Limits(after, kill_after, preserve_status)
     context.exit(run_command([*command], socket_path=socket_path, policy=policy, limits=limits, quiet=quiet))

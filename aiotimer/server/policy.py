@@ -16,6 +16,8 @@ from .._core.ladder import TARGETS, Ladder, ReapGrant, read_reap_grant, reap_gra
 
 STOPPED = ("reap", "hold")
 
+ON_EXPIRY = ("worker", "run")
+
 
 @dataclass(frozen=True)
 class Policy:
@@ -37,10 +39,12 @@ class Policy:
     max_reaps: tuple[int, float] = (256, 60.0)  # beyond, it is the limit that is wrong, not the workers
     evidence_dir: str | os.PathLike[str] | None = None
     resume_after: float = 0.0
+    on_expiry: str = "worker"
     ladder: Ladder = field(init=False)
 
     def __post_init__(self) -> None:
-        for name, allowed in (("target", TARGETS), ("stopped", STOPPED)):
+        choices = (("target", TARGETS), ("stopped", STOPPED), ("on_expiry", ON_EXPIRY))
+        for name, allowed in choices:
             if (value := getattr(self, name)) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
         for name in ("evidence_budget", "max_grace", "resume_after"):

@@ -8,6 +8,8 @@ The laws of this file:
   every table that is due has been looked at.
 * Whoever is only to be observed is not signalled.
 * What an earlier program has armed goes when another one runs; and *not known* is not *the same*.
+* With ``on_expiry="run"`` a worker that is signalled for its timer takes the members of its run along: those
+  that have said so with the program that they run. Each is reaped once, for its own timer or with its run.
 """
 
 from __future__ import annotations
@@ -55,6 +57,9 @@ ENDS_WITH_IT = "its parent is process 1: perhaps all of the pid namespace ends w
 TOLD_WITHIN = 0.25
 """Seconds that the reap of such a worker waits until it is written what is known."""
 
+_AT_EASE = (reaping.State.WATCHED, reaping.State.RESUMED, reaping.State.REFUSED)
+"""States in which nothing is under way: only then a member is reaped with its run."""
+
 LEFT = "it runs another program by now, which is not signalled for what an earlier one has armed"
 UNKNOWN = "nobody can tell whether it still runs the program that armed its timer"
 
@@ -71,6 +76,9 @@ class _Case:
         answer: what whoever had its ladder carried out waits for.
         tree: what it has started, pinned, if that is reaped with it.
         pinning: that is being looked for; nothing has been done to the worker.
+        taken_along: the expiry for which the other members of its run are reaped, too.
+        doomed: why it is to be reaped with its run, as soon as nothing else is under way; "": it is not.
+        with_run: that is being done, or has been.
     """
 
     def __init__(self, worker: Worker, machine: reaping.Reaping, alarm: Alarm) -> None:
@@ -84,6 +92,8 @@ class _Case:
         self.answer: asyncio.Future[bool] | None = None
         self.tree: Tree | None = None
         self.pinning = False
+        self.taken_along: Expiry | None = None
+        self.doomed = self.with_run = ""
         self.alarm = alarm
 
 
@@ -101,8 +111,10 @@ class Reaper:
         inspector: Inspector,
         clock: Callable[[], float] = monotonic,
         trees: Trees | None = None,
+        members: Callable[[str], Steps[list[Worker]]] | None = None,
     ) -> None:
         self._loop = loop
+        self._members = members
         self._trees = trees
         self._reap_worker = reap_worker
         self._reporter = reporter
@@ -253,6 +265,8 @@ class Reaper:
                 self._tell(case, answer)
         if case.machine.wakes_at != case.alarm.at:
             case.alarm.set(case.machine.wakes_at)
+        if case.doomed and isinstance(event, reaping.Done | reaping.Woken):  # nothing else is left to be done
+            self._reap_with_run(case)
 
     def _woken(self, worker: Worker) -> None:
         case = self._cases[worker]
@@ -360,7 +374,7 @@ class Reaper:
         if inspect.isawaitable(done):
             self._reporter.queue.spawn(self._await_reap(case, done))
             return None
-        return reaping.Done(bool(done))
+        return self._done(case, bool(done))
 
     async def _await_reap(self, case: _Case, awaited: Awaitable[bool]) -> None:
         try:
@@ -368,7 +382,12 @@ class Reaper:
         except Exception:  # noqa: BLE001 - as in _reap()
             log.exception("reap_worker(%s) failed; it counts as reaped", case.worker.id)
             done = True
-        self._tell(case, reaping.Done(done))
+        self._tell(case, self._done(case, done))
+
+    def _done(self, case: _Case, done: bool) -> reaping.Done:
+        if done and case.machine.state is reaping.State.ASKED:  # by its owner, in another way than ours
+            self._take_run_along(case)
+        return reaping.Done(done)
 
     def _gather(self, case: _Case, action: reaping.Gather) -> None:
         assert case.expiry is not None
@@ -417,6 +436,7 @@ class Reaper:
             return reaping.Refused(f"{error.strerror}; {again}")
         if case.expiry is not None:
             case.expiry.signalled(action.number, self._clock())
+            self._take_run_along(case)
         if case.tree is not None and self._trees is not None:
             graces = (case.worker.reap_grant.ladder or self._policy.ladder).total_grace
             kill_at = min(case.tree.kill_at, self._clock() + graces)
@@ -452,7 +472,8 @@ class Reaper:
     def _program(self, case: _Case) -> bool | None:
         """Whether a worker still runs the program that it is being reaped for; None: nobody can tell."""
         if not case.machine.for_a_timer or case.expiry is None:
-            return True  # its owner just wants it
+            # Or its owner just wants it.
+            return _runs_program_of_member(case.worker) if case.with_run else True
         return case.worker.runs_program_of(case.expiry.table)
 
     def _answer(self, case: _Case, action: reaping.Answer) -> None:
@@ -472,11 +493,11 @@ class Reaper:
 
     def _forget(self, case: _Case, _action: reaping.Forget) -> None:
         worker, expiry, case.expiry = case.worker, case.expiry, None
-        assert expiry is not None
         self._let_go_of_tree(case)
         for table in list(worker.tables):
             drop_if_left(worker, table, self._reporter.emit)
-        self._reporter.report(expiry, "worker_gone", "gone", LEFT)
+        if expiry is not None:  # else it was to be reaped with its run
+            self._reporter.report(expiry, "worker_gone", "gone", LEFT)
 
     def _fail(self, case: _Case, action: reaping.Fail) -> None:
         case.failed, case.expiry = case.expiry, None
@@ -490,6 +511,59 @@ class Reaper:
     def _unmark(self, table: WatchedTable) -> None:
         if not table.closed:
             table.mark_reaped(0.0)
+
+    # -- with its run ----------------------------------------------------------------------------
+
+    def _take_run_along(self, case: _Case) -> None:
+        """A worker is reaped for its timer: have the other members of its run reaped, if that is wanted."""
+        worker, expiry = case.worker, case.expiry
+        group = worker.membership.group
+        wanted = self._policy.on_expiry == "run" and self._members is not None and worker.is_in(group)
+        if wanted and case.taken_along is not expiry:
+            case.taken_along = expiry
+            self._reporter.queue.take_turn(self._doom_others(worker))
+
+    def _doom_others(self, first: Worker) -> Steps[None]:
+        assert self._members is not None
+        rank, name = first.membership.rank, first.name
+        why = f"with its run, for a timer of {name if rank < 0 else f'rank {rank}'}"
+        for worker in (yield from self._members(first.membership.group)):
+            if worker is not first and not worker.closed:
+                case = self._case(worker)
+                if not case.with_run and not self._observes(worker):
+                    case.doomed = why
+                    self._reap_with_run(case)
+                yield
+
+    def _reap_with_run(self, case: _Case) -> None:
+        """Reap a member as the server's owner would, unless something is under way already."""
+        if case.machine.state not in _AT_EASE:
+            return
+        worker, why, case.doomed = case.worker, case.doomed, ""
+        runs_it = _runs_program_of_member(worker)
+        if held := self._why_held(worker, unknown=runs_it is None):
+            self._reporter.emit(Event("held", worker.id, worker.name, detail=held))
+        if held or not runs_it:
+            return
+        case.with_run = why
+        try:
+            done = self._reap_worker(worker.id)
+        except Exception:  # noqa: BLE001 - the owner's code; logged, and it counts as reaped
+            log.exception("reap_worker(%s) failed; it counts as reaped", worker.id)
+            done = True
+        if inspect.isawaitable(done):
+            self._reporter.queue.spawn(self._await_member(worker, done))
+        elif done:
+            worker.clear()
+
+    async def _await_member(self, worker: Worker, awaited: Awaitable[bool]) -> None:
+        try:
+            done = bool(await awaited)
+        except Exception:  # noqa: BLE001 - as in _reap_with_run()
+            log.exception("reap_worker(%s) failed; it counts as reaped", worker.id)
+            done = True
+        if done and not worker.closed:
+            worker.clear()
 
     # -- the end ---------------------------------------------------------------------------------
 
@@ -522,11 +596,22 @@ class Reaper:
             if case.tree is not None and case.tree.shortfall:
                 detail = f"not all that it has started was signalled: {case.tree.shortfall}"
             self._reporter.report(expiry, "reaped", "reaped", detail)
+        elif case.with_run and action.reaped:
+            group = worker.membership.group
+            told = Event("reaped", worker.id, worker.name, detail=case.with_run, outcome="reaped", run=group)
+            self._reporter.emit(told)
         elif expiry is not None:
             detail = ", ".join(filter(None, (worker.process.how_it_ended(), "with timers armed")))
             self._reporter.report(expiry, "worker_gone", "gone", detail)
         elif not was_overdue and worker.holds_timers():
             self._reporter.emit(Event("worker_gone", worker.id, worker.name, detail="with timers armed"))
+
+
+def _runs_program_of_member(worker: Worker) -> bool | None:
+    """Whether a worker runs the program that has said of which run it is a member; None: nobody can tell."""
+    tables = [table for table in worker.tables if table.file.kind != "owner" and not table.closed]
+    known = [worker.runs_program_of(table) for table in tables]
+    return True if True in known else None if None in known else False
 
 
 _CARRY_OUT: dict[type[Any], Callable[[Reaper, _Case, Any], reaping.Event | None]] = {

@@ -88,6 +88,9 @@ class TimerServer:
         observe: nobody is signalled; expiries, their evidence and their ends are recorded.
         stopped: what happens to a worker that is stopped, frozen or in a debugger: ``reap``, as any other;
             ``hold``: it is not reaped for so long.
+        on_expiry: who is reaped: ``worker``, whose timer has expired; ``run``: with it all members of its run
+            on this node, at once and each in the steps of its own ladder, so that nobody is left to wait for
+            the others. Evidence of all is gathered before either way.
         evidence_budget: seconds that evidence may delay the first signal by; 0: none is gathered.
         max_grace: seconds; the longest that a worker's own ladder may take to SIGKILL.
         max_reaps: (N, seconds): after more than N reaps in one job within so many seconds its workers are
@@ -118,6 +121,7 @@ class TimerServer:
         max_reaps: tuple[int, float] = Policy.max_reaps,
         evidence_dir: str | os.PathLike[str] | None = Policy.evidence_dir,
         resume_after: float = Policy.resume_after,
+        on_expiry: str = Policy.on_expiry,
     ) -> None:
         path = paths.default_socket() if socket_path is None else os.fspath(socket_path)
         self.socket_path = check_socket_path(path)
@@ -126,6 +130,7 @@ class TimerServer:
         self._policy = Policy(
             reap=reap, target=target, observe=observe, stopped=stopped, evidence_budget=evidence_budget,
             max_grace=max_grace, max_reaps=max_reaps, evidence_dir=evidence_dir, resume_after=resume_after,
+            on_expiry=on_expiry,
         )  # fmt: skip
         self._lock: listener.SocketLock | None = None
         self._listener: socket.socket | None = None
@@ -212,7 +217,10 @@ class TimerServer:
         inspector = Inspector(self._loop, self._policy.evidence_budget, queue)
         self._runs = Runs(self._loop, lambda: self._registry.workers.values(), inspector, reporter)
         trees = Trees(self._loop, queue, self._spares, self._adopter)
-        self._reaper = Reaper(self._loop, self.reap_worker, reporter, self._policy, inspector, trees=trees)
+        self._reaper = Reaper(
+            self._loop, self.reap_worker, reporter, self._policy, inspector, trees=trees,
+            members=self._runs.members,
+        )  # fmt: skip
         self._started_registry = Registry(
             directory, self._loop, self._bound, self._policy, self._reaper.expire, self._worker_died,
             reporter.emit, self._table_removed, queue, self._disposal, self._store,

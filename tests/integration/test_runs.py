@@ -7,11 +7,14 @@ import contextlib
 import os
 import signal
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pytest
 
+from aiotimer import TimerRequest, WorkerId
 from aiotimer._core import wire
+from aiotimer._core.reaping import State
 from aiotimer._linux.procfs import time_namespace
 from aiotimer.evidence import Findings, Subject, gather
 from aiotimer.evidence.store import runs
@@ -19,7 +22,7 @@ from aiotimer.server import runs as module
 from aiotimer.server.inspector import Turns
 from aiotimer.server.server import TimerServer
 from tests.fakes.server import WatchfulServer, answer, raw_client, serving, serving_as
-from tests.fakes.worker import HANGS, PRELUDE, SpawnedWorker, is_alive, line, program, spawn_worker
+from tests.fakes.worker import HANGS, PRELUDE, SpawnedWorker, bystander, is_alive, line, program, spawn_worker
 
 WAITS = program("with", HANGS["lock"], told=True)
 """A member that connects, and is then told to enter a block that it never leaves."""
@@ -221,7 +224,7 @@ async def test_a_member_that_is_not_due_gets_back_what_its_answer_took() -> None
 
 
 async def test_what_is_only_observed_has_its_roll_called_and_nobody_is_signalled() -> None:
-    async with serving(reap="dump,KILL", observe=True) as server:
+    async with serving(reap="dump,KILL", observe=True, on_expiry="run") as server:
         with contextlib.ExitStack() as stack:
             workers = [member(stack, server, rank) for rank in range(2)]
             await ready(*workers)
@@ -348,3 +351,168 @@ async def test_a_turn_that_is_given_to_who_has_left_is_the_next_ones() -> None:
     await asyncio.wait([first, second])
     assert first.cancelled()
     assert second.exception() is None
+
+
+# -- on_expiry="run" ---------------------------------------------------------------------------------------
+
+
+async def test_all_members_of_the_run_are_reaped_at_once_and_nobody_else() -> None:
+    async with serving(reap="dump,KILL", on_expiry="run") as server:
+        with contextlib.ExitStack() as stack, bystander() as pid:
+            workers = [member(stack, server, rank) for rank in (0, 1)]
+            workers += [member(stack, server, 2, WAITS_LONG)]
+            others = [member(stack, server, 0, TORCHELASTIC_RUN_ID="4712")]
+            others += [stack.enter_context(spawn_worker(WAITS_LONG, server.socket_path))]
+            await ready(*workers, *others)
+            await armed(workers[2], others[1])
+            server.register_timers([TimerRequest(pid, "later", 1e9)])
+            await armed(workers[0])
+            for worker in workers:
+                await server.told("reaped", worker.pid)
+            first, *rest = (server.all_told("reaped", worker.pid)[0] for worker in workers)
+            assert first.scope == "victim"
+            assert {(event.detail, event.run) for event in rest} == {
+                ("with its run, for a timer of rank 0", "4711")
+            }
+            assert sorted(worker.pid for worker in server.reaps) == sorted(one.pid for one in workers)
+            await server.pass_by(0.0)
+            assert all(is_alive(one.pid) for one in others)
+            assert is_alive(pid)
+            assert len(server.all_told("run")) == 1
+            assert server.all_told("worker_gone") == []
+
+
+async def test_a_member_is_reaped_once_whether_for_its_own_timer_or_with_its_run() -> None:
+    async with serving(reap="dump,TERM:0.2,KILL", on_expiry="run") as server:
+        with contextlib.ExitStack() as stack:
+            workers = [member(stack, server, rank) for rank in range(4)]
+            await ready(*workers)
+            await armed(*workers)
+            for worker in workers:
+                await server.told("reaped", worker.pid)
+            await server.until(lambda: not server._registry.workers, "all are gone")
+            for worker in workers:
+                assert len(server.all_told("reaped", worker.pid)) == 1
+                assert [one.pid for one in server.reaps].count(worker.pid) == 1
+
+
+async def test_by_default_only_who_has_expired_is_reaped() -> None:
+    async with serving(reap="KILL") as server:
+        with contextlib.ExitStack() as stack:
+            workers = [member(stack, server, rank) for rank in range(2)]
+            await ready(*workers)
+            await armed(workers[0])
+            await server.told("reaped", workers[0].pid)
+            await server.pass_by(0.0)
+            assert is_alive(workers[1].pid)
+            assert server.all_told("run") == [], "the ladder wants no evidence"
+
+
+async def test_a_member_that_runs_another_program_is_not_reaped_with_the_run() -> None:
+    leaves = program("with", "os.execvp('sleep', ['sleep', '1000'])", after=600, told=True)
+    async with serving(reap="KILL", on_expiry="run") as server:
+        with contextlib.ExitStack() as stack:
+            workers = [member(stack, server, 0), member(stack, server, 1, leaves)]
+            await ready(*workers)
+            await armed(workers[1])
+            await server.told("exec", workers[1].pid)
+            await armed(workers[0])
+            await server.told("reaped", workers[0].pid)
+            await server.pass_by(0.0)
+            assert is_alive(workers[1].pid)
+
+
+async def test_a_member_that_executes_another_program_in_between_is_signalled_no_more() -> None:
+    leaves = "signal.signal(signal.SIGTERM, lambda *_: os.execvp('sleep', ['sleep', '1000']))\n"
+    stays = program("with", leaves + "say('waits')\nwhile True: signal.pause()", after=600, told=True)
+    async with serving(reap="TERM:0.5,KILL", on_expiry="run") as server:
+        with contextlib.ExitStack() as stack:
+            workers = [member(stack, server, 0), member(stack, server, 1, stays)]
+            await ready(*workers)
+            await armed(workers[1])
+            await line(workers[1], "waits")
+            await armed(workers[0])
+            await server.told("reaped", workers[0].pid)
+            await server.told("exec", workers[1].pid)
+            await server.pass_by(monotonic() + 1.0)  # its SIGKILL would have been due
+            assert is_alive(workers[1].pid)
+            worker = server._registry.find(workers[1].pid)
+            assert worker is not None
+            assert server._reaper._cases[worker].machine.state is State.WATCHED
+
+
+async def test_a_member_that_is_observed_or_stopped_is_left_alone() -> None:
+    async with serving(reap="KILL", on_expiry="run", stopped="hold") as server:
+        with contextlib.ExitStack() as stack:
+            workers = [member(stack, server, 0), member(stack, server, 1)]
+            workers += [member(stack, server, 2, AIOTIMER_OBSERVE="1")]
+            await ready(*workers)
+            os.kill(workers[1].pid, signal.SIGSTOP)
+            os.waitid(os.P_PID, workers[1].pid, os.WSTOPPED | os.WNOWAIT)
+            await armed(workers[0])
+            await server.told("held", workers[1].pid)
+            await server.told("reaped", workers[0].pid)
+            await server.pass_by(0.0)
+            assert all(is_alive(one.pid) for one in workers[1:])
+
+
+async def test_a_member_that_was_released_in_time_is_reaped_with_its_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its own timer had expired, and it was being looked at; it goes on, and would wait for the others."""
+    late = program("with", "sys.stdin.readline()", told=True) + "\nsys.stdin.readline()\n"
+    async with serving(reap="dump,KILL", on_expiry="run", evidence_budget=30.0) as server:
+        with contextlib.ExitStack() as stack:
+            workers = [member(stack, server, 0), member(stack, server, 1, late)]
+            await ready(*workers)
+            real, told = gather.gather, list[int]()
+
+            async def release(subject: Subject, budget: float) -> Findings:
+                pid = subject.id.pid
+                if pid == workers[1].pid and server.all_told("expired", pid) and not told:
+                    told.append(pid)
+                    workers[1].say()
+                    await line(workers[1], "left")
+                return await real(subject, budget)
+
+            monkeypatch.setattr(gather, "gather", release)
+            await armed(*workers)
+            await server.told("late", workers[1].pid)
+            for worker in workers:
+                await server.told("reaped", worker.pid)
+            assert server.all_told("reaped", workers[1].pid)[0].run == "4711"
+            assert [one.pid for one in server.reaps].count(workers[1].pid) == 2, "for its timer in vain"
+
+
+class Owner(WatchfulServer):
+    """A server whose owner reaps in its own way."""
+
+    def reap_worker(self, worker_id: WorkerId) -> bool:
+        """Note it, and say that it is done."""
+        self.reaps.append(worker_id)
+        self.changed()
+        if worker_id.pid == self.fails:
+            raise RuntimeError("on purpose")
+        return True
+
+    fails = 0
+
+
+async def test_an_owner_reaps_the_members_in_its_own_way(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving_as(Owner, reap="KILL", on_expiry="run") as server:
+        with contextlib.ExitStack() as stack:
+            workers = [
+                member(stack, server, 0),
+                member(stack, server, 1, WAITS_LONG),
+                member(stack, server, 2),
+            ]
+            await ready(*workers)
+            await armed(workers[1])
+            server.fails = workers[2].pid
+            await armed(workers[0])
+            await server.until(lambda: len(server.reaps) == 3, "all of them")
+            assert sorted(one.pid for one in server.reaps) == sorted(one.pid for one in workers)
+            worker = server._registry.find(workers[1].pid)
+            assert worker is not None
+            assert worker.expired(1e12) == [], "its timers are dealt with"
+            assert "it counts as reaped" in caplog.text

@@ -42,9 +42,9 @@ def test_every_option_of_a_policy_has_its_default() -> None:
 def test_every_option_can_be_written() -> None:
     written = (
         "--reap TERM:2,KILL --target group --observe --stopped hold --evidence-budget 0 --max-grace 2.5 "
-        "--max-reaps 1/0.5 --evidence-dir e --resume-after 9"
+        "--max-reaps 1/0.5 --evidence-dir e --resume-after 9 --on-expiry run"
     )
-    expected = Policy("TERM:2,KILL", "group", True, "hold", 0.0, 2.5, (1, 0.5), "e", 9.0)
+    expected = Policy("TERM:2,KILL", "group", True, "hold", 0.0, 2.5, (1, 0.5), "e", 9.0, "run")
     assert Policy(**options(*written.split())) == expected
 
 
@@ -68,6 +68,7 @@ def test_durations_may_have_units() -> None:
         ("--reap", ("TERM",), "a ladder ends with KILL"),
         ("--target", ("everybody",), "is not one of 'process', 'group', 'cgroup', 'tree'"),
         ("--stopped", ("maybe",), "is not one of 'reap', 'hold'"),
+        ("--on-expiry", ("everybody",), "is not one of 'worker', 'run'"),
     ],
 )
 def test_what_a_server_would_refuse_is_refused(option: str, values: tuple[str, ...], message: str) -> None:
@@ -81,5 +82,6 @@ def test_what_run_hands_to_its_server() -> None:
     written = "--reap KILL --target group --observe --evidence-dir e"
     expected = ("--target", "group", "--reap", "KILL", "--observe", "--evidence-dir", os.path.abspath("e"))
     assert as_arguments(**options(*written.split(), command=run)) == expected
+    assert as_arguments(**options("--on-expiry", "run", command=run))[2:] == ("--on-expiry", "run")
     with pytest.raises(click.BadParameter, match="a ladder ends with KILL"):
         options("--reap", "TERM", command=run)

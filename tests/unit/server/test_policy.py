@@ -73,6 +73,7 @@ def test_a_server_takes_every_option_with_its_default() -> None:
     options: dict[str, Any] = {
         "reap": "TERM:2,KILL", "target": "group", "observe": True, "stopped": "hold", "evidence_budget": 0.0,
         "max_grace": 2.5, "max_reaps": (1, 0.5), "evidence_dir": "e", "resume_after": 9.0,
+        "on_expiry": "run",
     }  # fmt: skip
     assert TimerServer("/tmp/s", **options)._policy == Policy(**options)
     assert not [name for name, value in options.items() if getattr(Policy, name) == value]
@@ -95,6 +96,7 @@ def test_the_default_policy() -> None:
         ({"reap": "TERM"}, "a ladder ends with KILL"),
         ({"target": "everybody"}, "target must be one of process, group, cgroup, tree, not 'everybody'"),
         ({"stopped": "maybe"}, "stopped must be one of reap, hold, not 'maybe'"),
+        ({"on_expiry": "maybe"}, "on_expiry must be one of worker, run, not 'maybe'"),
         ({"evidence_budget": -1.0}, "evidence_budget must be a number of seconds, 0 or more, not -1.0"),
         ({"evidence_budget": nan}, "evidence_budget must be"),
         ({"max_grace": inf}, "max_grace must be"),
