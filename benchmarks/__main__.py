@@ -22,6 +22,7 @@ from . import (
     memory,
     neighbours,
     rings,
+    roll_call,
 )
 from ._report import Row
 
@@ -31,6 +32,7 @@ MEASURES: dict[str, Callable[[bool], Iterator[Row]]] = {
     "look": look.measure,
     "inspect": inspection.measure,
     "evidence": evidence.measure,
+    "roll_call": roll_call.measure,
     "imports": imports.measure,
     "commands": commands.measure,
     "memory": memory.measure,

@@ -10,7 +10,7 @@ import contextlib
 import os
 import select
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from time import monotonic, perf_counter
 
 from aiotimer import TimerClient, expires
@@ -39,16 +39,20 @@ class Workers:
     def __len__(self) -> int:
         return len(self._pids)
 
-    def add(self, count: int, delays: Sequence[float] = ()) -> None:
+    def add(
+        self, count: int, delays: Sequence[float] = (), environments: Sequence[Mapping[str, str]] = ()
+    ) -> None:
         """Fork workers, one after the other; each has been welcomed when the next one begins.
 
         Args:
             count: how many.
             delays: for each, seconds between the moment in its order and its deadline.
+            environments: for each, further variables.
         """
         for index in range(count):
             pid = os.fork()
             if pid == 0:
+                os.environ.update(environments[index] if environments else {})
                 self._work(delays[index] if delays else 0.0)
             self._pids.append(pid)
             self.connect_s.append(self._answer()[1])
@@ -64,6 +68,11 @@ class Workers:
         """
         os.write(self._to_workers, _ORDER.pack(start) * len(self))
         return dict(self._answer() for _ in range(len(self)))
+
+    @property
+    def pids(self) -> list[int]:
+        """Those of all of them, in the order in which they were forked."""
+        return list(self._pids)
 
     def close(self) -> None:
         """End those that live."""
