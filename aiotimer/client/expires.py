@@ -1,8 +1,8 @@
 """The factory of blocks: ``expires`` puts one timer around one block.
 
 A function rather than a class, because CPython passes keyword arguments to a class by way of a dict: made so,
-a block costs a fifth less (``python -m benchmarks --only entry``). The default of a keyword-only argument comes
-from a dict as well, so ``first``, which few blocks have, is not one of these.
+a block costs a fifth less (``python -m benchmarks --only entry``). The default of a keyword-only argument
+comes from a dict as well, so ``first``, which few blocks have, is not one of these.
 """
 
 from __future__ import annotations
