@@ -73,6 +73,15 @@ def say(line: str, end: str = "\n") -> None:
         sys.stdout.flush()
 
 
+def write_page(page: str, name: str) -> None:
+    """Write a page into a file; ``-`` is standard output."""
+    if name == "-":
+        say(page, end="")
+    else:
+        with open(name, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(page)
+
+
 def reader_has_gone(within: float = 0.0) -> bool:
     """Whether nobody reads what we print any more: it is a pipe, or a socket, whose other end is closed.
 

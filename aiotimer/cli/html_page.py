@@ -1,4 +1,4 @@
-"""A renderer of the page about one expiry as one file of HTML, to be attached to a ticket.
+"""A renderer of pages, about an expiry or a run, as one file of HTML, to be attached to a ticket.
 
 The laws of this file: it says what the page says, line for line; every text is a worker's and is escaped; the
 file runs nothing and loads nothing, which its policy has a browser enforce; nothing is wider than a phone.
@@ -6,12 +6,14 @@ file runs nothing and loads nothing, which its policy has a browser enforce; not
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
+from typing import NamedTuple
 
 from rich.text import Text
 
 from .._version import __version__
+from .page import Row
 
 _STYLES = {"bold": "bold", "dim": "dim", "bold red": "alarm"}
 """The class of a line, by how it is printed."""
@@ -36,6 +38,10 @@ h1 {{ margin: 0 0 1rem; font-size: 1.15rem; overflow-wrap: anywhere }}
 section {{ display: grid; grid-template-columns: 7rem minmax(0, 1fr); padding: 0.5rem 0;
   border-top: 1px solid var(--line) }}
 h2 {{ margin: 0; font-size: inherit; font-weight: normal; color: var(--label) }}
+details {{ border-left: 6px solid var(--camp, var(--line)); border-top: 1px solid var(--line);
+  padding: 0.3rem 0.6rem }}
+summary {{ cursor: pointer; overflow-wrap: anywhere }}
+{camps}.culprit summary {{ font-weight: bold; color: var(--alarm) }}
 p {{ margin: 0; padding-left: 2ch; text-indent: -2ch; white-space: pre-wrap; overflow-wrap: anywhere }}
 .bold, .alarm {{ font-weight: bold }}
 .alarm {{ color: var(--alarm) }}
@@ -51,17 +57,52 @@ footer {{ padding: 0.5rem 0; border-top: 1px solid var(--line) }}
 _FOOT = "<footer>aiotimer {version}</footer>\n</body>\n</html>\n"
 
 
-def html_page(headline: str, rows: Iterable[tuple[str, Text | str]]) -> str:
+_CAMPS = ("#2f7fd1", "#c77700", "#8a4fbf", "#2a9461", "#b5477a", "#6b7a00", "#008c9e", "#8c5a3c")
+"""Colours of camps, which are told by their words, too."""
+
+
+class Fold(NamedTuple):
+    """What unfolds when its first line is chosen.
+
+    Attributes:
+        summary: that line.
+        rows: what it unfolds to, as a page has it.
+        camp: a number: equal ones have one colour; None has none.
+        marked: it stands out.
+    """
+
+    summary: str
+    rows: Sequence[Row]
+    camp: int | None = None
+    marked: bool = False
+
+
+def html_page(headline: str, rows: Iterable[Row], folds: Iterable[Fold] = ()) -> str:
     """Return a page.
 
     Args:
         headline: its first line.
         rows: the others, each with its label; those of a label that is "" belong to the row before.
+        folds: what comes after them, folded.
     """
-    return _HEAD.format(title=escape(headline)) + "".join(_sections(rows)) + _FOOT.format(version=__version__)
+    head = _HEAD.format(title=escape(headline), camps=_camps())
+    body = [*_sections(rows), *(part for fold in folds for part in _folded(fold))]
+    return head + "".join(body) + _FOOT.format(version=__version__)
 
 
-def _sections(rows: Iterable[tuple[str, Text | str]]) -> Iterator[str]:
+def _camps() -> str:
+    return "".join(f".camp-{number} {{ --camp: {colour} }}\n" for number, colour in enumerate(_CAMPS))
+
+
+def _folded(fold: Fold) -> Iterator[str]:
+    kinds = [f"camp-{fold.camp % len(_CAMPS)}"] if fold.camp is not None else []
+    kinds += ["culprit"] if fold.marked else []
+    yield f'<details class="{" ".join(kinds)}"><summary>{escape(fold.summary)}</summary>\n'
+    yield from _sections(fold.rows)
+    yield "</details>\n"
+
+
+def _sections(rows: Iterable[Row]) -> Iterator[str]:
     is_open = False
     for label, said in rows:
         if label or not is_open:

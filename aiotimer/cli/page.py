@@ -14,10 +14,11 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shlex
 import stat
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import IO, Any, TypeAlias
+from typing import IO, Any, Protocol, TypeAlias
 
 from rich.console import Console
 from rich.text import Text
@@ -84,14 +85,34 @@ def print_page(
         full: all of it, however long.
     """
     printer = console(file, width)
-    for line in _fitting(_Page(record, printer.width - _MARGIN, full=full), printer, full=full):
+    print_rows(_Page(record, printer.width - _MARGIN, full=full), printer, full=full)
+
+
+def print_rows(page: Page, printer: Console, *, full: bool) -> None:
+    """Print a page; of what stands in its middle, no more than fits on a screen, unless all is asked for."""
+    for line in _fitting(page, printer, full=full):
         printer.print(line, no_wrap=True, crop=False, overflow="ignore")
+
+
+def stack_rows(record: Record, width: int, *, full: bool = False) -> list[Row]:
+    """Return what a page says of the task and the threads in question, on a terminal of so many columns."""
+    page = _Page(record, width - _MARGIN, full=full)
+    return [*page.own_task(), *page.threads()]
 
 
 def rows_of(record: Record) -> tuple[str, list[Row]]:
     """Return the first line of a page, and all others, each with its label."""
     page = _Page(record, _UNFOLDED, full=True)
     return page.headline(), [*page.first(), *page.middle(), *page.last()]
+
+
+class Page(Protocol):
+    """What is said on a page: its first line, and all others in three parts, each with its label."""
+
+    def headline(self) -> str: ...
+    def first(self) -> Iterable[Row]: ...
+    def middle(self) -> Iterable[Row]: ...
+    def last(self) -> Iterable[Row]: ...
 
 
 class _Console(Console):
@@ -110,7 +131,7 @@ def console(file: IO[str] | None = None, width: int | None = None) -> Console:
     return made
 
 
-def _fitting(page: _Page, printer: Console, *, full: bool) -> Iterator[Text]:
+def _fitting(page: Page, printer: Console, *, full: bool) -> Iterator[Text]:
     """Yield the lines of a page; of what stands in its middle, no more than fit on a screen."""
     width = max(1, printer.width - _MARGIN)
     head = _wrapped(Text(page.headline(), "bold"), printer, printer.width)
@@ -205,8 +226,8 @@ class _Page:
 
     def middle(self) -> Iterator[Row]:
         """Yield what supports it, the most telling first."""
-        yield from self._own_task()
-        yield from self._threads()
+        yield from self.own_task()
+        yield from self.threads()
         yield from self._children()
         yield from self._other_timers()
         yield from self._other_tasks()
@@ -224,6 +245,8 @@ class _Page:
         if failed:
             told = (f"{_safe(name)}: {_safe(_JARGON.sub('', said))}" for name, said in failed.items())
             yield "unknown", "; ".join(told)
+        if record.run:
+            yield "run", f"{_safe(record.run)}: aiotimer why --run {shlex.quote(_safe(record.run))}"
         if record.outcome != "dump" or record.evidence:
             yield "evidence", _safe(record.evidence or "none was kept")
 
@@ -252,7 +275,8 @@ class _Page:
 
     # -- tasks, threads, children ----------------------------------------------------------------
 
-    def _own_task(self) -> Iterator[Row]:
+    def own_task(self) -> Iterator[Row]:
+        """Yield the block's own task, and what it waits for."""
         for task in self._record.tasks:
             if task.get("own"):
                 yield "task", Text(_task(task), "bold")
@@ -268,7 +292,7 @@ class _Page:
             rows.append(_task(task) + self._at(task) + waits)
         yield from self._listed("tasks", rows, "more, in tasks.txt")
 
-    def _threads(self) -> Iterator[Row]:
+    def threads(self) -> Iterator[Row]:
         """Yield the thread in question, and those that hold the GIL; of the others, where they are."""
         rows: list[Text | str] = []
         idle = 0

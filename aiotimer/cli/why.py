@@ -17,14 +17,14 @@ from ..evidence import store
 from ..evidence.record import Record
 from ..server import history
 from ..server.history import EXPIRIES
-from .common import resolve_socket, say, warn
+from .common import resolve_socket, say, warn, write_page
 from .filters import EVERYTHING, Wanted, filter_options
 from .group import RECORDED, cli, socket_option
 from .servers import dump_of
 
 
 @cli.command(short_help="Say why a worker was reaped.")
-@click.argument("pid", type=int, required=False)
+@click.argument("about", metavar="[PID | DIR...]", nargs=-1)
 @socket_option(RECORDED)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object; with --list, a list of them.")
 @click.option("--list", "as_list", is_flag=True, help="Print one line for each expiry, the newest first.")
@@ -36,14 +36,24 @@ from .servers import dump_of
     type=click.Path(dir_okay=False, allow_dash=True),
     help="Write the page as one HTML file, to be attached to a ticket; - is standard output.",
 )
+@click.option(
+    "--run",
+    "run",
+    metavar="[ID]",
+    is_flag=False,
+    flag_value="",
+    help="Name the culprit among the ranks of a run: of the newest, or of this one; each DIR is evidence "
+    "of one or more of its nodes.",
+)
 @filter_options
 def why(
-    pid: int | None,
+    about: tuple[str, ...],
     socket_path: str | None,
     as_json: bool,
     as_list: bool,
     full: bool,
     html: str | None,
+    run: str | None,
     **wanted: Any,
 ) -> None:
     """Print what is known of the newest expiry, or of that of the worker PID.
@@ -51,10 +61,33 @@ def why(
     Looks at everything this user's servers have recorded, living or not, unless --socket names one. The exit
     status is 1 if nothing was.
     """
+    path = None if socket_path is None else check_socket_path(socket_path)
     if html is not None and (as_json or as_list):
         raise click.UsageError("--html is a page of one expiry: it goes without --json and --list")
-    path = None if socket_path is None else check_socket_path(socket_path)
-    asked = Wanted(pid, **wanted)
+    if run is not None:
+        if as_list or Wanted(None, **wanted) != EVERYTHING:
+            raise click.UsageError("--run is about one run: it goes without --list, and without filters")
+        from .runs import run_record, show
+
+        show(run_record(path, run, about), as_json=as_json, full=full, html=html)
+        return
+    _why(path, Wanted(_pid_of(about), **wanted), as_json=as_json, as_list=as_list, full=full, html=html)
+
+
+def _pid_of(about: tuple[str, ...]) -> int | None:
+    try:
+        pids = [int(one) for one in about]
+    except ValueError:
+        raise click.BadParameter("it is a number; directories go with --run ID", param_hint="PID") from None
+    if len(pids) > 1:
+        raise click.UsageError("there is one PID at most")
+    return pids[0] if pids else None
+
+
+def _why(
+    path: str | None, asked: Wanted, *, as_json: bool, as_list: bool, full: bool, html: str | None
+) -> None:
+    pid = asked.pid
     is_plain = not as_list and asked._replace(pid=None) == EVERYTHING
     limit = 1 if is_plain else EXPIRIES
     found = summaries(state_directories(path), pid, limit, lambda record: asked.takes(record.as_json()))
@@ -66,21 +99,12 @@ def why(
     if as_list:
         _list(found, as_json=as_json)
     elif html is not None:
-        _write(_whole(found[0]), html)
+        from .html_page import html_page
+        from .page import rows_of
+
+        write_page(html_page(*rows_of(_whole(found[0]))), html)
     else:
         _show(_whole(found[0]), as_json=as_json, full=full)
-
-
-def _write(record: Record, name: str) -> None:
-    from .html_page import html_page
-    from .page import rows_of
-
-    page = html_page(*rows_of(record))
-    if name == "-":
-        say(page, end="")
-    else:
-        with open(name, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(page)
 
 
 def _list(found: list[Record], *, as_json: bool) -> None:

@@ -49,6 +49,7 @@ class Record(NamedTuple):
         timers: what was armed on the worker, the expired one first.
         tasks, stacks, process, probes: see :class:`Findings`.
         host: the name of the machine.
+        run: the id of the run that it is a member of, "" if it is of none.
     """
 
     id: str = ""
@@ -76,6 +77,7 @@ class Record(NamedTuple):
     process: Json = _NO_PROCESS
     probes: Json = _NOTHING
     host: str = ""
+    run: str = ""
 
     def with_findings(self, found: Findings) -> Record:
         """Return it with what was found out."""

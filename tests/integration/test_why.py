@@ -133,6 +133,7 @@ def record(program: object = "/nowhere/train.py", **more: Any) -> dict[str, Any]
             "stacks": "not needed: every loop answered",
         },
         "host": "node7",
+        "run": "job-7",
     }  # fmt: skip
     return known | more
 
@@ -141,7 +142,7 @@ NOTHING: dict[str, Any] = {
     "id": "20261123T031205-1-1", "event": "expired", "outcome": "pending", "time": 1795403525.1, "pid": 1,
     "name": "", "scope": "s", "limit_s": None, "exact": False, "first": False, "entered": None, "ran_s": None,
     "late_s": 0.0, "verdict": "", "where": "", "evidence": "", "ladder": "", "signals": [], "detail": "",
-    "timers": [], "tasks": [], "stacks": [], "process": {}, "probes": {}, "host": "",
+    "timers": [], "tasks": [], "stacks": [], "process": {}, "probes": {}, "host": "", "run": "",
 }  # fmt: skip
 """A record in which nothing is known."""
 
@@ -212,6 +213,7 @@ def test_every_line_of_the_page(program: Path) -> None:
         ),
         "command   python train.py; cgroup /user.slice",
         "unknown   tasks: no answer within 0.5 s; py-spy: not installed",
+        "run       job-7: aiotimer why --run job-7",
         "evidence  /dev/shm/x",
     ]
 

@@ -117,7 +117,7 @@ FOR_USERS = frozenset(
         "_Console.on_broken_pipe",  # rich calls it
         *("pytest_addoption", "pytest_configure"),  # pytest calls them, and the next ones
         *(f"Limits.pytest_{hook}" for hook in HOOKS_OF_PYTEST),
-        *("VirtualTimers.advance", "VirtualTimers.async_client", "VirtualTimers.monotonic", "virtual"),
+        *("VirtualTimers.advance", "VirtualTimers.async_client", "virtual"),
     }
 )
 
