@@ -799,9 +799,10 @@ class ClientConnection(Reconnector):
         """Close what is open, and forget it."""
         self.disconnect()
         for name in ("inspection", "hub_channel"):
-            channels = sys.modules.get(f"aiotimer.client.{name}")
-            if channels is not None:
-                channels.close_channels(self.path)
+            module = sys.modules.get(f"aiotimer.client.{name}")
+            close_channels = getattr(module, "close_channels", None)  # another thread may be importing it:
+            if close_channels is not None:  # then there is no channel yet
+                close_channels(self.path)
         self.queue.let_go()
         self.reset()
 

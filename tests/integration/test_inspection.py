@@ -7,13 +7,15 @@ import contextlib
 import json
 import os
 import socket
+import sys
 from collections.abc import AsyncIterator, Awaitable
 from time import monotonic
+from types import ModuleType
 from typing import Any
 
 import pytest
 
-from aiotimer import TimerRequest, TimerServer, WorkerId
+from aiotimer import TimerClient, TimerRequest, TimerServer, WorkerId
 from aiotimer._core import wire
 from aiotimer._linux.procfs import time_namespace
 from aiotimer.client import control
@@ -24,7 +26,7 @@ from aiotimer.server import inspector
 from aiotimer.server.inspector import inspect_loops, subject_of
 from aiotimer.server.worker import Worker
 from tests.fakes.clock import PATIENCE
-from tests.fakes.server import WatchfulServer, answer, raw_client, serving, serving_as
+from tests.fakes.server import ServerThread, WatchfulServer, answer, raw_client, serving, serving_as
 from tests.fakes.worker import line, program, soon, spawn_worker
 
 
@@ -432,3 +434,15 @@ async def test_stopping_the_server_ends_a_dump(monkeypatch: pytest.MonkeyPatch) 
             await endless.begun.wait()
             await TimerServer.stop(server)
             assert await soon(endless.cancelled.is_set)
+
+
+def test_a_client_may_be_closed_while_another_thread_imports_what_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with ServerThread() as server:
+        client = TimerClient(server.path)
+        client.connect()
+        half = ModuleType("aiotimer.client.inspection")
+        monkeypatch.setitem(sys.modules, half.__name__, half)
+        client.close()
+        assert not client.connected
