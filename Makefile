@@ -26,6 +26,7 @@ BIN     := $(VENV)/bin
 PACKAGE := $(VENV)/.stamp-package
 TEST    := $(VENV)/.stamp-test
 SERVICES := $(VENV)/.stamp-services
+INTEGRATIONS := $(VENV)/.stamp-integrations
 DEV     := $(VENV)/.stamp-dev
 INPUTS  := pyproject.toml aiotimer/_version.py
 PIP     := -m pip --disable-pip-version-check --no-input
@@ -37,10 +38,10 @@ unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-services test-all test-others soak coverage check lint types docs wheel bench clean
+.PHONY: help demo test test-services test-integrations test-all test-others soak coverage check lint types docs wheel bench clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-13s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-17s %s\n", $$1, $$2 }' Makefile
 
 # --- environment
 
@@ -58,6 +59,10 @@ $(TEST): $(INPUTS) | $(BIN)/python
 
 $(SERVICES): $(INPUTS) | $(BIN)/python
 	$(BIN)/python $(PIP) install --quiet --editable '.[test,test-services]'
+	@touch $@ $(TEST) $(PACKAGE)
+
+$(INTEGRATIONS): $(INPUTS) | $(BIN)/python
+	$(BIN)/python $(PIP) install --quiet --editable '.[test,test-integrations]'
 	@touch $@ $(TEST) $(PACKAGE)
 
 $(DEV): $(INPUTS) | $(BIN)/python
@@ -81,6 +86,11 @@ test: $(TEST) ## run the tests
 test-services: JOBS := 2
 test-services: $(SERVICES) ## run the recipes with the real gunicorn, uWSGI, uvicorn, Celery, Jupyter, PyInstaller
 	$(BIN)/python -m pytest $(PARALLEL) tests/services $(PYTEST_ARGS)
+
+# The same of those that need torch, which takes long to import: two at a time are as quick as six.
+test-integrations: JOBS := 2
+test-integrations: $(INTEGRATIONS) ## run the adapters for trainers, with the real torch (its build for the CPU)
+	$(BIN)/python -m pytest $(PARALLEL) tests/trainers $(PYTEST_ARGS)
 
 soak: $(TEST) ## run the slow tests, and the property tests with many more examples
 	-$(BIN)/python $(PIP) install --quiet --editable ".[fuzz]"

@@ -28,6 +28,7 @@ myst_heading_anchors = 3
 # autodoc: in the order of the source; types belong to signatures.
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
+autodoc_mock_imports = ["torch"]  # whose adapter is documented where torch is not installed, too
 napoleon_numpy_docstring = False
 
 html_theme = "furo"

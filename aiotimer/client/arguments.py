@@ -59,14 +59,14 @@ def named_pool(scope: str, client: BaseClient | None, *, observed: bool = False)
 
 def site_pool(caller: FrameType, client: BaseClient | None, *, observed: bool = False) -> Pool:
     """Return the pool of a call that names no scope, and remember it for that call if it is not observed."""
-    pool = named_pool(_site_name(caller), client, observed=observed)
+    pool = named_pool(site_name(caller), client, observed=observed)
     if not observed and client is not None and client._queue.table is pool.table:
         client._queue.remember_site(caller.f_code, caller.f_lasti, pool)
     return pool
 
 
-def _site_name(frame: FrameType) -> str:
-    """Return ``file:line`` of a frame, shortened from the left if need be."""
+def site_name(frame: FrameType) -> str:
+    """Return ``file:line`` of a frame as a scope, shortened from the left if need be."""
     file = os.path.basename(frame.f_code.co_filename) or "?"
     name = f"{file}:{frame.f_lineno}".encode(errors="backslashreplace").replace(b"\0", b"?")
     return name[-SCOPE_BYTES:].decode(errors="replace")

@@ -67,6 +67,7 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "msgspec": ("_core.wire",),
     "pytest": ("integrations.pytest_plugin",),
     "rich": ("cli.*",),
+    "torch": ("integrations.torch_elastic",),
     "uvloop": ("server.server", "testing", "cli.*"),
 }
 
@@ -111,12 +112,12 @@ HOOKS_OF_PYTEST = (
 # What nobody in the package uses, because it is for users.
 FOR_USERS = frozenset(
     {
-        *("TimerServer.clear_timers", "TimerServer.get_expired_timers", "TimerServer.register_timers"),
         "Commands.list_commands",  # click calls it
         "Duration.convert",  # click calls it
         "_Console.on_broken_pipe",  # rich calls it
         *("pytest_addoption", "pytest_configure"),  # pytest calls them, and the next ones
         *(f"Limits.pytest_{hook}" for hook in HOOKS_OF_PYTEST),
+        *("TorchTimerServer._run_watchdog", "TorchTimerServer._stop_signaled"),  # torch's loop
         *("VirtualTimers.advance", "VirtualTimers.async_client", "virtual"),
     }
 )
