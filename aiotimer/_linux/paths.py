@@ -361,7 +361,7 @@ def _namespaces() -> bytes:
 
 def _private_directory(path: Path) -> None:
     """Make a directory 0700, or check one that exists, and every component above it."""
-    _check_above(path)
+    check_above(path)
     make_directories(path)
     uid = os.geteuid()
     facts = path.lstat()
@@ -387,7 +387,12 @@ def make_directories(path: Path) -> None:
             pass  # somebody else needs it, too
 
 
-def _check_above(path: Path) -> None:
+def check_above(path: Path) -> None:
+    """Check that nobody but this user and root can put something else in the place of a path.
+
+    Raises:
+        UnsafePath: somebody can.
+    """
     for parent in path.parents:
         try:
             facts = parent.lstat()
@@ -426,7 +431,7 @@ def check_ours(path: Path) -> None:
         if facts.st_mode & 0o022:
             raise UnsafePath(f"{path} can be written by others (mode {facts.st_mode & 0o7777:o}; chmod go-w)")
     for way in (path, directory):  # and the links on the way
-        _check_above(way)
+        check_above(way)
 
 
 def in_memory(path: Path) -> bool:

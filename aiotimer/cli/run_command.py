@@ -41,6 +41,7 @@ from ..client.launch import READY_WITHIN, announcement, owner_argument, wait_rea
 from ..errors import AiotimerError, ServerUnavailable
 from ..server.listener import clean_up
 from .supervisor import Place, SupervisedServer, end_child
+from .timer_file import TimerFile
 
 REAPED, FAILED, NOT_EXECUTABLE, NOT_FOUND = 124, 125, 126, 127
 """Exit statuses, as in timeout(1)."""
@@ -114,10 +115,23 @@ def run(
 def _run(
     socket_path: str | None, policy: tuple[str, ...], command: list[str], limits: Limits, *, quiet: bool
 ) -> int:
-    private = socket_path is None
     name = f"run-{os.getpid()}.sock"
     path = check_socket_path(socket_path or str(base(socket_name=name) / name))
     check_requirements()
+    with TimerFile(os.environ, path) as timer_file:
+        return _run_at(path, policy, command, limits, timer_file, private=socket_path is None, quiet=quiet)
+
+
+def _run_at(
+    path: str,
+    policy: tuple[str, ...],
+    command: list[str],
+    limits: Limits,
+    timer_file: TimerFile,
+    *,
+    private: bool,
+    quiet: bool,
+) -> int:
     events, server_end = os.pipe()
     started = time.time()  # noqa: TID251 - to tell this run's records, which have wall times, from older ones
     signal.pthread_sigmask(signal.SIG_BLOCK, AWAITED)
@@ -127,13 +141,17 @@ def _run(
     arguments = (
         "--owner", owner_argument(), "--events-fd", str(server_end), "--command-fd", str(told), *policy,
     )  # fmt: skip
-    server = _Server(path, arguments, (server_end, told), place)
+    descriptors: tuple[int, ...] = (server_end, told)
+    if timer_file.descriptor is not None:
+        arguments += ("--torch-timer-fd", str(timer_file.descriptor))
+        descriptors += (timer_file.descriptor,)
+    server = _Server(path, arguments, descriptors, place)
     try:
         if not private:
             find_tables(state_directory(path))  # or the server would refuse to start
         server.start()
         _adopt_orphans()
-        pid = _spawn(command, server.environment())
+        pid = _spawn(command, server.environment() | timer_file.environment)
         if pid < 0:
             return -pid
         os.pwrite(told, b"%d:%d" % (pid, start_time(pid)), 0)  # our child, and not waited for: it is there

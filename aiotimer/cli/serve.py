@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 from collections.abc import Collection
+from contextlib import nullcontext
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from .group import SERVER, cli, socket_option
 from .options import policy_options
 
 if TYPE_CHECKING:
+    from ..server.file_timer import FileTimerBridge
     from ..server.server import TimerServer
 
 NO_PRIORITY = (
@@ -117,6 +119,10 @@ def _command(command: str | None, option: str) -> CommandSink | None:
     help="The event loop to run on.",
 )  # fmt: skip
 @policy_options
+@click.option(
+    "--torch-timer-file", "timer_file", type=click.Path(), metavar="PATH",
+    help="Serve the named pipe of torch's FileTimerClient, too.",
+)  # fmt: skip
 @event_options
 @click.option("--owner", metavar="PID:START", hidden=True)
 @click.option("--idle-before-end", type=float, metavar="SECONDS", hidden=True)
@@ -126,6 +132,7 @@ def _command(command: str | None, option: str) -> CommandSink | None:
 @click.option("--listener-fd", type=int, hidden=True)
 @click.option("--store-fds", type=int, nargs=2, hidden=True)
 @click.option("--command-fd", type=int, default=-1, hidden=True)
+@click.option("--torch-timer-fd", "timer_fd", type=int, hidden=True)
 def serve(
     socket_path: str | None,
     loop_name: str,
@@ -137,6 +144,8 @@ def serve(
     listener_fd: int | None,
     store_fds: tuple[int, int] | None,
     command_fd: int,
+    timer_file: str | None,
+    timer_fd: int | None,
     on_event: str | None,
     events: frozenset[str] | None,
     **policy: Any,
@@ -172,14 +181,34 @@ def serve(
     try:
         with asyncio.Runner(loop_factory=factory) as runner:
             note = "" if has_priority else NO_PRIORITY
-            runner.run(serve_until_told(server, loop_name, ready_fd, note, quiet=owner is not None))
+            bridge = _bridge(server, timer_file, timer_fd)
+            runner.run(serve_until_told(server, loop_name, ready_fd, note, bridge, quiet=owner is not None))
     finally:
         sinks.close()
         log_sink.leave(LEAVE_WITHIN)
 
 
+def _bridge(server: TimerServer, path: str | None, descriptor: int | None) -> FileTimerBridge | None:
+    """Return what serves the pipe of torch's file timer, if that is wanted."""
+    if path is None and descriptor is None:
+        return None
+    from ..server.file_timer import FileTimerBridge
+
+    return (
+        FileTimerBridge(server, path or "")
+        if descriptor is None
+        else FileTimerBridge.inherit(server, descriptor)
+    )
+
+
 async def serve_until_told(
-    server: TimerServer, loop_name: str, ready_fd: int | None, note: str, *, quiet: bool
+    server: TimerServer,
+    loop_name: str,
+    ready_fd: int | None,
+    note: str,
+    bridge: FileTimerBridge | None = None,
+    *,
+    quiet: bool,
 ) -> None:
     """Run a server until a signal stops it.
 
@@ -188,21 +217,22 @@ async def serve_until_told(
         loop_name: of the running event loop's kind.
         ready_fd: of a pipe, told and closed when it serves.
         note: is logged then, unless it is "".
+        bridge: serves over it meanwhile.
         quiet: a supervisor has started it: standard output is the command's, and nothing is noted.
     """
     loop = asyncio.get_running_loop()
-    await server.start()
-    stopping: list[asyncio.Task[None]] = []
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signum, lambda: stopping.append(loop.create_task(server.stop())))
-    if ready_fd is not None:
-        os.write(ready_fd, b"\n")
-        os.close(ready_fd)
-    if not quiet:
-        if note:
-            log.info(note)
-        say(f"aiotimer: serving on {server.socket_path} (pid {os.getpid()}, {loop_name})")
-    await server.serve_forever()
+    async with server, nullcontext() if bridge is None else bridge:
+        stopping: list[asyncio.Task[None]] = []
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signum, lambda: stopping.append(loop.create_task(server.stop())))
+        if ready_fd is not None:
+            os.write(ready_fd, b"\n")
+            os.close(ready_fd)
+        if not quiet:
+            if note:
+                log.info(note)
+            say(f"aiotimer: serving on {server.socket_path} (pid {os.getpid()}, {loop_name})")
+        await server.serve_forever()
 
 
 @cli.command(hidden=True)

@@ -17,9 +17,12 @@ class Place:
     def __init__(self, *, safe: bool) -> None:
         self._safe = safe
 
-    async def start(self) -> None:
+    async def __aenter__(self) -> None:
         if not self._safe:
             raise UnsafePath("no place for a server")
+
+    async def __aexit__(self, *_raised: object) -> None:
+        pass
 
     async def serve_forever(self) -> None:
         pass
