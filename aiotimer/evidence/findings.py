@@ -130,6 +130,7 @@ def stack(
         "frames": [] if frames is None else frames,
         "native": [],
         "ran": None,
+        "awake": False,
         "moves": None,
         "lines": [],
     }

@@ -70,7 +70,8 @@ def watch(look: Callable[[], Stacks], pid: int, wait: Callable[[float], object])
     looks = [look()]
     before = sample(pid)
     wait(BETWEEN)
-    ran = {tid: now.ran_since(before.get(tid)) for tid, now in sample(pid).items()}
+    after = sample(pid)
+    ran = {tid: now.ran_since(before.get(tid)) for tid, now in after.items()}
     if ran and all(time == 0 for time in ran.values()):
         looks *= 2
     else:
@@ -82,6 +83,8 @@ def watch(look: Callable[[], Stacks], pid: int, wait: Callable[[float], object])
     for one in found:
         time = ran.get(one["tid"])
         one["ran"] = None if time is None else time / BETWEEN
+        both = before.get(one["tid"]), after.get(one["tid"])
+        one["awake"] = all(each is not None and not each.asleep for each in both)
     return found
 
 
@@ -108,8 +111,14 @@ def stands(one: dict[str, Any]) -> bool:
 
 
 def runs(one: dict[str, Any]) -> bool:
-    """Whether a thread is known to have run between two looks, and not only to have woken."""
-    return one["ran"] is not None and one["ran"] >= RUNS
+    """Whether a thread is known to have run between two looks, and not only to have woken.
+
+    On a busy machine it may have had no processor meanwhile. If it never slept, and has come to another line
+    by the next look, it runs.
+    """
+    if one["ran"] is not None and one["ran"] >= RUNS:
+        return True
+    return bool(one["awake"]) and one["moves"] not in (None, STANDS)
 
 
 def holds_gil_in_c(one: dict[str, Any]) -> bool:

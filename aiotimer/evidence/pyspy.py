@@ -271,7 +271,7 @@ def _together(plain: list[dict[str, Any]], native: list[list[dict[str, Any]]]) -
     for one in found:
         former = known.get(one["tid"])
         if former is not None:
-            one["ran"] = former["ran"]
+            one["ran"], one["awake"] = former["ran"], former["awake"]
             if one["moves"] in (None, motion.STANDS):
                 one["moves"], one["lines"] = former["moves"], former["lines"]
     return found

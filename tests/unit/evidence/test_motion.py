@@ -113,6 +113,40 @@ def test_who_runs_is_looked_at_until_it_is_known_between_which_lines() -> None:
     assert (found["moves"], found["lines"]) == (1, [8, 9, 10, 12])
 
 
+@pytest.mark.parametrize(
+    ("facts", "runs"),
+    [
+        ({"ran": 0.5, "moves": -1}, True),
+        ({"ran": 0.01, "moves": 1}, False),
+        ({"ran": 0.01, "moves": 1, "awake": True}, True),
+        ({"ran": None, "moves": 1, "awake": True}, True),
+        ({"ran": None, "moves": -1, "awake": True}, False),
+        ({"ran": None, "moves": None, "awake": True}, False),
+    ],
+)
+def test_who_runs_though_it_has_had_no_processor(facts: dict[str, Any], runs: bool) -> None:
+    assert motion.runs({**stack(), **facts}) is runs
+
+
+def test_who_is_awake_at_both_looks_is_told_from_who_sleeps() -> None:
+    done = threading.Event()
+    sleeper = threading.Thread(target=done.wait)
+    sleeper.start()
+    tids = {"runs": threading.get_native_id(), "sleeps": sleeper.native_id}
+    try:
+        while not motion.sample(os.getpid())[sleeper.native_id or 0].asleep:
+            pass
+
+        def seen() -> list[dict[str, Any]]:
+            return [{**stack(name, solve(8)), "tid": tid} for name, tid in tids.items()]
+
+        found = motion.watch(seen, os.getpid(), lambda _seconds: None)
+    finally:
+        done.set()
+        sleeper.join()
+    assert {one["thread"]: one["awake"] for one in found} == {"runs": True, "sleeps": False}
+
+
 def test_of_threads_that_sleep_there_is_no_second_look() -> None:
     with bystander() as pid:
         while not all(one.asleep for one in motion.sample(pid).values()):
