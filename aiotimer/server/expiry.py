@@ -187,6 +187,7 @@ class Expiry:
             released after that does not spare the worker.
         kills_next: SIGKILL is what comes when that is known; never of an expiry that is only observed.
         evidence: the directory with what was found out, "" if there is none.
+        run: of which run its worker is a member, "" if it is of none.
     """
 
     def __init__(
@@ -210,7 +211,7 @@ class Expiry:
         self.kind: Kind = "expired"
         self.outcome = "pending"
         self.detail = ""
-        self.evidence = ""
+        self.evidence = self.run = ""
         self._began = now
         self._wall = time.time()  # noqa: TID251 - for people
         self._ladder = ladder
@@ -292,4 +293,5 @@ class Expiry:
             detail=self.detail,
             timers=self._timers,
             host=os.uname().nodename,
+            run=self.run,
         ).with_findings(self.findings or NO_FINDINGS)

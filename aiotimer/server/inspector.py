@@ -314,6 +314,7 @@ async def dump(worker: Worker, budget: float, queue: WorkQueue) -> dict[str, Any
         name=worker.name,
         timers=around.timers(armed[:MAX_TIMERS]),
         host=os.uname().nodename,
+        run=worker.membership.group,
     )
     subject = subject_of(worker, scope, slots, thread)._replace(cancelled=cancelled)
     findings = await gather.gather(subject, budget)

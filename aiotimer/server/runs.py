@@ -232,6 +232,7 @@ class Runs:
         group, now = worker.membership.group, monotonic()
         if not worker.is_in(group):
             return None
+        expiry.run = group
         call = self._calls.get(group)
         if call is None or not call.takes(worker, now):
             self._calls = {name: one for name, one in self._calls.items() if now < one.began + TOGETHER}

@@ -17,7 +17,7 @@ from aiotimer._core import wire
 from aiotimer._core.reaping import State
 from aiotimer._linux.procfs import time_namespace
 from aiotimer.evidence import Findings, Subject, gather
-from aiotimer.evidence.store import runs
+from aiotimer.evidence.store import load, runs
 from aiotimer.server import runs as module
 from aiotimer.server.inspector import Turns
 from aiotimer.server.server import TimerServer
@@ -88,6 +88,8 @@ async def test_all_members_are_looked_at_and_the_missing_one_is_named() -> None:
             }  # fmt: skip
             assert [members[rank]["pid"] for rank in range(4)] == [*(one.pid for one in workers), 0]
             assert record["expired"] == [members[0]["record"]]
+            reaped = await server.told("reaped", workers[0].pid)
+            assert load(Path(reaped.evidence)).run == "4711", "its page leads to that of its run"
             assert members[0]["timers"][0]["scope"] == "victim"
             assert members[0]["since_s"] >= 0.3
             assert members[1]["timers"] == []
