@@ -15,6 +15,8 @@ What is printed does not depend on the terminal that the suite was started in, o
 """
 
 import asyncio
+import contextlib
+import importlib
 import signal
 from collections.abc import Callable, Iterator, Mapping
 
@@ -48,6 +50,26 @@ def pytest_configure() -> None:
     ):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, handler)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection(session: pytest.Session) -> None:
+    """Of several processes each imports its share of the test modules first, and then collects all of them.
+
+    pytest rewrites the assertions of a module and keeps the result, and in a new clone that takes most of the
+    time until the first test. Processes that begin at once, all with the first module, would all do it.
+    """
+    worker = getattr(session.config, "workerinput", None)  # xdist's, in each of its processes
+    if worker is None:
+        return
+    root, here = session.config.rootpath, session.config.invocation_params.dir
+    given = [here / argument for argument in session.config.args]
+    modules = {path for folder in given if folder.is_relative_to(root) for path in folder.rglob("test_*.py")}
+    by_size = sorted(modules, key=lambda path: (path.stat().st_size, path))
+    for path in by_size[int(worker["workerid"].removeprefix("gw")) :: worker["workercount"]]:
+        name = ".".join(path.relative_to(root).with_suffix("").parts)
+        with contextlib.suppress(Exception, pytest.skip.Exception):  # collecting it tells
+            importlib.import_module(name)
 
 
 _OF_A_TERMINAL = (
