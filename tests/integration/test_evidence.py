@@ -29,7 +29,7 @@ from aiotimer import WorkerId
 from aiotimer._core import layout, wire
 from aiotimer._linux import procfs, signals
 from aiotimer._linux.process import is_dead, pin
-from aiotimer.evidence import Answers, Findings, Subject, calls, proc, pyspy, stacks
+from aiotimer.evidence import Answers, Findings, Subject, calls, motion, proc, pyspy, stacks
 from aiotimer.evidence.gather import gather
 from aiotimer.evidence.stacks import NotSafe
 from tests.fakes.clock import PATIENCE
@@ -702,25 +702,30 @@ os._exit(0)
 """
 """A worker of which four threads push and pop frames as fast as they can, while its blocks are observed."""
 
-EXPIRIES = 20
-"""Looks at one worker. Three of them are looked at, in as many tests: a busy one makes each look long."""
+BETWEEN = 0.005
+"""Seconds between a helper's first look and its next ones: here nobody has to be seen to move."""
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.asyncio(loop_factories=["uvloop"])
 @pytest.mark.parametrize("_worker", range(3))
-@pytest.mark.parametrize("permitted", [True, False], ids=["ptrace is permitted", "ptrace is refused"])
+@pytest.mark.parametrize(
+    ("permitted", "expiries"),
+    [pytest.param(True, 10, id="ptrace is permitted"), pytest.param(False, 20, id="ptrace is refused")],
+)
 async def test_a_busy_worker_that_is_looked_at_again_and_again_is_alive(
-    permitted: bool, _worker: int, monkeypatch: pytest.MonkeyPatch
+    permitted: bool, expiries: int, _worker: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Three workers, each in a test: busy ones make a look long. A helper has up to four looks an expiry."""
     monkeypatch.undo()
+    monkeypatch.setattr(motion, "BETWEEN", BETWEEN)
     if not permitted:
         refuse = "echo 'Error: Permission denied (os error 13)' >&2; exit 1"
         monkeypatch.setattr(pyspy, "unwind_command", lambda _pid: ["sh", "-c", refuse])
         monkeypatch.setattr(pyspy, "find_pyspy", lambda: None)
     async with serving() as server:
-        with spawn_worker(BUSY, server.socket_path, str(EXPIRIES)) as worker:
-            for number in range(EXPIRIES):
+        with spawn_worker(BUSY, server.socket_path, str(expiries)) as worker:
+            for number in range(expiries):
                 enough = partial(lambda n: len(server.all_told("observed")) > n, number)
                 await server.until(enough, f"number {number}")
                 worker.say("go on")
