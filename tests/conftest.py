@@ -16,6 +16,7 @@ What is printed does not depend on the terminal that the suite was started in, o
 
 import asyncio
 import contextlib
+import gc
 import importlib
 import signal
 from collections.abc import Callable, Iterator, Mapping
@@ -70,6 +71,14 @@ def pytest_collection(session: pytest.Session) -> None:
         name = ".".join(path.relative_to(root).with_suffix("").parts)
         with contextlib.suppress(Exception, pytest.skip.Exception):  # collecting it tells
             importlib.import_module(name)
+
+
+def pytest_collection_finish() -> None:
+    """What collecting the tests has made lives until the end: the collector of cycles leaves it alone.
+
+    Once, for what is frozen is never given back; a test that interrupts undoes it (``collector_rests``).
+    """
+    gc.freeze()
 
 
 _OF_A_TERMINAL = (

@@ -140,6 +140,7 @@ _TOOL = 4
 
 def _all_code() -> Iterator[CodeType]:
     """Yield the code of all functions there are, and of those inside them."""
+    gc.unfreeze()  # what is frozen is not among the objects
     found = {id(one.__code__): one.__code__ for one in gc.get_objects() if isinstance(one, FunctionType)}
     left = list(found.values())
     while left:
