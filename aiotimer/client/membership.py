@@ -100,7 +100,9 @@ def _here(environment: Mapping[str, str], launcher: _Launcher, rank: int, size: 
         _number(environment, launcher.here),
         max([_number(environment, n) for n in launcher.nodes] + [-1]),
     )
-    if here == size or nodes == 1 or (here < 0 and nodes < 0):
+    if here == size or nodes == 1:
+        return 0, size
+    if here < 0 and nodes < 0:
         return 0, 0
     local = _number(environment, launcher.local_rank)
     return (rank - local, here) if launcher.consecutive and 0 <= local < here else (0, SOME)

@@ -346,8 +346,8 @@ class Runs:
         gone = [one.member for rank, one in dead.items() if rank not in found and one.at >= since]
         found = found | {one.rank for one in gone}
         here = call.first.ranks_here()
-        if len(here) == call.first.size or len(here) > MOST_MISSING:
-            return gone  # who is missing of a whole run is counted where it is compared
+        if not call.first.here or len(here) > MOST_MISSING:
+            return gone  # perhaps some are on other nodes; who is missing is counted where it is compared
         node = os.uname().nodename
         return gone + [Member(rank, node=node, state="missing") for rank in here if rank not in found]
 

@@ -146,6 +146,18 @@ async def test_of_a_run_on_several_nodes_those_of_this_node_are_missed() -> None
             assert states == {4: "expired", 5: "missing"}
 
 
+async def test_of_two_on_one_node_the_one_that_is_missing_is_to_blame() -> None:
+    """It has said that both are to be here: else the other one might be on another node."""
+    here = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    async with serving(reap="dump,KILL") as server:
+        with contextlib.ExitStack() as stack:
+            worker = member(stack, server, 0, LOCAL_RANK="0", **here)
+            await ready(worker)
+            await armed(worker)
+            record = await record_of(server)
+            assert record["culprits"] == [1], record["verdict"]
+
+
 async def test_what_expires_while_the_roll_is_called_belongs_to_it() -> None:
     async with serving(reap="dump,KILL") as server:
         with contextlib.ExitStack() as stack:

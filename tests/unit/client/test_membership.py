@@ -19,7 +19,7 @@ SLURM = {"SLURM_JOB_ID": "88", "SLURM_PROCID": "3", "SLURM_NTASKS": "4"}
     [
         ({}, Membership()),
         (TORCHRUN, Membership("4711", 5, 8, 4, 4)),
-        (TORCHRUN | {"LOCAL_WORLD_SIZE": "8"}, Membership("4711", 5, 8)),
+        (TORCHRUN | {"LOCAL_WORLD_SIZE": "8"}, Membership("4711", 5, 8, 0, 8)),
         (TORCHRUN | {"LOCAL_RANK": "4"}, Membership("4711", 5, 8, 0, SOME)),
         (TORCHRUN | {"LOCAL_WORLD_SIZE": ""}, Membership("4711", 5, 8)),
         (TORCHRUN | {"TORCHELASTIC_RUN_ID": "none"}, Membership("node1:29500", 5, 8, 4, 4)),
@@ -33,7 +33,7 @@ SLURM = {"SLURM_JOB_ID": "88", "SLURM_PROCID": "3", "SLURM_NTASKS": "4"}
         ({"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, Membership("", 1, 2)),
         (SLURM, Membership("88", 3, 4)),
         (SLURM | {"SLURM_STEP_ID": "2"}, Membership("88.2", 3, 4)),
-        (SLURM | {"SLURM_STEP_NUM_NODES": "1"}, Membership("88", 3, 4)),
+        (SLURM | {"SLURM_STEP_NUM_NODES": "1"}, Membership("88", 3, 4, 0, 4)),
         (SLURM | {"SLURM_NNODES": "2"}, Membership("88", 3, 4, 0, SOME)),
         (SLURM | TORCHRUN, Membership("4711", 5, 8, 4, 4)),
         (SLURM | {"RANK": "3", "WORLD_SIZE": "4"}, Membership("88", 3, 4)),
@@ -46,7 +46,7 @@ SLURM = {"SLURM_JOB_ID": "88", "SLURM_PROCID": "3", "SLURM_NTASKS": "4"}
             {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"},
             Membership("", 1, 4, 0, SOME),
         ),
-        ({"PMI_RANK": "0", "PMI_SIZE": "2", "MPI_LOCALNRANKS": "2"}, Membership("", 0, 2)),
+        ({"PMI_RANK": "0", "PMI_SIZE": "2", "MPI_LOCALNRANKS": "2"}, Membership("", 0, 2, 0, 2)),
         ({"RAY_JOB_ID": "01000000"}, Membership("01000000")),
         (
             {"RAY_JOB_ID": "01", "RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "7"},
