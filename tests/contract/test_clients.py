@@ -582,19 +582,20 @@ def test_who_is_refused_asks_ever_less_often_and_another_server_at_once(
 ) -> None:
     """The thread that reconnects wakes up all the time here; what it would ask does not depend on that."""
     napped, asked, naps, kind = threading.Event(), 0, 0, ClientConnection
-    connecting, served = kind.connecting, threading.Event()
+    connecting, really_nap, served = kind.connecting, kind.nap, threading.Event()
 
     def asks(connection: ClientConnection) -> Any:
         nonlocal asked
         asked += 1
         yield from connecting(connection)
 
-    def nap(_connection: ClientConnection, _seconds: float) -> None:
+    def nap(connection: ClientConnection, seconds: float) -> None:
         nonlocal naps
         naps += 1
+        if naps > 50:
+            really_nap(connection, seconds)
         if naps == 50:
             napped.set()
-        if naps >= 50:
             served.wait(PATIENCE)
 
     monkeypatch.setattr("aiotimer.client.reconnect._FIRST_REFUSAL", LATER)
@@ -611,7 +612,11 @@ def test_who_is_refused_asks_ever_less_often_and_another_server_at_once(
     with ServerThread(nobody) as server:
         served.set()
         server.wait_armed(["s"])
+        connection, until = client.inner._queue.connection, monotonic() + PATIENCE
         client.close()
+        while connection._reconnecting:  # the thread ends before its patches do
+            assert monotonic() < until
+            time.sleep(0.001)
 
 
 def test_timers_survive_a_restart_of_the_server(make: Maker, server: ServerThread) -> None:
