@@ -337,7 +337,7 @@ IMPORTED = (
 import concurrent.futures.thread, hashlib, importlib, pkgutil, select, shutil, sqlite3, subprocess
 import aiotimer
 for module in pkgutil.walk_packages(aiotimer.__path__, "aiotimer."):  # before they are out of reach
-    if not module.name.endswith("__main__"):
+    if not module.name.endswith("__main__") and ".integrations." not in module.name:
         importlib.import_module(module.name)
 from aiotimer import TimerServer
 """

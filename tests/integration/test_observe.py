@@ -164,7 +164,7 @@ async def test_a_record_has_every_key(monkeypatch: pytest.MonkeyPatch) -> None:
     assert record.keys() == {
         "id", "event", "outcome", "time", "pid", "name", "scope", "limit_s", "exact", "first", "entered",
         "ran_s", "late_s", "verdict", "where", "evidence", "ladder", "signals", "detail", "timers", "tasks",
-        "stacks", "process", "probes", "host",
+        "stacks", "process", "probes", "host", "run",
     }  # fmt: skip
     assert record["probes"] == {"all": "failed: LookupError"}
     assert record["process"]["threads"] == []
