@@ -254,8 +254,8 @@ def test_a_roll_call_is_kept_beside_the_expiries_and_is_none_of_them(tmp_path: P
 
 
 def test_the_members_of_a_run_have_the_same_share_of_room(tmp_path: Path) -> None:
-    frames = [["/srv/app/train.py", line, "step"] for line in range(1000)]
-    evidence = {"stacks": [{"frames": frames} for _ in range(50)], "process": {"state": "S"}}
+    frames = [["/srv/app/train.py", line, "step"] for line in range(200)]
+    evidence = {"stacks": [{"frames": frames} for _ in range(10)], "process": {"state": "S"}}
     members = [{"rank": rank, "name": "x" * 64, "evidence": evidence} for rank in range(64)]
     store = Store(tmp_path)
     assert store.save_run(run(), members)
