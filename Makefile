@@ -30,6 +30,11 @@ INTEGRATIONS := $(VENV)/.stamp-integrations
 DEV     := $(VENV)/.stamp-dev
 INPUTS  := pyproject.toml aiotimer/_version.py
 PIP     := -m pip --disable-pip-version-check --no-input
+# What a dependency group holds, a line each: pip knows groups from 25.1 on, and a new environment has an older one.
+MEMBERS := import sys, tomllib; groups = tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]; \
+           members = lambda name: [one for entry in groups[name] for one in \
+               (members(entry["include-group"]) if isinstance(entry, dict) else [entry])]; \
+           print(*(one for name in sys.argv[1:] for one in members(name)), sep="\n")
 WHEEL   := build/wheel
 
 # What is tested is what is installed, whatever the caller's shell says. The suite starts hundreds of Pythons;
@@ -38,12 +43,17 @@ unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-services test-integrations test-all test-others soak coverage check lint types docs wheel bench clean
+.PHONY: help demo test test-services test-integrations test-all test-others soak coverage check lint types docs wheel \
+        bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-17s %s\n", $$1, $$2 }' Makefile
 
 # --- environment
+
+# $(call install,PACKAGE,GROUPS,ENVIRONMENT): a package, and what some dependency groups hold.
+install = echo 'install $(1), and $(2)' && members=$$(mktemp) && $(BIN)/python -c '$(MEMBERS)' $(2) >$$members && \
+	$(or $(3),$(VENV))/bin/python $(PIP) install --quiet $(1) --requirement $$members && rm -f $$members
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"{sys.executable} is older than 3.11: set PYTHON=")'
@@ -54,19 +64,19 @@ $(PACKAGE): $(INPUTS) | $(BIN)/python
 	@touch $@
 
 $(TEST): $(INPUTS) | $(BIN)/python
-	$(BIN)/python $(PIP) install --quiet --editable '.[test]'
+	@$(call install,--editable .,test)
 	@touch $@ $(PACKAGE)
 
 $(SERVICES): $(INPUTS) | $(BIN)/python
-	$(BIN)/python $(PIP) install --quiet --editable '.[test,test-services]'
+	@$(call install,--editable .,test test-services)
 	@touch $@ $(TEST) $(PACKAGE)
 
 $(INTEGRATIONS): $(INPUTS) | $(BIN)/python
-	$(BIN)/python $(PIP) install --quiet --editable '.[test,test-integrations]'
+	@$(call install,--editable .,test test-integrations)
 	@touch $@ $(TEST) $(PACKAGE)
 
 $(DEV): $(INPUTS) | $(BIN)/python
-	$(BIN)/python $(PIP) install --quiet --editable '.[dev]'
+	@$(call install,--editable .,dev)
 	@touch $@ $(TEST) $(PACKAGE)
 
 # --- use
@@ -93,7 +103,7 @@ test-integrations: $(INTEGRATIONS) ## run the adapters for trainers, with the re
 	$(BIN)/python -m pytest $(PARALLEL) tests/trainers $(PYTEST_ARGS)
 
 soak: $(TEST) ## run the slow tests, and the property tests with many more examples
-	-$(BIN)/python $(PIP) install --quiet --editable ".[fuzz]"
+	-@$(call install,--editable .,fuzz)
 	$(BIN)/python -m pytest -m 'soak or not soak' --hypothesis-profile=soak --timeout=90000 \
 	    -o faulthandler_timeout=100000 $(SOAK_TESTS) $(PYTEST_ARGS)
 
@@ -159,7 +169,7 @@ wheel: $(DEV) ## build the wheel, install it in a fresh environment, and test th
 	cd $(WHEEL) && venv/bin/aiotimer --version
 	cd $(WHEEL) && venv/bin/python -c \
 	    'import aiotimer, sys; assert aiotimer.__file__.startswith(sys.prefix), aiotimer.__file__'
-	wheel=$$(echo $(WHEEL)/dist/*.whl) && $(WHEEL)/venv/bin/python $(PIP) install --quiet "$$wheel[test]"
+	@$(call install,$(WHEEL)/dist/*.whl,test,$(WHEEL)/venv)
 	cd $(WHEEL) && venv/bin/python -m pytest $(PARALLEL) $(WHEEL_TESTS)
 
 clean: ## remove environments, builds and caches

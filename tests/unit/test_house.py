@@ -129,8 +129,8 @@ def test_the_workflow_has_every_python_that_is_tested() -> None:
 
 
 def test_the_hooks_use_the_linter_of_the_project() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [package for package in project["optional-dependencies"]["lint"] if package.startswith("ruff")]
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
+    wanted = [package for package in groups["lint"] if package.startswith("ruff")]
     hooks = (ROOT / ".pre-commit-config.yaml").read_text()
     assert set(re.findall(r"additional_dependencies: \[\"(.*)\"\]", hooks)) == set(wanted)
 
