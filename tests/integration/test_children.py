@@ -19,7 +19,7 @@ from aiotimer.evidence import Subject, pyspy
 from aiotimer.evidence import children as probe
 from aiotimer.evidence.gather import gather
 from tests.fakes.clock import PATIENCE
-from tests.fakes.worker import SpawnedWorker
+from tests.fakes.worker import FORKS, SpawnedWorker
 
 CODE = """
 import os, subprocess, sys, time
@@ -98,6 +98,7 @@ def test_who_is_no_child_is_not_looked_into(loader: SpawnedWorker, monkeypatch: 
     assert probe._see(loader.pid, loader.pid, PATIENCE, threading.Event()) == []
 
 
+@FORKS
 def test_how_a_child_has_ended_is_not_always_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     pid = os.fork() or os._exit(9)
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)

@@ -14,5 +14,5 @@ def evaluate(number: int) -> int:
     return number
 
 
-with multiprocessing.Pool(2) as pool, expires(after=1):
+with multiprocessing.get_context("fork").Pool(2) as pool, expires(after=1):
     pool.map(evaluate, range(8))  # here

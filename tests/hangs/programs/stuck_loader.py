@@ -12,7 +12,7 @@ def load(answers) -> None:
 
 
 answers, asked = multiprocessing.Pipe(duplex=False)
-multiprocessing.Process(target=load, args=(asked,), daemon=True).start()
+multiprocessing.get_context("fork").Process(target=load, args=(asked,), daemon=True).start()
 asked.close()
 with expires(after=1):
     answers.recv()  # here
