@@ -5,7 +5,8 @@ The laws of this file:
 * It is a pure function of the evidence, and of nothing that any other member did.
 * Evidence may be another version's, or forged: what it lacks is not known, and nothing in it raises.
 * A member is in a collective if one is called below the innermost line of the user's code. Who computes a
-  backward pass, and is seen to run, is in none: gradients are reduced as they come.
+  backward pass, and is seen to run, is in none: gradients are reduced as they come. Nor is one of which
+  only a thread without Python is there: c10d, gloo and NCCL always have some, which wait for work.
 * What the evidence cannot tell is :data:`UNKNOWN`; that is no kind of guilt.
 """
 
@@ -99,6 +100,8 @@ def _thread(stacks: list[dict[str, Any]], scope: str, libraries: Sequence[str]) 
 
 def _collective(one: dict[str, Any], libraries: Sequence[str]) -> str:
     frames = one["frames"]
+    if not frames:
+        return ""
     name = collectives.of_frames(frames[_depth(frames, libraries) + 1 :], one["native"])
     computes = name == collectives.BACKWARD and (runs(one) or not (one["moves"] is None or stands(one)))
     return "" if computes else name

@@ -245,6 +245,18 @@ def test_the_name_that_native_frames_have_is_that_of_all_at_its_line() -> None:
     assert roll.culprits == [2]
 
 
+def test_a_thread_of_a_library_that_waits_for_work_puts_nobody_into_a_collective() -> None:
+    """c10d has one in every rank, and a look with native frames sees it."""
+    members = ranks("gil")
+    evidence = members[culprit("gil")].evidence
+    gloo = stack("pt_gloo_runloop") | {"native": ["c10d::ProcessGroupGloo::runLoop (libtorch_cpu.so)"]}
+    members[culprit("gil")] = members[culprit("gil")]._replace(
+        evidence=evidence | {"stacks": [*evidence["stacks"], gloo]}
+    )
+    roll = call_roll(members, 4)
+    assert roll == call_roll(ranks("gil"), 4)._replace(members=roll.members)
+
+
 def test_those_that_wait_busily_are_a_camp_too() -> None:
     frames, busy = [["/srv/train.py", 44, "wait_for_all"]], {"ran": 0.9, "syscall": "running"}
     most = [member(rank, frames, state="expired", stack=busy) for rank in (0, 1, 3)]
