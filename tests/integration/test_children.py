@@ -24,7 +24,7 @@ from tests.fakes.worker import FORKS, SpawnedWorker
 CODE = """
 import os, subprocess, sys, time
 def read_shard():
-    print("child", flush=True); time.sleep(1000)
+    os.write(1, b"child\\n"); time.sleep(1000)
 if sys.argv[1:]:
     read_shard()
 child = subprocess.Popen([sys.executable, __file__, "child"])
@@ -33,7 +33,7 @@ killed = subprocess.Popen(["sleep", "1000"])
 killed.kill()
 for pid in (gone, killed.pid):
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-    print("child", flush=True)
+    os.write(1, b"child\\n")
 os.waitpid(child.pid, 0)  # here
 """
 LINE = 4
