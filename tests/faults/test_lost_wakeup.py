@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import json
 import os
+import struct
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from aiotimer.evidence.pyspy import find_pyspy
 from tests.fakes.places import short_socket
 from tests.fakes.server import LOOPS
-from tests.fakes.worker import spawn_worker
+from tests.fakes.worker import SpawnedWorker, spawn_worker
 from tests.faults.storm import PLACES
 
 RUN = "import runpy, sys; runpy.run_path(sys.argv[1], run_name='__main__')"
@@ -37,13 +40,28 @@ def storm(loop: str, reads: str, *, entries: int, rounds: int, patience: float) 
                 server.wait_line("ready")
                 role, *arguments = map(str, work)
                 with spawn_worker(RUN, None, STORM, role, path, *arguments, pass_fds=[stage, told]) as worker:
-                    record = worker.wait_line("done", timeout=100)
+                    try:
+                        record = worker.wait_line("done", timeout=100)
+                    except AssertionError as error:
+                        raise AssertionError(f"{error}\n{standing(stage, server, worker)}") from None
                     assert worker.wait() == 0, worker.output
                 assert server.process.poll() is None, server.output
     finally:
         for descriptor in (stage, told, tells):
             os.close(descriptor)
     return dict(json.loads(record.removeprefix("done")))
+
+
+def standing(stage: int, *processes: SpawnedWorker) -> str:
+    """Return where the two stand that have not come to an end: twice, so that it is seen who moves."""
+    found = []
+    for _ in range(2):
+        found.append(f"pause, answer, place: {struct.unpack('3q', os.pread(stage, 24, 0))}")
+        for process in processes:
+            look = [find_pyspy() or "py-spy", "dump", "--pid", str(process.pid)]
+            stacks = subprocess.run(look, capture_output=True)
+            found.append(f"{process.output}\n{(stacks.stdout or stacks.stderr).decode()}")
+    return "\n".join(found)
 
 
 @pytest.mark.parametrize("loop", LOOPS)
