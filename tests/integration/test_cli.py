@@ -447,8 +447,8 @@ sys.exit(9)
 
 
 STUBBORN = """
-import signal, sys, time
-signal.signal(signal.SIGTERM, lambda *_: print("TERM", flush=True))
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: os.write(1, b"TERM\\n"))
 print("ready", flush=True)
 while True:
     time.sleep(1)
@@ -483,9 +483,9 @@ def test_limits_that_make_no_sense_are_refused(options: tuple[str, ...]) -> None
 
 JOB = """
 import os, signal, sys, time
-signal.signal(signal.SIGCONT, lambda *_: print("goes on", flush=True))
+signal.signal(signal.SIGCONT, lambda *_: os.write(1, b"goes on\\n"))
 if sys.argv[1:] == ["handles"]:
-    signal.signal(signal.SIGTSTP, lambda *_: print("TSTP", flush=True))
+    signal.signal(signal.SIGTSTP, lambda *_: os.write(1, b"TSTP\\n"))
 print("ready", flush=True)
 while True:  # pause() would wait for the next signal, had one come just before it
     time.sleep(0.05)
