@@ -137,7 +137,7 @@ def launch():
             if status == 0:
                 print(f"trained, in {life} processes", flush=True)
                 return 0
-            print(f"the trainer ended with {status}", flush=True)
+            print(f"the trainer ended with {status}\n", end="", flush=True)
         return 1
 
 
