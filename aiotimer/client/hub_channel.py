@@ -5,12 +5,11 @@ outside sees the hub, and never who waits: a greenlet that is switched out is on
 
 The laws of this file: those of ``client/inspection.py``. Nothing here raises into a caller, waits, or makes
 a greenlet; a channel is used in its hub, between two events. gevent is not imported: who uses it has done so.
-Its sockets would wait by giving way, so those of ``_socket`` are used. No channel keeps a hub running.
+No channel keeps a hub running.
 """
 
 from __future__ import annotations
 
-import _socket
 import contextlib
 import os
 import sys
@@ -23,12 +22,13 @@ from typing import TYPE_CHECKING, Any
 from .._core import wire
 from .._core.layout import COUNT_OF, FIRST_DEADLINE, LABEL_WORDS, THREAD_OF
 from .._linux.forks import in_child
-from .._linux.process import check_trusted
+from .channel import AGAIN_AFTER, attending, borrowed, questions, reply
 from .greenlets import known, note_greenlet
 from .memory import NO_FILE, identity, is_open
 from .telling import MOST_FRAMES, cut, name_of_type, stack_text
 
 if TYPE_CHECKING:
+    import _socket
     from collections.abc import Callable, Iterator
     from types import FrameType
 
@@ -36,13 +36,10 @@ if TYPE_CHECKING:
     from .inspection import InspectedQueue
 
 _READ = 1  # gevent's, as libev's and libuv's
-_AGAIN_AFTER = 1.0
-"""Seconds between attempts to open a channel."""
 
 WITHIN = 0.003
 """Seconds: the longest that the hub is kept, but for one greenlet more."""
 
-_AT_ONCE = 65_536
 _MOST_TOLD = 100
 """Greenlets that are told of; of more their number."""
 
@@ -79,19 +76,11 @@ class HubChannel:
         hub = self._hub()
         if hub is None:
             return
-        sock: Any = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_NONBLOCK)
-        try:
-            os.set_inheritable(sock.fileno(), False)
-            sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF, 4 * wire.MAX_FRAME)
-            sock.connect(self._path)
-            check_trusted(sock, self._path)
-            sock.send(wire.encode(wire.Attend(wire.PROTOCOL_VERSION)), _socket.MSG_NOSIGNAL)
+        with attending(self._path) as sock:
             self._file = identity(sock.fileno())
             watcher = hub.loop.io(sock.fileno(), _READ, ref=False)
             watcher.start(self._ready)
             self._watcher, self._descriptor = watcher, sock.detach()
-        finally:
-            sock.close()
 
     def note_entry(self, slot: int | None) -> None:
         """Note that the current greenlet has taken a slot: the table may know threads only."""
@@ -112,28 +101,19 @@ class HubChannel:
     def _ready(self) -> None:
         """Answer what is asked."""
         try:
-            if not is_open(self._descriptor, self._file):
-                raise ConnectionError("the program closed the channel's descriptor")
-            sock = _socket.socket(fileno=self._descriptor)
-            try:
+            with borrowed(self._descriptor, self._file) as sock:
                 self._receive(sock)
-            finally:
-                sock.detach()
         except BlockingIOError:
             pass
         except Exception:  # noqa: BLE001 - the hub is the program's
             self.close()
 
     def _receive(self, sock: _socket.socket) -> None:
-        data, hub, queue = sock.recv(_AT_ONCE, _socket.MSG_DONTWAIT), self._hub(), self._queue()
-        if not data or hub is None or queue is None:
-            raise ConnectionError("the server is gone, or whom it asked")
-        for message in self._decoder.feed(data):
-            if not isinstance(message, wire.Inspect):
-                raise ConnectionError("no question")
-            frame = answer(hub, message, queue.table if queue.shared else None, self._entries)
-            if sock.send(frame, _socket.MSG_DONTWAIT | _socket.MSG_NOSIGNAL) < len(frame):
-                raise ConnectionError("the server does not read")
+        hub, queue = self._hub(), self._queue()
+        if hub is None or queue is None:
+            raise ConnectionError("whom it asks is gone")
+        for question in questions(sock, self._decoder):
+            reply(sock, answer(hub, question, queue.table if queue.shared else None, self._entries))
 
 
 def answer(
@@ -220,7 +200,7 @@ def open_hub_channel(queue: InspectedQueue, slot: int | None) -> None:
         of_hub = _channels.setdefault(hub, {})
         channel = of_hub.get(queue.path)
         if channel is None or not channel.is_open:
-            queue.next_channel_attempt = monotonic() + _AGAIN_AFTER
+            queue.next_channel_attempt = monotonic() + AGAIN_AFTER
             channel = HubChannel(hub, queue)
             channel.open()
             of_hub[queue.path] = channel

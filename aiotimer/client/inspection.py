@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import socket
 import weakref
 from math import inf
 from time import monotonic
@@ -22,19 +21,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 from .._core import wire
 from .._core.layout import FIRST_DEADLINE
 from .._linux.forks import in_child
-from .._linux.process import check_trusted
+from .channel import AGAIN_AFTER, attending, borrowed, questions, reply
 from .memory import NO_FILE, identity, is_open
 from .tasks import TaskWalk
 
 if TYPE_CHECKING:
+    import _socket
     from collections.abc import Callable, Mapping
 
     from .._core.table import Pool, TimerTable
-
-_AGAIN_AFTER = 1.0
-"""Seconds between attempts to open a channel."""
-
-_AT_ONCE = 65_536
 
 
 class InspectedQueue(Protocol):
@@ -95,11 +90,7 @@ class InspectionChannel:
         loop, queue = self._loop(), self._queue()
         if loop is None or queue is None:
             return
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as sock:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * wire.MAX_FRAME)
-            sock.connect(queue.path)
-            check_trusted(sock, queue.path)
-            sock.send(wire.encode(wire.Attend(wire.PROTOCOL_VERSION)), socket.MSG_NOSIGNAL)
+        with attending(queue.path) as sock:
             self._decoder = wire.client_decoder()
             self._file = identity(sock.fileno())
             loop.add_reader(sock.fileno(), self._ready)
@@ -157,34 +148,29 @@ class InspectionChannel:
         if self._walk is not None:
             self._carry_out(self._answer)
 
-    def _carry_out(self, step: Callable[[socket.socket], None]) -> None:
+    def _carry_out(self, step: Callable[[_socket.socket], None]) -> None:
         try:
-            if not is_open(self._descriptor, self._file):
-                raise ConnectionError("the program closed the channel's descriptor")
-            sock = socket.socket(fileno=self._descriptor)
-            try:
+            with borrowed(self._descriptor, self._file) as sock:
                 step(sock)
-            finally:
-                sock.detach()
         except BlockingIOError:
             pass
         except Exception:  # noqa: BLE001 - the loop is the program's
             self._abandon()
 
-    def _receive(self, sock: socket.socket) -> None:
-        data, loop, queue = sock.recv(_AT_ONCE, socket.MSG_DONTWAIT), self._loop(), self._queue()
-        if not data or loop is None or queue is None:
-            raise ConnectionError("the server is gone, or whom it asked")
-        for message in self._decoder.feed(data):
-            if self._walk is not None or not isinstance(message, wire.Inspect):
-                raise ConnectionError("no question, or one before the answer to the last")
+    def _receive(self, sock: _socket.socket) -> None:
+        loop, queue = self._loop(), self._queue()
+        if loop is None or queue is None:
+            raise ConnectionError("whom it asks is gone")
+        for question in questions(sock, self._decoder):
+            if self._walk is not None:
+                raise ConnectionError("a question before the answer to the last")
             table = queue.table if queue.shared else None
-            words = (FIRST_DEADLINE + slot for slot in message.slots)
+            words = (FIRST_DEADLINE + slot for slot in question.slots)
             likely = [self._entries[word] for word in words if word in self._entries]
-            self._walk = TaskWalk(loop, message, table, self._block_type, likely, self._clock)
+            self._walk = TaskWalk(loop, question, table, self._block_type, likely, self._clock)
             self._answer(sock)
 
-    def _answer(self, sock: socket.socket) -> None:
+    def _answer(self, sock: _socket.socket) -> None:
         """Work for one slice, and let the loop run before the next one."""
         loop, walk = self._loop(), self._walk
         if loop is None or walk is None:
@@ -194,8 +180,7 @@ class InspectionChannel:
             loop.call_soon(self._go_on)
             return
         self._walk = None
-        if sock.send(frame, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL) < len(frame):
-            raise ConnectionError("the server does not read")
+        reply(sock, frame)
 
     def _abandon(self) -> None:
         """Close it; if its number is somebody else's by now, only its reader is taken away."""
@@ -234,7 +219,7 @@ def open_inspection_channel(
             of_loop = _channels.setdefault(loop, weakref.WeakValueDictionary())
         channel = of_loop.get(queue.path)
         if channel is None or not channel.is_open:
-            queue.next_channel_attempt = monotonic() + _AGAIN_AFTER
+            queue.next_channel_attempt = monotonic() + AGAIN_AFTER
             channel = InspectionChannel(loop, queue, block_type)
             channel.open()
             of_loop[queue.path] = channel
