@@ -91,8 +91,7 @@ def _nothing(
     run: str, records: Sequence[RunRecord], socket_path: str | None, directories: Sequence[str]
 ) -> str:
     where = f"by the server at {socket_path}" if socket_path is not None else "by a server of this user"
-    what = f"run {run!r}" if run else "run"
-    words = f"no roll call of a {what} " if not run else f"no roll call of {what} "
+    words = f"no roll call of {f'run {run!r}' if run else 'a run'} "
     words += f"is in {', '.join(directories)}" if directories else f"has been recorded {where}"
     others = list(dict.fromkeys(record.run for record in records))[:_MOST_NAMED]
     return words + (f"; there is {', '.join(map(repr, others))}" if others else "")

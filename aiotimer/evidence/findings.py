@@ -7,7 +7,7 @@ The law of this file: what is not known is ``""``, ``None`` or empty; no key is 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 from .._core import wire
@@ -101,7 +101,27 @@ class Findings(NamedTuple):
     tasks_text: str
 
 
+_NO_KINDS: Mapping[str, Any] = {}
+
 NO_FINDINGS = Findings("", "", [], [], {}, {}, "", "")
+
+
+def known_of(
+    unknown: Mapping[str, Any], value: Mapping[str, Any], kinds: Mapping[str, Any] = _NO_KINDS
+) -> dict[str, Any]:
+    """Return what an object that was read as JSON says, as far as it can be right.
+
+    Args:
+        unknown: by key, what stands there if it is not known; None: a number.
+        value: the object.
+        kinds: of some keys, of which type it is, where what stands for unknown does not tell.
+    """
+    known = {}
+    for key, nothing in unknown.items():
+        kind = kinds.get(key) or ((int, float) if nothing is None else type(nothing))
+        if isinstance(value.get(key), kind):
+            known[key] = value[key]
+    return known
 
 
 def stack(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from .findings import Findings
+from .findings import Findings, known_of
 
 Json = dict[str, Any]
 
@@ -97,10 +97,5 @@ class Record(NamedTuple):
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Record:
         """Return what :meth:`as_json` gave; what is absent, or cannot be right, is not known."""
-        known = {
-            key: value[key]
-            for key, unknown in cls._field_defaults.items()
-            if isinstance(value.get(key), (int, float) if unknown is None else type(unknown))
-        }
-        record = cls(**known)
+        record = cls(**known_of(cls._field_defaults, value))
         return record._replace(process=_NO_PROCESS | record.process)

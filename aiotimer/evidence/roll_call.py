@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from . import camps, collectives
+from .findings import known_of
 from .standing import BLOCKED, COLLECTIVE, COMPUTES, DEAD, IDLE, MISSING, MOVES, UNKNOWN, Standing, standing
 
 EXPIRED = "expired"
@@ -67,13 +68,7 @@ class Member(NamedTuple):
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Member:
         """Return what :meth:`as_json` gave; what is absent, or cannot be right, is not known."""
-        kinds: dict[str, Any] = {"rank": int, "since_s": (int, float), "camp": int}
-        known = {
-            key: value[key]
-            for key, unknown in cls._field_defaults.items()
-            if isinstance(value.get(key), kinds.get(key, type(unknown)))
-        }
-        member = cls(**known)
+        member = cls(**known_of(cls._field_defaults, value, {"rank": int, "camp": int}))
         timers: list[Any] = member.timers
         return member._replace(timers=[one for one in timers if isinstance(one, dict)])
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from .findings import known_of
 from .roll_call import Member, Roll
 
 _NO_MEMBERS: list[Member] = []
@@ -53,11 +54,7 @@ class RunRecord(NamedTuple):
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> RunRecord:
         """Return what :meth:`as_json` gave; what is absent, or cannot be right, is not known."""
-        known = {
-            key: value[key]
-            for key, unknown in cls._field_defaults.items()
-            if isinstance(value.get(key), (int, float) if unknown is None else type(unknown))
-        }
+        known = known_of(cls._field_defaults, value)
         ids: list[Any] = known.get("expired", [])
         known["expired"] = [one for one in ids if isinstance(one, str)]
         return cls(**known | Roll.from_json(value)._asdict())

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from . import calls, collectives, proc
-from .findings import Frame, stack
+from .findings import Frame, known_of, stack
 from .motion import holds_gil_in_c, runs, stands
 from .verdict import is_users, line_of, runs_loop, thread_of_block, verdict
 
@@ -196,10 +196,7 @@ def _tasks(value: object) -> list[dict[str, Any]]:
 
 def _like(unknown: dict[str, Any], value: object) -> dict[str, Any]:
     """Return an object with the keys of another one, and with its values where they are of the same kind."""
-    if not isinstance(value, Mapping):
-        return unknown
-    kinds = {key: (int, float) if known is None else type(known) for key, known in unknown.items()}
-    return unknown | {key: value[key] for key, kind in kinds.items() if isinstance(value.get(key), kind)}
+    return unknown | known_of(unknown, value) if isinstance(value, Mapping) else unknown
 
 
 def _frames(value: list[Any]) -> list[Frame]:
