@@ -125,8 +125,8 @@ class Turns:
         self._free += 1
 
 
-class RollCall:
-    """Those who are being looked at, in the order in which they began. O(1), however many they are."""
+class Unseen:
+    """Those who are being looked at and have not been seen, in the order in which they began; O(1)."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -175,13 +175,13 @@ class Inspector:
         self._queue = queue
         self._loop = loop
         self._turns = Turns(loop, AT_ONCE)
-        self._roll_call = RollCall(loop)
+        self._unseen = Unseen(loop)
         self.call_of: CallOf = lambda _worker, _expiry, _until: None
 
     def begin(self, worker: Worker, expiry: Expiry, then: Then) -> None:
         """Begin to find out what a worker is doing; when that is noted, within the budget, call ``then``."""
         until = self._loop.time() + self.budget
-        seen = functools.partial(self._roll_call.seen, self._roll_call.begin())
+        seen = functools.partial(self._unseen.seen, self._unseen.begin())
         call = self.call_of(worker, expiry, until)
         # Not before all that is due has been looked at: threads and helpers keep the loop from it.
         self._queue.put(worker.id, self._start, worker, expiry, until, seen, call, then)
@@ -202,7 +202,7 @@ class Inspector:
                 call.inspected()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(until):
-                await self._roll_call.all_seen()
+                await self._unseen.all_seen()
                 if call is not None:
                     await call.wait()
         self._queue.do_first(then)  # when the budgets of hundreds end in one moment

@@ -26,7 +26,7 @@ from aiotimer._core.ladder import Ladder, ReapGrant
 from aiotimer._linux.process import pin, send_signal
 from aiotimer.evidence import Findings, Subject
 from aiotimer.evidence.record import Record
-from aiotimer.server.inspector import RollCall
+from aiotimer.server.inspector import Unseen
 from aiotimer.server.pinned_process import PinnedProcess
 from aiotimer.server.reaper import ENDS_WITH_IT, LEFT
 from aiotimer.server.reporter import Reporter
@@ -251,24 +251,24 @@ async def test_whoever_is_not_seen_in_time_keeps_nobody_alive(monkeypatch: pytes
 
 async def test_whoever_falls_due_later_is_not_waited_for() -> None:
     loop = asyncio.get_running_loop()
-    roll_call = RollCall(loop)
-    await asyncio.wait_for(roll_call.all_seen(), PATIENCE)
-    first, second = roll_call.begin(), roll_call.begin()
-    by_then = asyncio.ensure_future(roll_call.all_seen())
+    unseen = Unseen(loop)
+    await asyncio.wait_for(unseen.all_seen(), PATIENCE)
+    first, second = unseen.begin(), unseen.begin()
+    by_then = asyncio.ensure_future(unseen.all_seen())
     await asyncio.sleep(0)
-    later = roll_call.begin()
-    by_now = asyncio.ensure_future(roll_call.all_seen())
-    given_up = asyncio.ensure_future(roll_call.all_seen())
+    later = unseen.begin()
+    by_now = asyncio.ensure_future(unseen.all_seen())
+    given_up = asyncio.ensure_future(unseen.all_seen())
     await asyncio.sleep(0)
     given_up.cancel()
-    roll_call.seen(second)
+    unseen.seen(second)
     await asyncio.sleep(0)
     assert not by_then.done()
-    roll_call.seen(first)
-    roll_call.seen(first)
+    unseen.seen(first)
+    unseen.seen(first)
     await asyncio.wait_for(by_then, PATIENCE)
     assert not by_now.done()
-    roll_call.seen(later)
+    unseen.seen(later)
     await asyncio.wait_for(by_now, PATIENCE)
     assert given_up.cancelled()
 
