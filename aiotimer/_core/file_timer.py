@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from math import isfinite
+from math import inf
 from typing import Any, NamedTuple
 
 from .layout import SCOPE_BYTES
@@ -62,17 +62,27 @@ def monotonic_deadline(expiration_time: float, *, wall: float, now: float) -> fl
         TypeError: it is not a number.
         ValueError: it is not finite.
     """
+    number = _checked(expiration_time)
+    # What expired before this machine was started has expired.
+    return number if number <= 0.0 else max(0.0, now + (number - wall))
+
+
+def _checked(expiration_time: object) -> float:
+    """Return an ``expiration_time``, of whatever a program or a line has said.
+
+    Raises:
+        TypeError: it is not a number.
+        ValueError: it is not finite, and no release.
+    """
     if isinstance(expiration_time, bool) or not isinstance(expiration_time, (int, float)):
         raise TypeError(f"expiration_time must be a number, not {type(expiration_time).__name__}")
-    if expiration_time <= 0:
-        return float(expiration_time)
     try:
         number = float(expiration_time)
     except OverflowError:
-        number = float("inf")
-    if not isfinite(number):
+        number = inf if expiration_time > 0 else -inf
+    if not number < inf:
         raise ValueError(f"expiration_time must be finite, not {number}")
-    return max(0.0, now + (number - wall))  # what expired before this machine was started has expired
+    return number
 
 
 def fitting_scope(text: str) -> str:
@@ -135,7 +145,7 @@ def _request(told: Any) -> FileTimerRequest:
     if type(signal) is not int:
         raise ValueError(f"its signal is {signal!r}")
     try:
-        monotonic_deadline(at, wall=0.0, now=0.0)  # type: ignore[arg-type]  # it says so itself
+        expiration_time = _checked(at)
     except TypeError as error:
         raise ValueError(str(error)) from None
-    return FileTimerRequest(pid, fitting_scope(scope), float(at), signal)  # type: ignore[arg-type]  # a number
+    return FileTimerRequest(pid, fitting_scope(scope), expiration_time, signal)

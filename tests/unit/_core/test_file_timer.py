@@ -76,6 +76,11 @@ def test_what_is_no_request_is_said_and_costs_no_other(bad: bytes) -> None:
     assert len(why) < 1000
 
 
+def test_a_release_may_be_as_far_back_as_it_likes() -> None:
+    released = REQUEST._replace(expiration_time=-inf)
+    assert decoded(line(expiration_time=-(10**400)) + line()) == [released, REQUEST]
+
+
 @pytest.mark.parametrize("cut", range(1, len(line()) - 1))
 def test_what_a_writer_left_unfinished_costs_no_request_of_the_next(cut: int) -> None:
     *refused, last = decoded(line()[:cut], line(pid=7))
@@ -132,7 +137,16 @@ def test_every_name_fits(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("expiration_time", "deadline"),
-    [(1060.0, 160.0), (1000, 100.0), (940.0, 40.0), (800.0, 0.0), (0, 0.0), (-1, -1.0), (-inf, -inf)],
+    [
+        (1060.0, 160.0),
+        (1000, 100.0),
+        (940.0, 40.0),
+        (800.0, 0.0),
+        (0, 0.0),
+        (-1, -1.0),
+        (-inf, -inf),
+        (-(10**400), -inf),
+    ],
 )
 def test_a_time_of_the_wall_clock_is_as_far_away_on_the_other(
     expiration_time: float, deadline: float
