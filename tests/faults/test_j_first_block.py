@@ -218,6 +218,14 @@ asyncio.run(main())
         assert worker.lines == ["body", "left"]
 
 
+def says(code: str, *lines: str) -> None:
+    """Have a worker run to its end, and say these lines, of which the last is that it is watched."""
+    with spawn_worker(PRELUDE + code, None) as worker:
+        worker.wait_line("watched")
+        assert worker.wait() == 0, worker.output
+        assert worker.lines == [*lines], "and nobody was told anything"
+
+
 def test_fault_59_a_loop_does_not_wait_for_the_start_of_a_server() -> None:
     """While ``configure()`` and the first block run, it waits for nobody: shown by order, not by time."""
     code = """
@@ -231,10 +239,7 @@ async def main():
     say("watched")
 asyncio.run(main())
 """
-    with spawn_worker(PRELUDE + code, None) as worker:
-        worker.wait_line("watched")
-        assert worker.wait() == 0, worker.output
-        assert worker.lines == ["connected False", "watched"], "and nobody was told anything"
+    says(code, "connected False", "watched")
 
 
 def test_fault_59_a_handler_waits_no_longer_than_its_budget_for_a_start() -> None:
@@ -262,10 +267,7 @@ async def main():
     say("watched")
 asyncio.run(main())
 """
-    with spawn_worker(PRELUDE + code, None) as worker:
-        worker.wait_line("watched")
-        assert worker.wait() == 0, worker.output
-        assert worker.lines == ["is in it", "watched"], "and nobody was told anything"
+    says(code, "is in it", "watched")
 
 
 @pytest.mark.parametrize("unavailable", ["raise", "warn"])

@@ -133,29 +133,29 @@ async def test_who_died_in_an_earlier_attempt_is_missing_in_this_one() -> None:
             assert (members[0]["pid"], members[1]["state"]) == (worker.pid, "missing")
 
 
-async def test_of_a_run_on_several_nodes_those_of_this_node_are_missed() -> None:
-    here = {"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "2"}
+async def record_of_the_only_one(rank: int, **here: str) -> dict[str, Any]:
+    """Have a timer expire of a run's only member that has come, the first of its node; return the record."""
     async with serving(reap="dump,KILL") as server:
         with contextlib.ExitStack() as stack:
-            worker = member(stack, server, 4, LOCAL_RANK="0", **here)
+            worker = member(stack, server, rank, LOCAL_RANK="0", **here)
             await ready(worker)
             await armed(worker)
-            record = await record_of(server)
-            assert record["size"] == 8
-            states = {rank: one["state"] for rank, one in by_rank(record).items()}
-            assert states == {4: "expired", 5: "missing"}
+            return await record_of(server)
+
+
+async def test_of_a_run_on_several_nodes_those_of_this_node_are_missed() -> None:
+    here = {"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "2"}
+    record = await record_of_the_only_one(4, **here)
+    assert record["size"] == 8
+    states = {rank: one["state"] for rank, one in by_rank(record).items()}
+    assert states == {4: "expired", 5: "missing"}
 
 
 async def test_of_two_on_one_node_the_one_that_is_missing_is_to_blame() -> None:
     """It has said that both are to be here: else the other one might be on another node."""
     here = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    async with serving(reap="dump,KILL") as server:
-        with contextlib.ExitStack() as stack:
-            worker = member(stack, server, 0, LOCAL_RANK="0", **here)
-            await ready(worker)
-            await armed(worker)
-            record = await record_of(server)
-            assert record["culprits"] == [1], record["verdict"]
+    record = await record_of_the_only_one(0, **here)
+    assert record["culprits"] == [1], record["verdict"]
 
 
 async def test_what_expires_while_the_roll_is_called_belongs_to_it() -> None:
