@@ -218,12 +218,12 @@ asyncio.run(main())
         assert worker.lines == ["body", "left"]
 
 
-def says(code: str, *lines: str) -> None:
-    """Have a worker run to its end, and say these lines, of which the last is that it is watched."""
+def all_said_by(code: str) -> list[str]:
+    """Every line of a worker that runs to its end; its own last one is that it is watched."""
     with spawn_worker(PRELUDE + code, None) as worker:
         worker.wait_line("watched")
         assert worker.wait() == 0, worker.output
-        assert worker.lines == [*lines], "and nobody was told anything"
+        return worker.lines
 
 
 def test_fault_59_a_loop_does_not_wait_for_the_start_of_a_server() -> None:
@@ -239,7 +239,7 @@ async def main():
     say("watched")
 asyncio.run(main())
 """
-    says(code, "connected False", "watched")
+    assert all_said_by(code) == ["connected False", "watched"], "and nobody was told anything"
 
 
 def test_fault_59_a_handler_waits_no_longer_than_its_budget_for_a_start() -> None:
@@ -267,7 +267,7 @@ async def main():
     say("watched")
 asyncio.run(main())
 """
-    says(code, "is in it", "watched")
+    assert all_said_by(code) == ["is in it", "watched"], "and nobody was told anything"
 
 
 @pytest.mark.parametrize("unavailable", ["raise", "warn"])
