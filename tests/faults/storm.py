@@ -49,8 +49,12 @@ None is between some milliseconds and a minute: the server would look then, beca
 find by chance what it had lost.
 """
 
-CALM = (0.001, *[60.0] * 8000)
-"""Others, which leave it in peace for long enough to come to its later read."""
+CALM = (0.001, *[60.0] * 60_000)
+"""Others, which leave it in peace for long enough to come to its later read.
+
+The next ring, with the first block of the next pass, puts that read off. A pass takes some forty milliseconds;
+one of eight did not leave time enough to a server that waited for a processor, again and again.
+"""
 
 
 def say(text: str) -> None:
