@@ -52,8 +52,8 @@ find by chance what it had lost.
 CALM = (0.001, *[60.0] * 60_000)
 """Others, which leave it in peace for long enough to come to its later read.
 
-The next ring, with the first block of the next pass, puts that read off. A pass takes some forty milliseconds;
-one of eight did not leave time enough to a server that waited for a processor, again and again.
+The next ring, with the first block of the next pass, puts that read off. A pass takes some forty
+milliseconds; one of eight left no time to a server that waited for a processor, again and again.
 """
 
 

@@ -5,6 +5,7 @@ The blocks here run against a table in memory. What needs a loop or a server is 
 
 import copy
 import functools
+import inspect
 import pickle
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -101,6 +102,11 @@ def test_after_is_needed_and_is_not_none(client: MemoryClient) -> None:
     with pytest.raises(TypeError, match="unexpected keyword argument 'timeout'"):
         expires(timeout=60)  # type: ignore[call-arg]
     assert_untouched(client)
+
+
+def test_no_parameter_is_keyword_only_whose_default_would_cost_every_block() -> None:
+    kinds = {parameter.kind for parameter in inspect.signature(expires).parameters.values()}
+    assert kinds == {inspect.Parameter.POSITIONAL_OR_KEYWORD}
 
 
 @pytest.mark.parametrize(
