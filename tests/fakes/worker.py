@@ -287,6 +287,7 @@ asyncio.run(main())
 """,
     "acquire": """
 client = TimerClient(unavailable="raise", shared=SHARED, budget=30)
+client.connect()  # a time of AFTER may be over before it has come about
 deadline = time.monotonic() + AFTER
 client.acquire("victim", deadline)
 say("deadline", deadline)
@@ -297,6 +298,7 @@ say("left")
     "async acquire": """
 async def main():
     client = AsyncTimerClient(unavailable="raise", shared=SHARED, budget=30)
+    await client.connect()
     deadline = time.monotonic() + AFTER
     await client.acquire("victim", deadline)
     say("deadline", deadline)
