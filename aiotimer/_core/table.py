@@ -97,12 +97,13 @@ class Pool(list[int]):
     grace says so (``_core/notes.py``). It is 0 if there is no room for them.
 
     ``first_over`` is the argument ``first`` of ``expires`` that has nothing more to say: as many entries have
-    been made as were to have a limit of their own. It is known again by its identity, for next to nothing.
+    been made as were to have a limit of their own. ``last_after`` is a number of seconds: the last ``after``,
+    which need not be looked at again. Both are known again by their identity, for next to nothing.
     """
 
     __slots__ = (
-        "cells", "first_over", "grace_at", "key", "next_ordinal", "now", "observed", "owner", "sample_at",
-        "scope", "size", "table", "text",
+        "cells", "first_over", "grace_at", "key", "last_after", "next_ordinal", "now", "observed", "owner",
+        "sample_at", "scope", "size", "table", "text",
     )  # fmt: skip
 
     def __init__(self, table: TimerTable, scope: str, *, observed: bool) -> None:
@@ -112,6 +113,7 @@ class Pool(list[int]):
         self.key = pool_key(scope, observed=observed)
         self.sample_at = table.sampled_from  # the first entry from then on is sampled
         self.first_over: object = None
+        self.last_after: float = 1.0  # a number of seconds, too
         self.table = table
         self.cells = table.cells
         self.now = table.now

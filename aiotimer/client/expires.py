@@ -70,33 +70,39 @@ def expires(
     """
     block = Block()
     block._slot = block._exit_state = block._deadline = None
-    kind = type(after)
-    if kind is int:
-        if not 0 < after <= _MOST_INT:  # type: ignore[operator]  # by its kind
-            after = seconds(after, "after")
-    elif kind is not float or not 0.0 < after <= MOST:  # type: ignore[operator]
-        after = seconds(after, "after")
-    block._after = after  # type: ignore[assignment]  # a float, or an int
     block._client = client
     if client is None:
         client = default.client
     if observe:  # such blocks have pools of their own
-        block._pool = _new_pool(scope, client, stacklevel, observed=True)
+        pool = _new_pool(after, scope, client, stacklevel, observed=True)
     else:
         try:
             if scope is None:
                 frame = _getframe(stacklevel)
-                block._pool = client._sites[id(frame.f_code), frame.f_lasti]  # type: ignore[union-attr]
+                pool = client._sites[id(frame.f_code), frame.f_lasti]  # type: ignore[union-attr]
             else:
-                block._pool = client._pools[scope]  # type: ignore[union-attr]
+                pool = client._pools[scope]  # type: ignore[union-attr]
         except (KeyError, AttributeError):  # a new name, or nothing is configured
-            block._pool = _new_pool(scope, client, stacklevel, observed=False)
-    if first is not None and block._pool.first_over is not first:
+            pool = _new_pool(after, scope, client, stacklevel, observed=False)
+    if after is not pool.last_after:  # what was good enough once is so again
+        kind = type(after)
+        if kind is int:
+            if not 0 < after <= _MOST_INT:  # type: ignore[operator]  # by its kind
+                after = seconds(after, "after")
+        elif kind is not float or not 0.0 < after <= MOST:  # type: ignore[operator]
+            after = seconds(after, "after")
+        pool.last_after = after  # type: ignore[assignment]  # a float, or an int
+    block._after = after  # type: ignore[assignment]  # as above
+    block._pool = pool
+    if first is not None and pool.first_over is not first:
         _ask_for_first(block, first)
     return block if grace is None else _with_grace(block, grace)
 
 
-def _new_pool(scope: str | None, client: BaseClient | None, stacklevel: int, *, observed: bool) -> Pool:
+def _new_pool(
+    after: float | timedelta, scope: str | None, client: BaseClient | None, stacklevel: int, *, observed: bool
+) -> Pool:
+    seconds(after, "after")  # there is no new pool for the sake of one that is not
     client = client or default_client()
     if scope is None:
         if stacklevel < 1:

@@ -21,6 +21,7 @@ from aiotimer import NotConfigured, WorkerId, expires
 from aiotimer._core.reader import TableReader
 from aiotimer._core.table import TimerTable
 from aiotimer._core.watch import Lifeline, Watch
+from aiotimer.client.arguments import named_pool
 from aiotimer.client.clients import default
 from aiotimer.events import Event, shown
 from tests.fakes.clock import Clock
@@ -59,6 +60,16 @@ def client() -> MemoryClient:
     return MemoryClient(memory_table(now=Clock(1000.0)))
 
 
+@pytest.fixture(params=["new", "known", "entered"])
+def scope(request: pytest.FixtureRequest, client: MemoryClient) -> str:
+    """Return a name that a client does not know yet, that it knows, or whose ``after`` it knows, too."""
+    if request.param == "known":
+        named_pool("s", client)
+    elif request.param == "entered":
+        expires(60, scope="s", client=client)
+    return "s"
+
+
 @pytest.fixture
 def unconfigured(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv("AIOTIMER_SOCKET", raising=False)
@@ -77,26 +88,28 @@ def assert_untouched(client: MemoryClient) -> None:
 
 
 @pytest.mark.parametrize("name", NOT_SECONDS)
-def test_what_is_no_time_to_wait_is_a_value_error(client: MemoryClient, name: str) -> None:
-    with pytest.raises(ValueError, match="after must be a finite number of seconds greater than 0"):
-        expires(NOT_SECONDS[name], scope="s", client=client)
+def test_what_is_no_time_to_wait_is_a_value_error(client: MemoryClient, scope: str, name: str) -> None:
+    for _ in range(2):  # what was refused once is not known to be good
+        with pytest.raises(ValueError, match="after must be a finite number of seconds greater than 0"):
+            expires(NOT_SECONDS[name], scope=scope, client=client)
     with pytest.raises(ValueError, match="grace must be a finite number of seconds greater than 0"):
         expires(60, scope="s", client=client, grace=NOT_SECONDS[name])
     assert_untouched(client)
 
 
 @pytest.mark.parametrize("name", NOT_NUMBERS)
-def test_what_is_no_number_is_a_type_error(client: MemoryClient, name: str) -> None:
-    with pytest.raises(TypeError, match="after must be a number of seconds"):
-        expires(NOT_NUMBERS[name], scope="s", client=client)
+def test_what_is_no_number_is_a_type_error(client: MemoryClient, scope: str, name: str) -> None:
+    for _ in range(2):
+        with pytest.raises(TypeError, match="after must be a number of seconds"):
+            expires(NOT_NUMBERS[name], scope=scope, client=client)
     with pytest.raises(TypeError, match="grace must be a number of seconds"):
         expires(60, scope="s", client=client, grace=NOT_NUMBERS[name])
     assert_untouched(client)
 
 
-def test_after_is_needed_and_is_not_none(client: MemoryClient) -> None:
+def test_after_is_needed_and_is_not_none(client: MemoryClient, scope: str) -> None:
     with pytest.raises(TypeError, match="after must be a number"):
-        expires(None, scope="s", client=client)  # type: ignore[arg-type]
+        expires(None, scope=scope, client=client)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="missing 1 required positional argument: 'after'"):
         expires()  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="unexpected keyword argument 'timeout'"):
@@ -120,6 +133,23 @@ def test_any_positive_finite_number_will_do(client: MemoryClient, after: Any) ->
         assert timer.deadline == block.deadline == 1000.0 + float(after)
         assert block.remaining() == timer.deadline - 1000.0
     assert timers_of(client.table) == []
+
+
+def test_a_number_that_has_changed_is_read_again(client: MemoryClient) -> None:
+    class Setting:
+        value = 60.0
+
+        def __float__(self) -> float:
+            return self.value
+
+    setting: Any = Setting()
+    for value in (60.0, 30.0):
+        Setting.value = value
+        with expires(setting, scope="s", client=client) as block:
+            assert block.remaining() == value
+    Setting.value = nan
+    with pytest.raises(ValueError, match="after must be a finite number"):
+        expires(setting, scope="s", client=client)
 
 
 def test_a_timedelta_will_do_wherever_seconds_do(client: MemoryClient) -> None:
