@@ -21,6 +21,7 @@ offset                written by  what
 216 ``DUMP_FILE``     worker     float64: its descriptor of this file, to which it writes it
 224 ``EXIT_SIGNAL``   server     float64: the signal at which a worker that is pid 1 exits, or 0.0
 256 deadlines         worker     65,536 x float64; ``inf`` or 0.0 = not armed
+524,544 ``ACCOUNT``   server     3,840 bytes, padded with NUL: what the worker has said of itself
 528,384 counts        worker     65,536 x float64: acquisitions through this slot; see ``RELABELLED``
 1,052,672 labels      worker     65,536 x 256 bytes: length, flags, ordinal, UTF-8 text, a note, thread
 17,829,888 rows       worker     65,536 x 64 float64: how long the blocks of this slot took
@@ -68,6 +69,10 @@ THREAD_OF = (LABELS_OFFSET + LABEL_SIZE) // 8 - 1 - LABEL_WORDS * FIRST_DEADLINE
 label: a float64, ``threading.get_ident()`` of the thread that made the entry, or 0.0."""
 
 GRANT_OFFSET, GRANT_SIZE = 112, 80
+
+ACCOUNT_OFFSET, ACCOUNT_SIZE = 524_544, 3_840
+"""Between the deadlines and the counts: what ``wire.Account`` is there for. All zero: it has said nothing, or
+to a server that noted nothing of it."""
 
 ROWS_OFFSET = LABELS_OFFSET + SLOTS * LABEL_SIZE
 ROW_WORDS = 64

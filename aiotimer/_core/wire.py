@@ -102,6 +102,22 @@ class Refused(msgspec.Struct, tag="refused", array_like=True, frozen=True):
     reason: str
 
 
+class Account(msgspec.Struct, array_like=True, frozen=True):
+    """Server to the next server, in a worker's table: what that has said of itself, see :class:`Hello`.
+
+    It is no message: nobody sends it.
+    """
+
+    run: str = ""
+    name: str = ""
+    group: str = ""
+    rank: int = -1
+    size: int = 0
+    first: int = 0
+    here: int = 0
+    libraries: tuple[str, ...] = ()
+
+
 class Ring(msgspec.Struct, tag="ring", array_like=True, frozen=True, gc=False):
     """Client to server: a deadline earlier than your promise has been stored. Look."""
 
@@ -271,6 +287,7 @@ M = TypeVar("M")
 _encoder = msgspec.msgpack.Encoder()
 _to_server = msgspec.msgpack.Decoder(ToServer)
 _to_client = msgspec.msgpack.Decoder(ToClient)
+_account = msgspec.msgpack.Decoder(Account)
 
 
 def encode(message: ToServer | ToClient) -> bytes:
@@ -282,6 +299,26 @@ def encode(message: ToServer | ToClient) -> bytes:
 def packed(part: Any) -> msgspec.Raw:
     """Return a part of a message as the bytes that it will be, so that a long one is not made in one go."""
     return msgspec.Raw(_encoder.encode(part))
+
+
+def account(of: Account, room: int) -> bytes:
+    """Return an account as it stands in a table: with as many libraries as fit; nothing if it cannot."""
+    while len(body := _encoder.encode(of)) + _LENGTH_BYTES > room:
+        if not of.libraries:
+            return bytes(room)
+        of = msgspec.structs.replace(of, libraries=of.libraries[:-1])
+    return (len(body).to_bytes(_LENGTH_BYTES, "big") + body).ljust(room, b"\0")
+
+
+def read_account(data: bytes) -> Account | None:
+    """Return what :func:`account` gave, None if there is nothing; a worker may have written anything else."""
+    length = int.from_bytes(data[:_LENGTH_BYTES], "big")
+    if not 0 < length <= len(data) - _LENGTH_BYTES:
+        return None
+    try:
+        return _account.decode(data[_LENGTH_BYTES : _LENGTH_BYTES + length])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 class Decoder(Generic[M]):

@@ -59,6 +59,12 @@ def give(group: str = "", rank: int | None = None, size: int | None = None) -> N
     _given = group, rank, size
 
 
+def given_rank() -> dict[str, str]:
+    """Return what it was let say of its rank and of how many there are, as torchrun would say that."""
+    said = {"RANK": _given[1], "WORLD_SIZE": _given[2]}
+    return {variable: str(value) for variable, value in said.items() if value is not None}
+
+
 def membership_of_this_process() -> Membership:
     """Return it; without a group if it belongs to no run."""
     return membership(*_given, os.environ)

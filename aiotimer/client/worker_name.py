@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .._linux.paths import NAME_LENGTH
+from .membership import given_rank
 
 _given = ""
 """What ``configure(name=...)`` said."""
@@ -39,7 +40,7 @@ def give(name: str) -> None:
 
 def name_of_this_process() -> str:
     """Return it, ``NAME_LENGTH`` characters at most; "": its command name serves as well."""
-    name = _given or found_name(os.environ, sys.modules)
+    name = _given or found_name({**os.environ, **given_rank()}, sys.modules)
     return name.encode(errors="replace").decode()[:NAME_LENGTH]  # what is no text cannot be sent
 
 

@@ -23,14 +23,12 @@ from time import monotonic
 from typing import Any, TypeAlias
 
 from .._core import layout, wire
-from .._core.membership import GROUP_LENGTH, Membership
 from .._linux import table_files
-from .._linux.paths import NAME_LENGTH, RUN_LENGTH
 from .._linux.process import hung_up, peer_of, pin_peer
 from .._linux.procfs import program_of, time_namespace
 from .._version import __version__
 from ..errors import AiotimerError, ProtocolError, ServerError, TableFull
-from ..events import Event, log, printable
+from ..events import Event, log
 from ..queue import Inbox
 from .connection import EXHAUSTED, OUT_OF_DESCRIPTORS, ServerConnection
 from .inspector import InspectionChannel, dump
@@ -383,13 +381,11 @@ def _connect(session: Session, worker: Worker, hello: wire.Hello, program: int) 
     table.note_program(program)
     table.note_reap_grant(str(grant))
     table.note_exit_signal(hello.exit_signal)
+    worker.gives_account(hello, monotonic())
+    table.note_account(worker.account())
     if table.file.path is None:
         registry.give_name(worker, table)  # now, when the next server can tell all that it must know
     worker.reap_grant = grant
-    worker.run = hello.run[:RUN_LENGTH]
-    worker.said_name = printable(hello.name[:NAME_LENGTH]).strip()
-    worker.libraries = _some_of(hello.libraries)
-    worker.joins(_membership(hello), monotonic())
     worker.connections += 1
     table.watch.connected = True
     table.look()
@@ -399,22 +395,6 @@ def _connect(session: Session, worker: Worker, hello: wire.Hello, program: int) 
     path = "" if table.file.path is None else str(table.file.path)
     welcome = wire.Welcome(wire.PROTOCOL_VERSION, __version__, os.getpid(), offset, is_new, path)
     connection.send(welcome, descriptor)
-
-
-MAX_LIBRARIES, MAX_LIBRARY = 24, 250
-"""Paths of a worker's libraries that are kept, and the characters of one."""
-
-
-def _some_of(libraries: tuple[str, ...]) -> tuple[str, ...]:
-    """Return what a worker says of its libraries, as far as it can be kept."""
-    return tuple(path for path in libraries[:MAX_LIBRARIES] if 1 < len(path) <= MAX_LIBRARY)
-
-
-def _membership(hello: wire.Hello) -> Membership:
-    """Return which member of which run a worker says it is, as far as it can be right."""
-    group = printable(hello.group[:GROUP_LENGTH]).strip()
-    said = Membership(group, hello.rank, hello.size, hello.first, hello.here)
-    return said.checked() if group else Membership()
 
 
 def _drop_of_other_programs(session: Session, worker: Worker, program: int) -> None:

@@ -275,21 +275,29 @@ class Registry:
         self._adoption = self._adopt(found)
         return self._adoption
 
+    @property
+    def adopting(self) -> bool:
+        """Whether there may be workers of an earlier server's that are not known yet."""
+        return self._adoption is not None
+
     def _adopt(self, entries: Iterable[table_files.Found]) -> Steps[None]:
         """Adopt one table after the other, and look at those of a worker when all of them are there."""
         postponed: list[table_files.Found] = []
-        for _worker_id, of_one_worker in itertools.groupby(entries, key=attrgetter("worker")):
-            adopted: list[WatchedTable] = []
-            for entry in of_one_worker:
-                table = yield from self._adopted(entry, postponed)
-                adopted += () if table is None else (table,)
-                yield
-            for table in adopted:
-                if table.file.kind == "socket":
-                    table.wake_by(monotonic() + table_files.PEERS_RETURN_WITHIN)
-                elif not table.closed:
-                    table.look()
-                yield
+        try:
+            for _worker_id, of_one_worker in itertools.groupby(entries, key=attrgetter("worker")):
+                adopted: list[WatchedTable] = []
+                for entry in of_one_worker:
+                    table = yield from self._adopted(entry, postponed)
+                    adopted += () if table is None else (table,)
+                    yield
+                for table in adopted:
+                    if table.file.kind == "socket":
+                        table.wake_by(monotonic() + table_files.PEERS_RETURN_WITHIN)
+                    elif not table.closed:
+                        table.look()
+                    yield
+        finally:
+            self._adoption = None
         self._kept.update(entry.path.name for entry in postponed)
         yield from self._let_go_of_descriptors()
         if postponed:
@@ -369,6 +377,8 @@ class Registry:
         self._kept.add(file.kept_as)
         if file.kind != "owner" and not worker.connections:
             worker.reap_grant = self.policy.read_reap_grant(table.reap_grant())
+            if (said := table.account()) is not None:
+                worker.gives_account(said, monotonic())
         if cells is not None:
             worker.own_tables[file.kind] = (table, cells)
         if drop_if_left(worker, table, self._emit):  # while no server ran

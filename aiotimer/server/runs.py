@@ -199,6 +199,7 @@ class Runs:
 
     Args:
         workers: all that there are.
+        adopting: whether more are coming that an earlier server knew.
         inspector: finds out what they are doing.
         reporter: takes the records.
     """
@@ -207,11 +208,13 @@ class Runs:
         self,
         loop: asyncio.AbstractEventLoop,
         workers: Callable[[], Iterable[Worker]],
+        adopting: Callable[[], bool],
         inspector: Inspector,
         reporter: Reporter,
     ) -> None:
         self._loop = loop
         self._workers = workers
+        self._adopting = adopting
         self._inspector = inspector
         self._reporter = reporter
         self._queue = reporter.queue
@@ -242,7 +245,9 @@ class Runs:
         return call if call.expired(worker, expiry) else None
 
     def members(self, group: str) -> Steps[list[Worker]]:
-        """Return the workers that are members of a run."""
+        """Return the workers that are members of a run, when all are there that an earlier server knew."""
+        while self._adopting():  # the time of one was up while no server ran: who comes after it counts, too
+            yield
         found = []
         for number, worker in enumerate(list(self._workers()), 1):
             if worker.is_in(group) and not worker.closed:

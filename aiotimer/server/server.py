@@ -215,7 +215,10 @@ class TimerServer:
         self._disposal = Disposal()
         reporter = self._reporter = self._new_reporter(queue, directory)
         inspector = Inspector(self._loop, self._policy.evidence_budget, queue)
-        self._runs = Runs(self._loop, lambda: self._registry.workers.values(), inspector, reporter)
+        self._runs = Runs(
+            self._loop, lambda: self._registry.workers.values(), lambda: self._registry.adopting, inspector,
+            reporter,
+        )  # fmt: skip
         trees = Trees(self._loop, queue, self._spares, self._adopter)
         self._reaper = Reaper(
             self._loop, self.reap_worker, reporter, self._policy, inspector, trees=trees,

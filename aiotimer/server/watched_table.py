@@ -16,7 +16,7 @@ from math import inf
 from time import monotonic
 from typing import Protocol, TypeAlias
 
-from .._core import layout
+from .._core import layout, wire
 from .._core.reader import TableReader, Timer
 from .._core.watch import ADOPTED_EVERY, LATER_READ, RESTARTS, Due, Watch
 from .._linux.paths import remove
@@ -202,6 +202,10 @@ class WatchedTable:
         """
         self._store(layout.encode_grant(text), layout.GRANT_OFFSET)
 
+    def note_account(self, said: wire.Account) -> None:
+        """Let the next server know what the worker has said of itself."""
+        self._store(wire.account(said, layout.ACCOUNT_SIZE), layout.ACCOUNT_OFFSET)
+
     def note_exit_signal(self, number: int) -> None:
         """Remember at which signal the worker exits, if it is pid 1, and let the next server know."""
         self._store(layout.word(number), 8 * layout.EXIT_SIGNAL)
@@ -209,6 +213,10 @@ class WatchedTable:
     def reap_grant(self) -> str:
         """Return the text of the reap grant, as an earlier server noted it."""
         return layout.decode_grant(self.file.read(layout.GRANT_SIZE, layout.GRANT_OFFSET))
+
+    def account(self) -> wire.Account | None:
+        """Return what the worker has said of itself, as an earlier server noted it; None: nothing."""
+        return wire.read_account(self.file.read(layout.ACCOUNT_SIZE, layout.ACCOUNT_OFFSET))
 
     def number(self, index: int) -> int:
         """Return a whole number from the header, 0 if there is anything else."""

@@ -11,16 +11,21 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from .._core import wire
 from .._core.ladder import ReapGrant
-from .._core.membership import Membership
+from .._core.membership import GROUP_LENGTH, Membership
 from .._core.requests import TimerRequest
 from .._core.table import TimerTable
 from .._core.watch import Due
-from ..events import Event
+from .._linux.paths import NAME_LENGTH, RUN_LENGTH
+from ..events import Event, printable
 from .slices import Steps
 from .watched_table import WatchedTable
 
 if TYPE_CHECKING:
     from .pinned_process import PinnedProcess
+
+
+MAX_LIBRARIES, MAX_LIBRARY = 24, 250
+"""Paths of a worker's libraries that are kept, and the characters of one."""
 
 
 class Inspectable(Protocol):
@@ -178,8 +183,21 @@ class Worker:
         """Whether anything is armed and not dealt with."""
         return any(table.holds_timers() for table in self.tables)
 
-    def joins(self, membership: Membership, now: float) -> None:
-        """It says which member of which run it is."""
+    def gives_account(self, said: wire.Hello | wire.Account, now: float) -> None:
+        """Take what it says of itself, or has said to an earlier server, as far as that can be right."""
+        self.run = said.run[:RUN_LENGTH]
+        self.said_name = printable(said.name[:NAME_LENGTH]).strip()
+        self.libraries = tuple(one for one in said.libraries[:MAX_LIBRARIES] if 1 < len(one) <= MAX_LIBRARY)
+        group = printable(said.group[:GROUP_LENGTH]).strip()
+        member = Membership(group, said.rank, said.size, said.first, said.here)
+        self._joins(member.checked() if group else Membership(), now)
+
+    def account(self) -> wire.Account:
+        """Return what it has said of itself."""
+        said = self.membership._asdict()
+        return wire.Account(run=self.run, name=self.said_name, libraries=self.libraries, **said)
+
+    def _joins(self, membership: Membership, now: float) -> None:
         if membership.group != self.membership.group or self.joined_at == inf:
             self.joined_at = now
         self.membership = membership

@@ -11,16 +11,21 @@ import contextlib
 import os
 import signal
 import struct
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import pytest
 
 from aiotimer.client.control import status
-from tests.fakes.clock import clock_passes
+from aiotimer.evidence.store import load, runs
+from tests.fakes.clock import PATIENCE, clock_passes
 from tests.fakes.places import short_socket
 from tests.fakes.server import LOOPS, ServerProcess, armed
 from tests.fakes.worker import (
+    AIOTIMER,
     ENTRIES,
     HANGS,
     PRELUDE,
@@ -28,6 +33,7 @@ from tests.fakes.worker import (
     SpawnedWorker,
     all_ready,
     arm_all,
+    environment,
     is_alive,
     program,
     spawn_worker,
@@ -164,6 +170,51 @@ def assert_reaped_by_the_next_server(loop: str, *, after: float, armed_before: b
                 assert event["late_s"] >= 0
                 assert worker.wait() == -signal.SIGKILL
                 assert monotonic() >= deadline
+
+
+def member(rank: int, body: str, **more: Any) -> str:
+    """Return a member of the run 4711, of four, that has said so, and runs a body when told to."""
+    said = f"aiotimer.configure(None, group='4711', rank={rank}, size=4)"
+    return program("with", body, told=True, first=f"import aiotimer; {said}\n", **more)
+
+
+@by_either_loop
+@pytest.mark.parametrize("late", [False, True], ids=["in time", "when it was due"])
+def test_fault_05_a_member_of_a_run_that_hung_while_the_server_was_down_is_known(
+    loop: str, late: bool
+) -> None:
+    """None of them can say anew which one it is: all of them keep the GIL. Rank 3 never came."""
+    hangs = HANGS["gil"]
+    sources = [member(0, hangs, after=600), member(1, f"say('here'); {hangs}", after=600)]
+    with (
+        short_socket() as path,
+        ServerProcess(path, loop, reap="dump,KILL", evidence_budget=PATIENCE) as server,
+        contextlib.ExitStack() as stack,
+    ):
+        workers = [stack.enter_context(spawn_worker(source, path)) for source in sources]
+        victim = stack.enter_context(spawn_worker(member(2, hangs, after=UNHURRIED), path))
+        all_ready(*workers, victim)
+        *_others, deadline = arm_all(*workers, victim)
+        server.kill()
+        if late:
+            clock_passes(deadline)
+        server.start()
+        called, reaped = server.told("run"), server.told("reaped", victim.pid)
+        server.terminate()  # what it has told is written then
+        assert (called["run"], called["detail"]) == ("4711", "of 4 members 2 armed, 1 expired, 1 missing")
+        record = load(Path(reaped["evidence"]))
+        assert (record.name, record.run) == ("rank 2/4", "4711")
+        page = subprocess.run(
+            [*AIOTIMER, "why", str(victim.pid)],
+            capture_output=True, text=True, env=environment(COLUMNS="200"), timeout=PATIENCE, check=True,
+        ).stdout  # fmt: skip
+        assert page.startswith(f"worker {victim.pid} (rank 2/4, on "), page
+        assert "4711: aiotimer why --run 4711" in page
+        found = next(runs(Path(called["evidence"]).parent))
+        assert [(one["rank"], one["pid"], one["state"]) for one in found["members"]] == [
+            (0, workers[0].pid, "armed"), (1, workers[1].pid, "armed"), (2, victim.pid, "expired"),
+            (3, 0, "missing"),
+        ]  # fmt: skip
 
 
 @by_either_loop

@@ -89,8 +89,11 @@ print([worker[key] for key in ("group", "rank", "size")])
 """
         found = run(f"configure({path!r})\n{ask}", **torchrun)
         assert found.stdout == "['4711', 3, 8]\n", found.stderr
-        told = run(f"configure({path!r}, group='a b', rank=0, size=2)\n{ask}", **torchrun)
-        assert told.stdout == "['a b', 0, 2]\n", told.stderr
+        named = f"{ask}print(worker['name'])"
+        told = run(f"configure({path!r}, group='a b', rank=0, size=2)\n{named}", **torchrun)
+        assert told.stdout == "['a b', 0, 2]\nrank 0/2\n", told.stderr
+        partly = run(f"configure({path!r}, rank=5)\n{named}", **torchrun)
+        assert partly.stdout == "['4711', 5, 8]\nrank 5/8\n", partly.stderr
         nothing = run(f"configure({path!r})\n{ask}")
         assert nothing.stdout == "['', None, None]\n", nothing.stderr
         wrong = run(f"try: configure({path!r}, rank=2, size=2)\nexcept ValueError as e: print(e)")

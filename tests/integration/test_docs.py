@@ -377,6 +377,7 @@ def test_the_table_is_as_documented() -> None:
         "deadlines": layout.deadline_offset(0),
         "counts": layout.count_offset(0),
         "grant": layout.GRANT_OFFSET,
+        "account": layout.ACCOUNT_OFFSET,
         "labels": layout.label_offset(0),
         "rows": layout.row_offset(0),
     }

@@ -21,6 +21,7 @@ from aiotimer.evidence.store import load, runs
 from aiotimer.server import runs as module
 from aiotimer.server.inspector import Turns
 from aiotimer.server.server import TimerServer
+from tests.fakes.clock import PATIENCE
 from tests.fakes.server import WatchfulServer, answer, raw_client, serving, serving_as
 from tests.fakes.worker import HANGS, PRELUDE, SpawnedWorker, bystander, is_alive, line, program, spawn_worker
 
@@ -177,6 +178,25 @@ async def test_what_expires_while_the_roll_is_called_belongs_to_it() -> None:
             assert {event.evidence for event in server.all_told("run")} == {
                 str(server._reporter.path_of(call.id))
             }
+
+
+async def test_no_roll_is_called_before_all_are_known_that_an_earlier_server_knew() -> None:
+    async with serving(reap="dump,KILL", evidence_budget=PATIENCE) as server:
+        with contextlib.ExitStack() as stack:
+            worker = member(stack, server, 0)
+            await ready(worker)
+            server._registry._adoption = (None for _ in ())  # it is still at that
+            await armed(worker)
+            await server.told("expired", worker.pid)
+            other = member(stack, server, 1)
+            await ready(other)
+            (call,) = server._runs._calls.values()
+            assert not call.mustered
+            server._registry._adoption = None
+            members = by_rank(await record_of(server))
+            assert {rank: one["pid"] for rank, one in members.items() if one["pid"]} == {
+                0: worker.pid, 1: other.pid
+            }  # fmt: skip
 
 
 async def test_nobody_is_signalled_before_all_have_been_called(monkeypatch: pytest.MonkeyPatch) -> None:

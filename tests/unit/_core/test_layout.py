@@ -59,6 +59,8 @@ def test_regions_follow_each_other_and_do_not_touch() -> None:
         8 * layout.RETIRED + 8,
         layout.deadline_offset(0),
         layout.deadline_offset(SLOTS - 1) + 8,
+        layout.ACCOUNT_OFFSET,
+        layout.ACCOUNT_OFFSET + layout.ACCOUNT_SIZE,
         layout.count_offset(0),
         layout.count_offset(SLOTS - 1) + 8,
         layout.label_offset(0),

@@ -134,6 +134,61 @@ def test_what_came_before_the_garbage_is_delivered() -> None:
     assert received == [wire.Ping()]
 
 
+# --- what a worker has said of itself, in its table
+
+LIBRARIES = tuple(f"/srv/libraries/{number}/" for number in range(9))
+SAID = wire.Account("job-7", "train.py rank 2/4", "4711", 2, 4, 2, 2, LIBRARIES)
+
+
+def test_an_account_is_read_as_it_was_noted() -> None:
+    noted = wire.account(SAID, 3840)
+    assert len(noted) == 3840
+    assert wire.read_account(noted) == SAID
+    assert wire.read_account(wire.account(wire.Account(), 3840)) == wire.Account()
+
+
+def test_of_libraries_an_account_has_as_many_as_fit() -> None:
+    whole = len(wire.account(SAID, 3840).rstrip(b"\0"))
+    for room, count in ((whole, 9), (whole - 1, 8), (whole - 18, 8), (whole - 19, 7)):
+        noted = wire.account(SAID, room)
+        assert len(noted) == room
+        assert wire.read_account(noted) == msgspec.structs.replace(SAID, libraries=LIBRARIES[:count])
+
+
+def test_an_account_without_room_is_none() -> None:
+    bare = msgspec.structs.replace(SAID, libraries=())
+    least = len(wire.account(bare, 3840).rstrip(b"\0"))
+    assert wire.read_account(wire.account(bare, least)) == bare
+    assert wire.account(SAID, least - 1) == bytes(least - 1)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        bytes(3),
+        bytes(3840),
+        b"\xff" * 3840,
+        struct.pack(">I", 3837) + bytes(3836),
+        frame(b"\xc1"),
+        frame(msgspec.msgpack.encode(["job", 7])),
+        frame(msgspec.msgpack.encode({"run": "job"})),
+        frame(b"\x91\xa2\xff\xff"),
+        frame(b"\x91" * 3000),
+    ],
+)
+def test_what_is_no_account_says_nothing(data: bytes) -> None:
+    assert wire.read_account(data) is None
+
+
+def test_an_account_may_be_of_another_version() -> None:
+    assert wire.read_account(frame(msgspec.msgpack.encode(["job"]))) == wire.Account("job")
+    more = ["job", "name", "4711", 2, 4, 2, 2, [], "what is to come"]
+    assert wire.read_account(frame(msgspec.msgpack.encode(more))) == msgspec.structs.replace(
+        SAID, run="job", name="name", libraries=()
+    )
+
+
 # --- garbage
 
 GARBAGE: dict[str, bytes] = {

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from aiotimer._core import layout
+from aiotimer._core import layout, wire
 from aiotimer._core.reader import TableReader
 from aiotimer._core.table import TimerTable
 from aiotimer._core.watch import ADOPTED_EVERY, BLOCK, BOUND, LATER_READ, RESTARTS, SLOW, Due, Lifeline, Watch
@@ -233,10 +233,12 @@ def test_what_is_noted_is_there_for_the_next_server(served: Served) -> None:
     served.table.note_program(7)
     served.table.note_reap_grant("KILL process")
     served.table.mark_reaped(1000.5)
+    assert served.table.account() is None
+    served.table.note_account(said := wire.Account("job-7", "train.py rank 2/4", "4711", 2, 4))
     served.table.suspend()
     loop: Any = served.loop
     after = WatchedTable(MemoryFile(served.cells), served.table.watch, loop, served.expire, served.clock)
-    assert (after.program, after.reap_grant()) == (7, "KILL process")
+    assert (after.program, after.reap_grant(), after.account()) == (7, "KILL process", said)
     assert after.number(layout.REAPED_AT) == 1000
     after.look()
     assert served.cells.looks() == 3.0, "one look, the end, and another look"

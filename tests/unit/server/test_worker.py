@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from aiotimer._core import wire
+from aiotimer._core.membership import Membership
 from aiotimer._core.requests import WorkerId
 from aiotimer._core.watch import Due
 from aiotimer.server.worker import Asking, Worker
@@ -167,3 +169,21 @@ def test_a_question_is_kept_until_it_puts_nothing_off_any_more() -> None:
     first.end(2.0, answered=True)
     worker.asks(third, 5.0)
     assert worker.askings == [second, third], "one is over, one has not been answered"
+
+
+def test_what_it_says_of_itself_is_taken_as_far_as_it_can_be_right() -> None:
+    worker = Worker(Process(runs=True))  # type: ignore[arg-type]
+    assert (worker.name, worker.account()) == ("worker", wire.Account())
+    said = wire.Account("r" * 65, " train\x1b.py ", " 4711\n", 2, 4, 2, 2, ("/", "/usr/lib/", "x" * 251))
+    worker.gives_account(said, 5.0)
+    assert (worker.name, worker.membership) == ("train\\x1b.py", Membership("4711\\n", 2, 4, 2, 2))
+    assert worker.account() == wire.Account("r" * 64, "train\\x1b.py", "4711\\n", 2, 4, 2, 2, ("/usr/lib/",))
+    worker.gives_account(wire.Account(rank=3, size=4), 6.0)
+    assert worker.membership == Membership(), "a rank of no run"
+
+
+def test_it_has_been_a_member_since_it_first_said_so_of_that_run() -> None:
+    worker = Worker(Process(runs=True))  # type: ignore[arg-type]
+    for group, now, joined_at in (("a", 5.0, 5.0), ("a", 6.0, 5.0), ("b", 7.0, 7.0), ("", 8.0, 8.0)):
+        worker.gives_account(wire.Account(group=group), now)
+        assert worker.joined_at == joined_at
