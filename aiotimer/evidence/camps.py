@@ -9,6 +9,8 @@ The laws of this file:
 * Launchers put equal blocks of ranks on nodes. So ranks that are missing may be on another node if those that
   are here are one such block, and are missing if they are not.
 * Nobody is blamed of whom nothing is known. What cannot be told is said.
+* Those that wait at one line may wait for one another, or each for a machine that does not answer: nobody is
+  blamed for being elsewhere then, and none of them because its time was up first.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from typing import NamedTuple
 
 from . import collectives
 from .standing import (
+    BLOCKED,
     CHECKPOINT,
     COLLECTIVE,
     COMPUTES,
@@ -96,14 +99,14 @@ def judge(members: Sequence[Stander], size: int = 0) -> Judgement:
     present = [one for one in members if one.standing.how not in (MISSING, DEAD)]
     waiting = [one for one in present if one.standing.how == COLLECTIVE] or _at_one_place(present)
     unknown = [one for one in present if one.standing.how == UNKNOWN]
-    known = {*waiting, *unknown}
+    known, all_there = {*waiting, *unknown}, len(present) == size and not unknown
     odd = absent + [one for one in present if one not in known]
     if waiting and odd:
         said = Judgement(odd, f"{_camps_in_words(waiting)}; {_all_in_words(_since_then(odd, waiting))}")
     elif waiting:
-        said = _of_collectives(waiting, all_there=len(present) == size and not unknown)
+        said = _of_collectives(waiting, all_there=all_there)
     else:
-        said = _of_nobody_waiting(absent, present)
+        said = _of_nobody_waiting(absent, present, all_there=all_there)
     also = [_unknown_in_words(unknown), _away_in_words(away), _expired_in_words(members, said.blamed)]
     return said._replace(text="; ".join(filter(None, [said.text, *also])))
 
@@ -160,6 +163,15 @@ def _at_one_place(present: Sequence[Stander]) -> list[Stander]:
     return [one for one in in_c if one.standing.where == where]
 
 
+def _at_one_line(present: Sequence[Stander]) -> set[Stander]:
+    """Return those that wait at one line, for whatever it is, if they are several, and most."""
+    waits = [one for one in present if one.standing.where and one.standing.how in (BLOCKED, IDLE)]
+    most = Counter(one.standing.where for one in waits).most_common(1)
+    if not most or most[0][1] < 2 or 2 * most[0][1] <= len(present):
+        return set()
+    return {one for one in waits if one.standing.where == most[0][0]}
+
+
 def _since_then(odd: Sequence[Stander], waiting: Sequence[Stander]) -> list[Stander]:
     """Return those that are apart; of one in a block much longer than the others' nobody knows since when."""
     waited = [one.since_s for one in waiting if one.since_s is not None]
@@ -195,14 +207,25 @@ def _what(one: Stander) -> tuple[str, str]:
     return (wait, "") if collectives.may_be_called_apart(wait) else (wait, where)
 
 
-def _of_nobody_waiting(absent: Sequence[Stander], present: Sequence[Stander]) -> Judgement:
-    """Of a run of which nobody is known to wait in a collective: then who is late is so by itself."""
+def _of_nobody_waiting(
+    absent: Sequence[Stander], present: Sequence[Stander], *, all_there: bool
+) -> Judgement:
+    """Of a run of which nobody is known to wait in a collective: then who is late is so by itself.
+
+    But not who waits at the line at which most do.
+    """
     late = [one for one in present if one.expired and one.standing.how != UNKNOWN and not one.standing.still]
+    alike = _at_one_line(present)
+    if not alike.isdisjoint(late):
+        late = []
     blamed = [*absent, *(late if 2 * len(late) <= len(present) or len(present) == 1 else [])]
     if blamed:
         return Judgement(
             blamed, f"nobody is known to wait in a collective; {_all_in_words(blamed, arrives=False)}"
         )
+    apart = [one for one in present if one not in alike]
+    if alike and all_there and len(apart) == 1:
+        return Judgement([], _one_is_elsewhere([one for one in present if one in alike], apart))
     known = [one for one in present if one.standing.how != UNKNOWN]
     told = f"; {_all_in_words(known, arrives=False)}" if known else ""
     return Judgement([], f"nobody is known to wait in a collective{told}; {_CANNOT_TELL}")
@@ -283,8 +306,16 @@ def _all_in_words(odd: Sequence[Stander], *, arrives: bool = True) -> str:
     return "; ".join(told)
 
 
+def _one_is_elsewhere(alike: Sequence[Stander], apart: Sequence[Stander]) -> str:
+    return (
+        f"nobody is known to wait in a collective, but {who(alike)} wait at one line, "
+        f"{line_in_words(alike[0].standing.where)}; {who(apart)} is elsewhere, {_doing(apart)}, "
+        f"and may be the one that they wait for; {_CANNOT_TELL}"
+    )
+
+
 def _odd_in_words(group: Sequence[Stander], *, arrives: bool) -> str:
-    how, where = group[0].standing.how, group[0].standing.where
+    how = group[0].standing.how
     one = len(group) == 1
     it, be = ("it", "is") if one else ("they", "are")
     if how == DEAD:
@@ -294,20 +325,23 @@ def _odd_in_words(group: Sequence[Stander], *, arrives: bool) -> str:
         )
     if how == MISSING:
         return f"{who(group)} {be} missing: {it} {'has' if one else 'have'} ended, or never connected"
-    place = line_in_words(where)
-    doing = " ".join(filter(None, [_HOW.get(how, ""), place])) or "elsewhere"
-    lines = group[0].standing.lines
-    if how == SPINS and len(lines) > 1:
-        doing += f" (lines {lines[0]} to {lines[-1]})"
-    since = max((each.since_s for each in group if each.since_s is not None), default=None)
-    if since is not None:
-        doing += f", for {_seconds(since)}"
+    doing = _doing(group)
     if how == IDLE:
         doing += f" ({'has it' if one else 'have they'} swallowed an exception?)"
     if not arrives:
         return f"{who(group)} {be} {doing}"
     arrived = "never arrived" if how != MOVES else f"{'has' if one else 'have'} not arrived yet"
     return f"{who(group)} {arrived}: {it} {be} {doing}"
+
+
+def _doing(group: Sequence[Stander]) -> str:
+    """Say what those do that are at one place, and for how long."""
+    how, where, _wait, _moving, lines, _still = group[0].standing
+    doing = " ".join(filter(None, [_HOW.get(how, ""), line_in_words(where)])) or "elsewhere"
+    if how == SPINS and len(lines) > 1:
+        doing += f" (lines {lines[0]} to {lines[-1]})"
+    since = max((each.since_s for each in group if each.since_s is not None), default=None)
+    return doing if since is None else f"{doing}, for {_seconds(since)}"
 
 
 def _unknown_in_words(unknown: Sequence[Stander]) -> str:

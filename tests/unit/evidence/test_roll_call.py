@@ -288,6 +288,74 @@ def test_if_nobody_waits_in_a_collective_who_is_late_is_so_by_itself() -> None:
     assert roll.verdict.startswith("nobody is known to wait in a collective; rank 1 is in `read_shard`")
 
 
+EXCHANGE = [["/srv/train.py", 9, "<module>"], ["/srv/exchange.py", 8, "exchange"]]
+RECEIVES = {"syscall": "recvfrom", "waits": "waits for a socket (recvfrom, 10.0.0.7:29400)"}
+SPINS = {"ran": 0.9, "gil": True, "syscall": "running"}
+AUGMENTS = [["/srv/train.py", 9, "<module>"], ["/srv/augment.py", 5, "augment"]]
+
+
+def receiving(*numbers: int, state: str = "armed") -> list[Member]:
+    """Members that wait at one line for the other end of a socket: nobody knows whose that is."""
+    return [member(rank, EXCHANGE, state=state, stack=RECEIVES) for rank in numbers]
+
+
+@pytest.mark.parametrize("late", [(0, 1, 3), (0,), ()])
+@pytest.mark.parametrize(
+    ("thread", "words"),
+    [
+        (SPINS, "spinning in `augment` at augment.py:5"),
+        ({"syscall": "clock_nanosleep", "waits": "sleeps"}, "idle, asleep in `augment` at augment.py:5"),
+        (READS, "in `augment` at augment.py:5"),
+        ({"gil": True, "syscall": "read"}, "holding the GIL in C, called in `augment` at augment.py:5"),
+    ],
+)
+def test_if_all_but_one_wait_at_one_line_it_may_be_for_that_one(
+    late: tuple[int, ...], thread: dict[str, Any], words: str
+) -> None:
+    """Or each of them for a server of data, which that one has got an answer of."""
+    others = [one._replace(state="expired") if one.rank in late else one for one in receiving(0, 1, 3)]
+    roll = call_roll([*others, member(2, AUGMENTS, stack=thread, since_s=61.0)], 4)
+    assert roll.culprits == []
+    assert roll.verdict == (
+        "nobody is known to wait in a collective, but ranks 0, 1, 3 wait at one line, in `exchange` at "
+        f"exchange.py:8; rank 2 is elsewhere, {words}, for 61 s, and may be the one that they wait for; "
+        "who is to blame cannot be told"
+    )
+
+
+@pytest.mark.parametrize(
+    ("rest", "size"),
+    [
+        ([member(2, AUGMENTS, stack=SPINS)], None),  # there may be more of them
+        ([member(2, AUGMENTS, stack=SPINS)], 5),
+        ([member(2)], 4),  # nothing is known of it
+        ([member(2, AUGMENTS, stack=SPINS), member(4, LOADER, stack=READS)], 5),
+        (receiving(2), 4),
+    ],
+)
+def test_that_it_may_be_for_one_is_said_only_if_all_others_are_known_to_wait(
+    rest: list[Member], size: int | None
+) -> None:
+    roll = call_roll([*receiving(0, 1, 3), *rest], size)
+    assert "may be the one" not in roll.verdict
+    assert roll.culprits == ([4] if size == 5 and len(rest) == 1 else [])  # which is missing
+
+
+def test_who_waits_at_the_line_of_most_is_not_to_blame_for_being_late_first() -> None:
+    for rest, size in (([member(2, AUGMENTS, stack=SPINS)], 4), (receiving(2), 4), ([], 3)):
+        roll = call_roll([*receiving(0, state="expired"), *receiving(1, 3), *rest], size)
+        assert roll.culprits == [] if size == 4 else [2]
+    few = [member(2, AUGMENTS, stack=SPINS), member(3, LOADER, stack=READS)]
+    roll = call_roll([*receiving(0, state="expired"), *receiving(1), *few], 4)
+    assert roll.culprits == [0], "a half is not most"
+
+
+def test_who_is_late_by_itself_is_to_blame_though_others_wait_at_one_line() -> None:
+    roll = call_roll([*receiving(0, 1, 3), member(2, LOADER, state="expired", stack=READS)], 4)
+    assert roll.culprits == [2]
+    assert roll.verdict.startswith("nobody is known to wait in a collective; rank 2 is in `read_shard`")
+
+
 def test_a_run_of_one() -> None:
     assert call_roll([member(0, LOADER, state="expired", stack=READS)], 1).culprits == [0]
     assert call_roll(waiting(0), 1).culprits == []
