@@ -127,10 +127,12 @@ def measure(quick: bool) -> Iterator[Row]:
     with (
         serving() as server,
         serving(reap="KILL") as bare,
+        serving() as server_of_run,
         asyncio.Runner() as runner,
         TimerClient(server.path) as client,
         TimerClient(bare.path) as client_of_bare,
         TimerClient(bare.path) as unsampled,
+        TimerClient(server_of_run.path) as member,
     ):
         keyed_async = AsyncTimerClient(server.path)
 
@@ -155,6 +157,8 @@ def measure(quick: bool) -> Iterator[Row]:
         with expires(60, "never sampled", unsampled):
             pass
         unsampled._pools["never sampled"].sample_at = inf
+        configure(None, group="bench", rank=5, size=8)
+        member.connect()
         configure(client)
         medians = interleave(
             {
@@ -167,6 +171,7 @@ def measure(quick: bool) -> Iterator[Row]:
                 "async with": _awaiting(runner, async_expires, batches),
                 "async with, default scope": _awaiting(runner, async_expires_here, batches),
                 "evidence": blocks_of(client, "s"),
+                "member": blocks_of(member, "s"),
                 "bare": blocks_of(client_of_bare, "s"),
                 "unsampled": blocks_of(unsampled, "never sampled"),
                 "keyed": _blocking(keyed_pairs, batches),
@@ -190,6 +195,7 @@ def _rows(medians: dict[str, float]) -> Iterator[Row]:
         "async with": 'async with expires(60, scope="s")',
         "async with, default scope": "async with expires(60)",
         "evidence": 'with expires(60, "s", client)',
+        "member": "the same, of a member of a run",
         "bare": "the same, beside a server with a bare KILL",
         "unsampled": "the same, no entry sampled",
         "keyed": "TimerClient: acquire and release",
@@ -212,6 +218,7 @@ def _rows(medians: dict[str, float]) -> Iterator[Row]:
     yield ratio("with", "floor", 3.2)
     yield ratio("with", "store")
     yield ratio("evidence", "bare", 1.05)
+    yield ratio("member", "evidence", 1.03)
     # A round is 500 blocks, one of them sampled; of a loop that only enters blocks it is one in some 9,000.
     yield ratio("evidence", "unsampled")
     yield ratio("floor", "timeout")
