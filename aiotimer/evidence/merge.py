@@ -5,13 +5,16 @@ The laws of this file:
 * It is a pure function of the records. Of each rank the newest counts; an earlier round's is left out.
 * Clocks of one boot are one clock. Those of two machines are compared by what all of a run do at once, which
   is to enter the block that comes after a collective: it is the same entry of the same scope on every node.
-* How far that can be wrong is said with it. Without such an entry the clocks are taken as they are, and that
-  is said.
+* How far that can be wrong is estimated, and said with it: at once is not at the same moment. Whoever enters
+  first waits in that block for the last one, so they have been as far apart as the block has usually taken;
+  nothing says that they were not farther this time. Without such an entry the clocks are taken as they are,
+  and that is said.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from math import isfinite
 from statistics import median
 from typing import NamedTuple
 
@@ -28,12 +31,19 @@ _LEAST_ERROR = 0.001
 _MOST_TOLD = 8
 
 
+class _Entry(NamedTuple):
+    """When a member entered a block, Unix time; and how long nearly all entries of it took, 0: unknown."""
+
+    at: float
+    usual: float
+
+
 class Clock(NamedTuple):
     """How a node's clock compares with that of another one.
 
     Attributes:
         ahead_s: seconds that it is ahead; 0 if it agrees, as far as is known.
-        error_s: how far that can be wrong, None if nothing is known.
+        error_s: about how far that can be wrong, None if nothing is known.
         scope: by entries of which scope; "" if it is the same clock, or nothing is known.
     """
 
@@ -78,8 +88,10 @@ def clock_of(one: RunRecord, other: RunRecord) -> Clock:
     theirs = _entries(other)
     for entry, mine in _entries(one).items():
         if entry in theirs:
-            spread = sum(max(moments) - min(moments) for moments in (mine, theirs[entry]))
-            ahead, error = median(mine) - median(theirs[entry]), max(spread, _LEAST_ERROR)
+            both = mine, theirs[entry]
+            ahead = _moment(mine) - _moment(theirs[entry])
+            spread = sum(max(entries).at - min(entries).at for entries in both)
+            error = max(spread, *(each.usual for entries in both for each in entries), _LEAST_ERROR)
             found.append(Clock(ahead if abs(ahead) > error else 0.0, error, entry[0]))
     return min(found, key=lambda clock: clock.error_s or 0.0, default=Clock())
 
@@ -107,16 +119,22 @@ def _longest(records: Sequence[RunRecord]) -> float:
     return max((limit for limit in limits if isinstance(limit, int | float)), default=0.0)
 
 
-def _entries(record: RunRecord) -> dict[tuple[str, int], list[float]]:
-    """Return when members entered their soonest blocks, by scope and number of the entry, Unix time."""
-    found: dict[tuple[str, int], list[float]] = {}
+def _moment(entries: Sequence[_Entry]) -> float:
+    return median(entry.at for entry in entries)
+
+
+def _entries(record: RunRecord) -> dict[tuple[str, int], list[_Entry]]:
+    """Return when members entered their soonest blocks, by scope and number of the entry."""
+    found: dict[tuple[str, int], list[_Entry]] = {}
     for member in record.members:
         timer = member.timers[0] if member.timers else {}
         ran = timer.get("ran")
-        count = ran.get("count") if isinstance(ran, dict) else None
+        known = ran if isinstance(ran, dict) else {}
+        count, p99 = known.get("count"), known.get("p99_s")
         if member.since_s is not None and isinstance(scope := timer.get("scope"), str):
             number = count if isinstance(count, int) else 0
-            found.setdefault((scope, number), []).append(_began(record) - member.since_s)
+            usual = p99 if isinstance(p99, float) and isfinite(p99) else 0.0
+            found.setdefault((scope, number), []).append(_Entry(_began(record) - member.since_s, usual))
     return found
 
 
@@ -146,7 +164,7 @@ def _in_words(newest: RunRecord, others: Sequence[RunRecord], clocks: Sequence[C
         else:
             ahead = f"{abs(clock.ahead_s):.3f} s {'ahead of' if clock.ahead_s > 0 else 'behind'} {base}'s"
             words = f"is {ahead}," if clock.ahead_s else f"agrees with {base}'s"
-            error = f"to within {clock.error_s:.3f} s"
+            error = f"to within about {clock.error_s:.3f} s"
             yield f"{name}'s clock {words} {error}, by when both entered {clock.scope}"
     if len(others) > _MOST_TOLD:
         yield f"and {len(others) - _MOST_TOLD} nodes more"

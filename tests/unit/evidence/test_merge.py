@@ -1,5 +1,6 @@
 """Records of several nodes, merged: which belong together, and what is known of their clocks."""
 
+from math import inf
 from typing import Any
 
 import pytest
@@ -23,11 +24,10 @@ def record(numbers: tuple[int, ...], host: str, **more: Any) -> RunRecord:
     return RunRecord(**known | more)
 
 
-def since(seconds: float, count: int = 7) -> Member:
-    """A member that has been in its block for so long."""
-    return Member(
-        0, 7, "n", since_s=seconds, timers=[{"scope": "step", "limit_s": 60.0, "ran": {"count": count}}]
-    )
+def since(seconds: float, count: int = 7, p99_s: object = None) -> Member:
+    """A member that has been in its block for so long, whose earlier entries took hardly longer than that."""
+    ran = {"count": count, "p99_s": p99_s}
+    return Member(0, 7, "n", since_s=seconds, timers=[{"scope": "step", "limit_s": 60.0, "ran": ran}])
 
 
 def test_two_nodes_together_name_whom_neither_could() -> None:
@@ -91,6 +91,20 @@ def test_clocks_of_two_machines_are_compared_by_what_both_entered(
     assert found.error_s == pytest.approx(0.2)
 
 
+@pytest.mark.parametrize(
+    ("p99_s", "error"), [(0.4, 0.4), (0.05, 0.2), (None, 0.2), ("1", 0.2), (inf, 0.2), (10**400, 0.2)]
+)
+def test_who_enters_first_has_waited_for_the_last_so_they_may_be_as_far_apart(
+    p99_s: object, error: float
+) -> None:
+    """A block with a collective takes as long as the first of its ranks has waited for the last."""
+    base = RunRecord(time=NOON, host="node1", members=[since(61.0), since(61.1)])
+    mine = [since(61.3), since(61.4, p99_s=p99_s)]
+    found = clock_of(RunRecord(time=NOON, host="node2", members=mine), base)
+    assert found.error_s == pytest.approx(error)
+    assert found.ahead_s == (0.0 if error > 0.3 else pytest.approx(-0.3))
+
+
 def test_without_an_entry_of_both_nothing_is_known_of_their_clocks() -> None:
     base = RunRecord(time=NOON, members=[since(61.0, count=7)])
     assert clock_of(RunRecord(time=NOON, members=[since(61.0, count=8)]), base) == Clock()
@@ -100,12 +114,12 @@ def test_without_an_entry_of_both_nothing_is_known_of_their_clocks() -> None:
 def test_the_error_is_stated() -> None:
     first = record((0, 1), "node1")
     assert merge([first, record((2, 3), "node2")]).clocks == (
-        "node1's clock agrees with node2's to within 0.001 s, by when both entered step"
+        "node1's clock agrees with node2's to within about 0.001 s, by when both entered step"
     )
     ahead = merge([first, record((2, 3), "node2", time=NOON + 59)])  # entered at 2 s before
     assert (
         ahead.clocks
-        == "node2's clock is 2.000 s behind node1's, to within 0.001 s, by when both entered step"
+        == "node2's clock is 2.000 s behind node1's, to within about 0.001 s, by when both entered step"
     )
     assert {one.since_s for one in ahead.members} == {61.0}
     unknown = [one._replace(timers=[]) for one in record((2, 3), "node2").members]
