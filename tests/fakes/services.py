@@ -16,7 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from time import monotonic
 from typing import Self
@@ -26,25 +26,17 @@ from tests.fakes.pages import Block, block_with, environment, inexact, normal, w
 from tests.fakes.worker import SpawnedWorker
 
 
-class Service(SpawnedWorker):
-    """A service that a page shows: its command has been started.
+class Session(SpawnedWorker):
+    """A command that has been started, in a session of its own."""
 
-    Attributes:
-        directory: where it runs; its socket is ``app.sock``.
-    """
-
-    def __init__(self, block: Block, directory: Path, env: dict[str, str]) -> None:
-        self.directory = directory
-        self._block = block
-        [command] = block.commands
+    def __init__(self, command: Sequence[str], directory: Path, env: Mapping[str, str]) -> None:
         super().__init__(
             subprocess.Popen(
-                ["bash", "-c", f"exec {command}"],
+                command,
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                 cwd=directory, env=env, start_new_session=True,
             )
         )  # fmt: skip
-        self._printed: list[str] = []
 
     def __enter__(self) -> Self:
         return self
@@ -57,6 +49,21 @@ class Service(SpawnedWorker):
         with contextlib.suppress(ProcessLookupError):  # its session has its number, and is its own
             os.killpg(self.pid, signal.SIGKILL)
         super().__exit__()
+
+
+class Service(Session):
+    """A service that a page shows: its command has been started.
+
+    Attributes:
+        directory: where it runs; its socket is ``app.sock``.
+    """
+
+    def __init__(self, block: Block, directory: Path, env: Mapping[str, str]) -> None:
+        self.directory = directory
+        self._block = block
+        [command] = block.commands
+        super().__init__(["bash", "-c", f"exec {command}"], directory, env)
+        self._printed: list[str] = []
 
     def wait_line(self, text: str, timeout: float = PATIENCE) -> str:
         """Read lines until one contains ``text``; return that one."""
