@@ -151,7 +151,9 @@ def test_a_path_where_nobody_listens_follows_the_policy(policy: str, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "arguments", ["", "PATH", "aiotimer.TimerClient(PATH, shared=False)"], ids=["private", "path", "socket"]
+    "arguments",
+    ["", "PATH", "aiotimer.TimerClient(PATH, shared=False, budget=30)"],
+    ids=["private", "path", "socket"],
 )
 def test_a_synchronous_worker_loads_neither_a_loop_nor_the_server(arguments: str) -> None:
     with ServerThread() as server:
@@ -162,6 +164,7 @@ def test_a_synchronous_worker_loads_neither_a_loop_nor_the_server(arguments: str
             f"PATH = {server.path!r}\n"
             f"client = aiotimer.configure({arguments})\n"
             "after = set(sys.modules)\n"
+            "client.connect(30)\n"  # what a block has time for depends on the machine
             "with aiotimer.expires(after=600) as block: block.renew()\n"
             "client.acquire('s', time.monotonic() + 600)\n"
             "client.release('s')\n"
