@@ -32,6 +32,12 @@ from aiotimer.testing import virtual
 from tests.fakes.clock import PATIENCE, Clock
 
 
+@pytest.fixture(autouse=True)
+def no_task_of_another_test() -> None:
+    """A task that a test has left in a cycle stays in asyncio's set of tasks until that is collected."""
+    gc.collect()
+
+
 def decoded(frame: bytes) -> wire.Tasks:
     assert len(frame) <= wire.MAX_FRAME
     (message,) = wire.server_decoder().feed(frame)
