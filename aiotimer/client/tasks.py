@@ -87,10 +87,25 @@ _MOST_FOLLOWED, _MOST_HOPS = 4, 20
 far: as far as a verdict goes."""
 
 _GATHER = "gather of "
+_WAIT = "wait of "
 _GROUP = "task group"
+_OF_SEVERAL = (_GATHER, _WAIT, _GROUP)
 
 _LEAVES_GROUP = ("asyncio.TaskGroup.__aexit__", "asyncio.TaskGroup._aexit")
 """Where a task waits for those of its group: the second one since 3.13."""
+
+_WAITS = "asyncio._wait"
+"""Where a task waits for several others, in ``asyncio.wait``."""
+
+_WAITS_FOR = "asyncio.wait_for"
+"""Where it waits for another one, until 3.12: since then it goes on itself."""
+
+_LEAVES_ANYIO_S = "TaskGroup.__aexit__"
+_ANYIO = "anyio._backends._asyncio"
+"""The same of a group of anyio's, whose module that is."""
+
+_SHIELD = "shield.<locals>._outer_done_callback"
+"""What asyncio has a future call that stands for one that is shielded."""
 
 _WRAPPED = "_chain_future.<locals>._call_check_cancel"
 """What asyncio has a future call that stands for a thread's."""
@@ -257,16 +272,14 @@ class TaskWalk:
         return more
 
     def _awaited_by(self, task: Any) -> Reference | None:
-        """Return the one task that another one waits for: of a group the first."""
+        """Return the task that another one waits for: of several the first."""
         if not self._is_pending(task):
             return None
-        waiter = object.__getattribute__(task, "_fut_waiter")
-        if type(waiter) is _Gathering:
-            pending = _not_done(waiter._children)
-            waiter = pending[0] if len(pending) == 1 else None
-        elif not issubclass(type(waiter), self._task_type):
-            pending = self._of_group(self._chain(self._task_type.get_coro(task))) or []
-            waiter = min(pending[:_MOST_NAMED], key=self._rank, default=None)
+        links = self._chain(self._task_type.get_coro(task))
+        waiter = self._waiter(task, links)
+        if not issubclass(type(waiter), self._task_type):
+            several = self._several(waiter, links)
+            waiter = several[1][0] if several is not None and several[1] else None
         return weakref.ref(waiter) if issubclass(type(waiter), self._task_type) else None
 
     def _visit(
@@ -325,7 +338,7 @@ class TaskWalk:
             task = reference()
             if self._is_pending(task):
                 links, slots, waits_for = self._at(task, self._asked if place[0] else _NOTHING)
-                still = waits_for == place[2] or waits_for.startswith((_GATHER, _GROUP))  # of fewer by now
+                still = waits_for == place[2] or waits_for.startswith(_OF_SEVERAL)  # of fewer by now
                 if still and (slots, self._frames(links)) == place[:2]:
                     return wire.TaskReport(self._name(task), len(tasks), *place[:2], waits_for)
         return None
@@ -437,34 +450,74 @@ class TaskWalk:
 
     def _waits_for(self, task: Any, links: list[Any]) -> str:
         """Return in words what a task waits for, "" if it is about to run."""
-        waiter = object.__getattribute__(task, "_fut_waiter")
+        waiter = self._waiter(task, links)
         kind = type(waiter)
         known = issubclass(kind, asyncio.Future)
-        if waiter is None or (known and asyncio.Future.done(waiter)):
+        if waiter is None:
+            return _POLLS if [*map(self._function, links[-2:])] == _YIELDS and _loops(links[:-2]) else ""
+        if known and asyncio.Future.done(waiter):
             return ""
         if issubclass(kind, self._task_type):
             return f"task {self._name(waiter)!r}"
-        if kind is _Gathering:
-            pending = _not_done(waiter._children)
-            return self._several(f"{_GATHER}{len(waiter._children)}", pending)
-        if (group := self._of_group(links)) is not None:
-            return self._several(_GROUP, sorted(group[:_MOST_NAMED], key=self._rank), len(group))
-        if links and (words := self._within(_SUSPENDED[id(type(links[-1]))][1](links[-1]))):
-            polls = words == "asyncio.sleep" and len(links) > 1 and _is_in_loop(_frame(links[-2]))
-            return f"{words} in a loop" if polls else words
-        if kind is asyncio.Future and any(map(_is_of_executor, _callbacks(waiter) or ())):
+        if (several := self._several(waiter, links)) is not None:
+            return self._in_words(*several)
+        words = self._function(links[-1]) if links else ""
+        if words in ("", _WAITS_FOR) and any(map(_is_of_executor, _callbacks_of(waiter))):
             return "run_in_executor"
+        if words:
+            return _POLLS if words == "asyncio.sleep" and _loops(links[:-1]) else words
         return cut(f"<{name_of_type(waiter)}{' pending' if known else ''}>", 200)
 
-    def _of_group(self, links: list[Any]) -> list[Any] | None:
-        """Return the tasks that are not done of the group that is being left; None: none is."""
-        if not links or self._within(_SUSPENDED[id(type(links[-1]))][1](links[-1])) not in _LEAVES_GROUP:
+    def _function(self, link: Any) -> str:
+        """Return what a function of asyncio's own is called that a coroutine is of, "" of any other."""
+        return self._within(_SUSPENDED[id(type(link))][1](link))
+
+    def _waiter(self, task: Any, links: list[Any]) -> Any:
+        """Return the future that a task waits for; of one that stands for another's, that one."""
+        waiter = object.__getattribute__(task, "_fut_waiter")
+        if type(waiter) is not asyncio.Future or asyncio.Future.done(waiter):
+            return waiter
+        behind: list[Any] = []
+        if links and self._function(links[-1]) == _WAITS_FOR:
+            behind = self._referents(links[-1])
+        for function, *_ in _callbacks_of(waiter):
+            if type(function) is FunctionType and function.__code__.co_qualname == _SHIELD:
+                behind = self._referents(*function.__closure__ or ())
+        futures = {id(one): one for one in behind if issubclass(type(one), asyncio.Future)}
+        futures.pop(id(waiter), None)
+        return next(iter(futures.values())) if len(futures) == 1 else waiter
+
+    def _several(self, waiter: Any, links: list[Any]) -> tuple[str, list[Any], int] | None:
+        """Return what a task waits for if that is several others: in words, and which are not done.
+
+        Those of a group or a set are in the order of their names; of many some, and how many there are.
+        """
+        if type(waiter) is _Gathering:
+            pending = _not_done(waiter._children)
+            return f"{_GATHER}{len(waiter._children)}", pending, len(pending)
+        if not links:
             return None
-        for thing in self._referents(links[-1]):
-            if issubclass(type(thing), asyncio.TaskGroup):
-                tasks = object.__getattribute__(thing, "_tasks")
-                return _not_done(list(islice(tasks, _MOST_GATHERED))) if type(tasks) is set else None
-        return None
+        if self._function(links[-1]) == _WAITS:
+            found = next((one for one in self._referents(links[-1]) if _are_futures(one)), None)
+            what = "" if found is None else f"{_WAIT}{len(found)}"
+        else:
+            found, what = self._of_group(links[-1]), _GROUP
+        if found is None:
+            return None
+        pending = _not_done(list(islice(found, _MOST_GATHERED)))
+        return what, sorted(pending[:_MOST_NAMED], key=self._rank), len(pending)
+
+    def _of_group(self, link: Any) -> set[Any] | None:
+        """Return the tasks of the group that is being left; None: none is."""
+        if self._function(link) in _LEAVES_GROUP:
+            groups = [one for one in self._referents(link) if issubclass(type(one), asyncio.TaskGroup)]
+        elif _SUSPENDED[id(type(link))][1](link).co_qualname == _LEAVES_ANYIO_S:
+            kind = vars(sys.modules.get(_ANYIO, sys)).get("TaskGroup")
+            groups = [one for one in self._referents(link) if type(one) is kind]
+        else:
+            return None
+        tasks = object.__getattribute__(groups[0], "_tasks") if groups else None
+        return tasks if type(tasks) is set else None
 
     def _rank(self, child: Any) -> tuple[int, str]:
         """Return what puts tasks in the order of their names, ``rollout-2`` before ``rollout-11``."""
@@ -474,9 +527,8 @@ class TaskWalk:
     def _called(self, child: Any) -> str:
         return self._name(child) if issubclass(type(child), self._task_type) else "future"
 
-    def _several(self, what: str, pending: list[Any], count: int = 0) -> str:
-        """Return in words which are not done of several, of the first so many."""
-        count = count or len(pending)
+    def _in_words(self, what: str, pending: list[Any], count: int) -> str:
+        """Return in words which are not done of several."""
         more = f" and {count - 10} more" if count > 10 else ""
         words = f"{what}, of which {count} {'is' if count == 1 else 'are'} not done:"
         return cut(f"{words} {', '.join(repr(self._called(child)) for child in pending[:10])}{more}", 300)
@@ -490,13 +542,30 @@ def _not_done(children: list[Any]) -> list[Any]:
     ]
 
 
+def _are_futures(thing: Any) -> bool:
+    return type(thing) is set and all(
+        issubclass(type(one), asyncio.Future) for one in islice(thing, _MOST_GATHERED)
+    )
+
+
 _callbacks: Callable[[Any], Any] = asyncio.Future._callbacks.__get__
+
+
+def _callbacks_of(future: Any) -> Iterable[tuple[Any, ...]]:
+    """Return what a future of asyncio's own calls when it is done; nothing of any other one."""
+    return _callbacks(future) or () if type(future) is asyncio.Future else ()
 
 
 def _is_of_executor(callback: tuple[Any, ...]) -> bool:
     """Whether a future has this callback because it stands for one of a thread (``asyncio.wrap_future``)."""
     function: Any = callback[0]
     return type(function) is FunctionType and function.__code__.co_qualname == _WRAPPED
+
+
+def _loops(links: list[Any]) -> bool:
+    """Whether the innermost of these coroutines that is no sleep itself is in a loop."""
+    frames = (_frame(link) for link in reversed(links))
+    return _is_in_loop(next((one for one in frames if one and one.f_code.co_name != "sleep"), None))
 
 
 def _is_in_loop(frame: FrameType | None) -> bool:
@@ -521,6 +590,8 @@ def _in_words(code: CodeType) -> str:
     return cut(f"asyncio.{code.co_qualname}", 300) if ours else ""
 
 
+_POLLS = "asyncio.sleep in a loop"
+_YIELDS = ["asyncio.sleep", "asyncio.__sleep0"]
 _NEVER = _DEPTH, None
 _NOTHING = frozenset[int]()
 _NO_WRAPPERS = (type(None), asyncio.Future, tuple, list, dict, set, frozenset, deque)

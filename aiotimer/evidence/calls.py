@@ -18,7 +18,7 @@ from socket import AF_INET, AF_INET6, inet_ntop
 from typing import Any, NamedTuple
 
 from .findings import Frame
-from .reasons import OF_A_CHILD, OF_POOL, child_in_words, in_list
+from .reasons import OF_A_CHILD, OF_A_FUTURE, OF_POOL, SHARED, child_in_words, in_list
 
 _TABLE = """
 read 0 63  readv 19 65  recvfrom 45 207  recvmsg 47 212  recvmmsg 299 243  write 1 64  writev 20 66
@@ -269,6 +269,8 @@ def _of_thing(call: Call, thing: Thing) -> Wait:
     if thing.kind == "socket" and (thing.listens or call.name == "connect"):
         return Wait("waits for a connection" + told)
     words = f"waits for {'room in ' * (call.name in _WRITES)}{_article(thing.kind)} {thing.kind}{told}"
+    if call.descriptor == 0 and call.name not in _WRITES:
+        words = words.replace("waits for ", "waits for standard input, ", 1)
     if thing.holders:
         return Wait(words, f"its other end is held by {in_list(thing.holders)}")
     return Wait(words, "its other end is held by the process itself" if thing.own else "")
@@ -313,8 +315,10 @@ _KNOWN: dict[str, tuple[tuple[frozenset[str], str], ...]] = {
         ("multiprocessing/pool.py", ("get wait next __next__", OF_POOL),
          ("join _terminate_pool", "waits for a process pool to end")),
         ("multiprocessing/process.py", ("join", OF_A_CHILD)),
+        ("multiprocessing/synchronize.py", ("__enter__", f"waits for a lock {SHARED}"),
+         ("wait wait_for", f"waits for a condition {SHARED}")),
         ("concurrent/futures/_base.py",
-         ("result exception wait as_completed result_iterator", "waits for a result of a pool")),
+         ("result exception wait as_completed result_iterator", OF_A_FUTURE)),
         ("concurrent/futures/thread.py", ("shutdown", "waits for a pool to end")),
         ("concurrent/futures/process.py", ("shutdown", "waits for a pool to end")),
     )
@@ -371,6 +375,8 @@ def in_words(syscall: str, waits: str, frames: Sequence[Frame], native: Collecti
     """
     if syscall in ("futex", "futex_waitv"):
         return of_frames(frames, native)
+    if waits and any(file.endswith("/pdb.py") for file, _line, _function in frames):
+        return f"at a prompt of pdb: {waits}"
     if waits == "sleeps" and any(
         file.endswith("/subprocess.py") and _last(function) == "_wait" for file, _line, function in frames
     ):

@@ -10,11 +10,13 @@ The laws of this file:
 from __future__ import annotations
 
 import signal
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 OF_A_CHILD = "waits for a child to end"
+SHARED = "that processes share"
 OF_POOL = "waits for a result of a process pool"
 
 _PERHAPS_FOR_A_CHILD = frozenset(
@@ -25,7 +27,13 @@ _PERHAPS_FOR_A_CHILD = frozenset(
 )
 """System calls of whoever waits for a child: its end, what it writes, or a thread that reads that."""
 
-_OF_THREADS = ("a queue", "room in a queue", "a lock", "an event", "a condition", "a semaphore", "a barrier")
+OF_A_FUTURE = "waits for the result of a future"
+"""A pool sets it, or a loop in another thread, or whoever has it: the frames do not say which."""
+
+_OF_THREADS = (
+    *("a queue", "room in a queue", "a lock", "an event", "a condition", "a semaphore", "a barrier"),
+    *("the result of a future", "a pool to end", "a thread to end"),
+)
 """What another thread of the process has to do something for."""
 
 _MOST_CHILDREN = 2
@@ -51,6 +59,14 @@ def child_in_words(child: Mapping[str, Any]) -> str:
 
 def _is_dead(child: Mapping[str, Any]) -> bool:
     return str(child.get("state") or "")[:1] in ("Z", "X")
+
+
+def only_child(children: Sequence[Mapping[str, Any]]) -> str:
+    """Return the one child that there is, and its line; "" if there are several: which one is not known."""
+    if len(children) != 1:
+        return ""
+    line = children[0].get("line") or ""
+    return child_in_words(children[0]) + (f": {line}" if line else "")
 
 
 def status_in_words(status: int | None) -> str:
@@ -107,11 +123,13 @@ def of_wait(
     """
     if waits == OF_POOL:
         yield from _younger(children)
+    if waits.endswith(SHARED):
+        return
     if waits.startswith("waits for ") and waits.removeprefix("waits for ").startswith(_OF_THREADS):
         if alone:
             yield "no other thread is alive"
         elif others:
-            yield f"other threads: {in_list(others)}"
+            yield f"other threads: {in_list(counted(others))}"
 
 
 def _younger(children: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -136,6 +154,13 @@ def of_grace(grace: float, remaining: float, limit: float | None) -> str:
     if grace < 0:
         return f"cancelled {after}, and did not end"
     return f"not cancelled {after}: its loop has not got to that" if grace > max(0.0, remaining) else ""
+
+
+def counted(places: Sequence[str]) -> list[str]:
+    """Return places, each of them once: ``train.py:42 in step (2 threads)``."""
+    return [
+        f"{place} ({number} threads)" if number > 1 else place for place, number in Counter(places).items()
+    ]
 
 
 def in_list(words: Sequence[str]) -> str:

@@ -19,15 +19,16 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from . import calls, reasons
+from . import awaits, calls, reasons
 from .findings import Frame
 from .motion import holds_gil_in_c, runs, stands
 
 _LOOP = re.compile(r"/(asyncio/(base_events|runners)\.py|uvloop/__init__\.py)$")
 _LOOP_RUNS = re.compile(r"/asyncio/(base_events|runners|events)\.py$|/uvloop/[^/]*$|uvloop/loop\.pyx$")
 _LOOP_INSIDE = re.compile(r"/asyncio/[a-z_]+\.py$|/selectors\.py$|/uvloop/[^/]*$")
-_POOL = re.compile(r"/concurrent/futures/thread\.py$")
+_POOL = re.compile(r"/(concurrent/futures/thread|anyio/_backends/_asyncio)\.py$")
 _HUB = re.compile(r"/gevent/hub\.py$")
+_PROXY = re.compile(r"/multiprocessing/managers\.py$")
 _JOINING = re.compile(r"/(threading|queue)\.py$|/concurrent/futures/[a-z_]+\.py$")
 
 _NOBODYS = re.compile(
@@ -119,10 +120,10 @@ def _of_living(
         wchan = f" ({process['wchan']})" if process["wchan"] else ""
         return _at("in uninterruptible sleep" + wchan, frame)
     return (
-        _of_own_task(tasks, stacks, libraries)
+        _of_own_task(tasks, stacks, process)
         or _of_gil(stacks, chosen, libraries, silent=asked > answered)
         or (
-            _of_loop_alive(tasks, stacks, chosen, scope, libraries, left_out)
+            _of_loop_alive(tasks, stacks, chosen, scope, process, left_out)
             if answered and answered >= asked
             else None
         )
@@ -158,10 +159,10 @@ def runs_loop(frames: Iterable[Frame]) -> bool:
 
 
 def _of_own_task(
-    tasks: list[dict[str, Any]], stacks: list[dict[str, Any]], libraries: Sequence[str]
+    tasks: list[dict[str, Any]], stacks: list[dict[str, Any]], process: dict[str, Any]
 ) -> Verdict | None:
     own = [task for task in tasks if task["own"]]
-    return _awaiting(own, tasks, stacks, libraries) if own else None
+    return _awaiting(own, tasks, stacks, process) if own else None
 
 
 def _of_gil(
@@ -171,7 +172,11 @@ def _of_gil(
     for one in filter(holds_gil_in_c, stacks):
         frame = user_frame(one["frames"], libraries)
         if one is chosen and runs(one):
-            return _at("stuck in one call, running (it holds the GIL), called", frame)
+            return _at(
+                "stuck in one call, running (it holds the GIL), called",
+                frame,
+                ", or calls it again and again" if frame else "",
+            )
         after = f" ({_doing(one['syscall'])})" if one["syscall"] else ""
         if one is chosen:
             return _at("holding the GIL in native code, called", frame, after)
@@ -200,13 +205,14 @@ def _of_loop_alive(
     stacks: list[dict[str, Any]],
     chosen: dict[str, Any] | None,
     scope: str,
-    libraries: Sequence[str],
+    process: dict[str, Any],
     left_out: int,
 ) -> Verdict | None:
     """Of a worker whose loops are all alive, with a block that none of their tasks is known to be in.
 
     If but one can be meant, it is that one.
     """
+    libraries = process.get("libraries") or ()
     named = _in_scope(chosen["frames"], scope) if chosen else None
     if chosen and (chosen["entered"] or named is not None) and not runs_loop(chosen["frames"]):
         return None  # a thread beside the loops
@@ -218,81 +224,125 @@ def _of_loop_alive(
     if scope and (left_out or len(near or waiting or likely) > 1):
         count = sum(task["count"] for task in tasks) + left_out
         return Verdict(f"awaiting (loop alive); which of {count:,} tasks entered the block is not known", "")
-    return _awaiting(waiting or likely, tasks, stacks, libraries)
+    return _awaiting(waiting or likely, tasks, stacks, process)
 
 
 def _awaiting(
     those: list[dict[str, Any]],
     tasks: list[dict[str, Any]],
     stacks: list[dict[str, Any]],
-    libraries: Sequence[str],
+    process: dict[str, Any],
 ) -> Verdict:
+    libraries = process.get("libraries") or ()
     task = next((task for task in those if task["frames"]), None)
     if task is None:
         return Verdict("awaiting (loop alive)", "")
     waits, cancelled, rest = task["waits_for"].partition("; cancelled ")
     after = cancelled + rest if task["own"] else ""
-    task = {**task, "waits_for": waits}
-    task, through = _last_of_chain(task, tasks)
-    frame = user_frame(task["frames"], libraries)
-    words = f"awaiting (loop alive){through}"
-    if task["waits_for"] == _POLLING:
-        words = f"polling (loop alive){through}"
-    if _THREADS.fullmatch(task["waits_for"]) and (one := _thread_of_pool(stacks, libraries)):
-        inner = user_frame(one["frames"], libraries) or ["?", 0, "?"]
-        doing = f" ({_doing(one['syscall'])})" if one["syscall"] else ""
-        call = task["waits_for"].removeprefix("asyncio.")
-        text = f"{words}: `{call}`; its thread is in `{inner[2]}` at {line_of(inner)}{doing}{after}"
+    chain = _chain({**task, "waits_for": waits}, tasks)
+    last = chain[-1].task
+    through = "".join(link.name + link.many for link in chain)
+    call = awaits.of_thread(last["waits_for"], last["frames"])
+    while len(chain) > 1 and not _of_users(chain[-1].task["frames"], libraries):
+        chain.pop()  # it is a library's own, and says less than where the user has called that
+    frame = user_frame(chain[-1].task["frames"], libraries)
+    if call:
+        return _of_executor(
+            f"awaiting (loop alive){through.removesuffix(',')}: `{call}`", frame, stacks, process, after
+        )
+    if last["waits_for"] == _POLLING:
+        return _at(f"polling (loop alive){through}", frame, after)
+    if words := awaits.of_frames(_below(chain[-1].task["frames"], libraries)):
+        through = "".join(link.name + link.many for link in chain).removesuffix(chain[-1].many)
+    else:
+        words = awaits.of_frames(_below(last["frames"], libraries))
+    if words == awaits.OF_A_CHILD and (child := reasons.only_child(process["children"])):
+        after = f"; {child}{after}"
+    return _at(f"awaiting (loop alive){through}{f' {words},' * bool(words)}", frame, after)
+
+
+def _of_executor(
+    words: str, frame: Frame | None, stacks: list[dict[str, Any]], process: dict[str, Any], after: str
+) -> Verdict:
+    """Of a task that waits for an executor: say where the threads of pools are, or its processes."""
+    libraries = process.get("libraries") or ()
+    threads = _threads_of_pools(stacks, libraries)
+    places = [(one, user_frame(one["frames"], libraries) or ["?", 0, "?"]) for one in threads]
+    here = {line_of(inner) for _one, inner in places}
+    if len(here) == 1:
+        one, inner = places[0]
+        doing = f" ({_doing(one['syscall'])})" if one["syscall"] and len(places) == 1 else ""
+        whose = "its thread is" if len(places) == 1 else f"{len(places)} threads of pools are"
+        text = f"{words}; {whose} in `{inner[2]}` at {line_of(inner)}{doing}{after}"
         return Verdict(text[:_LONGEST], line_of(inner)[:_LONGEST])
-    return _at(words, frame, after)
+    if places:
+        told = reasons.counted([f"{line_of(inner)} in {inner[2]}" for _one, inner in places])
+        after = f"; threads of pools: {reasons.in_list(told)}{after}"
+    else:
+        after = reasons.of_children("", "futex", process["children"], _busy(process, libraries)) + after
+    return _at(f"{words},", frame, after)
+
+
+def _below(frames: list[Frame], libraries: Sequence[str]) -> list[Frame]:
+    """Return the frames below the innermost of the user's own: of what the user has called."""
+    return frames[next(reversed(_of_users(frames, libraries)), -1) + 1 :]
 
 
 _POLLING = "asyncio.sleep in a loop"
-_THREADS = re.compile(r"asyncio\.to_thread|run_in_executor")
-_TASK = re.compile(r"(?:task|gather of \d+, of which 1 is not done:) (.*)", re.DOTALL)
-_OF_GATHER = re.compile(r"gather of (\d+), of which (\d+) (?:is|are) not done: .*", re.DOTALL)
-_OF_GROUP = re.compile(r"task group, of which (\d+) (?:is|are) not done: (.*)", re.DOTALL)
+_TASK = re.compile(r"task (.*)", re.DOTALL)
+_OF_SEVERAL = re.compile(
+    r"(?:(?:gather|wait) of (\d+)|task group), of which (\d+) (?:is|are) not done: (.*)", re.DOTALL
+)
 _MOST_LINKS = 20
 
 
-def _last_of_chain(task: dict[str, Any], tasks: list[dict[str, Any]]) -> tuple[dict[str, Any], str]:
-    """Follow a task that waits for another one to the last of them, and say what it waits for, in words.
+class _Link(NamedTuple):
+    """A task of those that wait one for the next; in words, which one it is, and how many it waits for."""
 
-    Of several that a task group waits for, the first one is followed.
+    task: dict[str, Any]
+    name: str
+    many: str
+
+
+def _chain(task: dict[str, Any], tasks: list[dict[str, Any]]) -> list[_Link]:
+    """Follow a task that waits for another one to the last of them.
+
+    Of several that it waits for, the first one is followed.
     """
     by_name: dict[str, list[dict[str, Any]]] = {}
     for one in tasks:
         by_name.setdefault(repr(one["name"]), []).append(one)
-    through = ""
+    chain = [_Link(task, "", "")]
     for _ in range(_MOST_LINKS):
-        first = ""
-        if gathers := _OF_GATHER.fullmatch(task["waits_for"]):
-            through += f" {gathers[2]} of {gathers[1]},"
-        if group := _OF_GROUP.fullmatch(task["waits_for"]):
-            through += f" {group[1]} of a task group,"
-            first = "" if group[1] == "1" else "first "
-            name = next((name for name in by_name if group[2].startswith(name)), "")
+        task, first = chain[-1].task, ""
+        if several := _OF_SEVERAL.fullmatch(task["waits_for"]):
+            chain[-1] = chain[-1]._replace(many=f" {several[2]} of {several[1] or 'a task group'},")
+            first = "" if several[2] == "1" else "first "
+            name = next((name for name in by_name if _begins(several[3], name)), "")
         else:
             waits = _TASK.fullmatch(task["waits_for"])
             name = waits[1] if waits else ""
         following = by_name.get(name, [])
         if len(following) != 1 or not following[0]["frames"] or following[0] is task:
             break
-        task = following[0]
-        through += f" {first}task {task['name'][:60]!r},"
-    return task, through
+        chain.append(_Link(following[0], f" {first}task {following[0]['name'][:60]!r},", ""))
+    return chain
 
 
-def _thread_of_pool(stacks: list[dict[str, Any]], libraries: Sequence[str]) -> dict[str, Any] | None:
-    """Return the thread of a pool that is in the user's code, if there is but one."""
-    found = [
+def _begins(names: str, name: str) -> bool:
+    """Whether the first one of several names is this one."""
+    return names == name or names.startswith((f"{name}, ", f"{name} and "))
+
+
+def _threads_of_pools(stacks: list[dict[str, Any]], libraries: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the threads of pools that are in the user's code."""
+    return [
         one
         for one in stacks
         if any(_POOL.search(file) for file, _line, _function in one["frames"])
         and user_frame(one["frames"], libraries, strict=True)
         and not runs_loop(one["frames"])
     ]
-    return found[0] if len(found) == 1 else None
 
 
 def _of_stack(
@@ -322,6 +372,8 @@ def _of_stack(
         return _at(f"{blocked}{': ' * bool(blocked)}{waiting[0]}", frame, waiting[1])
     if blocked:
         return _at(f"{blocked} in Python", frame)
+    if syscall == "running":
+        return _at("seen running,", frame)
     return _at("blocked in Python", frame, f" ({_doing(syscall)})" if syscall else "")
 
 
@@ -365,7 +417,7 @@ def _waiting(
     """Say what a thread waits for, and what else is known of that; None: it is not known to wait."""
     known = process if chosen["main"] and not chosen["syscall"] else chosen
     frames = chosen["frames"]
-    users = max((number for number, frame in enumerate(frames) if is_users(frame[0], libraries)), default=-1)
+    users = next(reversed(_of_users(frames, libraries)), -1)
     if chosen["moves"] is not None and not stands(chosen) and chosen["moves"] <= users:
         return None  # it was at another line of the user's, at another look
     words = calls.in_words(known["syscall"], known["waits"], frames[users + 1 :], chosen["native"])
@@ -374,7 +426,10 @@ def _waiting(
     if not words or chosen in holders or (holders and words == calls.OF_ANY_FUTEX):
         return None
     besides = [known["holder"]]
-    elsewhere = [user_frame(one["frames"], libraries, strict=True) for one in stacks if one is not chosen]
+    threads = [one for one in stacks if one is not chosen]
+    if words == reasons.OF_A_FUTURE:  # whose pools are more likely to set it than anybody else
+        threads = _threads_of_pools(threads, libraries) or threads
+    elsewhere = [user_frame(one["frames"], libraries, strict=True) for one in threads]
     others = [f"{line_of(frame)} in {frame[2]}" for frame in elsewhere if frame is not None]
     besides += reasons.of_wait(words, process["children"], others, alone=process["thread_count"] == 1)
     return words, "".join(f"; {one}" for one in besides if one)
@@ -386,11 +441,14 @@ def _with_children(
     """Add to a verdict on who may wait for a child what its children do."""
     if said is None or chosen is None:
         return said
-    children = process["children"]
-    busy = [one for one in children if any(is_users(file, libraries) for file, *_ in one["stack"])]
     syscall = chosen["syscall"] or (process["syscall"] if chosen["main"] else "")
-    after = reasons.of_children(said.text, syscall, children, busy)
+    after = reasons.of_children(said.text, syscall, process["children"], _busy(process, libraries))
     return said._replace(text=(said.text + after)[:_LONGEST])
+
+
+def _busy(process: dict[str, Any], libraries: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the children that are in the user's code."""
+    return [one for one in process["children"] if any(is_users(file, libraries) for file, *_ in one["stack"])]
 
 
 def _of_process(process: dict[str, Any]) -> Verdict:
@@ -417,8 +475,23 @@ def _at(words: str, frame: Frame | None, after: str = "") -> Verdict:
 
 def user_frame(frames: list[Frame], libraries: Sequence[str], *, strict: bool = False) -> Frame | None:
     """Return the innermost frame of the user's code; if there is none, of any, unless ``strict``."""
-    users = next((frame for frame in reversed(frames) if is_users(frame[0], libraries)), None)
-    return users or (frames[-1] if frames and not strict else None)
+    users = _of_users(frames, libraries)
+    if users:
+        return frames[users[-1]]
+    return frames[-1] if frames and not strict else None
+
+
+def _of_users(frames: Sequence[Frame], libraries: Sequence[str]) -> list[int]:
+    """Return the numbers of the frames of the user's code, innermost last.
+
+    What a proxy of a manager's is called with is the text of a function that multiprocessing has made up.
+    """
+    called = [frame[0] for frame in frames[1:]] + [""]
+    return [
+        number
+        for number, (file, _line, _function) in enumerate(frames)
+        if is_users(file, libraries) and not (file == "<string>" and _PROXY.search(called[number]))
+    ]
 
 
 def thread_of_block(

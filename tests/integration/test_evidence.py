@@ -63,7 +63,7 @@ BODIES = {
 }
 CALLS = {"sleep": "clock_nanosleep", "lock": "futex", "gil": "futex", "pipe": "read"}
 WORDS = {
-    "spin": r"blocked in Python %s \(.*\)",
+    "spin": r"(?:seen running,|blocked in Python) %s(?: \(.*\))?",
     "sleep": "sleeps %s",
     "lock": r"waits for a lock or a condition \(futex\) %s; no other thread is alive",
     "gil": r"waits for a lock or a condition \(futex\) %s; no other thread is alive",  # nobody looks at it

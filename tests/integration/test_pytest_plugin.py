@@ -103,7 +103,7 @@ VERDICTS = {
     "test_set_up": "sleeps at test_it.py:7 in at_set_up",
     "test_teardown": "sleeps at test_it.py:11 in at_teardown",
     "test_native": "holding the GIL in native code, called at test_it.py:14 in test_native",
-    "test_async": "awaiting (loop alive) at test_it.py:15 in test_async",
+    "test_async": "awaiting (loop alive) an event, at test_it.py:15 in test_async",
     "test_inner_block": "sleeps at test_it.py:18 in test_inner_block",
 }
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType, SimpleNamespace
 from typing import Any, ClassVar
 
+import anyio
 import pytest
 
 import aiotimer
@@ -147,6 +148,95 @@ async def test_waits_are_told_in_words() -> None:
     assert "test_tasks.py" in found.stacks
     assert "aiotimer/client/tasks.py" not in found.stacks, "what answers is not what it was doing"
     await ended(*tasks)
+
+
+async def test_who_waits_by_way_of_a_library_is_followed() -> None:
+    forever, queue = asyncio.Event(), asyncio.Queue[None]()
+
+    async def waits_for(awaitable: Callable[[], Any]) -> None:
+        await awaitable()
+
+    async def yields() -> None:
+        for _ in iter(int, 1):
+            await asyncio.sleep(0)
+
+    async def sleep(seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    async def polls() -> None:
+        while True:
+            await sleep(PATIENCE)
+
+    lost = [asyncio.create_task(forever.wait(), name=f"lost-{n}") for n in range(12)]
+    left = threading.Event()
+    loop = asyncio.get_running_loop()
+    shielded = asyncio.create_task(queue.get(), name="shielded")
+    ways: dict[str, Callable[[], Any]] = {
+        "wait": lambda: asyncio.wait(lost[3:]),
+        "shield": lambda: asyncio.shield(shielded),
+        "shield of several": lambda: asyncio.shield(asyncio.gather(*lost[:2])),
+        "wait_for": lambda: asyncio.wait_for(asyncio.gather(lost[5], lost[6]), PATIENCE),
+        "limited": lambda: asyncio.wait_for(loop.run_in_executor(None, left.wait, PATIENCE), PATIENCE),
+        "future": lambda: asyncio.wait_for(loop.create_future(), PATIENCE),
+        "yields": yields,
+        "polls": polls,
+    }
+    tasks = [asyncio.create_task(waits_for(way), name=name) for name, way in ways.items()]
+    await settled()
+    found = await told(None)
+    left.set()
+    named = ", ".join(f"'lost-{n}'" for n in (3, 4, 5, 6, 7, 8, 9, 10, 11))
+    assert at(found, "wait").waits_for == f"wait of 9, of which 9 are not done: {named}"
+    assert at(found, "shield").waits_for == "task 'shielded'"
+    several = "gather of 2, of which 2 are not done: "
+    assert at(found, "shield of several").waits_for == several + "'lost-0', 'lost-1'"
+    assert at(found, "wait_for").waits_for == several + "'lost-5', 'lost-6'"
+    assert at(found, "limited").waits_for == "run_in_executor"
+    assert at(found, "future").waits_for == "asyncio.wait_for"
+    assert at(found, "yields").waits_for == "asyncio.sleep in a loop"
+    assert at(found, "polls").waits_for == "asyncio.sleep in a loop"
+    await ended(*tasks, *lost, shielded)
+
+
+async def test_a_group_of_anyio_s() -> None:
+    forever = asyncio.Event()
+
+    async def leaves() -> None:
+        async with anyio.create_task_group() as group:
+            for n in range(3):
+                group.start_soon(forever.wait, name=f"lost-{n}")
+
+    task = asyncio.create_task(leaves(), name="leaves")
+    await settled()
+    await settled()
+    found = await told(None)
+    assert at(found, "leaves").waits_for == (
+        "task group, of which 3 are not done: 'lost-0', 'lost-1', 'lost-2'"
+    )
+    await ended(task)
+
+
+async def test_of_several_the_first_one_is_told_of_by_name() -> None:
+    forever = asyncio.Event()
+
+    async def outer() -> None:
+        async with expires(60, "slot") as block:
+            entered.append(block)
+            await asyncio.gather(*lost)
+
+    entered: list[Block] = []
+    others = [asyncio.create_task(forever.wait(), name=f"other-{n}") for n in range(50)]
+    lost = [asyncio.create_task(forever.wait(), name=f"lost-{n}") for n in range(3)]
+    with virtual():
+        task = asyncio.create_task(outer(), name="outer")
+        await settled()
+        (block,) = entered
+        assert block._slot is not None
+        found = await told(block._pool.table, block._slot - layout.FIRST_DEADLINE)
+        await ended(task, *others)
+    waits_for = "gather of 3, of which 3 are not done: 'lost-0', 'lost-1', 'lost-2'"
+    assert at(found, "outer").waits_for == waits_for
+    assert at(found, "lost-0").count == 53
 
 
 async def test_a_task_group_s_first_task_is_told_of_by_name() -> None:

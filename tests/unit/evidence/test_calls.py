@@ -141,7 +141,9 @@ WAITS = [
     (call("read", 3), [Thing("pipe", holders=("a", "b", "c", "d", "e"))], "waits for a pipe (read)",
      "its other end is held by a, b, c and 2 more"),
     (call("write", 1), [PIPE], "waits for room in a pipe (write)", ""),
-    (call("read", 0), [Thing("terminal", "/dev/pts/3")], "waits for a terminal (read, /dev/pts/3)", ""),
+    (call("read", 0), [Thing("terminal", "/dev/pts/3")],
+     "waits for standard input, a terminal (read, /dev/pts/3)", ""),
+    (call("write", 0), [PIPE], "waits for room in a pipe (write)", ""),
     (call("ioctl", 9), [Thing("device", "/dev/gpu0")], "waits for a device (ioctl, /dev/gpu0)", ""),
     (call("read", 9), [Thing("file", "/mnt/x on nfs4")], "waits for a file (read, /mnt/x on nfs4)", ""),
     (call("read", 9), [Thing("eventfd")], "waits for an eventfd (read)", ""),
@@ -211,10 +213,12 @@ FUTEXES = [
     (library("threading.py wait_for", "threading.py wait"), "waits for a condition"),
     (library("threading.py wait", "threading.py _wait", "threading.py wait_for", "threading.py wait"),
      "waits for a barrier"),
-    (library("concurrent/futures/_base.py result", "threading.py wait"), "waits for a result of a pool"),
+    (library("concurrent/futures/_base.py result", "threading.py wait"), "waits for the result of a future"),
     (library("concurrent/futures/thread.py shutdown", "threading.py join"), "waits for a pool to end"),
     (library("multiprocessing/pool.py map", "multiprocessing/pool.py get", "threading.py wait"),
      "waits for a result of a process pool"),
+    (library("multiprocessing/synchronize.py __enter__"), "waits for a lock that processes share"),
+    (library("multiprocessing/synchronize.py wait"), "waits for a condition that processes share"),
     (library("logging/__init__.py handle"), "waits for a lock of logging"),
     ([["<frozen importlib._bootstrap>", 1, "acquire"]], "waits for another thread to import"),
     (library("site-packages/torch/distributed.py all_reduce"), "waits for a lock or a condition (futex)"),
@@ -237,4 +241,11 @@ def test_a_wait_with_a_limit_that_asks_again_and_again() -> None:
     frames = library("subprocess.py Popen.wait", "subprocess.py Popen._wait")
     assert calls.in_words("clock_nanosleep", "sleeps", frames) == "waits for a child to end"
     assert calls.in_words("clock_nanosleep", "sleeps", []) == "sleeps"
+    assert calls.in_words("read", "", frames) == ""
+
+
+def test_a_prompt_of_pdb() -> None:
+    frames = library("bdb.py trace_dispatch", "pdb.py interaction", "cmd.py cmdloop")
+    waits = "waits for standard input, a terminal (read, /dev/pts/3)"
+    assert calls.in_words("read", waits, frames) == f"at a prompt of pdb: {waits}"
     assert calls.in_words("read", "", frames) == ""

@@ -106,6 +106,10 @@ def test_the_other_threads() -> None:
     assert of_wait("waits for a queue", others=["x.py:1 in f"]) == ["other threads: x.py:1 in f"]
     assert of_wait("waits for a queue") == []  # there are some, and what they do is not known
     assert of_wait("waits for a socket (read)", others=["x.py:1 in f"], alone=True) == []
+    assert of_wait("waits for a thread to end", others=["x.py:1 in f", "y.py:2 in g", "x.py:1 in f"]) == [
+        "other threads: x.py:1 in f (2 threads) and y.py:2 in g"
+    ]
+    assert of_wait("waits for a lock that processes share", alone=True) == [], "another process may have it"
 
 
 def test_a_process_in_the_place_of_another() -> None:

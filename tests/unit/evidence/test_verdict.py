@@ -177,11 +177,16 @@ def test_an_idle_loop_that_nobody_asked() -> None:
 
 @pytest.mark.parametrize(
     ("syscall", "words"),
-    [("fstat", " (in fstat)"), ("running", " (running)"), ("no system call", " (running)"), ("", "")],
+    [("fstat", " (in fstat)"), ("no system call", " (running)"), ("", "")],
 )
 def test_synchronous_code(syscall: str, words: str) -> None:
     said = verdict(process(syscall=syscall), [], [main(STEP, LOCK)])
     assert said == (f"blocked in Python at step.py:7 in step{words}", "step.py:7")
+
+
+def test_who_was_seen_running_is_not_said_to_be_blocked() -> None:
+    said = verdict(process(syscall="running"), [], [main(STEP, LOCK)])
+    assert said == ("seen running, at step.py:7 in step", "step.py:7")
 
 
 def test_the_thread_that_the_scope_names() -> None:
@@ -273,8 +278,29 @@ def test_who_else_might_end_its_wait() -> None:
     assert alone.text == "waits for a queue at step.py:7 in step; no other thread is alive"
     stacks = [main(STEP, get, LOCK), thread(LOCK), thread(ROLLOUT, LOCK), thread(ROLLOUT)]
     said = verdict(process(thread_count=3), [], stacks)
-    others = "train.py:42 in rollout and train.py:42 in rollout"
+    others = "train.py:42 in rollout (2 threads)"
     assert said.text == f"waits for a queue at step.py:7 in step; other threads: {others}"
+
+
+def test_who_may_set_a_future() -> None:
+    result: Frame = [f"{STD}/concurrent/futures/_base.py", 451, "Future.result"]
+    pool: Frame = [f"{STD}/concurrent/futures/thread.py", 58, "_WorkItem.run"]
+    waits = "waits for the result of a future at step.py:7 in step"
+    stacks = [main(STEP, result, LOCK, entered=True), thread(pool, ROLLOUT, LOCK), thread(STEP, LOCK)]
+    said = verdict(process(thread_count=3), [], stacks)
+    assert said.text == f"{waits}; other threads: train.py:42 in rollout"
+    said = verdict(process(thread_count=2), [], [stacks[0], stacks[2]])
+    assert said.text == f"{waits}; other threads: step.py:7 in step", "it may be whoever"
+    said = verdict(process(thread_count=1), [], stacks[:1])
+    assert said.text == f"{waits}; no other thread is alive"
+
+
+def test_a_proxy_of_a_manager_is_not_the_user_s_code() -> None:
+    proxy, called = ["<string>", 2, "get"], [f"{STD}/multiprocessing/managers.py", 822, "_callmethod"]
+    said = verdict(process(), [], [main(STEP, proxy, called, syscall="read")])
+    assert said.where == "step.py:7"
+    assert verdict(process(), [], [main(STEP, proxy, LOCK, syscall="read")]).where == "<string>:2"
+    assert verdict(process(), [], [main(proxy, called, syscall="read")]).where == "managers.py:822"
 
 
 def test_who_has_the_gil_waits_for_nothing_and_who_has_it_not_maybe_for_that() -> None:
@@ -302,7 +328,7 @@ def test_native_code_with_the_gil() -> None:
 )
 def test_no_claim_about_the_gil_that_nobody_saw(facts: dict[str, Any]) -> None:
     one = main(STEP, **{"native": ["sleep (libc.so.6)"], **facts})
-    assert verdict(process(syscall="running"), [], [one]).text.startswith("blocked in Python at step.py:7")
+    assert verdict(process(syscall="running"), [], [one]).text == "seen running, at step.py:7 in step"
 
 
 def test_another_thread_with_the_gil() -> None:
@@ -330,8 +356,9 @@ def test_a_thread_that_joins_others_of_which_one_holds_the_gil() -> None:
 
 def test_native_code_that_runs_with_the_gil() -> None:
     holder = main(STEP, gil=True, native=["sre_match (python)"], ran=0.9, moves=-1)
-    said = "stuck in one call, running (it holds the GIL), called at step.py:7 in step"
-    assert verdict(process(), [], [holder]) == (said, "step.py:7")
+    said = verdict(process(), [], [holder])
+    words = "stuck in one call, running (it holds the GIL), called at step.py:7 in step"
+    assert said == (f"{words}, or calls it again and again", "step.py:7")
 
 
 # --- running, looping, going round
@@ -423,7 +450,76 @@ def test_a_task_that_waits_for_a_thread() -> None:
     text = "awaiting (loop alive): `to_thread`; its thread is in `rollout` at train.py:42 (in recvfrom)"
     assert said == (text, "train.py:42")
     several = verdict(process(), [own], [busy, busy, main(*IDLE)], asked=1, answered=1)
-    assert several == ("awaiting (loop alive) at step.py:7 in step", "step.py:7")
+    text = "awaiting (loop alive): `to_thread`; 2 threads of pools are in `rollout` at train.py:42"
+    assert several == (text, "train.py:42")
+    elsewhere = thread(pool, ["/app/train.py", 50, "score"])
+    apart = verdict(process(), [own], [busy, elsewhere, busy], asked=1, answered=1)
+    assert apart.where == "step.py:7"
+    assert apart.text == (
+        "awaiting (loop alive): `to_thread`, at step.py:7 in step; "
+        "threads of pools: train.py:42 in rollout (2 threads) and train.py:50 in score"
+    )
+
+
+def test_a_task_that_waits_for_a_thread_of_anyio_s() -> None:
+    anyio = "/venv/lib/python3.11/site-packages/anyio"
+    call: Frame = [f"{anyio}/to_thread.py", 65, "run_sync"]
+    own = task(STEP, call, own=True, waits_for="<Future pending>")
+    worker: Frame = [f"{anyio}/_backends/_asyncio.py", 986, "WorkerThread.run"]
+    said = verdict(process(), [own], [thread(worker, ROLLOUT), main(*IDLE)], asked=1, answered=1)
+    text = "awaiting (loop alive): `to_thread.run_sync`; its thread is in `rollout` at train.py:42"
+    assert said == (text, "train.py:42")
+
+
+def test_a_task_that_waits_for_a_process_of_a_pool() -> None:
+    own = task(STEP, own=True, waits_for="run_in_executor")
+    children = [child(7, role="pool worker", line="in read_shard at data.py:15", stack=[SHARD])]
+    said = verdict(process(children=children), [own], [main(*IDLE)], asked=1, answered=1)
+    assert said.text == (
+        "awaiting (loop alive): `run_in_executor`, at step.py:7 in step; "
+        "child 7 (pool worker, sleeping): in read_shard at data.py:15"
+    )
+    idle = verdict(process(), [own], [main(*IDLE)], asked=1, answered=1)
+    assert idle == ("awaiting (loop alive): `run_in_executor`, at step.py:7 in step", "step.py:7")
+
+
+def test_what_a_task_awaits() -> None:
+    get: Frame = [f"{STD}/asyncio/queues.py", 158, "Queue.get"]
+    own = task(STEP, get, own=True, waits_for="asyncio.Queue.get")
+    said = verdict(process(), [own], [], asked=1, answered=1)
+    assert said == ("awaiting (loop alive) a queue, at step.py:7 in step", "step.py:7")
+    lost = task(ROLLOUT, get) | {"name": "rollout-2"}
+    own = task(STEP, own=True, waits_for="gather of 3, of which 2 are not done: 'rollout-2', 'rollout-25'")
+    said = verdict(process(), [own, lost], [], asked=1, answered=1)
+    assert said.text == (
+        "awaiting (loop alive) 2 of 3, first task 'rollout-2', a queue, at train.py:42 in rollout"
+    )
+    own = task(STEP, own=True, waits_for="wait of 3, of which 1 is not done: 'rollout-2'")
+    said = verdict(process(), [own, lost], [], asked=1, answered=1)
+    assert said.text == "awaiting (loop alive) 1 of 3, task 'rollout-2', a queue, at train.py:42 in rollout"
+
+
+def test_a_task_of_a_library_s_own_gives_way_to_the_user_s_line() -> None:
+    read: Frame = [f"{STD}/asyncio/streams.py", 540, "StreamReader._wait_for_data"]
+    communicate: Frame = [f"{STD}/asyncio/subprocess.py", 200, "Process.communicate"]
+    inner = task(read) | {"name": "Task-4"}
+    waits = "gather of 3, of which 1 is not done: 'Task-4'"
+    own = task(STEP, communicate, own=True, waits_for=waits)
+    children = [child(7)]
+    said = verdict(process(children=children), [own, inner], [], asked=1, answered=1)
+    assert said == (
+        "awaiting (loop alive) a child process, at step.py:7 in step; child 7 (python, sleeping)",
+        "step.py:7",
+    )
+    both = verdict(process(children=[child(7), child(8)]), [own, inner], [], asked=1, answered=1)
+    assert both.text == "awaiting (loop alive) a child process, at step.py:7 in step", (
+        "which one is not known"
+    )
+    own = task(STEP, own=True, waits_for=waits)
+    said = verdict(process(), [own, inner], [], asked=1, answered=1)
+    assert said.text == (
+        "awaiting (loop alive) 1 of 3, task 'Task-4', data of a stream, at step.py:7 in step"
+    )
 
 
 def test_a_task_that_polls() -> None:
@@ -580,7 +676,7 @@ def test_the_children_of_who_may_wait_for_them_are_named() -> None:
     said = verdict(waiting, [], [main(STEP)])
     assert said.text == f"{waits} at step.py:7 in step; child 7: in read_shard at data.py:15"
     others = verdict(process(syscall="running", children=[busy, dead]), [], [main(STEP)])
-    assert others.text == "blocked in Python at step.py:7 in step (running)"
+    assert others.text == "seen running, at step.py:7 in step"
 
 
 def test_nothing_is_said_of_children_where_there_is_no_line() -> None:
