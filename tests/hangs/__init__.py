@@ -102,7 +102,27 @@ HANGS = (
     ),
     Hang("await_task", "await a task that waits for a future", f"{AWAITING} task 'fetch'"),
     Hang("to_thread", "`asyncio.to_thread`, for a socket", f"{AWAITING}: `to_thread`; its thread is in"),
+    Hang(
+        "several_threads",
+        "the same, three of them",
+        f"{AWAITING} 3 of 3, first task 'shard-0': `to_thread`; 3 threads of pools are in `read_shard` at",
+    ),
+    Hang("process_pool", "a process of a pool", f"{AWAITING}: `run_in_executor`, at"),
     Hang("executor", "`run_in_executor`", f"{AWAITING}: `run_in_executor`; its thread is in"),
+    Hang("wait_for", "`wait_for` with a longer limit, around a queue", AWAITING),
+    Hang(
+        "anyio_group",
+        "a task group of anyio's",
+        f"{AWAITING} 1 of a task group, task 'rollout-1', an event, at",
+        needs="anyio",
+    ),
+    Hang(
+        "async_child",
+        "`communicate` with a child of asyncio's",
+        f"{AWAITING} a child process, at",
+        besides=" (sleep 1000, sleeping)",
+    ),
+    Hang("yields", "`await asyncio.sleep(0)` in a loop", "polling (loop alive)"),
     Hang("polling", "a job asked for again and again", "polling (loop alive)"),
     Hang(
         "thread_lock", "a lock, in a thread", "waits for a lock", besides="; other threads: thread_lock.py:"
@@ -164,6 +184,13 @@ HANGS = (
         detail="SIGTERM was caught, and did not end it within ",
     ),
     # What is waited for, by the system call.
+    Hang(
+        "own_pool",
+        "a pool that waits for itself",
+        "waits for the result of a future",
+        besides="; other threads: own_pool.py:11 in grade",
+    ),
+    Hang("manager", "a queue of a manager's, that nobody fills", "waits for a socket (read, unix)"),
     Hang(
         "silent_server",
         "a request to a server that stays silent",
