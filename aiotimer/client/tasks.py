@@ -477,12 +477,15 @@ class TaskWalk:
         waiter = object.__getattribute__(task, "_fut_waiter")
         if type(waiter) is not asyncio.Future or asyncio.Future.done(waiter):
             return waiter
-        behind: list[Any] = []
-        if links and self._function(links[-1]) == _WAITS_FOR:
-            behind = self._referents(links[-1])
-        for function, *_ in _callbacks_of(waiter):
-            if type(function) is FunctionType and function.__code__.co_qualname == _SHIELD:
-                behind = self._referents(*function.__closure__ or ())
+        function = self._function(links[-1]) if links else ""
+        if function not in ("", _WAITS_FOR):  # asyncio's own functions wait for futures of their own
+            return waiter
+        behind: list[Any] = self._referents(links[-1]) if function else []
+        for call, *_ in _callbacks_of(waiter):
+            if type(call) is FunctionType and call.__code__.co_qualname == _SHIELD:
+                behind = self._referents(*call.__closure__ or ())
+        if not behind:
+            return waiter
         futures = {id(one): one for one in behind if issubclass(type(one), asyncio.Future)}
         futures.pop(id(waiter), None)
         return next(iter(futures.values())) if len(futures) == 1 else waiter
@@ -497,21 +500,22 @@ class TaskWalk:
             return f"{_GATHER}{len(waiter._children)}", pending, len(pending)
         if not links:
             return None
-        if self._function(links[-1]) == _WAITS:
+        function = self._function(links[-1])
+        if function == _WAITS:
             found = next((one for one in self._referents(links[-1]) if _are_futures(one)), None)
             what = "" if found is None else f"{_WAIT}{len(found)}"
         else:
-            found, what = self._of_group(links[-1]), _GROUP
+            found, what = self._of_group(links[-1], function), _GROUP
         if found is None:
             return None
         pending = _not_done(list(islice(found, _MOST_GATHERED)))
         return what, sorted(pending[:_MOST_NAMED], key=self._rank), len(pending)
 
-    def _of_group(self, link: Any) -> set[Any] | None:
+    def _of_group(self, link: Any, function: str) -> set[Any] | None:
         """Return the tasks of the group that is being left; None: none is."""
-        if self._function(link) in _LEAVES_GROUP:
+        if function in _LEAVES_GROUP:
             groups = [one for one in self._referents(link) if issubclass(type(one), asyncio.TaskGroup)]
-        elif _SUSPENDED[id(type(link))][1](link).co_qualname == _LEAVES_ANYIO_S:
+        elif not function and _SUSPENDED[id(type(link))][1](link).co_qualname == _LEAVES_ANYIO_S:
             kind = vars(sys.modules.get(_ANYIO, sys)).get("TaskGroup")
             groups = [one for one in self._referents(link) if type(one) is kind]
         else:

@@ -171,7 +171,7 @@ def _of_gil(
     """Say so if native code holds the GIL: of the thread in question, or of one that this waits for."""
     for one in filter(holds_gil_in_c, stacks):
         frame = user_frame(one["frames"], libraries)
-        if one is chosen and runs(one):
+        if one is chosen and (runs(one) or one["awake"]):  # it may have had no processor meanwhile
             return _at(
                 "stuck in one call, running (it holds the GIL), called",
                 frame,

@@ -359,6 +359,9 @@ def test_native_code_that_runs_with_the_gil() -> None:
     said = verdict(process(), [], [holder])
     words = "stuck in one call, running (it holds the GIL), called at step.py:7 in step"
     assert said == (f"{words}, or calls it again and again", "step.py:7")
+    starved = holder | {"ran": None, "awake": True}
+    assert verdict(process(), [], [starved]) == said, "it had no processor, and never slept"
+    assert verdict(process(), [], [starved | {"awake": False}]).text.startswith("holding the GIL in native")
 
 
 # --- running, looping, going round
