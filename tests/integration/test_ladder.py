@@ -575,8 +575,9 @@ async def test_a_cgroup_is_reaped(cgroup: str) -> None:
 
 async def test_the_cgroup_of_everybody_is_not_reaped(monkeypatch: pytest.MonkeyPatch) -> None:
     for path, reason in (("/", "it is in no cgroup of its own"), ("/a", "the server is in its cgroup")):
-        paths = iter((path, "/a/b"))
-        monkeypatch.setattr("aiotimer._linux.signals.cgroup_of", lambda _pid, paths=paths: next(paths))
+        monkeypatch.setattr(
+            "aiotimer._linux.signals.cgroup_of", lambda pid, path=path: "/a/b" if pid == "self" else path
+        )
         async with serving(target="cgroup") as server:
             with bystander() as pid:
                 server.register_timers([due(pid)])
