@@ -267,9 +267,23 @@ class TaskWalk:
                 if reference is None:
                     break
                 before = sum(map(len, places.values()))
-                self._visit(reference, _NOTHING, places, first=True)
+                self._visit(reference, _NOTHING, places)
+                at = next((those for those in places.values() if those[-1] is reference), None)
+                if at is not None:
+                    yield from self._put_first(at)
                 more += sum(map(len, places.values())) - before
         return more
+
+    def _put_first(self, those: list[Reference]) -> Generator[None, None, None]:
+        """Put the last of many tasks first, and leave out where it has been before."""
+        reference = those[-1]
+        found = [reference]
+        for number, one in enumerate(those):
+            if one() is not reference():
+                found.append(one)
+            if not number % 64:
+                yield
+        those[:] = found
 
     def _awaited_by(self, task: Any) -> Reference | None:
         """Return the task that another one waits for: of several the first."""
@@ -283,18 +297,9 @@ class TaskWalk:
         return weakref.ref(waiter) if issubclass(type(waiter), self._task_type) else None
 
     def _visit(
-        self,
-        reference: Reference,
-        asked: frozenset[int],
-        places: dict[Place, list[Reference]],
-        *,
-        first: bool = False,
+        self, reference: Reference, asked: frozenset[int], places: dict[Place, list[Reference]]
     ) -> int:
-        """Note where a task is, and which slots are its; return 1 if there is no room for that.
-
-        Args:
-            first: of all that are at the same place, it is the one that is told of.
-        """
+        """Note where a task is, and which slots are its; return 1 if there is no room for that."""
         task = reference()
         if not self._is_pending(task):
             return 0
@@ -308,11 +313,7 @@ class TaskWalk:
             self._to_frame -= self._to_frame > 0
         if place is None or (full and place not in places):
             return 1
-        those = places.setdefault(place, [])
-        if first:
-            those[:] = [reference, *(one for one in those if one() is not task)]
-        else:
-            those.append(reference)
+        places.setdefault(place, []).append(reference)
         return 0
 
     def _answer(self, places: dict[Place, list[Reference]], left_out: int) -> bytes:
