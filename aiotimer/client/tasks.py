@@ -488,7 +488,8 @@ class TaskWalk:
         if not behind:
             return waiter
         futures = {id(one): one for one in behind if issubclass(type(one), asyncio.Future)}
-        futures.pop(id(waiter), None)
+        for one in (waiter, task):  # since 3.14 what a shield calls knows whose it is
+            futures.pop(id(one), None)
         return next(iter(futures.values())) if len(futures) == 1 else waiter
 
     def _several(self, waiter: Any, links: list[Any]) -> tuple[str, list[Any], int] | None:
