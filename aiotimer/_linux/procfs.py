@@ -22,6 +22,7 @@ import os
 import stat
 from collections.abc import Iterator
 from operator import itemgetter
+from time import monotonic
 
 from ..errors import ServerError
 
@@ -36,6 +37,10 @@ _FACTOR, _LARGEST_MARK = 1_000_003, 2**48 - 59
 
 _of_program = itemgetter(23, 26, 27, 28)
 """Fields of proc_pid_stat(5): size of memory, begin and end of code, begin of stack."""
+
+EXEC_WITHIN = 0.002
+"""Seconds for which the end of another process's exec is waited for. It takes some tens of microseconds, more
+if the program has to be read from a disk."""
 
 _FIRST_PID_NAMESPACE = 0xEFFF_FFFC
 """The inode of the machine's own (PROC_PID_INIT_INO of linux/proc_ns.h)."""
@@ -81,14 +86,21 @@ def program_of(pid: int) -> int:
     program that executes itself with the same arguments would keep its mark). Reading that waits for no lock
     of the process, unlike its maps. A float64 holds it.
 
+    A process in the middle of an exec has a new memory with nothing in it yet. Whoever has just started a
+    child finds it there: the parent goes on when the old memory is gone. That is waited for, but not long.
+
     Raises:
         ProcessLookupError: there is no such process, or it is exiting and has no program.
     """
     memory, code, end_of_code, stack = _of_program(_stat(pid))
+    until = monotonic() + EXEC_WITHIN
+    while memory != b"0" and code == b"0" and monotonic() < until:
+        os.sched_yield()
+        memory, code, end_of_code, stack = _of_program(_stat(pid))
     if memory == b"0":  # its first thread has ended; another one may run on
         memory, code, end_of_code, stack = _of_another_thread(pid)
-    if (code, stack) == (b"1", b"0"):  # ptrace_may_access() says no: it has another uid, or is not dumpable
-        return 0
+    if code == b"0" or (code, stack) == (b"1", b"0"):
+        return 0  # it is still at its exec; or ptrace_may_access() says no: another uid, or not dumpable
     mark = (int(code) * _FACTOR + int(end_of_code)) * _FACTOR + int(stack)
     return mark % _LARGEST_MARK + 1
 

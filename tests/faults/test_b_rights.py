@@ -235,7 +235,9 @@ from aiotimer._linux.procfs import program_of, runs_program
 
 os.setresgid({NOBODY}, {NOBODY}, {NOBODY})
 os.setresuid({NOBODY}, {NOBODY}, {NOBODY})
-with subprocess.Popen(["/bin/sh", "-c", "read go; " + sys.argv[1]], stdin=subprocess.PIPE) as shell:
+command = ["/bin/sh", "-c", "echo here >&2; read go; " + sys.argv[1]]
+with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as shell:
+    shell.stderr.readline()  # it is through with its exec
     mark = program_of(shell.pid)
     same = runs_program(shell.pid, mark)
     shell.stdin.write(b"\\n")

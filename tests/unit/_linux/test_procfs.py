@@ -150,6 +150,20 @@ def test_what_has_no_memory_maps_nothing() -> None:
             procfs.program_of(process.pid)
 
 
+def test_the_program_of_a_child_that_has_just_been_started_is_known_or_not_but_never_half_of_it() -> None:
+    """Its parent goes on in the middle of the exec: two of three were read then."""
+    for _ in range(50):
+        with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            mark = procfs.program_of(process.pid)
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(b"\n")
+            process.stdin.flush()
+            process.stdout.readline()
+            assert mark in (procfs.program_of(process.pid), 0)
+            process.communicate()
+
+
 def test_cgroups() -> None:
     lines = Path("/proc/self/cgroup").read_text().splitlines()
     assert [":".join(one) for one in procfs.cgroups_of(os.getpid())] == lines
