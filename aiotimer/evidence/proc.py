@@ -178,7 +178,10 @@ def _entered_by(pid: int, found: dict[str, Any], ident: int) -> None:
     """
     if not ident:
         return
-    numbers = {procfs.inner_tid(pid, thread["tid"]): thread["tid"] for thread in found["threads"]}
+    numbers = {}
+    for thread in found["threads"]:
+        with contextlib.suppress(OSError):  # it has ended
+            numbers[procfs.inner_tid(pid, thread["tid"])] = thread["tid"]
     words = memoryview(procfs.memory_of(pid, ident, _DESCRIPTOR_OF_THREAD)).cast("i")
     named = {numbers[word] for word in words if word in numbers}
     if len(named) == 1:

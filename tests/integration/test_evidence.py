@@ -452,6 +452,12 @@ def test_a_thread_is_known_by_the_number_that_python_has_for_it() -> None:
             thread.join(PATIENCE)
 
 
+def test_a_thread_is_known_though_another_one_ends_meanwhile() -> None:
+    found: dict[str, Any] = {"threads": [{"tid": 4194305}, {"tid": threading.get_native_id()}]}
+    proc._entered_by(os.getpid(), found, threading.get_ident())  # the largest tid there can be is 4194304
+    assert found["entered_by"] == threading.get_native_id()
+
+
 def pin_self() -> WorkerId:
     """Return who this process is."""
     worker, pidfd = pin(os.getpid())
