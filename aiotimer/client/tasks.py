@@ -290,9 +290,10 @@ class TaskWalk:
         if not self._is_pending(task):
             return None
         links = self._chain(self._task_type.get_coro(task))
-        waiter = self._waiter(task, links)
+        function = self._innermost(links)
+        waiter = self._waiter(task, links, function)
         if not issubclass(type(waiter), self._task_type):
-            several = self._several(waiter, links)
+            several = self._several(waiter, links, function)
             waiter = several[1][0] if several is not None and several[1] else None
         return weakref.ref(waiter) if issubclass(type(waiter), self._task_type) else None
 
@@ -451,7 +452,8 @@ class TaskWalk:
 
     def _waits_for(self, task: Any, links: list[Any]) -> str:
         """Return in words what a task waits for, "" if it is about to run."""
-        waiter = self._waiter(task, links)
+        function = self._innermost(links)
+        waiter = self._waiter(task, links, function)
         kind = type(waiter)
         known = issubclass(kind, asyncio.Future)
         if waiter is None:
@@ -460,25 +462,27 @@ class TaskWalk:
             return ""
         if issubclass(kind, self._task_type):
             return f"task {self._name(waiter)!r}"
-        if (several := self._several(waiter, links)) is not None:
+        if (several := self._several(waiter, links, function)) is not None:
             return self._in_words(*several)
-        words = self._function(links[-1]) if links else ""
-        if words in ("", _WAITS_FOR) and any(map(_is_of_executor, _callbacks_of(waiter))):
+        if function in ("", _WAITS_FOR) and any(map(_is_of_executor, _callbacks_of(waiter))):
             return "run_in_executor"
-        if words:
-            return _POLLS if words == "asyncio.sleep" and _loops(links[:-1]) else words
+        if function:
+            return _POLLS if function == "asyncio.sleep" and _loops(links[:-1]) else function
         return cut(f"<{name_of_type(waiter)}{' pending' if known else ''}>", 200)
 
     def _function(self, link: Any) -> str:
         """Return what a function of asyncio's own is called that a coroutine is of, "" of any other."""
         return self._within(_SUSPENDED[id(type(link))][1](link))
 
-    def _waiter(self, task: Any, links: list[Any]) -> Any:
+    def _innermost(self, links: list[Any]) -> str:
+        """Return what asyncio's own function is called at which a task stands, "" if it is at any other."""
+        return self._function(links[-1]) if links else ""
+
+    def _waiter(self, task: Any, links: list[Any], function: str) -> Any:
         """Return the future that a task waits for; of one that stands for another's, that one."""
         waiter = object.__getattribute__(task, "_fut_waiter")
         if type(waiter) is not asyncio.Future or asyncio.Future.done(waiter):
             return waiter
-        function = self._function(links[-1]) if links else ""
         if function not in ("", _WAITS_FOR):  # asyncio's own functions wait for futures of their own
             return waiter
         behind: list[Any] = self._referents(links[-1]) if function else []
@@ -492,7 +496,7 @@ class TaskWalk:
             futures.pop(id(one), None)
         return next(iter(futures.values())) if len(futures) == 1 else waiter
 
-    def _several(self, waiter: Any, links: list[Any]) -> tuple[str, list[Any], int] | None:
+    def _several(self, waiter: Any, links: list[Any], function: str) -> tuple[str, list[Any], int] | None:
         """Return what a task waits for if that is several others: in words, and which are not done.
 
         Those of a group or a set are in the order of their names; of many some, and how many there are.
@@ -502,7 +506,6 @@ class TaskWalk:
             return f"{_GATHER}{len(waiter._children)}", pending, len(pending)
         if not links:
             return None
-        function = self._function(links[-1])
         if function == _WAITS:
             found = next((one for one in self._referents(links[-1]) if _are_futures(one)), None)
             what = "" if found is None else f"{_WAIT}{len(found)}"

@@ -268,9 +268,8 @@ def _of_thing(call: Call, thing: Thing) -> Wait:
     told = f" ({call.name}{', ' * bool(thing.name)}{thing.name})"
     if thing.kind == "socket" and (thing.listens or call.name == "connect"):
         return Wait("waits for a connection" + told)
-    words = f"waits for {'room in ' * (call.name in _WRITES)}{_article(thing.kind)} {thing.kind}{told}"
-    if call.descriptor == 0 and call.name not in _WRITES:
-        words = words.replace("waits for ", "waits for standard input, ", 1)
+    first = "room in " if call.name in _WRITES else "standard input, " * (call.descriptor == 0)
+    words = f"waits for {first}{_article(thing.kind)} {thing.kind}{told}"
     if thing.holders:
         return Wait(words, f"its other end is held by {in_list(thing.holders)}")
     return Wait(words, "its other end is held by the process itself" if thing.own else "")

@@ -272,7 +272,7 @@ class Registry:
             found = sorted(
                 [*found, *(entry for entry in kept if entry is not None)], key=attrgetter("worker")
             )
-        self._adoption = self._adopt(found)
+        self._adoption = self._adopt_all(found)
         return self._adoption
 
     @property
@@ -280,31 +280,35 @@ class Registry:
         """Whether there may be workers of an earlier server's that are not known yet."""
         return self._adoption is not None
 
+    def _adopt_all(self, entries: Iterable[table_files.Found]) -> Steps[None]:
+        """Adopt, and say when that is over; until then :meth:`close` can end it."""
+        try:
+            yield from self._adopt(entries)
+        finally:
+            self._adoption = None
+
     def _adopt(self, entries: Iterable[table_files.Found]) -> Steps[None]:
         """Adopt one table after the other, and look at those of a worker when all of them are there."""
         postponed: list[table_files.Found] = []
-        try:
-            for _worker_id, of_one_worker in itertools.groupby(entries, key=attrgetter("worker")):
-                adopted: list[WatchedTable] = []
-                for entry in of_one_worker:
-                    table = yield from self._adopted(entry, postponed)
-                    adopted += () if table is None else (table,)
-                    yield
-                for table in adopted:
-                    if table.file.kind == "socket":
-                        table.wake_by(monotonic() + table_files.PEERS_RETURN_WITHIN)
-                    elif not table.closed:
-                        table.look()
-                    yield
-        finally:
-            self._adoption = None
+        for _worker_id, of_one_worker in itertools.groupby(entries, key=attrgetter("worker")):
+            adopted: list[WatchedTable] = []
+            for entry in of_one_worker:
+                table = yield from self._adopted(entry, postponed)
+                adopted += () if table is None else (table,)
+                yield
+            for table in adopted:
+                if table.file.kind == "socket":
+                    table.wake_by(monotonic() + table_files.PEERS_RETURN_WITHIN)
+                elif not table.closed:
+                    table.look()
+                yield
         self._kept.update(entry.path.name for entry in postponed)
         yield from self._let_go_of_descriptors()
         if postponed:
             self._adopt_again = self._loop.call_later(_ADOPT_AGAIN, self._adopt_postponed, postponed)
 
     def _adopt_postponed(self, entries: list[table_files.Found]) -> None:
-        self._adoption = self._adopt(entries)
+        self._adoption = self._adopt_all(entries)
         self._queue.take_turn(self._adoption)
 
     def _adopted(
