@@ -15,7 +15,7 @@ import click
 from .._linux.paths import check_socket_path, state_directories
 from ..errors import HistoryUnreadable
 from ..events import KINDS, printable
-from ..server import history as recorded
+from ..server import recorded
 from . import rows
 from .common import moment, reader_has_gone, say, seconds, warn
 from .filters import EVERYTHING, Wanted, filter_options

@@ -26,7 +26,6 @@ from time import monotonic
 from typing import NamedTuple
 
 from .._linux.paths import (
-    RECORDED,
     SOCKET_VARIABLE,
     STARTING_VARIABLE,
     base,
@@ -39,7 +38,7 @@ from .._linux.requirements import check_requirements
 from .._linux.table_files import find_tables
 from ..client.launch import READY_WITHIN, announcement, owner_argument, wait_ready
 from ..errors import AiotimerError, ServerUnavailable
-from ..server.listener import clean_up
+from ..server.listener import clean_up, tells_of_expiries
 from .supervisor import Place, SupervisedServer, end_child
 from .timer_file import TimerFile
 
@@ -186,9 +185,9 @@ def _adopt_orphans() -> None:
 def _say_why(path: str, since: float) -> None:
     """Print the pages about the first workers that were reaped."""
     directories = state_directories(path)
-    if not any((directory / name).exists() for directory in directories for name in RECORDED):
+    if not any(map(tells_of_expiries, directories)):
         return
-    from ..server.history import EXPIRIES
+    from ..server.recorded import EXPIRIES
     from .why import newest
 
     records = newest(directories, since=since, limit=EXPIRIES)

@@ -17,8 +17,8 @@ from ..errors import HistoryUnreadable
 from ..evidence import store
 from ..evidence.merge import merge
 from ..evidence.run_record import RunRecord
-from ..server import history
-from ..server.history import EXPIRIES
+from ..server import recorded
+from ..server.recorded import EXPIRIES
 from .common import say, warn, write_page
 
 _MOST_NAMED = 5
@@ -79,7 +79,7 @@ def _own(socket_path: str | None) -> list[Path]:
     for directory in state_directories(socket_path):
         found[directory / "evidence"] = None
         try:
-            known = history.expiries(directory, None, EXPIRIES)
+            known = recorded.expiries(directory, None, EXPIRIES)
         except HistoryUnreadable as error:
             warn(str(error))
             continue

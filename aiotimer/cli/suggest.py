@@ -27,7 +27,7 @@ from .._core.reader import Ran
 from .._linux.paths import SOCKET_VARIABLE, check_socket_path, known_sockets, state_directories
 from ..errors import HistoryUnreadable
 from ..events import printable
-from ..server import history
+from ..server import recorded
 from .common import say, seconds, warn
 from .group import cli, socket_option
 from .rows import fitted
@@ -90,7 +90,7 @@ def _scopes(socket_path: str | None) -> list[tuple[tuple[str, str], Ran]]:
 def _recorded(socket_path: str | None) -> Iterator[dict[str, Any]]:
     for directory in state_directories(socket_path):
         try:
-            yield from history.scopes(directory)
+            yield from recorded.scopes(directory)
         except HistoryUnreadable as error:
             warn(str(error))
 

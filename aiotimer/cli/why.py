@@ -15,8 +15,8 @@ from ..client import control
 from ..errors import HistoryUnreadable, UnsafePath
 from ..evidence import store
 from ..evidence.record import Record
-from ..server import history
-from ..server.history import EXPIRIES
+from ..server import recorded
+from ..server.recorded import EXPIRIES
 from .common import resolve_socket, say, warn, write_page
 from .filters import EVERYTHING, Wanted, filter_options
 from .group import RECORDED, cli, socket_option
@@ -174,7 +174,7 @@ def summaries(
     found: list[Record] = []
     for directory in directories:
         try:
-            known = history.expiries(directory, pid, limit)
+            known = recorded.expiries(directory, pid, limit)
         except HistoryUnreadable as error:
             warn(str(error))
             known = []

@@ -4,8 +4,7 @@ The laws of this file:
 
 * The server's loop never waits for it and gets no error from it: one daemon thread writes, from a bounded
   queue. What does not fit is dropped, counted and logged; a database that cannot be written costs one line.
-* One writer, any number of readers, in write-ahead mode: readers need no server, are not held up by one, and
-  do not hold it up. They only read.
+* One writer, any number of readers, in write-ahead mode: neither holds the other up.
 * A process killed at any moment leaves a database that opens: SQLite's journal sees to that, and tmpfs
   outlives the process. One that is corrupt all the same is moved aside, with a line in the log.
 * It is capped, in events, expiries and scopes: the oldest go; but first those of a worker that has more than
@@ -14,7 +13,7 @@ The laws of this file:
 * What happened goes before how long scopes took, in the queue and if there is no room in it.
 * A record is the store's, whole, in a directory of its own. A row has only a summary of it, which names the
   directory and outlives it; and the record itself if no directory could be made.
-* ``sqlite3`` is imported by the thread that writes and by readers, never by a worker.
+* ``sqlite3`` is imported by the thread that writes, never by a worker. For readers see ``recorded.py``.
 """
 
 from __future__ import annotations
@@ -29,19 +28,14 @@ from typing import TYPE_CHECKING, Any
 
 from .._core.durations import MOST, Durations
 from .._linux.paths import make_directories
-from ..errors import HistoryUnreadable
 from ..events import log, shown
 from ..evidence.record import Record
 from ..evidence.store import Store, as_json, cut
+from .recorded import BUSY_WITHIN, DATABASE, EVENTS, EXPIRIES, SCOPES, object_of
 from .sinks import CAPACITY, Backlog, Rank, rank_of
 
 if TYPE_CHECKING:
     import sqlite3
-
-DATABASE = "history.db"
-
-EVENTS, EXPIRIES, SCOPES = 10_000, 1_000, 1_000
-"""Rows that are kept of each table."""
 
 RECORD_BYTES = 32 * 1024
 """What one expiry takes in the database, at most."""
@@ -51,8 +45,6 @@ EVENT_BYTES = 4 * 1024
 UNKNOWN = "its server ended before it was known what became of it"
 
 _VERSION = 2
-_BUSY_WITHIN = 5.0
-"""Seconds that SQLite waits for a lock: another writer can only be an old server that is about to end."""
 
 _SCHEMA = """
 BEGIN IMMEDIATE;
@@ -272,7 +264,7 @@ class _Writer:
         """Whoever dealt with what is pending has ended."""
         pending = "SELECT number, record FROM expiries WHERE outcome = 'pending'"
         for number, text in connection.execute(pending).fetchall():
-            record = Record.from_json(_object(text))._replace(outcome="unknown", detail=UNKNOWN)
+            record = Record.from_json(object_of(text))._replace(outcome="unknown", detail=UNKNOWN)
             connection.execute(
                 "UPDATE expiries SET outcome = ?, record = ? WHERE number = ?",
                 (record.outcome, as_json(record.as_json(), RECORD_BYTES), number),
@@ -282,7 +274,7 @@ class _Writer:
     def _connect(self) -> sqlite3.Connection:
         import sqlite3
 
-        connection = sqlite3.connect(self._path, timeout=_BUSY_WITHIN, isolation_level=None)
+        connection = sqlite3.connect(self._path, timeout=BUSY_WITHIN, isolation_level=None)
         try:
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             if version > _VERSION:
@@ -319,7 +311,7 @@ def _add(connection: sqlite3.Connection, found: Mapping[str, Any]) -> None:
     if known is not None:
         count = min(count + known[0], MOST)
         limit = known[1] if limit is None else limit
-        together = Durations.from_json(_object(known[2]).get(""))
+        together = Durations.from_json(object_of(known[2]).get(""))
         together.add(Durations.from_json(durations))
         durations = together.as_json()
         connection.execute("DELETE FROM durations WHERE program = ? AND scope = ?", (program, scope))
@@ -328,74 +320,6 @@ def _add(connection: sqlite3.Connection, found: Mapping[str, Any]) -> None:
         " VALUES (?, ?, ?, ?, ?, (SELECT COALESCE(MAX(number), 0) + 1 FROM durations))",
         (program, scope, count, limit, as_json({"": durations}, EVENT_BYTES)),
     )
-
-
-def expiries(directory: Path, pid: int | None = None, limit: int = 100) -> list[Record]:
-    """Return the summaries of expiries in a state directory, the newest first.
-
-    Args:
-        directory: of a server that may live or not; there need be no history in it.
-        pid: only that worker's.
-        limit: how many at most.
-
-    Raises:
-        HistoryUnreadable: there is a history, and it cannot be read.
-    """
-    of_pid = "" if pid is None else " WHERE pid = ?"
-    arguments = (limit,) if pid is None else (pid, limit)
-    query = f"SELECT record FROM expiries{of_pid} ORDER BY number DESC LIMIT ?"  # noqa: S608 - constants
-    return [Record.from_json(_object(text)) for (text,) in _rows(directory, query, arguments)]
-
-
-def events(directory: Path, after: int = 0, limit: int = EVENTS) -> list[tuple[int, dict[str, Any]]]:
-    """Return events with their numbers, in their order: the newest ones, after a number.
-
-    Raises:
-        HistoryUnreadable: there is a history, and it cannot be read.
-    """
-    query = "SELECT number, event FROM events WHERE number > ? ORDER BY number DESC LIMIT ?"
-    return [(number, _object(text)) for number, text in _rows(directory, query, (after, limit))][::-1]
-
-
-def scopes(directory: Path) -> list[dict[str, Any]]:
-    """Return what is known of scopes: of each ``program``, ``scope``, ``count``, ``limit_s``, ``durations``.
-
-    Raises:
-        HistoryUnreadable: there is a history, and it cannot be read.
-    """
-    query = "SELECT program, scope, count, limit_s, durations FROM durations ORDER BY number"
-    before = "SELECT '', scope, count, limit_s, durations FROM scopes ORDER BY number"
-    return [
-        {"program": program, "scope": scope, "count": count, "limit_s": limit}
-        | {"durations": _object(text).get("")}
-        for program, scope, count, limit, text in _rows(directory, query, (), before)
-    ]
-
-
-def _rows(directory: Path, query: str, arguments: tuple[object, ...], before: str = "") -> list[Any]:
-    """Return what a query gives; ``before`` is that for a database of version 1, if it is another one."""
-    import sqlite3
-
-    path = directory / DATABASE
-    if not path.is_file():
-        return []
-    try:
-        location = f"{path.absolute().as_uri()}?mode=ro"
-        with contextlib.closing(sqlite3.connect(location, timeout=_BUSY_WITHIN, uri=True)) as connection:
-            version = connection.execute("PRAGMA user_version").fetchone()[0]
-            if not version:
-                return []  # nothing has been written yet
-            query = before if before and version == 1 else query
-            return connection.execute(query, arguments).fetchall()
-    except (sqlite3.Error, OSError) as error:
-        raise HistoryUnreadable(str(path), str(error)) from error
-
-
-def _object(text: str) -> dict[str, Any]:
-    import json
-
-    found = json.loads(text)
-    return found if isinstance(found, dict) else {}
 
 
 def _shortened(value: Any) -> Any:

@@ -230,10 +230,10 @@ def tells_of_expiries(directory: Path) -> bool:
         # Each expiry has a directory that begins with its date; what is unfinished begins with a dot.
         if any(name[:1].isdigit() for name in os.listdir(directory / "evidence")):
             return True
-    from . import history  # only now: it takes longer to import than most commands of `aiotimer run` take
+    from . import recorded  # only now: most commands of `aiotimer run` do without
 
     try:
-        return bool(history.expiries(directory, limit=1))
+        return recorded.any_expiry(directory)
     except HistoryUnreadable:
         return False
 
@@ -256,8 +256,7 @@ def _remove_if_orphaned(directory: Path) -> None:
         return
     parent, name = os.path.split(path)
     if not os.path.isdir(parent):  # nobody can listen there
-        if not tells_of_expiries(directory):
-            paths.remove_directory(directory)
+        _keep_records_only(directory)
         return
     private = _PRIVATE.match(name)
     if private is None or directory.parent != Path(parent) or is_taken(private[1]):

@@ -13,7 +13,6 @@ The laws of this file:
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import enum
 import json
@@ -27,10 +26,13 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Mapping
 from time import monotonic
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from .._linux.procfs import members_of
 from ..events import OUTCOMES, Event, log
+
+if TYPE_CHECKING:
+    import asyncio
 
 CAPACITY = 1000
 """Items that wait for one sink: a storm of reaps, in full."""

@@ -20,6 +20,7 @@ import queue
 import signal
 import socket
 import threading
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -38,6 +39,7 @@ from aiotimer.server.sinks import CallbackSink
 from aiotimer.server.slices import Steps, WorkQueue
 from aiotimer.server.worker import Worker
 from tests.fakes.clock import PATIENCE
+from tests.fakes.nursery import seen_at_start
 from tests.fakes.places import short_socket
 from tests.fakes.worker import SpawnedWorker, bystander, spawn_worker, worker_environment
 
@@ -501,8 +503,9 @@ _NURSERY = """
 """A process that has imported all that a server needs, and forks servers: a restart is a matter of some
 milliseconds, so that many fit into a test. It prints what they print."""
 
-_idle_nurseries: list[SpawnedWorker] = []
-"""Those that no test uses at the moment. To start one takes longer than most tests do otherwise."""
+_idle_nurseries: defaultdict[tuple[object, ...], list[SpawnedWorker]] = defaultdict(list)
+"""Those that no test uses at the moment, by what their interpreters have seen at their start. To start one
+takes longer than most tests do otherwise."""
 
 
 class ServerProcess:
@@ -525,8 +528,9 @@ class ServerProcess:
         self.pid = 0
         self.events: list[dict[str, Any]] = []
         self._arguments = [path, loop, {"bound": 5.0, "reap": "KILL"} | options]
-        if _idle_nurseries:
-            self._nursery = _idle_nurseries.pop()
+        self._idle_nurseries = _idle_nurseries[seen_at_start(worker_environment(None))]
+        if self._idle_nurseries:
+            self._nursery = self._idle_nurseries.pop()
         else:
             self._nursery = spawn_worker(_NURSERY, None)
             atexit.register(self._nursery.__exit__)
@@ -544,7 +548,7 @@ class ServerProcess:
             os.kill(self.pid, signal.SIGKILL)
             self.wait()
         self._nursery.lines.clear()
-        _idle_nurseries.append(self._nursery)
+        self._idle_nurseries.append(self._nursery)
 
     def start(self) -> None:
         """Start a server, and return when it serves."""

@@ -26,6 +26,7 @@ from typing import Any, Self
 import pytest
 
 import aiotimer
+from tests.fakes import nursery
 from tests.fakes.clock import PATIENCE
 
 FORKS = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
@@ -63,7 +64,7 @@ class SpawnedWorker:
         lines: the lines read so far.
     """
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
+    def __init__(self, process: subprocess.Popen[str] | nursery.Program) -> None:
         self.process = process
         self.lines: list[str] = []
         self._queue: queue.SimpleQueue[str | None] = queue.SimpleQueue()
@@ -136,6 +137,8 @@ def spawn_worker(
 ) -> SpawnedWorker:
     """Start ``python -c code`` as a worker of the server at ``path``; use it in a ``with``.
 
+    It is forked in a nursery, unless there are options of the interpreter, or something for ``Popen``.
+
     Args:
         code: the program; it may be indented.
         path: the socket, for ``$AIOTIMER_SOCKET``; None leaves that unset.
@@ -144,14 +147,18 @@ def spawn_worker(
         options: of the interpreter.
         popen: for ``subprocess.Popen``.
     """
+    source = textwrap.dedent(code)
+    environment = worker_environment(path, env)
+    if not options and not popen:
+        return SpawnedWorker(nursery.start(source, arguments, environment))
     return SpawnedWorker(
         subprocess.Popen(
-            [sys.executable, *options, "-c", textwrap.dedent(code), *arguments],
+            [sys.executable, *options, "-c", source, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env=worker_environment(path, env),
+            env=environment,
             **popen,
         )
     )

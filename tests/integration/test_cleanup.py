@@ -15,7 +15,7 @@ from aiotimer._linux import paths, table_files
 from aiotimer._linux.process import pin
 from aiotimer.client import control
 from aiotimer.evidence.record import Record
-from aiotimer.server import history, listener
+from aiotimer.server import listener, recorded
 from aiotimer.server.history import History
 from tests.fakes.clock import PATIENCE
 from tests.fakes.places import short_directory, short_socket
@@ -67,7 +67,7 @@ def test_what_a_private_server_found_out_stays_and_nothing_else() -> None:
     listener.clean_up(path)
     assert names(directory) == {"history.db", "evidence", "ended", "namespaces"}
     assert names(directory.parent) == {directory.name}
-    assert len(history.expiries(directory)) == 1
+    assert len(recorded.expiries(directory)) == 1
     assert paths.state_directories() == [directory]
     assert paths.state_directories(path) == [directory]
     assert paths.socket_of(directory) == path
@@ -85,7 +85,7 @@ def test_a_private_server_that_found_out_nothing_leaves_nothing() -> None:
 def test_evidence_without_a_history_stays_too() -> None:
     path = private()
     directory = left_by(path, expiry=True)
-    (directory / history.DATABASE).write_bytes(b"garbage" * 1000)
+    (directory / recorded.DATABASE).write_bytes(b"garbage" * 1000)
     listener.clean_up(path)
     assert "evidence" in names(directory)
 
@@ -93,7 +93,7 @@ def test_evidence_without_a_history_stays_too() -> None:
 def test_a_history_that_tells_nothing_does_not_stay() -> None:
     path = private()
     directory = left_by(path, expiry=False)
-    (directory / history.DATABASE).write_bytes(b"garbage" * 1000)
+    (directory / recorded.DATABASE).write_bytes(b"garbage" * 1000)
     listener.clean_up(path)
     assert not directory.exists()
 
@@ -120,7 +120,7 @@ def test_a_server_where_another_one_has_ended_leaves_that_ones_history_alone() -
         assert names(directory) == {"history.db", "evidence", "ended", "namespaces"}
         assert not [event for event in server.events if "ignoring" in str(event)]
         assert directory in paths.state_directories(path)
-    assert len(history.expiries(directory)) == 1
+    assert len(recorded.expiries(directory)) == 1
 
 
 def test_tables_of_a_server_whose_lock_file_was_removed_are_taken_over() -> None:
@@ -150,6 +150,16 @@ def test_what_a_killed_private_server_left_is_removed() -> None:
     assert names(with_expiry) == {"history.db", "evidence", "ended", "namespaces"}
     assert not without.exists()
     assert names(with_expiry.parent) == {with_expiry.name}
+
+
+def test_of_a_server_whose_directory_has_gone_the_record_stays_as_of_one_that_has_ended() -> None:
+    """Such directories are counted, and the oldest go: they were kept for ever."""
+    with short_directory() as elsewhere:
+        with_expiry = left_by(str(elsewhere / "s"), expiry=True, table_of=GONE)
+        without = left_by(str(elsewhere / "t"), expiry=False, table_of=GONE)
+    listener.remove_orphaned()
+    assert names(with_expiry) == {"history.db", "evidence", "ended", "namespaces"}
+    assert not without.exists()
 
 
 def test_what_may_be_needed_is_not_removed() -> None:

@@ -362,7 +362,13 @@ def test_fault_57_run_passes_the_exit_status_through(command: tuple[str, ...], c
         assert result.stderr == ""
 
 
-def test_run_loads_what_it_needs_and_no_more() -> None:
+WATCHED = "from aiotimer import expires\nwith expires(60): pass"
+
+
+@pytest.mark.parametrize(
+    ("command", "needed"), [(["true"], set()), ([sys.executable, "-c", WATCHED], {"sqlite3"})]
+)
+def test_run_loads_what_it_needs_and_no_more(command: list[str], needed: set[str]) -> None:
     program = """
 import sys
 before = {*sys.modules}  # coverage's, if it is at work
@@ -371,16 +377,17 @@ from aiotimer._linux import paths
 from aiotimer.cli import main
 paths.bases = lambda: iter([pathlib.Path(os.environ["XDG_RUNTIME_DIR"], "aiotimer")])  # nobody else's history
 try:
-    main(["run", "--", "true"])
+    main(["run", "--", *sys.argv[1:]])
 finally:
     print(*{*sys.modules} - before)
 """
     ended = subprocess.run(
-        [sys.executable, "-I", "-c", program], capture_output=True, text=True, env=environment(), check=True
-    )
+        [sys.executable, "-I", "-c", program, *command],
+        capture_output=True, text=True, env=environment(), check=True,
+    )  # fmt: skip
     assert "aiotimer.cli.supervisor" in ended.stdout.split()
     heavy = {"aiotimer.server.history", "asyncio", "click", "json", "logging", "msgspec", "rich", "sqlite3"}
-    assert not heavy & {*ended.stdout.split()}
+    assert heavy & {*ended.stdout.split()} == needed
 
 
 def test_fault_57_run_is_124_when_the_command_itself_was_reaped() -> None:

@@ -20,7 +20,8 @@ from aiotimer.errors import HistoryUnreadable
 from aiotimer.evidence.record import Record
 from aiotimer.evidence.store import load
 from aiotimer.server import history as module
-from aiotimer.server.history import DATABASE, History, events, expiries, scopes
+from aiotimer.server.history import History
+from aiotimer.server.recorded import DATABASE, events, expiries, scopes
 from tests.fakes.clock import PATIENCE
 from tests.fakes.worker import FORKS, spawn_worker
 

@@ -29,7 +29,8 @@ from aiotimer.cli.suggest import proposal
 from aiotimer.errors import HistoryUnreadable, Refused
 from aiotimer.evidence.record import Record
 from aiotimer.evidence.verdict import is_users
-from aiotimer.server.history import DATABASE, History
+from aiotimer.server.history import History
+from aiotimer.server.recorded import DATABASE
 from tests.fakes.clock import PATIENCE
 from tests.fakes.places import short_socket
 from tests.fakes.server import stand_in
