@@ -137,7 +137,8 @@ def test_tables_of_a_server_whose_lock_file_was_removed_are_taken_over() -> None
         os.rename(path + ".lock", path + ".kept")  # or the next one might be given its number
         os.unlink(path)
         with ServerThread(path) as server:
-            (adopted,) = (event.detail for event in server.events if event.event == "adopted")
+            told = server.wait(lambda: [event for event in server.events if event.event == "adopted"])
+            (adopted,) = (event.detail for event in told)
             assert not (lost / adopted).exists()
             assert (paths.own_state_directories(path)[0] / adopted).exists()
         assert (foreign / adopted).exists()
