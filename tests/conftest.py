@@ -17,6 +17,7 @@ What is printed does not depend on the terminal that the suite was started in, o
 import asyncio
 import contextlib
 import gc
+import hashlib
 import importlib
 import signal
 from collections.abc import Callable, Iterator, Mapping
@@ -71,6 +72,16 @@ def pytest_collection(session: pytest.Session) -> None:
         name = ".".join(path.relative_to(root).with_suffix("").parts)
         with contextlib.suppress(Exception, pytest.skip.Exception):  # collecting it tells
             importlib.import_module(name)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Several processes find modules that wait and modules that compute in any order.
+
+    xdist gives each of them a run of neighbours, and neighbours are of one kind: in the order of their names
+    all the processes would wait at one time, and compete at another.
+    """
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: hashlib.sha256(item.path.name.encode()).digest())
 
 
 def pytest_collection_finish() -> None:

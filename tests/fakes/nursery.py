@@ -2,8 +2,8 @@
 
 The laws of this file: a program finds itself in an interpreter that has just been started by ``python -c``
 (its arguments, its environment, its streams, a ``__main__`` of its own), except that modules which it is
-going to import anyway have been imported already; none of them is this package's. It is a child of whoever
-has it started: the nursery forks twice, and of the two the first ends.
+going to import anyway have been imported already; of those of a worker none is this package's. It is a child
+of whoever has it started: the nursery forks twice, and of the two the first ends.
 """
 
 from __future__ import annotations
@@ -186,17 +186,27 @@ class Program:
 
 
 _nurseries: dict[tuple[object, ...], Nursery] = {}
+"""By the modules, and what the interpreter has seen at its start."""
 
 
-def start(source: str, arguments: tuple[str, ...], environment: Mapping[str, str]) -> Program:
-    """Start a program as a worker in the nursery that fits it."""
-    modules = MODULES + ", asyncio" if _USES_ASYNCIO.search(source) else MODULES
-    key = (modules, *seen_at_start(environment))
+def start(
+    source: str, arguments: tuple[str, ...], environment: Mapping[str, str], modules: str = ""
+) -> Program:
+    """Start a program in the nursery that fits it.
+
+    Args:
+        source: the program.
+        arguments: become ``sys.argv[1:]``.
+        environment: all of it.
+        modules: that have been imported, separated by commas; by default those that a worker imports.
+    """
+    modules = modules or MODULES + ", asyncio" * bool(_USES_ASYNCIO.search(source))
+    key = (modules, *_seen_at_start(environment))
     if key not in _nurseries:
         _nurseries[key] = Nursery(modules, environment)
     return _nurseries[key].start(source, arguments, environment)
 
 
-def seen_at_start(environment: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+def _seen_at_start(environment: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     """Return what only the start of an interpreter sees of an environment."""
     return tuple(sorted(pair for pair in environment.items() if pair[0].startswith(("PYTHON", "LD_"))))

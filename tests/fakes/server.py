@@ -12,7 +12,6 @@ The laws of this file:
 from __future__ import annotations
 
 import asyncio
-import atexit
 import contextlib
 import json
 import os
@@ -20,7 +19,6 @@ import queue
 import signal
 import socket
 import threading
-from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -38,8 +36,8 @@ from aiotimer.server.reporter import Reporter
 from aiotimer.server.sinks import CallbackSink
 from aiotimer.server.slices import Steps, WorkQueue
 from aiotimer.server.worker import Worker
+from tests.fakes import nursery
 from tests.fakes.clock import PATIENCE
-from tests.fakes.nursery import seen_at_start
 from tests.fakes.places import short_socket
 from tests.fakes.worker import SpawnedWorker, bystander, spawn_worker, worker_environment
 
@@ -450,62 +448,38 @@ def serving(path: str | None = None, **options: Any) -> AbstractAsyncContextMana
     return serving_as(WatchfulServer, path, **options)
 
 
-_NURSERY = """
-    import asyncio, ctypes, json, os, resource, signal, sys, traceback
-    import uvloop
-    from aiotimer.server.server import TimerServer
+_SERVES = """
+import asyncio, ctypes, json, os, resource, signal, sys
+import uvloop
+from aiotimer.server.server import TimerServer
 
-    def say(*words):  # whole lines, since two processes share the stream
-        os.write(1, (" ".join(map(str, words)) + "\\n").encode())
+def say(*words):
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())
 
-    async def serve(path, options):
-        tell = lambda event: say(json.dumps(event.as_json()))
-        server = TimerServer(path, on_event=tell, **options)
-        loop = asyncio.get_running_loop()
-        serving = asyncio.current_task()
-        loop.add_signal_handler(signal.SIGTERM, serving.cancel)
-        await server.start()
-        say("ready", os.getpid())
-        try:
-            await server.serve_forever()
-        except asyncio.CancelledError:
-            say("stopped")
+async def serve(path, options):
+    tell = lambda event: say(json.dumps(event.as_json()))
+    server = TimerServer(path, on_event=tell, **options)
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, asyncio.current_task().cancel)
+    await server.start()
+    say("ready")
+    try:
+        await server.serve_forever()
+    except asyncio.CancelledError:
+        say("stopped")
 
-    libc = ctypes.CDLL(None)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    factories = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
-    pid = 0
-    for line in sys.stdin:
-        order, _, arguments = line.strip().partition(" ")
-        if order == "start":
-            pid = os.fork()
-            if pid:
-                continue
-            libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-            try:
-                path, loop, options, environment = json.loads(arguments)
-                os.environ.clear()
-                os.environ.update(environment)
-                with asyncio.Runner(loop_factory=factories[loop]) as runner:
-                    runner.run(serve(path, options))
-            except BaseException:
-                traceback.print_exc()
-                say("failed")
-                sys.exit(1)
-            break
-        if order == "freeze":
-            os.kill(pid, signal.SIGSTOP)
-            os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
-            say("frozen")
-        if order == "wait":
-            say("ended", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+sys.stdin.readline()  # who is our parent now will be so to the end
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+path, loop, options = json.loads(sys.argv[1])
+factories = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+with asyncio.Runner(loop_factory=factories[loop]) as runner:
+    runner.run(serve(path, options))
 """
-"""A process that has imported all that a server needs, and forks servers: a restart is a matter of some
-milliseconds, so that many fit into a test. It prints what they print."""
 
-_idle_nurseries: defaultdict[tuple[object, ...], list[SpawnedWorker]] = defaultdict(list)
-"""Those that no test uses at the moment, by what their interpreters have seen at their start. To start one
-takes longer than most tests do otherwise."""
+_SERVERS = "asyncio, ctypes, json, resource, uvloop, aiotimer.server.server"
+"""What has been imported where servers are forked: a restart is a matter of some milliseconds, so that many
+fit into a test."""
 
 
 class ServerProcess:
@@ -527,68 +501,64 @@ class ServerProcess:
         self.path = path
         self.pid = 0
         self.events: list[dict[str, Any]] = []
-        self._arguments = [path, loop, {"bound": 5.0, "reap": "KILL"} | options]
-        self._idle_nurseries = _idle_nurseries[seen_at_start(worker_environment(None))]
-        if self._idle_nurseries:
-            self._nursery = self._idle_nurseries.pop()
-        else:
-            self._nursery = spawn_worker(_NURSERY, None)
-            atexit.register(self._nursery.__exit__)
+        self._arguments = json.dumps([path, loop, {"bound": 5.0, "reap": "KILL"} | options])
+        self._process: SpawnedWorker | None = None
 
     def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self._nursery.__exit__()
-            raise
+        self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.pid:
-            os.kill(self.pid, signal.SIGKILL)
-            self.wait()
-        self._nursery.lines.clear()
-        self._idle_nurseries.append(self._nursery)
+        if self._process is not None:
+            self._process.__exit__()
+            self.pid = 0
 
     def start(self) -> None:
         """Start a server, and return when it serves."""
         assert not self.pid
-        self._nursery.say(f"start {json.dumps([*self._arguments, worker_environment(None)])}")
-        self.pid = int(self._answer("ready").split()[-1])
+        program = nursery.start(_SERVES, (self._arguments,), worker_environment(None), _SERVERS)
+        self._process = SpawnedWorker(program)
+        try:
+            self._process.say()
+            while not (found := self._process.wait_line("")).startswith("ready"):
+                self._note(found)
+        except BaseException:
+            self._process.__exit__()
+            raise
+        self.pid = self._process.pid
 
     def kill(self, signum: signal.Signals = signal.SIGKILL) -> None:
         """SIGKILL it (or send it another signal that it dies of), and wait until it is gone."""
         os.kill(self.pid, signum)
-        assert self.wait() == -signum, self._nursery.output
+        assert self.wait() == -signum, self._running.output
 
     def terminate(self) -> None:
         """SIGTERM it: it stops in order."""
         os.kill(self.pid, signal.SIGTERM)
-        assert self.wait() == 0, self._nursery.output
+        assert self.wait() == 0, self._running.output
 
     def wait(self) -> int:
         """Wait for its end, and return its exit code (-N: died of signal N)."""
-        self._nursery.say("wait")
-        code = int(self._answer("ended").split()[-1])
+        code = self._running.wait()
+        self._running.__exit__()
+        for found in self._running.unread():
+            self._note(found)
         self.pid = 0
         return code
 
     def freeze(self) -> None:
         """SIGSTOP it, and return when it stands still."""
-        self._nursery.say("freeze")
-        self._answer("frozen")
+        os.kill(self.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOWAIT)
 
     def thaw(self) -> None:
         """Let it go on."""
         os.kill(self.pid, signal.SIGCONT)
 
-    def _answer(self, text: str) -> str:
-        while True:
-            found = self._nursery.wait_line("")
-            assert not found.startswith("failed"), self._nursery.output
-            if found.startswith(text):
-                return found
-            self._note(found)
+    @property
+    def _running(self) -> SpawnedWorker:
+        assert self._process is not None, "not started"
+        return self._process
 
     def told(self, kind: str, pid: int | None = None) -> dict[str, Any]:
         """Wait for an event of a kind (about a process); events read before count too."""
@@ -597,7 +567,7 @@ class ServerProcess:
             for event in self.events:
                 if event["event"] == kind and pid in (None, event["pid"]):
                     return event
-            self._note(self._nursery.wait_line("", until - monotonic()))
+            self._note(self._running.wait_line("", until - monotonic()))
 
     def pass_by(self, deadline: float) -> None:
         """Return when this server has dealt with whatever was due by ``deadline``: see the other one."""

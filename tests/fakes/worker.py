@@ -106,6 +106,10 @@ class SpawnedWorker:
             if text in line:
                 return line
 
+    def unread(self) -> list[str]:
+        """Return the lines of one that has ended which nobody has waited for."""
+        return list(filter(None, iter(self._queue.get, None)))
+
     def say(self, line: str = "") -> None:
         """Write a line to its standard input."""
         assert self.process.stdin is not None
