@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import CodeType, FrameType, FunctionType
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import pytest
 
@@ -47,6 +47,7 @@ class _Opcodes:
         self._after_calls = after_calls
         self._where = where or _every_bytecode
         self._known: dict[int, tuple[frozenset[int], CodeType]] = {}
+        self._tracers: dict[int, tuple[_Tracer | None, CodeType]] = {}
         self._visit: Callable[[], object] | None = None
         self._thread = threading.get_ident()
         self._base: FrameType | None = None  # destructors are looked for from here on
@@ -115,16 +116,27 @@ class _Opcodes:
             self._visit = None
             raise
 
-    def _trace(self, frame: FrameType, event: str, _argument: object) -> Callable[..., Any] | None:
-        if event == "call":
-            if not self._code(frame.f_code) or self._is_in_destructor(frame):
-                return None
-            frame.f_trace_opcodes = True
-            frame.f_trace_lines = False
-        if event == "opcode" and frame.f_lasti in self._offsets(frame.f_code):
-            assert self._visit is not None
-            self._visit()  # what it raises ends the tracing
-        return self._trace
+    def _trace(self, frame: FrameType, _event: str, _argument: object) -> _Tracer | None:
+        """Trace a call: by a function of its code's own, which is called for every bytecode of it."""
+        code = frame.f_code
+        known = self._tracers.get(id(code))
+        if known is None:
+            known = self._tracers[id(code)] = self._new_tracer(code) if self._code(code) else None, code
+        if known[0] is None or self._is_in_destructor(frame):
+            return None
+        frame.f_trace_opcodes = True
+        frame.f_trace_lines = False
+        return known[0]
+
+    def _new_tracer(self, code: CodeType) -> _Tracer:
+        offsets = self._offsets(code)
+
+        def tracer(frame: FrameType, event: str, _argument: object) -> _Tracer:
+            if event == "opcode" and frame.f_lasti in offsets and self._visit is not None:
+                self._visit()  # what it raises ends the tracing
+            return tracer
+
+        return tracer
 
     def _is_in_destructor(self, frame: FrameType | None) -> bool:
         while frame is not None and frame is not self._base:
@@ -133,6 +145,8 @@ class _Opcodes:
             frame = frame.f_back
         return False
 
+
+_Tracer: TypeAlias = Callable[[FrameType, str, object], Any]
 
 _TOOL = 4
 """Of the numbers that ``sys.monitoring`` has for tools, one without a meaning."""
@@ -268,10 +282,9 @@ class Interruption:
         return self.happened and kind is KeyboardInterrupt
 
     def _count(self) -> None:
-        if self.happened:
-            return  # the handler's own, and what comes after it
         if self.visited == self.number:
             self.happened = True
+            self._opcodes.stop()  # the handler's own bytecodes do not count, nor what comes after it
             self._handler()
         else:
             self.visited += 1
