@@ -209,17 +209,20 @@ def _leave_note(note: Path, text: bytes) -> None:
         os.close(descriptor)
 
 
-def _read_note(note: Path) -> bytes | None:
+def _read_note(note: str | Path) -> bytes | None:
+    if not is_regular_file(note):
+        return None
     try:
-        return note.read_bytes() if is_regular_file(note) else None
+        with open(note, "rb", buffering=0) as file:
+            return file.read()
     except OSError:
         return None  # it went away between the two, or it is not ours to read
 
 
-def is_regular_file(path: Path) -> bool:
+def is_regular_file(path: str | Path) -> bool:
     """Whether it is a regular file itself: no link to one, and nothing that blocks whoever opens it."""
     try:
-        return stat.S_ISREG(path.lstat().st_mode)
+        return stat.S_ISREG(os.lstat(path).st_mode)
     except OSError:
         return False
 
@@ -245,26 +248,37 @@ def known_sockets() -> list[str]:
     return sorted({os.fsdecode(text) for text in notes if text is not None})
 
 
-def socket_of(directory: Path) -> str | None:
+def socket_of(directory: str | Path) -> str | None:
     """Return the socket path that a state directory is about; None if nothing says so."""
-    text = _read_note(directory / SOCKET) or _read_note(directory / ENDED)
+    text = _read_note(f"{directory}/{SOCKET}") or _read_note(f"{directory}/{ENDED}")
     return None if text is None else os.fsdecode(text)
 
 
 def state_directories(socket_path: str | None = None) -> list[Path]:
     """Return the state directories of this user that are there: of living servers, and of others.
 
+    Every server that starts asks, and there may be thousands of others: a ``Path`` is made of those found.
+
     Args:
         socket_path: only those of sockets with that path, in any mount namespace.
     """
-    found = sorted(
-        directory
-        for candidate in bases()
+    return [
+        candidate / name
+        for candidate in sorted(bases())
         if _is_ours(candidate)
-        for directory in candidate.glob("*")
-        if _is_ours(directory)
-    )
-    return [one for one in found if socket_path is None or socket_of(one) == socket_path]
+        for name, directory in _inside(candidate)
+        if _is_ours(directory) and (socket_path is None or socket_of(directory) == socket_path)
+    ]
+
+
+def _inside(directory: Path) -> Iterator[tuple[str, str]]:
+    """Yield the name and the path of everything in a directory, by name; of nothing if it cannot be read."""
+    try:
+        names = os.listdir(directory)
+    except OSError:
+        return  # somebody cleaned up under us
+    for name in sorted(names):
+        yield name, f"{directory}/{name}"
 
 
 def own_state_directories(socket_path: str) -> list[Path]:
@@ -300,10 +314,10 @@ def can_be_judged(directory: Path) -> bool:
     return _read_note(directory / NAMESPACES) in (None, _namespaces())
 
 
-def _is_ours(path: Path) -> bool:
+def _is_ours(path: str | Path) -> bool:
     """Whether it is a directory itself, and nobody else can have put something there."""
     try:
-        facts = path.lstat()
+        facts = os.lstat(path)
     except OSError:
         return False
     return stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.geteuid() and not facts.st_mode & 0o022

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections import ChainMap
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,7 +41,7 @@ def give(name: str) -> None:
 
 def name_of_this_process() -> str:
     """Return it, ``NAME_LENGTH`` characters at most; "": its command name serves as well."""
-    name = _given or found_name({**os.environ, **given_rank()}, sys.modules)
+    name = _given or found_name(ChainMap(given_rank(), os.environ), sys.modules)
     return name.encode(errors="replace").decode()[:NAME_LENGTH]  # what is no text cannot be sent
 
 

@@ -224,6 +224,16 @@ def test_a_server_with_a_history_leaves_it_for_the_next() -> None:
         assert {"history.db", "evidence", "socket", "namespaces"} <= names(directory)
 
 
+def test_state_directories_are_told_by_name_and_those_of_a_path_alone() -> None:
+    """A hidden one is one, too; what says nothing of a socket is of none."""
+    made = sorted(paths.state_directory(f"/nowhere/{n}") for n in range(5))
+    hidden = made[0].with_name(".hidden")
+    hidden.mkdir(0o700)
+    assert paths.state_directories() == [hidden, *made]
+    assert paths.state_directories(paths.socket_of(made[3])) == [made[3]]
+    assert paths.state_directories("/nowhere/else") == []
+
+
 @pytest.mark.parametrize("odd", ["a link", "a file"])
 def test_what_is_no_directory_of_ours_is_no_state(odd: str, tmp_path: Path) -> None:
     directory = paths.state_directory("/nowhere/s")
