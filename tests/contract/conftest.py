@@ -1,4 +1,4 @@
-"""Fixtures of the contract suites: a place for servers, one per test; no default client, no old one."""
+"""Fixtures of the contract suites: a place for the servers of each test; no default client, no old one."""
 
 from collections.abc import Iterator
 
@@ -12,8 +12,9 @@ from tests.fakes.places import private_runtime, short_socket
 from tests.fakes.server import ServerThread
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def _runtime() -> Iterator[None]:
+    """A server that starts looks at what earlier ones have left: not at that of hundreds of other tests."""
     with private_runtime():
         yield
 

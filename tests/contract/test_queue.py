@@ -345,10 +345,14 @@ def test_a_get_waits_for_as_many_as_it_was_asked_for(ends: Ends) -> None:
 
 
 def test_nothing_is_lost_between_a_producer_and_a_consumer(ends: Ends) -> None:
-    """Names come and go, so that a table gives its slots to other names under the reader's eyes."""
+    """Names come and go, so that a table gives its slots to other names under the reader's eyes.
+
+    Who has read waits for the next one to be put: it would take the table's lock again at once, and always
+    before the thread that waits for it.
+    """
     armed: dict[str, float] = {}
     seen: dict[str, float] = {}
-    done = threading.Event()
+    puts, done = threading.Semaphore(0), threading.Event()
 
     def produce() -> None:
         chance = random.Random(10)
@@ -356,6 +360,7 @@ def test_nothing_is_lost_between_a_producer_and_a_consumer(ends: Ends) -> None:
             scope = f"s{chance.randrange(10)}" if n % 2 else f"once-{n // 40}"
             until = RELEASE if scope in armed and chance.random() < 0.6 else 10.0 + n
             ends.put(scope, until)
+            puts.release()
             if until < 0:
                 armed.pop(scope)
             else:
@@ -364,6 +369,7 @@ def test_nothing_is_lost_between_a_producer_and_a_consumer(ends: Ends) -> None:
             ends.put(scope, RELEASE)
             del armed[scope]
         done.set()
+        puts.release()
 
     def note(requests: list[tuple[str, float]]) -> None:
         for scope, until in requests:
@@ -375,6 +381,7 @@ def test_nothing_is_lost_between_a_producer_and_a_consumer(ends: Ends) -> None:
     thread = threading.Thread(target=produce, daemon=True)
     thread.start()
     while not done.is_set():
+        assert puts.acquire(timeout=PATIENCE)
         size = ends.server.size()
         got = ends.get(size)
         assert len(got) == size

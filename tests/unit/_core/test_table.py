@@ -417,7 +417,7 @@ def test_scopes_that_are_used_once_do_not_fill_the_table(
     standing = {f"standing{n}": 50.0 + n for n in range(20)}
     for scope, deadline in standing.items():
         arm(table, scope, deadline)
-    rounds = 100_000  # more than there are slots
+    rounds = SLOTS + 1  # more than there are slots
     for n in range(rounds):
         use(table, f"rollout-{n}")()
     assert table.high_water <= 256
