@@ -9,6 +9,7 @@ import ast
 import copy
 import fnmatch
 import functools
+import gc
 import graphlib
 import importlib.metadata
 import inspect
@@ -19,7 +20,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -173,19 +174,66 @@ def floor_of(name: str) -> int:
     )
 
 
-def runtime_nodes(tree: ast.AST) -> Iterator[ast.AST]:
-    """Every node, function bodies included, but not what only a type checker sees."""
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
-            for other in node.orelse:
-                yield other
-                yield from runtime_nodes(other)
-        else:
+def parsed(path: Path) -> ast.Module:
+    """The tree of a file. Its nodes would have the collector of cycles look through it while it grows.
+
+    That takes four times as long as to parse it.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        return ast.parse(path.read_text())
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def statements(tree: ast.AST, *, types: bool = True) -> Iterator[ast.AST]:
+    """Every statement below a node, in function bodies too: a tenth of all nodes.
+
+    Args:
+        tree: a module, a statement, or what has statements in it, such as a handler.
+        types: what only a type checker sees, too.
+    """
+    skipped = not types and isinstance(tree, ast.If) and ast.unparse(tree.test).endswith("TYPE_CHECKING")
+    for field in ("orelse",) if skipped else ("body", "handlers", "orelse", "finalbody", "cases"):
+        for node in getattr(tree, field, ()):
             yield node
-            yield from runtime_nodes(node)
+            yield from statements(node, types=types)
+
+
+class Facts(NamedTuple):
+    """What the rules are about, of one file."""
+
+    imported: tuple[tuple[int, str], ...]
+    imported_for_types: tuple[tuple[int, str], ...]  # and at run time
+    functions: tuple[tuple[int, str, int], ...]  # line, name, and lines without the docstring
+    docstring: str | None
+    prose: tuple[tuple[int, str], ...]
 
 
 @functools.cache
+def facts(path: Path) -> Facts:
+    """What there is to know of a file: it is parsed once, for all rules."""
+    tree = parsed(path)
+    every = tuple(statements(tree))
+    return Facts(
+        tuple(imports_in(statements(tree, types=False), path)),
+        tuple(imports_in(every, path)),
+        tuple((node.lineno, node.name, lines_of(node)) for node in every if isinstance(node, FUNCTIONS)),
+        ast.get_docstring(tree),
+        tuple(prose(path.read_text(), every)),
+    )
+
+
+def lines_of(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """How many lines a function has, without its docstring."""
+    said = function.body[0] if ast.get_docstring(function) else None
+    assert function.end_lineno is not None
+    prose = said.end_lineno - said.lineno + 1 if said and said.end_lineno else 0
+    return function.end_lineno - function.lineno + 1 - prose
+
+
 def imports(name: str, *, types: bool = False) -> tuple[tuple[int, str], ...]:
     """The line and absolute name of each module that `name` imports at run time.
 
@@ -193,21 +241,22 @@ def imports(name: str, *, types: bool = False) -> tuple[tuple[int, str], ...]:
         name: which module.
         types: what only a type checker sees, too.
     """
-    path = MODULES[name]
-    package = ("aiotimer", *path.relative_to(PACKAGE).parent.parts)
-    tree = ast.parse(path.read_text())
-    found: list[tuple[int, str]] = []
-    for node in ast.walk(tree) if types else runtime_nodes(tree):
+    return facts(MODULES[name]).imported_for_types if types else facts(MODULES[name]).imported
+
+
+def imports_in(nodes: Iterable[ast.AST], path: Path) -> Iterator[tuple[int, str]]:
+    """The line and absolute name of each module that statements of a file import."""
+    package = path.relative_to(PACKAGE.parent).parent.parts if path.is_relative_to(PACKAGE) else ("tests",)
+    for node in nodes:
         if isinstance(node, ast.Import):
-            found += ((node.lineno, alias.name) for alias in node.names)
+            yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             parts = package[: len(package) + 1 - node.level] if node.level else ()
             base = ".".join((*parts, node.module) if node.module else parts)
             for alias in node.names:
                 submodule = f"{base}.{alias.name}"
                 is_module = submodule.removeprefix("aiotimer.") in MODULES
-                found.append((node.lineno, submodule if is_module else base))
-    return tuple(found)
+                yield node.lineno, submodule if is_module else base
 
 
 def own_imports(name: str) -> Iterator[tuple[int, str]]:
@@ -278,7 +327,7 @@ def test_core_does_no_io(name: str) -> None:
     ]
     wrong += [
         f"{name}:{node.lineno} calls {called}"
-        for node in ast.walk(ast.parse(MODULES[name].read_text()))
+        for node in ast.walk(parsed(MODULES[name]))
         if isinstance(node, ast.Call)
         and (called := ast.unparse(node.func).split(".")[-1]) in CORE_MUST_NOT_CALL
     ]
@@ -375,14 +424,11 @@ def test_a_command_is_imported_alone(name: str, module: str) -> None:
 
 @every_module
 def test_functions_fit_on_a_screen(name: str) -> None:
-    long = []
-    for node in ast.walk(ast.parse(MODULES[name].read_text())):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None:
-            docstring = node.body[0] if ast.get_docstring(node) else None
-            prose = docstring.end_lineno - docstring.lineno + 1 if docstring and docstring.end_lineno else 0
-            lines = node.end_lineno - node.lineno + 1 - prose
-            if lines > MOST_LINES_OF_A_FUNCTION:
-                long.append(f"{name}:{node.lineno} {node.name}: {lines} lines")
+    long = [
+        f"{name}:{line} {function}: {lines} lines"
+        for line, function, lines in facts(MODULES[name]).functions
+        if lines > MOST_LINES_OF_A_FUNCTION
+    ]
     assert not long, f"split them by what they do: {long}"
 
 
@@ -404,7 +450,7 @@ def definitions(tree: ast.Module) -> Iterator[tuple[str, bool]]:
 
 def test_every_name_is_of_use_to_the_package_or_to_its_users() -> None:
     """A name that only tests use is no part of what they test."""
-    trees = [ast.parse(path.read_text()) for path in MODULES.values()]
+    trees = [parsed(path) for path in MODULES.values()]
     attributes, names = set(), set()
     for node in (node for tree in trees for node in ast.walk(tree)):
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
@@ -500,7 +546,7 @@ def stale(said: str, known: set[str]) -> list[str]:
 
 @every_module
 def test_modules_say_first_what_they_are(name: str) -> None:
-    said = ast.get_docstring(ast.parse(MODULES[name].read_text()))
+    said = facts(MODULES[name]).docstring
     assert said, f"{name} does not say what it is for"
     first = said.partition("\n\n")[0]
     assert FIRST_SENTENCE.match(first), (
@@ -511,11 +557,9 @@ def test_modules_say_first_what_they_are(name: str) -> None:
 @pytest.mark.parametrize("path", sorted(FILES))
 def test_prose_names_modules_that_exist(path: str) -> None:
     file = PACKAGE.parent / path if path.startswith("aiotimer/") else TESTS.parent / path
-    text = file.read_text()
-    nodes = list(ast.walk(ast.parse(text)))
-    wrong = [(line, name) for line, said in prose(text, nodes) for name in stale(said, set())]
+    wrong = [(line, name) for line, said in facts(file).prose for name in stale(said, set())]
     if wrong:  # or an identifier of this module
-        known = names_in(nodes) | sys.stdlib_module_names
+        known = names_in(ast.walk(parsed(file))) | sys.stdlib_module_names
         wrong = [(line, name) for line, name in wrong if name not in known]
     assert not wrong, f"no such modules, {path}: {wrong}"
 
@@ -650,7 +694,7 @@ def test_every_test_asserts_something() -> None:
     silent = [
         f"{path.relative_to(TESTS)}:{node.lineno} {node.name}"
         for path in TESTS.rglob("test_*.py")
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(parsed(path))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         and node.name.startswith("test_")
         and not asserts(node)
@@ -683,7 +727,7 @@ def test_unit_tests_need_no_loop_no_sleep_and_no_mocks() -> None:
     """Nor do they set attributes of modules or classes: what they replace they hand in."""
     wrong = []
     for path in (TESTS / "unit").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path)):
             names: list[str] = []
             if isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]
