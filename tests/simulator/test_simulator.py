@@ -27,7 +27,7 @@ HISTORIES = 50
 """Histories in the ordinary suite, in two tests that take half of them each."""
 
 MOST_STEPS = 400_000
-"""Steps within which a variant must be caught. Most are within 20,000."""
+"""Steps within which a variant must be caught. From where it is looked for, most are within 500."""
 
 SOAK_STEPS = int(os.environ.get("AIOTIMER_SOAK_STEPS", "10_000_000"))
 
