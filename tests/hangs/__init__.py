@@ -2,7 +2,7 @@
 
 ``python -m tests.hangs`` runs them and prints the table in ``docs/explanation/evidence.md``; the tests
 compare both with what stands here. The programs are written as a user would write them. In each, the line
-that hangs ends with ``# here``.
+that hangs ends with ``# here``. One that keeps a processor busy has a shorter limit than the others.
 """
 
 from __future__ import annotations
@@ -10,21 +10,24 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import aiotimer
+from aiotimer.cli.run_command import RUN_TARGET
+from aiotimer.client.launch import owner_argument
 from aiotimer.evidence.pyspy import find_pyspy
 
 PROGRAMS = Path(__file__).parent / "programs"
 
 TAKES_AT_MOST = 90.0
-"""Seconds for one program: starting Python twice, its limit of a second, the evidence, the end."""
+"""Seconds for one program: starting Python, its limit of a second at most, the evidence, the end."""
 
 
 class Hang(NamedTuple):
@@ -229,38 +232,118 @@ HANGS = (
 )
 
 
-def run(hang: Hang) -> dict[str, Any]:
-    """Run a program under ``aiotimer run`` until it is reaped; return the record of its expiry.
+class Server:
+    """A real server, as ``aiotimer run`` starts it: a process of its own, which ends with this one.
 
-    Raises:
-        AssertionError: it was not reaped, or not for one expiry.
+    Args:
+        reap: how its workers are reaped.
+        directory: an empty one, for its socket and what it records; on tmpfs.
     """
-    package = str(Path(aiotimer.__file__).parent.parent)
-    with (
-        tempfile.TemporaryDirectory(dir="/dev/shm") as runtime,
-        tempfile.TemporaryDirectory() as kept,
-        tempfile.TemporaryFile("w+") as printed,
-    ):
-        environment = {**os.environ, "PYTHONPATH": package, "PATH": _path(), "XDG_RUNTIME_DIR": runtime}
-        environment.pop("AIOTIMER_SOCKET", None)
-        command = [sys.executable, "-m", "aiotimer", "run", "--evidence-dir", kept]
-        command += ["--reap", hang.reap, "--", sys.executable]
-        with subprocess.Popen(
-            [*command, str(hang.file)], env=environment, start_new_session=True,
-            stdin=subprocess.DEVNULL, stdout=printed, stderr=subprocess.STDOUT,
-        ) as process:  # fmt: skip
+
+    def __init__(self, reap: str, directory: Path) -> None:
+        self._directory = directory
+        self._log = (directory / "log").open("w+")
+        self._events, writing = os.pipe()
+        ready, tells = os.pipe()
+        command = [sys.executable, "-m", "aiotimer", "serve", "--socket", str(directory / "s")]
+        command += ["--owner", owner_argument(), "--ready-fd", str(tells), "--events-fd", str(writing)]
+        command += ["--target", RUN_TARGET, "--reap", reap, "--evidence-dir", str(directory / "kept")]
+        self._process = subprocess.Popen(
+            command, env=self.environment(), pass_fds=[tells, writing],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._log,
+        )  # fmt: skip
+        os.close(writing)
+        os.close(tells)
+        is_ready = os.read(ready, 1)
+        os.close(ready)
+        assert is_ready, f"there is no server\n{self.said()}"
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment of what it watches."""
+        package = str(Path(aiotimer.__file__).parent.parent)
+        places = {"AIOTIMER_SOCKET": str(self._directory / "s"), "XDG_RUNTIME_DIR": str(self._directory)}
+        return {**os.environ, "PYTHONPATH": package, "PATH": _path(), **places}
+
+    def said(self) -> str:
+        """Return its log."""
+        self._log.seek(0)
+        return self._log.read()
+
+    def record_of(self, pid: int) -> dict[str, Any]:
+        """Return the record of the expiry for which a worker has been reaped, when it is known."""
+        text, events = b"", self._events
+        while select.select([events], [], [], TAKES_AT_MOST)[0] and (read := os.read(events, 65_536)):
+            *lines, text = (text + read).split(b"\n")
+            for event in map(json.loads, lines):
+                if (event["pid"], event["event"]) == (pid, "reaped"):
+                    return _written(Path(event["evidence"], "expiry.json"))
+        raise AssertionError(f"process {pid} has not been reaped\n{self.said()}")
+
+    def close(self) -> int:
+        """End it; return how many expiries there have been."""
+        self._process.terminate()
+        self._process.wait(TAKES_AT_MOST)
+        os.close(self._events)
+        self._log.close()
+        return len(list(self._directory.glob("kept/*/expiry.json")))
+
+
+def _written(path: Path) -> dict[str, Any]:
+    """Return a record when it says what has become of its expiry: a thread of the server writes it."""
+    for _ in range(int(TAKES_AT_MOST / 0.01)):
+        record: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"outcome": "pending"}
+        if record["outcome"] != "pending":
+            return record
+        signal.sigtimedwait([], 0.01)
+    raise AssertionError(f"{path} is not written")
+
+
+class Runs:
+    """Programs that are run until they are reaped: one after the other, they share servers.
+
+    To be used in ``with``. At its end none of them has expired twice.
+    """
+
+    def __init__(self) -> None:
+        self._servers: dict[str, Server] = {}
+        self._stack = contextlib.ExitStack()
+        self._count = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._stack:
+            expiries = sum([server.close() for server in self._servers.values()])
+        assert expiries == self._count, f"{expiries} expiries of {self._count} programs"
+
+    def run(self, hang: Hang) -> dict[str, Any]:
+        """Run a program until it is reaped; return the record of its expiry.
+
+        Raises:
+            AssertionError: it was not reaped.
+        """
+        if hang.reap not in self._servers:
+            directory = self._stack.enter_context(tempfile.TemporaryDirectory(dir="/dev/shm"))
+            self._servers[hang.reap] = Server(hang.reap, Path(directory))
+        server = self._servers[hang.reap]
+        with (
+            tempfile.TemporaryFile("w+") as printed,
+            subprocess.Popen(
+                [sys.executable, str(hang.file)], env=server.environment(), start_new_session=True,
+                stdin=subprocess.DEVNULL, stdout=printed, stderr=subprocess.STDOUT,
+            ) as process,
+        ):  # fmt: skip
+            self._count += 1
             try:
                 process.wait(TAKES_AT_MOST)
             finally:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)  # what the program started, and left
-        printed.seek(0)
-        output = printed.read()
-        records = [json.loads(file.read_text()) for file in sorted(Path(kept).glob("*/expiry.json"))]
-    assert process.returncode == 124, f"{hang.program}: exit status {process.returncode}\n{output}"
-    assert len(records) == 1, f"{hang.program}: {len(records)} expiries\n{output}"
-    record: dict[str, Any] = records[0]
-    return record
+            printed.seek(0)
+            said = f"exit status {process.returncode}\n{printed.read()}\n{server.said()}"
+        assert process.returncode == -signal.SIGKILL, f"{hang.program}: {said}"
+        return server.record_of(process.pid)
 
 
 def _path() -> str:

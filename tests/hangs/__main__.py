@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import sys
 
-from . import HANGS, run, table
+from . import HANGS, Runs, table
 
 if missing := {hang.missing() for hang in HANGS} - {""}:
     sys.exit(f"not installed: {', '.join(sorted(missing))}")
-sys.stdout.write(table({hang.program: run(hang) for hang in HANGS}) + "\n")
+with Runs() as runs:
+    sys.stdout.write(table({hang.program: runs.run(hang) for hang in HANGS}) + "\n")

@@ -5,20 +5,28 @@ The law of this file: a verdict is right if its words are right and the line is 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from . import HANGS, Hang, escaped, run
+from . import HANGS, Hang, Runs, escaped
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "explanation" / "evidence.md"
 
 
+@pytest.fixture(scope="module")
+def runs() -> Iterator[Runs]:
+    """What runs the programs of this process, one after the other."""
+    with Runs() as runs:
+        yield runs
+
+
 @pytest.mark.parametrize("hang", HANGS, ids=lambda hang: hang.program)
-def test_the_verdict_and_the_line_are_right(hang: Hang) -> None:
+def test_the_verdict_and_the_line_are_right(hang: Hang, runs: Runs) -> None:
     if hang.missing():
         pytest.skip(f"{hang.missing()} is not installed")
-    record = run(hang)
+    record = runs.run(hang)
     assert record["verdict"].startswith((hang.verdict, hang.without_symbols or hang.verdict)), record
     assert record["where"] in hang.lines(), record
     assert record["where"] in record["verdict"]

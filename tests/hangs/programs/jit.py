@@ -17,5 +17,5 @@ def launch() -> None:
     kernel()  # here
 
 
-with expires(after=1):
+with expires(after=0.3):
     launch()

@@ -13,5 +13,5 @@ def solve(lower: float, upper: float) -> float:
     return upper
 
 
-with expires(after=1):
+with expires(after=0.3):
     solve(1.0, 2.0)

@@ -12,7 +12,7 @@ def converge(error: float) -> float:
 
 
 async def main() -> None:
-    async with expires(after=1):
+    async with expires(after=0.3):
         converge(1.0)
 
 

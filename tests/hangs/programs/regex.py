@@ -5,7 +5,7 @@ import re
 from aiotimer import expires
 
 
-@expires(after=1)
+@expires(after=0.3)
 def parse(text: str) -> re.Match[str] | None:
     return re.match(r"(a+)+$", text)  # here
 

@@ -19,7 +19,7 @@ async def rollout() -> None:
 
 async def main() -> None:
     rollouts = [asyncio.create_task(rollout()) for _ in range(3000)]
-    async with expires(after=1):
+    async with expires(after=0.5):
         await answer(asyncio.get_running_loop().create_future())
     await asyncio.gather(*rollouts)
 

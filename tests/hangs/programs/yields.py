@@ -13,7 +13,7 @@ async def until_done() -> None:
 
 
 async def main() -> None:
-    async with expires(after=1):
+    async with expires(after=0.3):
         await until_done()
 
 
