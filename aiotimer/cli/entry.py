@@ -76,11 +76,28 @@ def _call(arguments: list[str]) -> int:
             from .run_command import run
 
             return run(arguments[2:])
-        case _:
-            from .group import call
+        case ["serve", *options]:
+            from .serve_command import plain, serve
 
-            return call(arguments)
+            given = plain(options)
+            if given is None:
+                return _call_with_click(arguments)
+            serve(**given)
+        case ["watchdog", "--socket", path, "--owner", owner, "--ready-fd", ready, "--", *options]:
+            from .._linux.requirements import check_requirements
+            from .supervisor import supervise
+
+            check_requirements()
+            return supervise(path, owner, int(ready), tuple(options))
+        case _:
+            return _call_with_click(arguments)
     return 0
+
+
+def _call_with_click(arguments: list[str]) -> int:
+    from .group import call
+
+    return call(arguments)
 
 
 def ping(socket_path: str | None = None, *, as_json: bool = False) -> None:

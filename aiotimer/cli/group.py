@@ -16,7 +16,7 @@ from .common import HELP, Failed
 
 MODULES = {
     "run": "run", "serve": "serve", "status": "status", "ping": "status", "resume": "status", "why": "why",
-    "history": "history", "suggest": "suggest", "dump": "why", "help": "help", "watchdog": "serve",
+    "history": "history", "suggest": "suggest", "dump": "why", "help": "help",
 }  # fmt: skip
 """In which module of this package a command is, in the order of their use; importing it adds the command."""
 

@@ -20,7 +20,9 @@ import pytest
 
 from aiotimer._core.requests import WorkerId
 from aiotimer._linux import procfs
-from aiotimer.cli.serve import EventSinks, event_options
+from aiotimer.cli.group import cli
+from aiotimer.cli.serve import command_sink, event_options
+from aiotimer.cli.serve_command import EventSinks
 from aiotimer.events import KINDS, Event, Kind
 from aiotimer.server.sinks import Backlog, CallbackSink, CommandSink, LogSink, PipeSink, Rank
 from tests.fakes.clock import PATIENCE
@@ -388,7 +390,7 @@ def test_the_server_tells_everybody_what_they_asked_for(
     """The command gets the events that were chosen for it, the pipe gets all of them."""
     body = "print(event['event'], event['verdict'], file=file)"
     reader, writer = os.pipe()
-    sinks = EventSinks(writer, command(tmp_path, body), events)
+    sinks = EventSinks(writer, CommandSink(command(tmp_path, body)), events)
     sinks(Event("expired", WorkerId(7, 8)))
     sinks(Event("unkillable", WorkerId(7, 8), verdict="frozen"))
     sinks(Event("refused"))
@@ -400,7 +402,9 @@ def test_the_server_tells_everybody_what_they_asked_for(
 
 
 def test_nobody_is_told_if_nobody_wants_to_know() -> None:
-    for nobody in (EventSinks(None, None), EventSinks(None, ""), EventSinks(None, "", {"unkillable"})):
+    for name in (None, ""):
+        assert command_sink(name, "--on-event") is None
+    for nobody in (EventSinks(None, None), EventSinks(None, None, {"unkillable"})):
         nobody(Event("unkillable"))
         nobody.close()
         assert nobody._on_event is None
@@ -409,13 +413,13 @@ def test_nobody_is_told_if_nobody_wants_to_know() -> None:
 @pytest.mark.parametrize("bad", ["'", " "])
 def test_a_command_that_is_none_is_an_error_of_the_command_line(bad: str) -> None:
     with pytest.raises(click.BadParameter) as raised:
-        EventSinks(None, bad)
+        command_sink(bad, "--on-event")
     assert raised.value.param_hint == "--on-event"
 
 
 def test_events_without_a_command_are_an_error_of_the_command_line() -> None:
     with pytest.raises(click.UsageError, match="--on-event"):
-        EventSinks(None, None, {"unkillable"})
+        cli.main(["serve", "--events", "unkillable"], standalone_mode=False)
 
 
 def parsed(*arguments: str) -> dict[str, object]:

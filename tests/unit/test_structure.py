@@ -411,6 +411,17 @@ def test_quick_commands_load_what_they_need_and_no_more(command: str) -> None:
     assert not heavy, f"import these where they are first needed: {sorted(heavy)}"
 
 
+@pytest.mark.parametrize(
+    ("command", "heavy"),
+    [
+        ("serve --socket /proc/no/s", {"click", "rich"}),
+        ("watchdog --socket /proc/no/s --owner 1:1 --ready-fd 1 --", NOT_AT_IMPORT),
+    ],
+)
+def test_who_waits_for_a_server_does_not_wait_for_click(command: str, heavy: set[str]) -> None:
+    assert not loaded_by(f"from aiotimer.cli import main; main({command.split()!r})") & heavy
+
+
 @pytest.mark.parametrize(("name", "module"), MODULES_OF_COMMANDS.items())
 def test_a_command_is_imported_alone(name: str, module: str) -> None:
     """Click imports a command with what it needs, and no other one."""

@@ -20,6 +20,8 @@ def test_that_torch_is_missing_is_said_with_what_to_install() -> None:
     assert last.endswith(": pip install torch; its build for the CPU will do")
 
 
-@pytest.mark.parametrize("module", ["server.file_timer", "cli.serve", "cli.run", "integrations"])
+@pytest.mark.parametrize(
+    "module", ["server.file_timer", "cli.serve", "cli.serve_command", "cli.run", "integrations"]
+)
 def test_nothing_else_needs_it(module: str) -> None:
     assert run(WITHOUT_TORCH + f"import aiotimer.{module}").returncode == 0
