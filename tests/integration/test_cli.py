@@ -82,17 +82,6 @@ def serving(path: str, *options: str) -> Iterator[subprocess.Popen[str]]:
 # -- serve, status, ping ---------------------------------------------------------------------------
 
 
-def test_help_teaches_and_version_is_the_packages() -> None:
-    text = call("--help").stdout
-    assert "aiotimer run -- python train.py" in text
-    for command in ("serve", "run", "status", "ping", "why", "history", "suggest", "dump", "resume"):
-        assert command in text
-        explained = call(command, "--help").stdout
-        assert "Usage: aiotimer " + command in explained
-        assert explained == call("help", command).stdout
-    assert aiotimer.__version__ in call("--version").stdout
-
-
 def done(
     call: Callable[[list[str]], int], arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> object:
@@ -102,6 +91,32 @@ def done(
     except (Failed, aiotimer.AiotimerError) as error:
         code = type(error), str(error), vars(error)
     return code, *capsys.readouterr()
+
+
+def test_help_teaches_and_version_is_the_packages(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")  # a terminal may be wider
+    text = call("--help").stdout
+    assert "aiotimer run -- python train.py" in text
+    assert done(group.call, ["why", "--help"], capsys) == (0, call("why", "--help").stdout, "")
+    for command in ("serve", "run", "status", "ping", "why", "history", "suggest", "dump", "resume"):
+        assert command in text
+        explained = done(group.call, [command, "--help"], capsys)
+        assert "Usage: aiotimer " + command in str(explained)
+        assert explained == done(group.call, ["help", command], capsys)
+    assert aiotimer.__version__ in call("--version").stdout
+
+
+def test_a_command_spares_the_collector_of_garbage_what_stays_anyway() -> None:
+    program = """
+import atexit, gc
+from aiotimer.cli import entry
+atexit.register(lambda: print(gc.get_threshold()[0] == entry.COLLECTED_AFTER, gc.get_freeze_count() > 10_000))
+entry.main(["why", "--help"])
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ended.stdout.splitlines()[-1] == "True True"
 
 
 @pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["-h"], ["help"]], ids=" ".join)
