@@ -252,10 +252,13 @@ def storm(
                 entries += 1
             here = words[NUMBER]
             if here != seen:
-                pauses -= words[PLACE] == place
+                is_there = words[PLACE] == place
+                pauses -= is_there
                 if not pauses:
                     return entries
                 words[ANSWER] = seen = here
+                if is_there and blocks is CALM:
+                    break  # there is no other later read before the next ring
 
 
 if __name__ == "__main__":
