@@ -508,15 +508,13 @@ asyncio.run(main())
 ACQUIRE = 'client.acquire("step", time.monotonic() + 1.5); '
 
 KINDS = {
-    "with": SYNC.replace("STEP", 'with expires(1.5, "step", client): time.sleep(0.001)'),
-    "long with": SYNC.replace("STEP", 'with expires(600.0, "step", client): time.sleep(0.001)'),
-    "acquire": SYNC.replace("STEP", f'{ACQUIRE}time.sleep(0.001); client.release("step")'),
-    "async with": ASYNC.replace(
-        "STEP", 'async with expires(1.5, "step", client): await asyncio.sleep(0.001)'
-    ),
-    "with on a loop": ASYNC.replace("STEP", 'with expires(1.5, "step", client): await asyncio.sleep(0.001)'),
+    "with": SYNC.replace("STEP", 'with expires(1.5, "step", client): time.sleep(0.01)'),
+    "long with": SYNC.replace("STEP", 'with expires(600.0, "step", client): time.sleep(0.01)'),
+    "acquire": SYNC.replace("STEP", f'{ACQUIRE}time.sleep(0.01); client.release("step")'),
+    "async with": ASYNC.replace("STEP", 'async with expires(1.5, "step", client): await asyncio.sleep(0.01)'),
+    "with on a loop": ASYNC.replace("STEP", 'with expires(1.5, "step", client): await asyncio.sleep(0.01)'),
     "async acquire": ASYNC.replace(
-        "STEP", f'await {ACQUIRE}await asyncio.sleep(0.001); await client.release("step")'
+        "STEP", f'await {ACQUIRE}await asyncio.sleep(0.01); await client.release("step")'
     ),
 }
 
