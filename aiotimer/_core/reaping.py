@@ -78,7 +78,18 @@ class State(Enum):
 # -- events ------------------------------------------------------------------------------------------
 
 # Nobody writes into an event or an action. They are not frozen: to make one would cost twice as much, and to
-# import this module, as every server does at its start, would take ten milliseconds more.
+# import this module, as every server does at its start, would take ten milliseconds more. A data class is
+# compiled when it is imported: those that hold nothing are none.
+
+
+class _Bare:
+    """What says all by its kind."""
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
 
 
 @dataclass(slots=True)
@@ -119,33 +130,27 @@ class Begin:
     gathered: bool
 
 
-@dataclass(slots=True)
-class Gathered:
+class Gathered(_Bare):
     """The evidence is known, as far as it can be: the answer to :class:`Gather`, in time."""
 
 
-@dataclass(slots=True)
-class Armed:
+class Armed(_Bare):
     """The timer in question is still armed: an answer to :class:`Confirm`."""
 
 
-@dataclass(slots=True)
-class Released:
+class Released(_Bare):
     """It is not: the other answer to :class:`Confirm`."""
 
 
-@dataclass(slots=True)
-class Sent:
+class Sent(_Bare):
     """The signal has been sent: an answer to :class:`Signal`."""
 
 
-@dataclass(slots=True)
-class Gone:
+class Gone(_Bare):
     """The worker was dead already: an answer to :class:`Signal`."""
 
 
-@dataclass(slots=True)
-class Left:
+class Left(_Bare):
     """It runs another program by now: an answer to :class:`Signal`, if that was for a timer."""
 
 
@@ -167,8 +172,7 @@ class Done:
     done: bool
 
 
-@dataclass(slots=True)
-class Woken:
+class Woken(_Bare):
     """It is :attr:`Reaping.wakes_at`; if it is not yet, nothing happens."""
 
 
@@ -179,8 +183,7 @@ class Checked:
     held: str
 
 
-@dataclass(slots=True)
-class Died:
+class Died(_Bare):
     """The worker is dead."""
 
 
@@ -213,8 +216,7 @@ class ReadAgain:
     due: tuple[Due, ...]
 
 
-@dataclass(slots=True)
-class Break:
+class Break(_Bare):
     """There are too many reaps: from now on the server only observes."""
 
 
@@ -243,8 +245,7 @@ class Gather:
     kills_next: bool
 
 
-@dataclass(slots=True)
-class Confirm:
+class Confirm(_Bare):
     """Read the slot of the timer in question, and answer :class:`Armed` or :class:`Released`."""
 
 
@@ -272,8 +273,7 @@ class Answer:
     done: bool
 
 
-@dataclass(slots=True)
-class Clear:
+class Clear(_Bare):
     """Everything that is armed now is dealt with."""
 
 
@@ -284,18 +284,15 @@ class Hold:
     why: str
 
 
-@dataclass(slots=True)
-class Check:
+class Check(_Bare):
     """Find out whether the worker is to be left alone, and answer :class:`Checked`."""
 
 
-@dataclass(slots=True)
-class Spare:
+class Spare(_Bare):
     """Report that the timer was released after its deadline, and before a signal."""
 
 
-@dataclass(slots=True)
-class Forget:
+class Forget(_Bare):
     """Report that it runs another program by now; what an earlier one has armed goes."""
 
 
@@ -320,8 +317,7 @@ class LookAgain:
     due: tuple[Due, ...]
 
 
-@dataclass(slots=True)
-class Despair:
+class Despair(_Bare):
     """Report that the worker does not die."""
 
 

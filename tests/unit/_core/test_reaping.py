@@ -163,6 +163,15 @@ def expired(*slots: int, table: str = "t") -> Expired:
     return Expired(table, tuple(due(slot) for slot in slots or (0,)))
 
 
+# -- events and actions ----------------------------------------------------------------------------------
+
+
+def test_what_holds_nothing_is_told_by_its_kind() -> None:
+    assert Gathered() == Gathered()
+    assert Gathered() != Gone()
+    assert repr([Gathered(), Confirm()]) == "[Gathered(), Confirm()]"
+
+
 # -- the ladder ----------------------------------------------------------------------------------------
 
 
