@@ -13,7 +13,7 @@ TESTS       ?= tests
 PYTEST_ARGS ?=
 # Tests mostly wait, for processes to start and for deadlines: on two cores, six at a time take five sixths of what
 # four take, and leave little idle.
-JOBS        ?= 6
+JOBS        ?= 10
 PARALLEL     = -n $(JOBS) --dist worksteal
 SOAK_TESTS  ?= $(wildcard tests/contract tests/property tests/model tests/simulator tests/faults tests/fuzz tests/integration)
 WHEEL_TESTS ?= $(wildcard tests/unit tests/contract)

@@ -56,6 +56,12 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection(session: pytest.Session) -> None:
+    """The collector of cycles rests until all tests are collected, and the modules are shared out."""
+    gc.disable()
+    _import_share(session)
+
+
+def _import_share(session: pytest.Session) -> None:
     """Of several processes each imports its share of the test modules first, and then collects all of them.
 
     pytest rewrites the assertions of a module and keeps the result, and in a new clone that takes most of the
@@ -92,6 +98,7 @@ def pytest_collection_finish() -> None:
     """
     gc.freeze()
     gc.set_threshold(10_000, 10, 10)
+    gc.enable()
 
 
 _OF_A_TERMINAL = (

@@ -90,17 +90,28 @@ time_t time(time_t *where) {
 """
 
 
-@pytest.fixture
-def steps_of_the_processes_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """A wall clock that all processes started from now on share: a function that moves it by seconds."""
+@pytest.fixture(scope="module")
+def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another wall clock, as a library."""
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("there is no C compiler to make another wall clock with")
-    source, library, offset = tmp_path / "shim.c", tmp_path / "shim.so", tmp_path / "offset"
+    directory = tmp_path_factory.mktemp("shim")
+    source, library = directory / "shim.c", directory / "shim.so"
     source.write_text(SHIM)
     subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
-    offset.write_bytes(bytes(8))
-    monkeypatch.setenv("LD_PRELOAD", str(library))
+    return library
+
+
+@pytest.fixture
+def steps_of_the_processes_clock(shim: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """A wall clock that all processes started from now on share: a function that moves it by seconds."""
+    offset = shim.with_name("offset")  # one for all tests: who has been started for one serves the next, too
+    with offset.open("ab") as file:  # not truncated, for processes have it mapped
+        file.truncate(8)
+    with offset.open("r+b") as file:
+        file.write(bytes(8))
+    monkeypatch.setenv("LD_PRELOAD", str(shim))
     monkeypatch.setenv("WALL_CLOCK_OFFSET", str(offset))
 
     def step(seconds: int) -> None:
