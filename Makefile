@@ -11,8 +11,8 @@ PYTHON      ?= python3
 VENV        ?= .venv
 TESTS       ?= tests
 PYTEST_ARGS ?=
-# Tests mostly wait, for processes to start and for deadlines: on two cores, six at a time take five sixths of what
-# four take, and leave little idle.
+# Half of the time tests wait, for processes to start and for deadlines: on two cores, ten at a time take five
+# sixths of what six take, and leave nothing idle; twelve take as long.
 JOBS        ?= 10
 PARALLEL     = -n $(JOBS) --dist worksteal
 SOAK_TESTS  ?= $(wildcard tests/contract tests/property tests/model tests/simulator tests/faults tests/fuzz tests/integration)

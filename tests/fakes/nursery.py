@@ -37,8 +37,12 @@ _MOST_BYTES = 200_000
 
 _NURSERY = """
 given = {**globals()}
-import marshal, os, socket, sys
+import gc, marshal, os, socket, sys
+gc.disable()
 import MODULES
+gc.freeze()  # at the end of a program the collector does not go through, and copy, what is here
+gc.enable()
+del sys.modules["gc"]
 
 orders = socket.socket(fileno=int(sys.argv[1]))
 while True:
