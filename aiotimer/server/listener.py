@@ -188,8 +188,13 @@ def _remove_stale(path: str) -> None:
 
 
 def clean_up(socket_path: str) -> None:
-    """Remove what belongs to a private socket that nobody will serve again, but what was found out."""
-    _clean_up(socket_path, paths.own_state_directories(socket_path))
+    """Remove what belongs to a private socket that nobody will serve again, but what was found out.
+
+    If its directory was removed under the server, that has made another one since, and the former again.
+    """
+    own = paths.own_state_directories(socket_path)
+    former = [one for one in paths.state_directories(socket_path) if one not in own and _is_orphaned(one)]
+    _clean_up(socket_path, own + former)
     remove_orphaned()
 
 
@@ -213,9 +218,8 @@ def _clean_up(socket_path: str, directories: list[Path]) -> None:
 
 def remove_orphaned() -> None:
     """Remove what servers that died left and nobody needs, and what was kept for long enough."""
-    for directory in paths.state_directories():
-        if (directory / paths.SOCKET).exists():
-            _remove_if_orphaned(directory)
+    for directory in filter(_is_orphaned, paths.state_directories()):
+        _remove_unless_served(directory)
     ended = [d for d in paths.state_directories() if (d / paths.ENDED).exists()]
     ended.sort(key=_ended_at)
     for directory in ended[: max(0, len(ended) - KEEP)]:
@@ -250,9 +254,15 @@ def _keep_records_only(directory: Path) -> None:
         paths.end(directory)
 
 
-def _remove_if_orphaned(directory: Path) -> None:
+def _is_orphaned(directory: Path) -> bool:
+    """Whether it is a server's that has not ended in order, and of which no worker is alive."""
+    is_marked = (directory / paths.SOCKET).exists()
+    return is_marked and paths.can_be_judged(directory) and not _has_living_workers(directory)
+
+
+def _remove_unless_served(directory: Path) -> None:
     path = paths.socket_of(directory)
-    if not path or not paths.can_be_judged(directory) or _has_living_workers(directory):
+    if not path:
         return
     parent, name = os.path.split(path)
     if not os.path.isdir(parent):  # nobody can listen there

@@ -107,10 +107,9 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def steps_of_the_processes_clock(shim: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """A wall clock that all processes started from now on share: a function that moves it by seconds."""
     offset = shim.with_name("offset")  # one for all tests: who has been started for one serves the next, too
-    with offset.open("ab") as file:  # not truncated, for processes have it mapped
-        file.truncate(8)
-    with offset.open("r+b") as file:
-        file.write(bytes(8))
+    descriptor = os.open(offset, os.O_WRONLY | os.O_CREAT)  # not truncated, for processes have it mapped
+    os.write(descriptor, bytes(8))
+    os.close(descriptor)
     monkeypatch.setenv("LD_PRELOAD", str(shim))
     monkeypatch.setenv("WALL_CLOCK_OFFSET", str(offset))
 

@@ -157,6 +157,29 @@ with expires(0.3, "second"):
     assert "was gone: this server listens there again" in done.stderr
 
 
+def test_fault_66_where_it_was_removed_nothing_is_left_at_the_end(runtime: Path) -> None:
+    code = (
+        PRELUDE
+        + """
+import shutil
+path = os.environ["AIOTIMER_SOCKET"]
+with expires(1000):
+    pass
+shutil.rmtree(os.path.dirname(path))
+while not os.path.exists(path):
+    time.sleep(0.01)
+with expires(1000):
+    pass
+"""
+    )
+    command = [sys.executable, "-m", "aiotimer", "run", "--", sys.executable, "-c", code]
+    environment = {name: value for name, value in os.environ.items() if name != "AIOTIMER_SOCKET"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "was gone: this server listens there again" in done.stderr
+    assert list((runtime / "aiotimer").iterdir()) == []
+
+
 def test_fault_66_a_directory_of_ours_that_is_too_open_is_repaired(runtime: Path) -> None:
     base = runtime / "aiotimer"
     base.mkdir(mode=0o755)
