@@ -26,6 +26,7 @@ MAX_CHILDREN = 64
 _MAX_COMMAND = 4096
 _MAX_CHILDS_COMMAND = 200
 _TICKS = os.sysconf("SC_CLK_TCK")
+_LOOKS_AT_CALLS = 3
 _DESCRIPTOR_OF_THREAD = 1024
 """Bytes of what a C library knows of a thread that are searched for its number (glibc has it at 720)."""
 
@@ -193,16 +194,24 @@ def _cwd(pid: int, found: dict[str, Any]) -> None:
 
 
 def _waits(pid: int, found: dict[str, Any]) -> None:
-    """Find out what the threads wait for that are in the same call before and after."""
+    """Find out what the threads wait for that are in the same call before and after.
+
+    One that is in another one by then, as who sleeps again and again may be, is asked for again.
+    """
     threads = {thread["tid"]: thread for thread in found["threads"]}
-    seen = {}
-    for tid in threads:
-        with contextlib.suppress(OSError):
-            seen[tid] = procfs.syscall(pid, tid)
-    parsed = {tid: calls.parse(text) for tid, text in seen.items()}
-    for tid, wait in waits.of_threads(pid, parsed, found["children"]):
-        with contextlib.suppress(OSError):
-            if procfs.syscall(pid, tid) == seen[tid]:
+    asked = set(threads)
+    for _ in range(_LOOKS_AT_CALLS):
+        seen = {}
+        for tid in asked:
+            with contextlib.suppress(OSError):
+                seen[tid] = procfs.syscall(pid, tid)
+        parsed = {tid: calls.parse(text) for tid, text in seen.items()}
+        asked = set()
+        for tid, wait in waits.of_threads(pid, parsed, found["children"]):
+            with contextlib.suppress(OSError):
+                if procfs.syscall(pid, tid) != seen[tid]:
+                    asked.add(tid)
+                    continue
                 threads[tid].update(syscall=parsed[tid].name, **wait._asdict())
                 if tid == pid:
                     found.update(syscall=parsed[tid].name, **wait._asdict())

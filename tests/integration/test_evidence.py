@@ -18,7 +18,7 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -398,6 +398,24 @@ def test_what_ends_while_it_is_read_is_left_out(monkeypatch: pytest.MonkeyPatch)
     proc._children(os.getpid(), found)
     proc._syscall(os.getpid(), found)
     assert found["children"] == []
+
+
+@pytest.mark.parametrize(
+    ("ends", "waits"), [([1, 2, 2], "sleeps"), ([1, 2, 3, 4, 4], "sleeps"), (range(1, 100), "")]
+)
+def test_what_a_thread_waits_for_is_known_though_it_wakes_meanwhile(
+    ends: Sequence[int], waits: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It sleeps again and again, each time until another moment; if it never stays, nothing is said."""
+    tid, texts, read = 4194305, iter([*ends, ends[-1]]), procfs.syscall  # no thread has that number
+
+    def syscall(pid: int, asked: int) -> str:
+        return f"230 0x1 0x1 {next(texts):#x} 0x0 0x0 0x0 0x0 0x0" if asked == tid else read(pid, asked)
+
+    monkeypatch.setattr(procfs, "syscall", syscall)
+    found = {**proc.nothing(), "threads": [{"tid": tid, "waits": "", "holder": ""}]}
+    proc._waits(os.getpid(), found)
+    assert found["threads"][0]["waits"] == waits
 
 
 def test_children_that_end_while_they_are_read_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
