@@ -150,7 +150,8 @@ def test_ping_without_click_is_what_click_does(
 
 
 def test_the_help_is_what_click_makes_of_the_commands() -> None:
-    context = click.Context(group.cli, info_name="aiotimer", terminal_width=80, max_content_width=80)
+    settings = {**group.cli.context_settings, "terminal_width": 80, "max_content_width": 80}
+    context = click.Context(group.cli, info_name="aiotimer", **settings)
     formatter = context.make_formatter()
     group.cli.format_usage(context, formatter)
     assert HELP.startswith(formatter.getvalue())

@@ -296,6 +296,9 @@ async def test_a_server_has_the_public_names_that_are_documented() -> None:
 # --- the reference of commands
 
 CLI = DOCS / "reference" / "cli.md"
+SETTINGS = cli.context_settings
+"""Of every context: a command keeps the help option that it has in the first."""
+
 COMMANDS = {
     name: command
     for name in MODULES
@@ -330,7 +333,7 @@ def test_every_command_is_in_the_reference() -> None:
     assert "`--help`" in text
     usages = [block.text for block in blocks_of("docs/reference/cli.md") if block.language == "text"]
     for name, command in COMMANDS.items():
-        context = click.Context(command, info_name=f"aiotimer {name}")
+        context = click.Context(command, info_name=f"aiotimer {name}", **SETTINGS)
         assert " ".join([f"aiotimer {name}", *command.collect_usage_pieces(context)]) in usages
 
 
@@ -339,7 +342,7 @@ def test_every_exit_status_is_in_the_reference() -> None:
     kinds: list[type[errors.ServerError]] = [errors.ServerError, *errors.ServerError.__subclasses__()]
     raised = {kind.exit_code for kind in kinds}
     of_run = {run_command.REAPED, run_command.FAILED, run_command.NOT_EXECUTABLE, run_command.NOT_FOUND}
-    pages = [COMMANDS[name].get_help(click.Context(COMMANDS[name])) for name in COMMANDS]
+    pages = [command.get_help(click.Context(command, **SETTINGS)) for command in COMMANDS.values()]
     help_texts = [re.sub(r"\[default: [^]]*\]", "", page) for page in pages]
     in_help = {found for text in help_texts for found in re.findall(r"\b(?:\d{2,3}|128\+N)\b", text)}
     expected = {str(code) for code in raised | of_run | {EX_UNAVAILABLE}} | in_help - {"128"}

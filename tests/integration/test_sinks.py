@@ -430,7 +430,7 @@ def parsed(*arguments: str) -> dict[str, object]:
     def serve(**given: object) -> dict[str, object]:
         return given
 
-    found = serve.main(list(arguments), standalone_mode=False)
+    found = serve.main(list(arguments), standalone_mode=False, **cli.context_settings)
     assert isinstance(found, dict)
     return found
 

@@ -29,7 +29,7 @@ def as_click_parses(arguments: list[str]) -> dict[str, Any]:
     """Return what click hands to the command; no command is run for events."""
     command = cli.get_command(click.Context(cli), "serve")
     assert command is not None
-    given = command.make_context("serve", [*arguments]).params
+    given = command.make_context("serve", [*arguments], **cli.context_settings).params
     assert given.pop("on_event") is None
     return given
 
