@@ -403,7 +403,7 @@ finally:
     )  # fmt: skip
     assert "aiotimer.cli.supervisor" in ended.stdout.split()
     heavy = {"aiotimer.server.history", "asyncio", "click", "json", "logging", "msgspec", "rich", "sqlite3"}
-    assert heavy & {*ended.stdout.split()} == needed
+    assert heavy & {*ended.stdout.split()} <= needed
 
 
 def test_fault_57_run_is_124_when_the_command_itself_was_reaped() -> None:

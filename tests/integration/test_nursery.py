@@ -35,7 +35,7 @@ here = {
         for s in (sys.stdin, sys.stdout, sys.stderr)],
     "files": [os.path.basename(os.readlink(f"/proc/self/fd/{fd}")).split(":")[0] for fd in range(3)],
     "descriptors": len(os.listdir("/proc/self/fd")),
-    "handlers": [str(signal.getsignal(n)) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)],
+    "handlers": [getattr(signal.getsignal(n), "__name__", str(signal.getsignal(n))) for n in (2, 15, 17)],
     "masked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
     "parent": os.getppid(),
     "session": [os.getsid(0), os.getpgid(0)],
