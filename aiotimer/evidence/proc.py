@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -27,6 +28,9 @@ _MAX_COMMAND = 4096
 _MAX_CHILDS_COMMAND = 200
 _TICKS = os.sysconf("SC_CLK_TCK")
 _LOOKS_AT_CALLS = 3
+"""How often a thread is asked which call it is in, as long as it is in another one right afterwards."""
+_BETWEEN_LOOKS = 0.01
+"""Seconds from one such look to the next: who wakes only to sleep again does so, if there is a processor."""
 _DESCRIPTOR_OF_THREAD = 1024
 """Bytes of what a C library knows of a thread that are searched for its number (glibc has it at 720)."""
 
@@ -196,11 +200,15 @@ def _cwd(pid: int, found: dict[str, Any]) -> None:
 def _waits(pid: int, found: dict[str, Any]) -> None:
     """Find out what the threads wait for that are in the same call before and after.
 
-    One that is in another one by then, as who sleeps again and again may be, is asked for again.
+    One that is in another one by then, as who sleeps again and again may be, or has just woken, is asked for
+    again.
     """
     threads = {thread["tid"]: thread for thread in found["threads"]}
+    slept = {tid for tid, thread in threads.items() if thread["syscall"] not in ("", "running")}
     asked = set(threads)
-    for _ in range(_LOOKS_AT_CALLS):
+    for look in range(_LOOKS_AT_CALLS):
+        if look and asked:
+            time.sleep(_BETWEEN_LOOKS)
         seen = {}
         for tid in asked:
             with contextlib.suppress(OSError):
@@ -209,7 +217,8 @@ def _waits(pid: int, found: dict[str, Any]) -> None:
         asked = set()
         for tid, wait in waits.of_threads(pid, parsed, found["children"]):
             with contextlib.suppress(OSError):
-                if procfs.syscall(pid, tid) != seen[tid]:
+                woken = parsed[tid].name == "running" and tid in slept and look < _LOOKS_AT_CALLS - 1
+                if woken or procfs.syscall(pid, tid) != seen[tid]:
                     asked.add(tid)
                     continue
                 threads[tid].update(syscall=parsed[tid].name, **wait._asdict())

@@ -23,7 +23,7 @@ import threading
 import weakref
 from collections.abc import Iterator, Mapping
 
-MODULES = "ctypes, faulthandler, fcntl, logging, msgspec, mmap, random, selectors, socket, threading, uuid"
+MODULES = "ctypes, faulthandler, fcntl, logging, msgspec, mmap, random, socket, threading, uuid"
 """What every worker imports in order to connect, and what that imports."""
 
 _USES_ASYNCIO = re.compile(r"\basyncio\.|\bimport .*\basyncio\b")

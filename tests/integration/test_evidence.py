@@ -401,7 +401,8 @@ def test_what_ends_while_it_is_read_is_left_out(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(
-    ("ends", "waits"), [([1, 2, 2], "sleeps"), ([1, 2, 3, 4, 4], "sleeps"), (range(1, 100), "")]
+    ("ends", "waits"),
+    [([1, 2, 2], "sleeps"), ([1, 2, 3, 4, 4], "sleeps"), ([0, 2, 2], "sleeps"), (range(1, 100), "")],
 )
 def test_what_a_thread_waits_for_is_known_though_it_wakes_meanwhile(
     ends: Sequence[int], waits: str, monkeypatch: pytest.MonkeyPatch
@@ -410,10 +411,13 @@ def test_what_a_thread_waits_for_is_known_though_it_wakes_meanwhile(
     tid, texts, read = 4194305, iter([*ends, ends[-1]]), procfs.syscall  # no thread has that number
 
     def syscall(pid: int, asked: int) -> str:
-        return f"230 0x1 0x1 {next(texts):#x} 0x0 0x0 0x0 0x0 0x0" if asked == tid else read(pid, asked)
+        if asked != tid:
+            return read(pid, asked)
+        end = next(texts)
+        return f"230 0x1 0x1 {end:#x} 0x0 0x0 0x0 0x0 0x0" if end else "running"
 
     monkeypatch.setattr(procfs, "syscall", syscall)
-    found = {**proc.nothing(), "threads": [{"tid": tid, "waits": "", "holder": ""}]}
+    found = {**proc.nothing(), "threads": [{"tid": tid, "syscall": "clock_nanosleep", "waits": ""}]}
     proc._waits(os.getpid(), found)
     assert found["threads"][0]["waits"] == waits
 
