@@ -207,7 +207,9 @@ def _waits(pid: int, found: dict[str, Any]) -> None:
     slept = {tid for tid, thread in threads.items() if thread["syscall"] not in ("", "running")}
     asked = set(threads)
     for look in range(_LOOKS_AT_CALLS):
-        if look and asked:
+        if not asked:
+            break
+        if look:
             time.sleep(_BETWEEN_LOOKS)
         seen = {}
         for tid in asked:
