@@ -39,7 +39,7 @@ from aiotimer.server.worker import Worker
 from tests.fakes import nursery
 from tests.fakes.clock import PATIENCE
 from tests.fakes.places import short_socket
-from tests.fakes.worker import SpawnedWorker, bystander, spawn_worker, worker_environment
+from tests.fakes.worker import SpawnedWorker, bystander, spawn_worker, stop, worker_environment
 
 T = TypeVar("T")
 
@@ -548,8 +548,7 @@ class ServerProcess:
 
     def freeze(self) -> None:
         """SIGSTOP it, and return when it stands still."""
-        os.kill(self.pid, signal.SIGSTOP)
-        os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOWAIT)
+        stop(self.pid)
 
     def thaw(self) -> None:
         """Let it go on."""

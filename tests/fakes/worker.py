@@ -206,6 +206,12 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+def stop(pid: int) -> None:
+    """SIGSTOP a child of this process, and return when it stands still."""
+    os.kill(pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
+
+
 def wait_dead(pid: int) -> None:
     """Wait until a process, anybody's, is dead: its pidfd is readable then, whoever waits for it."""
     try:

@@ -45,6 +45,7 @@ from tests.fakes.worker import (
     line,
     program,
     spawn_worker,
+    stop,
 )
 
 # -- fault 36 ------------------------------------------------------------------------------------------
@@ -321,11 +322,6 @@ def seize(pid: int) -> None:
     if libc.ptrace(16, pid, None, None):
         pytest.skip(f"ptrace is not permitted here: {os.strerror(ctypes.get_errno())}")
     os.waitpid(pid, os.WUNTRACED)
-
-
-def stop(pid: int) -> None:
-    os.kill(pid, signal.SIGSTOP)
-    os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
 
 
 @pytest.mark.parametrize("stand_still", [stop, seize])

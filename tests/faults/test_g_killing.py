@@ -47,6 +47,7 @@ from tests.fakes.worker import (
     number,
     program,
     spawn_worker,
+    stop,
     wait_dead,
 )
 from tests.integration.test_ladder import KeepingServer
@@ -335,8 +336,7 @@ def test_fault_42_what_is_said_of_others(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(OSError, match="no process"):
         classify(process.pid)
     with bystander() as pid:
-        os.kill(pid, signal.SIGSTOP)
-        os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
+        stop(pid)
         assert classify(pid) == "its state is T (stopped)"
         monkeypatch.setattr(
             "aiotimer._linux.procfs.status", lambda *_: {"NSpid": "7\t1", "State": "S (sleeping)"}

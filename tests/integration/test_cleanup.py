@@ -153,16 +153,6 @@ def test_what_a_killed_private_server_left_is_removed() -> None:
     assert names(with_expiry.parent) == {with_expiry.name}
 
 
-def test_of_a_server_whose_directory_has_gone_the_record_stays_as_of_one_that_has_ended() -> None:
-    """Such directories are counted, and the oldest go: they were kept for ever."""
-    with short_directory() as elsewhere:
-        with_expiry = left_by(str(elsewhere / "s"), expiry=True, table_of=GONE)
-        without = left_by(str(elsewhere / "t"), expiry=False, table_of=GONE)
-    listener.remove_orphaned()
-    assert names(with_expiry) == {"history.db", "evidence", "ended", "namespaces"}
-    assert not without.exists()
-
-
 def test_what_may_be_needed_is_not_removed() -> None:
     with short_directory() as elsewhere:
         own = os.getpid()
@@ -190,11 +180,12 @@ def test_what_may_be_needed_is_not_removed() -> None:
 
 
 def test_where_nobody_can_listen_any_more_only_what_tells_of_expiries_stays() -> None:
+    """As of a server that has ended: such directories are counted, and the oldest go."""
     with short_directory() as elsewhere:
-        told = left_by(str(elsewhere / "a"), expiry=True)
-        nothing = left_by(str(elsewhere / "b"), expiry=False)
+        told = left_by(str(elsewhere / "a"), expiry=True, table_of=GONE)
+        nothing = left_by(str(elsewhere / "b"), expiry=False, table_of=GONE)
     listener.remove_orphaned()
-    assert told.exists()
+    assert names(told) == {"history.db", "evidence", "ended", "namespaces"}
     assert not nothing.exists()
 
 

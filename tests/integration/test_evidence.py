@@ -34,7 +34,7 @@ from aiotimer.evidence.gather import gather
 from aiotimer.evidence.stacks import NotSafe
 from tests.fakes.clock import PATIENCE
 from tests.fakes.server import serving
-from tests.fakes.worker import SpawnedWorker, bystander, spawn_worker
+from tests.fakes.worker import SpawnedWorker, bystander, spawn_worker, stop
 
 WORKER = """\
 import asyncio, ctypes, faulthandler, os, signal, struct, subprocess, sys, threading, time
@@ -541,8 +541,7 @@ async def test_the_signal_is_not_sent_to_who_has_just_been_released(tmp_path: Pa
 
 async def test_a_stopped_worker_is_told_and_left_alone(tmp_path: Path) -> None:
     with hanging(tmp_path, BODIES["sleep"]) as it:
-        os.kill(it.pid, signal.SIGSTOP)
-        os.waitid(os.P_PID, it.pid, os.WSTOPPED | os.WNOWAIT)
+        stop(it.pid)
         found = await gather(it.subject(), PATIENCE)
         assert found.verdict == "stopped"
         assert "stopped" in found.probes["stacks"]
@@ -689,8 +688,7 @@ async def test_what_a_stopped_worker_did_is_seen_from_outside(
 ) -> None:
     use(helper, monkeypatch)
     with hanging(tmp_path, BODIES["sleep"]) as it:
-        os.kill(it.pid, signal.SIGSTOP)
-        os.waitid(os.P_PID, it.pid, os.WSTOPPED | os.WNOWAIT)
+        stop(it.pid)
         found = await gather(it.subject(), PATIENCE)
         succeeded(found, helper)
         assert found.verdict == f"stopped at app.py:{LINE} in step"

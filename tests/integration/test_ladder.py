@@ -34,7 +34,7 @@ from aiotimer.server.slices import WorkQueue
 from tests.fakes.clock import PATIENCE
 from tests.fakes.places import short_socket
 from tests.fakes.server import WatchfulServer, answer, raw_client, serving, serving_as
-from tests.fakes.worker import bystander, is_alive, wait_dead
+from tests.fakes.worker import bystander, is_alive, stop, wait_dead
 
 FINDINGS = Findings(
     "idle", "x.py:1", [], [], {"state": "S (sleeping)"}, {"proc": "0.001 s"}, "stacks", "tasks"
@@ -113,8 +113,7 @@ def due(pid: int, scope: str = "s") -> TimerRequest:
 async def test_every_step_is_taken_until_the_worker_is_dead(sent: list[int]) -> None:
     async with serving_as(KeepingServer, reap="HUP:0.01,TERM:0.05,KILL") as server:
         with stubborn() as pid:
-            os.kill(pid, signal.SIGSTOP)  # HUP waits for the SIGCONT that follows it
-            os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
+            stop(pid)  # HUP waits for the SIGCONT that follows it
             server.register_timers([due(pid)])
             await server.told("reaped", pid)
             assert sent[:2] == [signal.SIGHUP, signal.SIGCONT]

@@ -23,7 +23,17 @@ from aiotimer.server.inspector import Turns
 from aiotimer.server.server import TimerServer
 from tests.fakes.clock import PATIENCE
 from tests.fakes.server import WatchfulServer, answer, raw_client, serving, serving_as
-from tests.fakes.worker import HANGS, PRELUDE, SpawnedWorker, bystander, is_alive, line, program, spawn_worker
+from tests.fakes.worker import (
+    HANGS,
+    PRELUDE,
+    SpawnedWorker,
+    bystander,
+    is_alive,
+    line,
+    program,
+    spawn_worker,
+    stop,
+)
 
 WAITS = program("with", HANGS["lock"], told=True)
 """A member that connects, and is then told to enter a block that it never leaves."""
@@ -481,8 +491,7 @@ async def test_a_member_that_is_observed_or_stopped_is_left_alone() -> None:
             workers = [member(stack, server, 0), member(stack, server, 1)]
             workers += [member(stack, server, 2, AIOTIMER_OBSERVE="1")]
             await ready(*workers)
-            os.kill(workers[1].pid, signal.SIGSTOP)
-            os.waitid(os.P_PID, workers[1].pid, os.WSTOPPED | os.WNOWAIT)
+            stop(workers[1].pid)
             await armed(workers[0])
             await server.told("held", workers[1].pid)
             await server.told("reaped", workers[0].pid)
